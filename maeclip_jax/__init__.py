@@ -1,0 +1,1 @@
+"""Masked autoencoding and language supervision in one tree."""

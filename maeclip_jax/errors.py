@@ -1,0 +1,36 @@
+"""Errors that a person can cause or meet, each said in one line with the valid choices."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can put right: printed as one line, exit code 2, no traceback."""
+
+
+class BadRecord(Exception):
+    """A record that cannot be used: skipped, counted under `kind`, named with `detail`."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(f"{kind}: {detail}")
+        self.kind, self.detail = kind, detail
+
+    def __reduce__(self):  # exceptions cross process borders in parallel preparation
+        return BadRecord, (self.kind, self.detail)
+
+
+def unknown(what: str, name: object, choices: Iterable[object]) -> UserError:
+    """The standard message for a name that is not among `choices`, with the nearest one if there is any."""
+    names = [str(c) for c in choices]
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return UserError(f"unknown {what} {name!r}{hint}; valid: {', '.join(names)}")
+
+
+def choose(what: str, name: str, table: dict):
+    """`table[name]`, or a UserError that lists the valid names."""
+    if name not in table:
+        raise unknown(what, name, sorted(table))
+    return table[name]
