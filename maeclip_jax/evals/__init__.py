@@ -1,0 +1,33 @@
+"""Evaluators: one file, one class, one line in `make` each. What one looks like is in `protocol.py`."""
+
+from __future__ import annotations
+
+import inspect
+
+from maeclip_jax import errors
+from maeclip_jax.evals.protocol import Functions, NotApplicable
+
+__all__ = ["Functions", "NotApplicable", "make"]
+
+
+def make(type: str, fns: Functions, **config):
+    """The evaluator `type` with the config's settings.
+
+    Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
+    the valid ones) or a missing one.
+    """
+    from maeclip_jax.evals.loss import Loss
+    from maeclip_jax.evals.reconstruction import Reconstruction
+    from maeclip_jax.evals.retrieval import Retrieval
+    from maeclip_jax.evals.zero_shot import ZeroShot
+
+    table = {"zero_shot": ZeroShot, "retrieval": Retrieval, "reconstruction": Reconstruction, "loss": Loss}
+    evaluator = errors.choose("evaluator", type, table)
+    settings = dict(list(inspect.signature(evaluator).parameters.items())[1:])  # without `fns`
+    for name in config:
+        if name not in settings:
+            raise errors.unknown(f"setting of evaluator {type!r}", name, sorted(settings))
+    missing = [n for n, p in settings.items() if p.default is inspect.Parameter.empty and n not in config]
+    if missing:
+        raise errors.UserError(f"evaluator {type!r} needs {', '.join(missing)}; valid: {', '.join(sorted(settings))}")
+    return evaluator(fns, **config)

@@ -1,0 +1,112 @@
+"""What an evaluator is and what it may ask of its surroundings.
+
+An evaluator is plain numpy around `Functions`, which hide the device, the mesh and the other processes:
+
+    class MyEvaluator:
+        def __init__(self, fns, *, data, batch_size=256): ...   # may raise NotApplicable, UserError
+        def run(self, params):                                  # iterator of (name, value)
+            yield "top1", 61.8
+
+A value is a float (a scalar metric, logged as `<eval>/<name>`; percent for accuracies and recalls), a uint8 [H, W, 3]
+picture, or a dict (a detail for the report, JSON). Metrics named `chance_<name>` or `baseline_<name>` (or plain
+`chance`, for a whole evaluator) are what `<name>` is held against. Details name their `kind`: "table" (columns,
+rows), "tiles" (examples with small pictures), "captions" (words filled in), "sheet" (a contact sheet); readers skip
+kinds they do not know.
+
+The runner owns when an evaluator runs, its prefix, timing, logging and files. Every process makes the same calls in
+the same order and gets the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+
+Batch = Mapping[str, Any]
+
+
+class NotApplicable(Exception):
+    """The objective cannot serve this evaluator; the message says why, as an end of "... is not applicable: "."""
+
+
+class Functions(Protocol):
+    """What the runner gives to an evaluator.
+
+    A batch holds the rows of THIS process (`_mask` False where a row only fills the last batch); what comes back are
+    the rows of ALL processes in global order, without filling rows, as numpy arrays on every process.
+    """
+
+    objective: Any  # the flax module; `.streams`, `.contrastive`, `.generative` say what it can do
+    tokenizer: Any  # `(text, length) -> int32 [length]`, `.decode(ids) -> str`, `.token(id) -> str`; or None
+    process_index: int
+    process_count: int
+
+    def source(self, config_data: Mapping) -> Any:
+        """The data source, for its `.classes` (list of str, or None)."""
+
+    def batches(self, config_data: Mapping, batch_size: int) -> Iterator[Batch]:
+        """One pass over the data in order; `batch_size` is the global number of rows."""
+
+    def rows(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The numeric arrays of a batch as they are: uint8, int32 or bool [B, ...]."""
+
+    def embed(self, params: Any, batch: Batch) -> dict[str, np.ndarray]:
+        """{"image": [B, D], "text": [B, D]} of the modalities in the batch."""
+
+    def encode(self, params: Any, batch: Batch) -> dict[str, Any]:
+        """Dense tokens per stream."""
+
+    def loss(self, params: Any, batch: Batch, seed: int) -> dict[str, float]:
+        """Losses and metrics of a batch with no filling rows: {"loss": ..., ...}, mask drawn from `seed`."""
+
+    def reconstruct(self, params: Any, batch: Batch, seed: int) -> dict[str, np.ndarray]:
+        """What is filled in: `image` float [B, H, W, 3] in 0..255, `text` int32 [B, T]; `image_mask` bool [B, N] and
+        `text_mask` bool [B, T] where."""
+
+
+def select(batch: Batch, *names: str, who: str) -> dict[str, np.ndarray]:
+    """The named arrays and `_mask`; UserError, with what the batch holds, if one is missing."""
+    for name in names:
+        if name not in batch:
+            held = ", ".join(k for k in batch if not k.startswith("_"))
+            quoted = ", ".join(f'"{n}"' for n in names if not n.startswith("_"))
+            raise UserError(f"{who} needs {name!r} in its batches, which hold: {held}; end the ops with keep({quoted})")
+    size = len(batch[names[0]])
+    return {"_mask": np.asarray(batch.get("_mask", np.ones(size, bool)))} | {n: np.asarray(batch[n]) for n in names}
+
+
+def count_rows(fns: Functions, batch: Batch) -> int:
+    """Real rows of a batch over all processes."""
+    size = len(next(iter(batch.values())))
+    mask = np.asarray(batch.get("_mask", np.ones(size, bool)))
+    return len(fns.rows({"row": np.arange(size, dtype=np.int32), "_mask": mask})["row"])
+
+
+def unit(x_NxD: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32; a zero row stays zero."""
+    x_NxD = np.asarray(x_NxD, np.float32)
+    return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=-1, keepdims=True), 1e-12)
+
+
+def need_shared_space(objective: Any, what: str) -> None:
+    """NotApplicable unless pictures and texts are embedded where they can be compared."""
+    if not getattr(objective, "contrastive", False):
+        raise NotApplicable(f"{what} compares pictures with texts, and this objective trains no space they share")
+
+
+def embed_texts(fns: Functions, params: Any, ids_NxT: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Embeddings of texts which every process has in full: yields [<= batch_size, D], in order.
+
+    Each process embeds its contiguous block of every batch; the last batch is filled up with padding.
+    """
+    count, length = ids_NxT.shape
+    share = batch_size // fns.process_count
+    for start in range(0, count, batch_size):
+        mine = np.arange(start + fns.process_index * share, start + (fns.process_index + 1) * share)
+        text = np.zeros((share, length), np.int32)
+        text[mine < count] = ids_NxT[mine[mine < count]]
+        yield unit(fns.embed(params, {"text": text, "_mask": mine < count})["text"])

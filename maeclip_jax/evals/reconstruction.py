@@ -1,0 +1,130 @@
+"""Reconstruction: pictures and captions with a part masked out, and what the decoder fills in.
+
+Masked-pixel error in the 0..1 scale of pixels and masked-token accuracy in percent, each next to a baseline that
+needs no model. The baseline for pixels is the mean colour of the picture's visible patches; where targets are
+normalised per patch (`norm_pix`), un-normalising a prediction uses the true patch's own mean and deviation, so the
+baseline there is that mean: each masked patch painted with its own true mean colour. The baseline for words is the
+most frequent word among the masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.evals.pictures import pixels_of_patches, sheet
+from maeclip_jax.evals.protocol import Functions, NotApplicable, select
+
+COLUMNS = ("original", "masked", "reconstruction")
+GREY = 128
+
+
+class Reconstruction:
+    """`data`: its ops keep "image", "text" or both, as the objective wants them.
+
+    Metrics over all of the data: `masked_mse`, `token_accuracy`, and `baseline_...` of each. Shown: the first
+    `pictures` and the first `captions` rows. Masks are drawn from `seed`, so that two runs (and two steps) are shown
+    the same ones.
+    """
+
+    def __init__(
+        self,
+        fns: Functions,
+        *,
+        data: Mapping,
+        batch_size: int = 256,
+        pictures: int = 8,
+        captions: int = 8,
+        seed: int = 0,
+    ):
+        if not callable(getattr(fns.objective, "reconstruct", None)):
+            raise NotApplicable("this objective has no decoder, so nothing is reconstructed")
+        self.fns, self.data, self.batch_size, self.seed = fns, data, batch_size, seed
+        self.pictures, self.captions = pictures, captions
+
+    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+        """Metrics of the streams that the objective fills in, a contact sheet, captions with their gaps filled."""
+        own_mean = bool(getattr(self.fns.objective, "norm_pix", False))
+        error, tiles, lines, words = np.zeros(3), [], [], []
+        for n, batch in enumerate(self.fns.batches(self.data, self.batch_size)):
+            held = select(batch, *([s for s in ("image", "text") if s in batch] or ["image"]), who="reconstruction")
+            if "text" in held and held["text"].ndim != 2:
+                raise UserError(
+                    "reconstruction takes one caption a picture: use tokenize(T), not captions(K), in its ops"
+                )
+            filled = self.fns.reconstruct(params, held, self.seed + n)
+            for stream in ("image", "text"):
+                if stream in filled and stream not in held:
+                    select(batch, stream, who="reconstruction")  # says what is missing
+            true = self.fns.rows(held)
+            if "image" in filled:
+                mask_BxHxW = pixels_of_patches(filled["image_mask"], *true["image"].shape[1:3])
+                error += pixel_errors(true["image"], filled["image"], mask_BxHxW, filled["image_mask"], own_mean)
+                for i in range(min(self.pictures - len(tiles) // len(COLUMNS), len(mask_BxHxW))):
+                    tiles += triptych(true["image"][i], filled["image"][i], mask_BxHxW[i])
+            if "text" in filled:
+                masked_BxT = filled["text_mask"].astype(bool) & (true["text"] != 0)
+                words.append((true["text"][masked_BxT], filled["text"][masked_BxT]))
+                for i in range(min(self.captions - len(lines), len(masked_BxT))):
+                    lines.append(self._line(true["text"][i], filled["text"][i], masked_BxT[i]))
+        if not tiles and not words:
+            raise UserError("reconstruction found nothing to reconstruct in its data; check the split")
+        if error[2]:
+            yield "masked_mse", float(error[0] / error[2])
+            yield "baseline_masked_mse", float(error[1] / error[2])
+        if tiles:
+            note = "Grey patches are hidden from the model; the reconstruction keeps the visible ones."
+            if own_mean:
+                note += (
+                    " The model predicts patches normalised by their mean and deviation; they are painted with the true"
+                    " patch's own, and the baseline is each patch in its true mean colour."
+                )
+            yield "sheet", {"kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "note": note}
+            yield "pictures", sheet(tiles, len(COLUMNS), gap=max(2, tiles[0].shape[0] // 32))
+        if words:
+            true_W, filled_W = (np.concatenate(x) for x in zip(*words))
+            if len(true_W):
+                yield "token_accuracy", 100 * float(np.mean(true_W == filled_W))
+                yield "baseline_token_accuracy", 100 * float(np.bincount(true_W).max() / len(true_W))
+            note = f"{len(true_W)} words were masked in all."
+            yield "captions", {"kind": "captions", "captions": lines, "note": note}
+
+    def _line(self, true_T: np.ndarray, filled_T: np.ndarray, masked_T: np.ndarray) -> list[dict]:
+        """One entry a token: {"true": word}, with "filled": word where it was masked."""
+        token, out = self.fns.tokenizer.token, []
+        for true, filled, masked in zip(true_T.tolist(), filled_T.tolist(), masked_T.tolist()):
+            if true:
+                out.append({"true": token(true)} | ({"filled": token(filled)} if masked else {}))
+        return out
+
+
+def pixel_errors(true_BxHxWx3, filled_BxHxWx3, mask_BxHxW, mask_BxN, own_mean: bool) -> np.ndarray:
+    """[sum of squared errors, the baseline's, number of values] over masked pixels; pixels in 0..1."""
+    true = np.asarray(true_BxHxWx3, np.float32) / 255
+    filled = np.clip(np.asarray(filled_BxHxWx3, np.float32) / 255, 0, 1)
+    weight = mask_BxHxW[..., None].astype(np.float32)
+    if own_mean:
+        flat = mean_of_patches(true, mask_BxN.shape[1])
+    else:
+        seen = (1 - weight).sum((1, 2), keepdims=True)
+        flat = (true * (1 - weight)).sum((1, 2), keepdims=True) / np.maximum(seen, 1)
+    sums = [np.sum(weight * (x - true) ** 2, dtype=np.float64) for x in (filled, flat)]
+    return np.array([*sums, 3 * weight.sum(dtype=np.float64)])
+
+
+def mean_of_patches(image_BxHxWx3: np.ndarray, patches: int) -> np.ndarray:
+    """Every pixel replaced by the mean colour of its patch."""
+    b, h, w, _ = image_BxHxWx3.shape
+    p = round((h * w / patches) ** 0.5)
+    mean = image_BxHxWx3.reshape(b, h // p, p, w // p, p, 3).mean((2, 4))
+    return mean.repeat(p, axis=1).repeat(p, axis=2)
+
+
+def triptych(true_HxWx3, filled_HxWx3, mask_HxW) -> list[np.ndarray]:
+    """[original, masked, reconstruction with the visible patches pasted in], uint8."""
+    true, mask = np.asarray(true_HxWx3, np.uint8), mask_HxW[..., None].astype(bool)
+    filled = np.clip(np.rint(np.nan_to_num(filled_HxWx3)), 0, 255).astype(np.uint8)
+    return [true, np.where(mask, np.uint8(GREY), true), np.where(mask, filled, true)]

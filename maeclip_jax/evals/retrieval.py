@@ -1,0 +1,267 @@
+"""Image-text retrieval: recall at k, both ways, with several captions per picture counted right.
+
+Image to text is a hit if ANY caption of the picture is among the first k texts; text to image is counted per caption.
+Ties count against the model: a wrong candidate with the same score stands before the right one, so that a collapsed
+model scores 0, not 100. Each different text is embedded once and scored once, so that equal captions tie exactly.
+
+Captions that several pictures share (`duplicates`):
+- "apart": every caption is its own candidate and only its own picture is right, as in the published COCO and
+  Flickr30k protocols. A caption with n equal copies on other pictures then has n wrong candidates before it.
+- "merge": equal captions are one candidate, right for every picture that has it; a caption finds any of its pictures.
+  The measure for drawn scenes, where equal captions are equally true.
+Two captions are equal if their token ids are, since the model cannot tell them apart. A caption without tokens is
+left out, and a picture without captions is only a candidate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.evals.pictures import sheet, thumbnail
+from maeclip_jax.evals.protocol import Batch, Functions, need_shared_space, select, unit
+
+BLOCK_BYTES = 64 * 2**20  # of the similarity matrix, as much as is held at a time
+KEY_BYTES = 160  # keys travel between processes as rows of bytes, cut to this length
+COLUMNS = 8  # of the sheet of thumbnails
+
+
+@dataclasses.dataclass
+class Gallery:
+    """All that was embedded. `pairs`: which picture has which of the different texts."""
+
+    images_NxD: np.ndarray
+    texts_UxD: np.ndarray
+    pairs_Mx2: np.ndarray
+    ids_UxT: np.ndarray
+    keys: list[str]
+    batch_rows: list[int]  # real rows of each batch
+
+
+class Retrieval:
+    """`data`: its ops keep "image" and "text", [B, T] or [B, K, T] with `_captions` [B], how many of the K are real.
+
+    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k` and what chance gives for each, `chance_...`.
+    `examples`: how many best, median and worst queries of each direction are shown, with the `shown` first finds.
+    """
+
+    def __init__(
+        self,
+        fns: Functions,
+        *,
+        data: Mapping,
+        batch_size: int = 256,
+        k: Sequence[int] = (1, 5, 10),
+        duplicates: str = "apart",
+        examples: int = 2,
+        shown: int = 5,
+        tile: int = 96,
+    ):
+        need_shared_space(fns.objective, "retrieval")
+        if duplicates not in ("apart", "merge"):
+            raise unknown("retrieval duplicates", duplicates, ["apart", "merge"])
+        self.fns, self.data, self.batch_size, self.k = fns, data, batch_size, tuple(k)
+        self.merge, self.examples, self.shown, self.tile = duplicates == "merge", examples, shown, tile
+
+    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+        """Metrics, then examples and one picture that holds their thumbnails."""
+        g = self._embed(params)
+        asked = np.unique(g.pairs_Mx2[:, 0])  # pictures that have a caption
+        i2t_N, i2t_score_N = image_to_text(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
+        t2i_M, t2i_score_M = text_to_image(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
+        chance_i2t, chance_t2i = chances(g.pairs_Mx2, len(g.images_NxD), len(g.texts_UxD), self.merge)
+        for way, rank, chance in (("image_to_text", i2t_N[asked], chance_i2t), ("text_to_image", t2i_M, chance_t2i)):
+            for k in self.k:
+                yield f"{way}_R@{k}", 100 * float(np.mean(rank < k))
+                yield f"chance_{way}_R@{k}", chance(k)
+        if self.examples:
+            tiles: dict[int, int] = {}  # picture -> its place on the sheet
+            images = [(w, int(asked[q])) for w, q in pick(i2t_N[asked], i2t_score_N[asked], self.examples)]
+            texts = pick(t2i_M, t2i_score_M, self.examples)
+            repeated = len(g.pairs_Mx2) - len(g.ids_UxT)
+            note = f"{len(g.images_NxD)} pictures, {len(g.pairs_Mx2)} captions; {repeated} repeat the words of another"
+            note += ", and equal captions count as one." if self.merge else ", and each counts on its own."
+            yield "examples", {
+                "kind": "tiles", "picture": "tiles", "tile": self.tile, "columns": COLUMNS,
+                "note": note,
+                "image_to_text": [self._image_query(w, i, int(i2t_N[i]), g, tiles) for w, i in images],
+                "text_to_image": [self._text_query(w, m, int(t2i_M[m]), g, tiles) for w, m in texts],
+            }  # fmt: skip
+            yield "tiles", sheet(self._thumbnails(tiles, g.batch_rows), COLUMNS)
+
+    def _embed(self, params) -> Gallery:
+        images, texts, pairs, keys, batch_rows, seen = [], [], [], [], [], {}
+        for batch in self.fns.batches(self.data, self.batch_size):
+            image = select(batch, "image", who="retrieval")
+            rows = self.fns.rows(self._names(batch, image["_mask"]))
+            # Place in the filled-up global batch -> number among all real rows.
+            number = {int(place): n for n, place in enumerate(rows["place"], start=sum(batch_rows))}
+            keys += [bytes(k).rstrip(b"\0").decode(errors="replace") for k in rows["key"].astype(np.uint8)]
+            images.append(unit(self.fns.embed(params, image)["image"]))
+            batch_rows.append(len(images[-1]))
+
+            text = self._captions(batch)
+            z_RxD = self.fns.embed(params, {n: text[n] for n in ("text", "_mask")})["text"]
+            rows = self.fns.rows(text)
+            for ids, z, place in zip(rows["text"], z_RxD, rows["place"], strict=True):
+                if ids.tobytes() not in seen:
+                    seen[ids.tobytes()] = len(seen)
+                    texts.append((z, ids))
+                pairs.append((number[int(place)], seen[ids.tobytes()]))
+        if not pairs:
+            raise UserError("retrieval found no captioned pictures in its data; check the split and the ops")
+        pairs_Mx2 = np.array(pairs, np.int64)
+        z_UxD, ids_UxT = (np.stack(x) for x in zip(*texts))
+        if self.merge:  # a picture with the same caption twice has it once
+            pairs_Mx2 = np.unique(pairs_Mx2, axis=0)
+        return Gallery(np.concatenate(images), unit(z_UxD), pairs_Mx2, ids_UxT, keys, batch_rows)
+
+    def _place(self, size: int) -> np.ndarray:
+        return (self.fns.process_index * size + np.arange(size)).astype(np.int32)
+
+    def _names(self, batch: Batch, mask_B: np.ndarray) -> dict[str, np.ndarray]:
+        names = [str(k).encode()[:KEY_BYTES].ljust(KEY_BYTES, b"\0") for k in batch.get("_key", [""] * len(mask_B))]
+        key = np.stack([np.frombuffer(n, np.uint8) for n in names])
+        return {"place": self._place(len(mask_B)), "key": key, "_mask": mask_B}
+
+    def _captions(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Texts flattened to [B * K, T], the place of their picture, and which are real."""
+        arrays = select(batch, "text", who="retrieval")
+        text_BxKxT = arrays["text"] if arrays["text"].ndim == 3 else arrays["text"][:, None]
+        b, k, length = text_BxKxT.shape
+        real_BxK = arrays["_mask"][:, None] & (text_BxKxT != 0).any(-1)
+        if "_captions" in batch:
+            real_BxK &= np.arange(k) < np.asarray(batch["_captions"])[:, None]
+        return {
+            "text": text_BxKxT.reshape(b * k, length).astype(np.int32),
+            "place": np.repeat(self._place(b), k),
+            "_mask": real_BxK.reshape(-1),
+        }
+
+    def _image_query(self, which: str, i: int, rank: int, g: Gallery, tiles: dict) -> dict:
+        score_U = g.texts_UxD @ g.images_NxD[i]
+        own = g.pairs_Mx2[g.pairs_Mx2[:, 0] == i, 1].tolist()
+        first = np.argsort(-score_U, kind="stable")[: self.shown].tolist()
+        found = [{"text": self._words(g.ids_UxT[t]), "score": float(score_U[t]), "right": t in own} for t in first]
+        return {
+            "which": which, "rank": rank + 1, "key": g.keys[i], "tile": tiles.setdefault(i, len(tiles)),
+            "captions": [self._words(g.ids_UxT[t]) for t in own],
+            "found": found,
+        }  # fmt: skip
+
+    def _text_query(self, which: str, m: int, rank: int, g: Gallery, tiles: dict) -> dict:
+        i, t = g.pairs_Mx2[m].tolist()
+        score_N = g.images_NxD @ g.texts_UxD[t]
+        right = g.pairs_Mx2[g.pairs_Mx2[:, 1] == t, 0].tolist() if self.merge else [i]
+        found = []
+        for j in np.argsort(-score_N, kind="stable")[: self.shown].tolist():
+            place = tiles.setdefault(j, len(tiles))
+            found.append({"tile": place, "key": g.keys[j], "score": float(score_N[j]), "right": j in right})
+        return {
+            "which": which, "rank": rank + 1, "key": g.keys[i], "tile": tiles.setdefault(i, len(tiles)),
+            "text": self._words(g.ids_UxT[t]), "found": found,
+        }  # fmt: skip
+
+    def _words(self, ids: np.ndarray) -> str:
+        return self.fns.tokenizer.decode([int(i) for i in ids if i])
+
+    def _thumbnails(self, tiles: Mapping[int, int], batch_rows: Sequence[int]) -> list[np.ndarray]:
+        """The wanted pictures, scaled down, in the order of their places.
+
+        A second pass over the data, as far as needed: it costs decoding, but no memory for pictures that are not
+        shown.
+        """
+        out: dict[int, np.ndarray] = {}
+        start = 0
+        for batch, count in zip(self.fns.batches(self.data, self.batch_size), batch_rows, strict=False):
+            wanted = [i for i in tiles if start <= i < start + count]
+            if wanted:
+                image = self.fns.rows(select(batch, "image", who="retrieval"))["image"]
+                out |= {tiles[i]: thumbnail(np.asarray(image[i - start], np.uint8), self.tile) for i in wanted}
+            start += count
+            if len(out) == len(tiles):
+                break
+        return [out[place] for place in range(len(tiles))]
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    size = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def image_to_text(images_NxD, texts_UxD, pairs_Mx2, merge: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Per picture, how many wrong texts stand before its best own one (0 = found first), and that one's score.
+
+    Blockwise: never more than BLOCK_BYTES of similarities at a time. Meaningless for pictures without a text.
+    """
+    copies_U = np.ones(len(texts_UxD)) if merge else np.bincount(pairs_Mx2[:, 1], minlength=len(texts_UxD))
+    rank_N, best_N = np.zeros(len(images_NxD), np.int64), np.full(len(images_NxD), -np.inf, np.float32)
+    for rows in _blocks(len(images_NxD), len(texts_UxD)):
+        score_BxU = images_NxD[rows] @ texts_UxD.T
+        mine = pairs_Mx2[(pairs_Mx2[:, 0] >= rows.start) & (pairs_Mx2[:, 0] < rows.stop)]
+        i, t = mine[:, 0] - rows.start, mine[:, 1]
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(best_N[rows], i, score_BxU[i, t])
+        # Whatever is not strictly worse stands before it (also what is not a number), except the picture's own copies.
+        before_BxU = (~(score_BxU < best_N[rows, None])).astype(np.float32)
+        own_B = np.bincount(i, weights=before_BxU[i, t], minlength=len(score_BxU))
+        rank_N[rows] = np.rint(before_BxU @ copies_U.astype(np.float32) - own_B)
+    return rank_N, best_N
+
+
+def text_to_image(images_NxD, texts_UxD, pairs_Mx2, merge: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Per (picture, text) pair, how many wrong pictures stand before the right one, and the right one's score.
+
+    With `merge`, the right one is the best of all pictures that have the text.
+    """
+    rank_M, best_M = np.zeros(len(pairs_Mx2), np.int64), np.zeros(len(pairs_Mx2), np.float32)
+    of_text_M = np.argsort(pairs_Mx2[:, 1], kind="stable")
+    edges = np.searchsorted(pairs_Mx2[of_text_M, 1], np.arange(len(texts_UxD) + 1))
+    for rows in _blocks(len(texts_UxD), len(images_NxD)):
+        score_BxN = texts_UxD[rows] @ images_NxD.T
+        for t in range(rows.start, rows.stop):
+            score_N, members = score_BxN[t - rows.start], of_text_M[edges[t] : edges[t + 1]]
+            own = score_N[pairs_Mx2[members, 0]]
+            if merge:
+                before = len(score_N) - np.count_nonzero(score_N < own.max())
+                rank_M[members], best_M[members] = before - np.count_nonzero(~(own < own.max())), own.max()
+            else:
+                before = [len(score_N) - 1 - np.count_nonzero(score_N < s) for s in own]
+                rank_M[members], best_M[members] = before, own
+    return rank_M, best_M
+
+
+def chances(pairs_Mx2, images: int, texts: int, merge: bool):
+    """Two functions k -> percent: image to text, text to image, if the first k were drawn at random."""
+    own_N = np.bincount(pairs_Mx2[:, 0])
+    own_N = own_N[own_N > 0]
+    right_M = np.bincount(pairs_Mx2[:, 1])[pairs_Mx2[:, 1]] if merge else np.ones(len(pairs_Mx2), np.int64)
+    candidates = texts if merge else len(pairs_Mx2)
+    return (
+        lambda k: 100 * float(_hit(own_N, candidates, k).mean()),
+        lambda k: 100 * float(_hit(right_M, images, k).mean()),
+    )
+
+
+def _hit(right: np.ndarray, candidates: int, k: int) -> np.ndarray:
+    """1 - C(candidates - right, k) / C(candidates, k): k draws without putting back hold at least one right one."""
+    miss = np.ones(len(right))
+    for j in range(min(k, candidates)):
+        miss *= np.maximum(candidates - right - j, 0) / (candidates - j)
+    return 1 - miss
+
+
+def pick(rank: np.ndarray, score: np.ndarray, count: int) -> list[tuple[str, int]]:
+    """(`best` | `median` | `worst`, query): by rank, then by score; no query twice."""
+    order = np.lexsort((-score, rank)).tolist()
+    middle = max(0, len(order) // 2 - count // 2)
+    named = [("best", order[:count]), ("median", order[middle : middle + count]), ("worst", order[::-1][:count])]
+    out: dict[int, str] = {}
+    for which, queries in named:
+        for q in queries:
+            out.setdefault(q, which)
+    return [(which, q) for q, which in out.items()]

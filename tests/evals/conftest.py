@@ -1,0 +1,139 @@
+"""A stand-in for what the runner gives to evaluators: tables instead of towers, threads instead of processes."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from maeclip_jax.evals.protocol import Functions
+
+
+class Words:
+    """One id a word, 0 = padding."""
+
+    def __init__(self):
+        self.words = ["<pad>"]
+
+    def __call__(self, text, length):
+        ids = np.zeros(length, np.int32)
+        for n, word in enumerate(text.split()[:length]):
+            if word not in self.words:
+                self.words.append(word)
+            ids[n] = self.words.index(word)
+        return ids
+
+    def token(self, i):
+        return self.words[i]
+
+    def decode(self, ids):
+        return " ".join(self.words[i] for i in ids)
+
+
+class Exchange:
+    """Gathers the arrays of several threads, in order of their index; every thread gets the whole."""
+
+    def __init__(self, count):
+        self.barrier, self.held, self.count = threading.Barrier(count, timeout=20), {}, count
+
+    def __call__(self, index, arrays):
+        self.held[index] = arrays
+        self.barrier.wait()
+        whole = {k: np.concatenate([self.held[i][k] for i in range(self.count)]) for k in arrays}
+        self.barrier.wait()
+        return whole
+
+
+class Fake(Functions):
+    """`data`: arrays of all rows. An image's embedding is row `image[0, 0, 0]` of `table`; a text's is row `ids[0]`."""
+
+    def __init__(
+        self,
+        data,
+        *,
+        image=None,
+        text=None,
+        objective=None,
+        classes=None,
+        tokenizer=None,
+        process=(0, 1),
+        exchange=None,
+    ):
+        self.data, self.image, self.text, self.classes = data, image, text, classes
+        self.objective = objective or SimpleNamespace(contrastive=True, streams=("image", "text"))
+        self.tokenizer = tokenizer or Words()
+        self.process_index, self.process_count = process
+        self.exchange = exchange or Exchange(1)
+        self.calls = []
+
+    def source(self, config_data):
+        return SimpleNamespace(classes=self.classes)
+
+    def batches(self, config_data, batch_size):
+        count = len(next(iter(self.data.values())))
+        share = batch_size // self.process_count
+        for start in range(0, count, batch_size):
+            mine = start + self.process_index * share + np.arange(share)
+            real = mine < count
+            yield {k: np.asarray(v)[np.where(real, mine, 0)] for k, v in self.data.items()} | {"_mask": real}
+
+    def rows(self, batch):
+        assert all(v.dtype in (np.uint8, np.int32, np.bool_) for v in batch.values()), "only these travel"
+        whole = self.exchange(self.process_index, dict(batch))
+        return {k: v[whole["_mask"]] for k, v in whole.items() if k != "_mask"}
+
+    def embed(self, params, batch):
+        assert set(batch) <= {"image", "text", "_mask"}
+        rows = self.rows(batch)
+        out = {}
+        if "image" in rows:
+            out["image"] = self.image[rows["image"][:, 0, 0, 0]]
+        if "text" in rows:
+            out["text"] = self.text[rows["text"][:, 0]]
+        return out
+
+
+def in_threads(make_evaluator, data, count=2, **kwargs):
+    """Runs the evaluator in `count` stand-in processes; their values must agree; returns the first one's."""
+    exchange, out = Exchange(count), [None] * count
+
+    def work(index):
+        fns = Fake(data, process=(index, count), exchange=exchange, **kwargs)
+        out[index] = dict(make_evaluator(fns).run(None))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(o is not None for o in out), "a stand-in process failed"
+    for name, value in out[0].items():
+        assert np.array_equal(out[1][name], value) if isinstance(value, np.ndarray) else out[1][name] == value, name
+    return out[0]
+
+
+@pytest.fixture
+def words():
+    return Words()
+
+
+@pytest.fixture
+def fake():
+    return Fake
+
+
+@pytest.fixture
+def processes():
+    return in_threads
+
+
+def pictures(values, size=4):
+    """uint8 [N, size, size, 3] whose every pixel holds the value."""
+    return np.broadcast_to(np.asarray(values, np.uint8)[:, None, None, None], (len(values), size, size, 3)).copy()
+
+
+@pytest.fixture(name="pictures")
+def _pictures():
+    return pictures

@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.evals.zero_shot import ZeroShot, class_names, fill, read_templates
+
+NAMES = ["red cube", "blue ball", "green cone", "orange ring", "white star", "black disc"]
+
+
+def prompts_by_class(fns_class, data, **kwargs):
+    """A fake whose prompts of class c all embed as the unit vector e_c: the first word, the colour, decides."""
+    fns = fns_class(data, text=np.eye(8, dtype=np.float32)[[7, *range(6)]], classes=NAMES, **kwargs)
+    for name in NAMES:
+        fns.tokenizer(name.split()[0], 1)
+    return fns
+
+
+def make(fns, **config):
+    return ZeroShot(fns, data={}, length=4, templates=["{}"], **{"batch_size": 4} | config)
+
+
+def test_accuracy_counts_each_row_once(fake, pictures):
+    # 7 rows in batches of 4: picture value v embeds as e_v; labels agree in 4 of 7 rows.
+    labels, seen = np.array([0, 1, 2, 3, 4, 5, 0], np.int32), [0, 1, 2, 4, 4, 0, 1]
+    fns = prompts_by_class(fake, {"image": pictures(seen), "label": labels}, image=np.eye(8, dtype=np.float32))
+    got = dict(make(fns).run(None))
+    assert got["top1"] == pytest.approx(100 * 4 / 7)
+    assert got["mean_per_class"] == pytest.approx(100 * (0.5 + 1 + 1 + 0 + 1 + 0) / 6)
+    assert got["chance"] == pytest.approx(100 / 6) and got["chance_top5"] == pytest.approx(500 / 6)
+    rows = {r[0]: r for r in got["classes"]["rows"]}
+    assert rows["red cube"][1:] == [2, 50.0, "blue ball"] and rows["orange ring"][1:] == [1, 0.0, "white star"]
+    json.dumps(got)
+
+
+def test_two_processes_give_what_one_gives(fake, processes, pictures):
+    data = {"image": pictures([0, 1, 2, 4, 4, 0, 1]), "label": np.array([0, 1, 2, 3, 4, 5, 0], np.int32)}
+    one = dict(make(prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))).run(None))
+    fns = prompts_by_class(fake, data)
+    tables = {"image": np.eye(8, dtype=np.float32), "text": fns.text, "tokenizer": fns.tokenizer}
+    two = processes(make, data, classes=NAMES, **tables)
+    assert one == two
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_a_collapsed_or_broken_model_scores_nothing(fake, pictures, value):
+    data = {"image": pictures([0, 1, 2]), "label": np.array([0, 1, 2], np.int32)}
+    fns = prompts_by_class(fake, data, image=np.full((8, 8), value, np.float32))
+    got = dict(make(fns).run(None))
+    assert got["top1"] == got["top5"] == got["mean_per_class"] == 0
+
+
+def test_prompts_are_ensembled_as_the_mean_of_unit_vectors(fake, pictures):
+    # Word 1 embeds as (10, 0), word 2 as (0, 1): after normalisation both count the same.
+    fns = fake({"image": pictures([0])}, text=np.array([[0, 0], [10, 0], [0, 1], [1, 0], [1, 0]], np.float32))
+    evaluator = ZeroShot(fns, data={}, length=2, classes=["x", "y"], templates=["p {}", "q {}"], batch_size=3)
+    # p -> 1, x -> 2, q -> 3, y -> 4: the first word decides, so the templates' rows are 1 and 3.
+    fns.text = np.array([[0, 0], [10, 0], [0, 0], [0, 1], [0, 0]], np.float32)
+    np.testing.assert_allclose(evaluator.class_embeddings(None), np.full((2, 2), 0.5**0.5), rtol=1e-6)
+
+
+def test_a_label_without_a_name_is_an_error(fake, pictures):
+    fns = prompts_by_class(fake, {"image": pictures([0]), "label": np.array([9], np.int32)}, image=np.eye(8))
+    with pytest.raises(UserError, match=r"label 9 in the data, but there are 6 class names \(valid labels: 0 to 5\)"):
+        dict(make(fns).run(None))
+
+
+def test_names_must_match_the_source(tmp_path):
+    assert class_names(None, ["red_cube"]) == ["red cube"]
+    assert class_names(["a", "b"], None) == ["a", "b"]
+    with pytest.raises(UserError, match="no class names; set `classes`"):
+        class_names(None, None)
+    with pytest.raises(UserError, match=r"has 2 class names, the data source 3 \(x, y, z, \.\.\.\); they must match"):
+        class_names(["a", "b"], ["x", "y", "z"])
+    renamed = tmp_path / "classes.txt"
+    renamed.write_text("n01\ta goldfish\nn00\ta tench\n")
+    assert class_names(str(renamed), ["n00", "n01"]) == ["a tench", "a goldfish"]
+    with pytest.raises(UserError, match=r"has no name for class 'n02' \(1 of 3 missing\)"):
+        class_names(str(renamed), ["n00", "n01", "n02"])
+    with pytest.raises(UserError, match=r"cannot read classes from '.*absent.json'"):
+        class_names(str(tmp_path / "absent.json"), None)
+    (tmp_path / "odd.json").write_text('{"classes": [1, 2]}')
+    with pytest.raises(UserError, match="holds no classes; valid: a JSON list of strings"):
+        class_names(str(tmp_path / "odd.json"), None)
+
+
+def test_templates():
+    assert fill("a photo of {a} {}", "orange ring") == "a photo of an orange ring"
+    for name in ("plain", "scenes", "photos"):
+        assert all("{}" in t for t in read_templates(name))
+    with pytest.raises(UserError, match=r"prompt templates 'plane' \(did you mean 'plain'\?\); valid: photos, plain"):
+        read_templates("plane")
+    with pytest.raises(UserError, match=r"prompt template 'a photo' .* has no \{\} for the class name"):
+        read_templates(["a photo"])
