@@ -1,0 +1,160 @@
+"""Ops on the picture of a record: pure functions (example, rng, arguments) -> example.
+
+Antialiasing is a word, since training may be fast but evaluation must be exact:
+
+- "fast"   JPEG decoded at 1/2, 1/4 or 1/8 scale where that still leaves enough pixels, then bilinear.
+           Decoding waits until the crop is known, so a crop right after `decode` costs the least.
+           Default of random_resized_crop.
+- "area"   the whole picture decoded, then averaged over areas (OpenCV INTER_AREA); bilinear to enlarge.
+- "exact"  the whole picture decoded, then Pillow's antialiased filter `method`, which is what torchvision and
+           open_clip compute. Default of every other resize.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from maeclip_jax.data.decode import MAX_PIXELS, Picture, probe
+from maeclip_jax.errors import BadRecord, UserError
+
+ANTIALIAS = ("exact", "area", "fast")
+METHODS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def decode(example, rng, max_pixels=MAX_PIXELS, min_side=1, truncated="refuse"):
+    """Encoded bytes in `image` to an upright uint8 RGB picture; drawn arrays pass unchanged.
+
+    Refused from the header, as bad records: more than `max_pixels`, a side under `min_side`. truncated="fill"
+    accepts cut JPEG files, with grey for what is missing.
+    """
+    image = field(example, "image")
+    if isinstance(image, np.ndarray | Picture):
+        return example
+    return {**example, "image": probe(image, max_pixels=max_pixels, min_side=min_side, truncated=truncated)}
+
+
+def random_resized_crop(example, rng, size, area=(0.5, 1.0), ratio=(3 / 4, 4 / 3), antialias="fast"):
+    """A random part of the picture (share of its area, width/height of the part), resized to `size`."""
+    picture = _picture(example)
+    box = _sample_box(rng, picture.height, picture.width, area, ratio)
+    return {**example, "image": _resized(picture, box, size, antialias)}
+
+
+def random_crop(example, rng, size):
+    """A part of `size` pixels at a random place, not resized; a smaller picture is a bad record."""
+    picture = _picture(example)
+    spare = _spare(picture, size, "random_crop")
+    top, left = (int(rng.integers(n + 1)) for n in spare)
+    return {**example, "image": picture.read((top, left, *size))}
+
+
+def center_crop(example, rng, size):
+    """The middle `size` pixels, not resized; a smaller picture is a bad record. Rounds as torchvision does."""
+    picture = _picture(example)
+    top, left = (round(n / 2) for n in _spare(picture, size, "center_crop"))
+    return {**example, "image": picture.read((top, left, *size))}
+
+
+def resize(example, rng, size, method="bicubic", antialias="exact"):
+    """Resized to `size` = side or (height, width), whatever its proportions were (squashed)."""
+    return {**example, "image": _resized(_picture(example), None, size, antialias, method)}
+
+
+def resize_small(example, rng, side, method="bicubic", antialias="exact"):
+    """Resized so that the shorter side is `side`, proportions kept. Rounds as torchvision does."""
+    picture = _picture(example)
+    height, width = picture.height, picture.width
+    short = min(height, width)
+    size = (side, int(side * width / short)) if height <= width else (int(side * height / short), side)
+    if size[0] * size[1] > MAX_PIXELS // 4:
+        raise BadRecord("too_large", f"{width}x{height} would be {size[1]}x{size[0]} after resize_small({side})")
+    return {**example, "image": _resized(picture, None, size, antialias, method)}
+
+
+def fit(example, rng, size, fill=255, method="bicubic", antialias="exact"):
+    """The whole picture, proportions kept, centred in `size`; what is left over has the value `fill`."""
+    picture = _picture(example)
+    scale = min(size[0] / picture.height, size[1] / picture.width)
+    inner = tuple(max(1, min(n, round(scale * m))) for n, m in zip(size, (picture.height, picture.width)))
+    out = np.full((*size, 3), fill, np.uint8)
+    top, left = ((n - m) // 2 for n, m in zip(size, inner))
+    out[top : top + inner[0], left : left + inner[1]] = _resized(picture, None, inner, antialias, method)
+    return {**example, "image": out}
+
+
+def flip_lr(example, rng, p=0.5):
+    """Mirrored left-right with probability `p`. It makes captions that say left or right wrong."""
+    if rng.random() >= p:
+        return example
+    return {**example, "image": np.ascontiguousarray(_picture(example).read()[:, ::-1])}
+
+
+def field(example: dict, name: str):
+    """`example[name]`, or a UserError that lists the names there are."""
+    if name not in example:
+        raise UserError(f"the record has no {name!r}; it has: {', '.join(sorted(example))}")
+    return example[name]
+
+
+def _picture(example: dict) -> Picture:
+    image = field(example, "image")
+    if isinstance(image, Picture):
+        return image
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"the picture is encoded ({type(image).__name__}); put decode before this op")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"a picture is uint8 [H,W,3], not {image.dtype}{list(image.shape)}")
+    return Picture(image)
+
+
+def _spare(picture: Picture, size: tuple[int, int], name: str) -> tuple[int, int]:
+    spare = picture.height - size[0], picture.width - size[1]
+    if min(spare) < 0:
+        raise BadRecord("too_small", f"{picture.width}x{picture.height} pixels; {name} takes {size[1]}x{size[0]}")
+    return spare
+
+
+def _sample_box(rng, height: int, width: int, area, ratio) -> tuple[int, int, int, int]:
+    """(top, left, height, width), drawn as torchvision draws it.
+
+    The share of the area and the log of the ratio are uniform; after 10 boxes that do not fit, the largest central
+    one with an allowed ratio.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for share, place in rng.random((10, 2)).tolist():
+        pixels = (area[0] + (area[1] - area[0]) * share) * height * width
+        aspect = math.exp(low + (high - low) * place)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.random(2).tolist()
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resized(picture: Picture, box, size, antialias: str, method: str = "bicubic") -> np.ndarray:
+    return resample(picture.read(box, size if antialias == "fast" else None), size, antialias, method)
+
+
+def resample(pixels: np.ndarray, size: tuple[int, int], antialias: str, method: str = "bicubic") -> np.ndarray:
+    """uint8 [H,W,3] to uint8 [*size,3] by one of the words of `ANTIALIAS`."""
+    height, width = pixels.shape[:2]
+    if (height, width) == tuple(size):
+        return pixels
+    if antialias == "exact":
+        return np.asarray(Image.fromarray(pixels).resize(size[::-1], METHODS[method]))
+    shrink = height / size[0], width / size[1]
+    # Bilinear reads two pixels a side, so it may halve. More is left of "fast" only where no JPEG could be reduced.
+    least = 2 if antialias == "fast" else 1
+    averaged = min(shrink) >= least and max(shrink) > 1
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if averaged else cv2.INTER_LINEAR)

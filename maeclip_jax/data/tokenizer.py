@@ -1,0 +1,250 @@
+"""Tokenizers behind one switch: text to int32 ids, where 0 is always padding and nothing else.
+
+`make(dict(type=..., path=..., ...))` gives an object with
+
+    vocab_size, pad_id (always 0)
+    tokenizer(text, length) -> int32 [length]     cut at `length`, filled up with 0
+    tokenizer.decode(ids) -> str                  readable text without padding and special tokens
+    tokenizer.token(id) -> str                    one entry of the vocabulary
+
+Types (the splitting is done by the libraries `tokenizers` and `sentencepiece`; all pickle, and all accept bytes,
+lone surrogates and control characters, since captions come from the web):
+
+- `bert`           WordPiece of a vocabulary file, lower-cased and stripped of accents as BERT does. path="scenes" is
+                   the small vocabulary that comes with the package. Option: cls=True puts [CLS] first. No [SEP].
+- `clip`           OpenAI's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), lower-cased, HTML entities resolved,
+                   white space collapsed: <|startoftext|> ... <|endoftext|>; the end stays when a text is cut.
+- `sentencepiece`  a model file. Options: bos=True, eos=True; the end stays when a text is cut.
+- `bytes`          UTF-8 bytes + 1. Needs no file.
+
+Id 0. A batch has no room for a mask of its own: a 0 in `text` *is* the padding. Three of the four types need care:
+
+- BERT's files have [PAD] in line 1, which is id 0; a file that has not is refused.
+- SentencePiece models often have <unk> as 0. If the model has no padding piece at 0, all its ids are shifted up by
+  one (`shift`, 1 or 0); an embedding table from elsewhere must then be given one row more in front.
+- CLIP has no padding token. OpenAI fills up with 0, which is also "!" where it does not end a word ("!" at the end
+  of one is 256). Ids are not shifted, so that CLIP's weights fit as they are; instead the rare inner 0 becomes 256,
+  which spells the same character. Of the 29,000 English captions of Multi30k and the 294 templates of CLIP none has
+  one: such texts look like "a!#b".
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import re
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+
+from maeclip_jax.errors import UserError, choose, unknown
+
+PACKAGED = {"scenes": "vocab/scenes.txt"}
+_CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
+
+
+def make(spec):
+    """The tokenizer of `spec`, a dict with `type`, `path` (not for bytes) and the options of that type.
+
+    Raises UserError: unknown type or option, no such file, a file of another kind.
+    """
+    import inspect
+
+    spec = dict(spec)
+    kind = spec.pop("type", None)
+    make_type = choose("tokenizer type", kind, TYPES)
+    parameters = inspect.signature(make_type).parameters
+    if not spec.get("path", True):  # a config may say path="" for bytes
+        del spec["path"]
+    for name in spec:
+        if name not in parameters:
+            raise (
+                unknown(f"option of tokenizer {kind!r}:", name, parameters)
+                if parameters
+                else UserError(f"unknown option of tokenizer {kind!r}: {name!r}; it has none")
+            )
+    if "path" in parameters and "path" not in spec:
+        raise UserError(f'tokenizer {kind!r} needs path="FILE"')
+    return make_type(**spec)
+
+
+class Tokenizer:
+    """What all types share. A type gives `_encode(text) -> ids`, `vocab_size`, `decode` and `token`."""
+
+    pad_id = 0
+    vocab_size: int
+    _first: tuple[int, ...] = ()
+    _last: tuple[int, ...] = ()
+
+    def __call__(self, text: str | bytes, length: int) -> np.ndarray:
+        """int32 [length]; special tokens stay when the text is cut."""
+        room = max(0, length - len(self._first) - len(self._last))
+        ids = [*self._first, *self._encode(_clean(text))[:room], *self._last][:length]
+        out = np.zeros(length, np.int32)
+        out[: len(ids)] = ids
+        return out
+
+    def _ids(self, ids: Iterable[int]) -> list[int]:
+        """What decode reads: no padding, no special tokens, nothing out of range."""
+        drop = {0, *self._first, *self._last}
+        return [i for i in map(int, ids) if i not in drop and i < self.vocab_size]
+
+    def _check(self, i: int) -> int:
+        if not 0 <= i < self.vocab_size:
+            raise UserError(
+                f"token {i} is not in the vocabulary of {self.vocab_size}; valid: 0 to {self.vocab_size - 1}"
+            )
+        return int(i)
+
+
+class Bert(Tokenizer):
+    """WordPiece with BERT's normalisation; a word longer than 100 characters is [UNK]."""
+
+    def __init__(self, path: str, cls: bool = False):
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+        try:
+            vocab = _read(path).decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not a BERT vocabulary (one token a line): {error}") from None
+        needed = ["[UNK]", "[CLS]"] if cls else ["[UNK]"]
+        if not vocab or vocab[0] != "[PAD]" or not set(needed) <= set(vocab):
+            raise UserError(
+                f"{path} is not a BERT vocabulary: line 1 must be [PAD], and {', '.join(needed)} be in it; "
+                f"it begins with {vocab[:1]}"
+            )
+        ids = {token: i for i, token in enumerate(vocab)}
+        self.vocab_size, self._vocab = len(vocab), vocab
+        self._library = Library(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        self._library.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._library.decoder = decoders.WordPiece()
+        self._first = (ids["[CLS]"],) if cls else ()
+
+    def _encode(self, text: str) -> list[int]:
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids) -> str:
+        return self._library.decode(self._ids(ids), skip_special_tokens=False)
+
+    def token(self, i: int) -> str:
+        return self._vocab[self._check(i)]
+
+
+class Clip(Tokenizer):
+    """OpenAI's byte-pair encoding; see the module's docstring for its id 0."""
+
+    def __init__(self, path: str):
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Library
+
+        data = _read(path)
+        try:
+            lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").splitlines()
+            merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
+            if "version" not in lines[0] or not merges or any(len(m) != 2 for m in merges):
+                raise ValueError(f"its first lines are {lines[:2]}")
+        except (OSError, ValueError, IndexError, EOFError) as error:
+            raise UserError(
+                f"{path} is not a CLIP merges file (a #version line, then two parts a line): {error}"
+            ) from None
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # by code point, which is OpenAI's order
+        tokens = [*letters, *(c + "</w>" for c in letters), *map("".join, merges)]
+        tokens += ["<|startoftext|>", "<|endoftext|>"]
+        self.vocab_size, self._vocab = len(tokens), tokens
+        ids = {token: i for i, token in enumerate(tokens)}
+        self._library = Library(models.BPE(ids, merges, end_of_word_suffix="</w>"))
+        words = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
+        self._library.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(words, behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        self._library.decoder = decoders.ByteLevel()
+        self._first, self._last = (len(tokens) - 2,), (len(tokens) - 1,)
+        self._inner, self._final = ids["!"], ids["!</w>"]
+
+    def _encode(self, text: str) -> list[int]:
+        text = html.unescape(html.unescape(unicodedata.normalize("NFC", text)))
+        text = re.sub(r"\s+", " ", text).strip().lower()
+        return [i or self._final for i in self._library.encode(text, add_special_tokens=False).ids]
+
+    def decode(self, ids) -> str:
+        text = "".join(self._vocab[i] for i in self._ids(ids)).replace("</w>", "Ġ")  # Ġ is the byte of a space
+        return self._library.decoder.decode([text]).strip()
+
+    def token(self, i: int) -> str:
+        return self._vocab[self._check(i)]
+
+
+class SentencePiece(Tokenizer):
+    """A SentencePiece model. `shift`: what was added to its ids to keep 0 free."""
+
+    def __init__(self, path: str, bos: bool = False, eos: bool = False):
+        import sentencepiece
+
+        try:
+            self._library = sentencepiece.SentencePieceProcessor(model_proto=_read(path))
+            pieces = self._library.vocab_size()
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{path} is not a SentencePiece model: {error}") from None
+        if not pieces:
+            raise UserError(f"{path} is not a SentencePiece model: it has no pieces")
+        self.shift = 0 if self._library.pad_id() == 0 else 1
+        self.vocab_size = pieces + self.shift
+        for name, wanted, piece in (("bos", bos, self._library.bos_id()), ("eos", eos, self._library.eos_id())):
+            if wanted and piece < 0:
+                raise UserError(f"{path} has no {name} token; leave {name} out")
+        self._first = (self._library.bos_id() + self.shift,) if bos else ()
+        self._last = (self._library.eos_id() + self.shift,) if eos else ()
+
+    def _encode(self, text: str) -> list[int]:
+        return [i + self.shift for i in self._library.encode(text) if i + self.shift]
+
+    def decode(self, ids) -> str:
+        return self._library.decode([i - self.shift for i in self._ids(ids)])
+
+    def token(self, i: int) -> str:
+        i = self._check(i) - self.shift
+        return "<pad>" if i < 0 else self._library.id_to_piece(i)
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes: id = byte + 1."""
+
+    vocab_size = 257
+
+    def _encode(self, text: str) -> list[int]:
+        return [b + 1 for b in text.encode("utf-8")]
+
+    def decode(self, ids) -> str:
+        return bytes(i - 1 for i in self._ids(ids)).decode("utf-8", "ignore")
+
+    def token(self, i: int) -> str:
+        i = self._check(i) - 1
+        return "<pad>" if i < 0 else chr(i) if 32 <= i < 127 else f"<{i:02x}>"
+
+
+TYPES = {"bert": Bert, "clip": Clip, "sentencepiece": SentencePiece, "bytes": Bytes}
+
+
+def _clean(text: str | bytes) -> str:
+    """Text that can be written as UTF-8: lone surrogates and broken bytes are left out."""
+    data = text.encode("utf-8", "ignore") if isinstance(text, str) else bytes(text)
+    return data.decode("utf-8", "ignore")
+
+
+def _read(path: str) -> bytes:
+    from etils import epath
+
+    file = epath.Path(__file__).parent / PACKAGED[path] if path in PACKAGED else epath.Path(path)
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        hint = f"; packaged are: {', '.join(PACKAGED)}"
+        raise UserError(f"tokenizer file {str(path)!r} is not there{hint}") from None
+    except OSError as error:  # a folder, no permission
+        raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from None
