@@ -1,0 +1,96 @@
+"""Which record is example n: pure functions of (seed, n), so training starts anywhere and knows no hosts.
+
+Nothing here is read or written, and nothing remembers: a position in the data is one integer.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+
+import numpy as np
+
+# Shares are exact over a window of examples and even inside it; a window is a few batches, not an epoch.
+_WINDOW = 1024
+_FINEST = 10_000
+
+
+@functools.lru_cache(maxsize=4096)
+def stable_hash(*parts, bits: int = 32) -> int:
+    """The same number for the same parts on every machine and Python (unlike `hash`)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> (64 - bits)
+
+
+def permuted(index: int, length: int, seed: int) -> int:
+    """Where `index` of `range(length)` goes in the permutation `seed` (32 bits): O(1), nothing is stored."""
+    from grain.experimental import index_shuffle
+
+    return index_shuffle(index, max_index=length - 1, seed=seed, rounds=4)
+
+
+class Epochs:
+    """Position in a stream -> index of the record: a fresh permutation of all records each epoch.
+
+    An endless source is taken as it comes, record p at position p: its records are independent draws already, no
+    permutation can improve on that, and it has no epoch.
+    """
+
+    def __init__(self, length: int | None, *seed):
+        self.length, self.seed = length, seed
+
+    def __call__(self, position: int) -> int:
+        if self.length is None:
+            return position
+        epoch, index = divmod(position, self.length)
+        return permuted(index, self.length, stable_hash("epoch", *self.seed, epoch))
+
+
+class Mix:
+    """Example n -> (component, position in that component's own stream), with the given shares.
+
+    Every window of `self.window` examples (1024, or the first common multiple of the shares' denominators above it)
+    holds exactly `self.counts[c]` examples of component c, in an order drawn from (seed, window): exact shares without
+    the fixed pattern that would send all of one component to one host. Each component's stream is used in its order.
+
+    Shares with at most four decimals, and simple fractions, are exact; others are rounded to 1/10000 (never to none).
+    """
+
+    def __init__(self, weights: Sequence[float], *seed):
+        parts = _whole_parts(weights)
+        times = -(-_WINDOW // sum(parts))
+        self.counts = tuple(times * p for p in parts)
+        self.window = sum(self.counts)
+        self.seed = seed
+
+    def __call__(self, n: int) -> tuple[int, int]:
+        window, slot = divmod(n, self.window)
+        components, ranks = _pattern(self.counts, stable_hash("mix", *self.seed, window, bits=64))
+        component = int(components[slot])
+        return component, window * self.counts[component] + int(ranks[slot])
+
+
+@functools.lru_cache(maxsize=16)  # threads and hosts' blocks are in a few windows at a time
+def _pattern(counts: tuple[int, ...], key: int) -> tuple[np.ndarray, np.ndarray]:
+    """One window: the component of each slot, and how many of the same component come before it."""
+    # Raw bits of a counter-based generator, unlike `permutation`, are the same in every version of numpy.
+    shuffle = np.argsort(np.random.Philox(key=key).random_raw(sum(counts)), kind="stable")
+    components = np.repeat(np.arange(len(counts)), counts)[shuffle]
+    ranks = np.empty_like(components)
+    for component, count in enumerate(counts):
+        ranks[components == component] = np.arange(count)
+    return components, ranks
+
+
+def _whole_parts(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportions of `weights`; each at least 1, their sum at most about 10,000."""
+    total = sum(Fraction(w) for w in weights)
+    shares = [(Fraction(w) / total).limit_denominator(_FINEST) for w in weights]
+    common = lcm(*(s.denominator for s in shares))
+    if sum(shares) != 1 or common > _FINEST or min(shares) == 0:
+        shares = [Fraction(max(1, round(_FINEST * Fraction(w) / total))) for w in weights]
+        common = 1
+    return [int(s * common) for s in shares]

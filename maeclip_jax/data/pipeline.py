@@ -1,0 +1,318 @@
+"""The input pipeline: configs in, batches of numpy arrays out.
+
+`train` gives endless batches, `evaluate` one pass in order, both as the rows of one host. Example n of a training run
+is a pure function of (seed, n): the record, its augmentation and its replacement if it is bad know nothing of batch
+size, hosts, threads or processes. So the position of a run is one integer, the number of examples seen, and a run
+continues from it in O(1) on any number of hosts, also with another batch size. Step s on host h of H holds examples
+`start + s*B + h*B/H + j`: one contiguous block a host, in the order in which a batch sharded over the mesh is laid out.
+
+The work is grain's (`MapDataset` over the rows, threads, worker processes); the order is `data.order`'s.
+
+A data config is a dict:
+
+    source       dict(kind=..., ...), see data.source
+    ops          'decode|...|keep("image","text")'
+    mix          ((name, weight, dict(source=, ops=)), ...) instead of source
+    seed_offset  another order with the same seed (0)
+    max_bad      share of bad records that stops the run (0.1)
+    num_threads  threads that read and decode (2 a core, at most 16)
+    num_workers  processes beside this one, for ops that hold Python's lock (0)
+    prefetch     whole batches kept ready (2)
+
+Memory is bounded by (prefetch + 2) batches and a few chunks of 32 rows a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import Counter
+from types import SimpleNamespace
+
+from maeclip_jax.data import order, source
+from maeclip_jax.data.rows import Component, EvaluationRows, TrainRows, collate, join, signature
+from maeclip_jax.errors import UserError, unknown
+
+_DEFAULTS = {
+    "source": None,
+    "ops": None,
+    "mix": None,
+    "seed_offset": 0,
+    "max_bad": 0.1,
+    "num_threads": None,
+    "num_workers": 0,
+    "prefetch": 2,
+}
+_CHUNK = 32  # rows a thread makes at a time: small enough to start soon, large enough to cost nothing
+_ENOUGH = 1000  # records after which a share of bad ones means something
+
+log = logging.getLogger(__name__)
+
+
+class Batches:
+    """Iterator of batches of one host; `close()` (or `with`) stops its threads and processes.
+
+    spec: name -> (shape, dtype) of one row. seen, bad, kinds, share: records tried on this host, how many of them could
+    not be used, by kind, and the share. The first 20 bad records are logged by name, then every 1000th.
+    On a single host it raises UserError when the share goes above `max_bad`; several hosts must agree on that, so there
+    the loop calls `check_bad` on global sums.
+    """
+
+    def __init__(self, iterator, spec: dict, *, max_bad: float, whole: int | None, alone: bool):
+        self._live = [iterator]
+        # Also when nobody closes it: grain's iterators must be gone before the interpreter takes its modules apart.
+        self._finish = weakref.finalize(self, _end, self._live)
+        self.spec, self.max_bad, self.whole, self._alone = spec, max_bad, whole, alone
+        self.seen, self.bad, self.kinds = 0, 0, Counter()
+
+    @property
+    def share(self) -> float:
+        return self.bad / max(1, self.seen)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict:
+        if not self._live:
+            raise StopIteration
+        try:
+            batch, tried, bad = join(next(self._live[0]))
+            self._count(tried, bad)
+        except BaseException:
+            self.close()
+            raise
+        return batch
+
+    def _count(self, tried: int, bad: list) -> None:
+        self.seen += tried
+        for key, kind, detail in bad:
+            self.bad += 1
+            self.kinds[kind] += 1
+            if self.bad <= 20 or self.bad % 1000 == 0:
+                log.warning("bad record %d: %s: %s: %s", self.bad, key, kind, detail)
+        if self._alone:
+            check_bad(self.seen, self.bad, self.max_bad, whole=self.whole, kinds=self.kinds)
+
+    def close(self) -> None:
+        self._finish()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _end(live: list) -> None:
+    while live:
+        live.pop().close()
+
+
+def check_bad(
+    seen: int, bad: int, max_bad: float, *, whole: int | None = None, kinds: dict[str, int] | None = None
+) -> None:
+    """Raises UserError when more than `max_bad` of the `seen` records (bad ones included) could not be used.
+
+    Judges after 1000 records, or after `whole` (the length of the data set) where that is less.
+    """
+    enough = _ENOUGH if whole is None else min(_ENOUGH, whole)
+    if seen >= enough and bad > max_bad * seen:
+        counts = ", ".join(f"{kind} {count}" for kind, count in sorted((kinds or {}).items()))
+        raise UserError(
+            f"{bad} of {seen} records ({100 * bad / seen:.1f} %) cannot be used, more than max_bad={max_bad:g} allows"
+            + (f" ({counts})" if counts else "")
+            + "; the log names them"
+        )
+
+
+def train(
+    config,
+    *,
+    batch_size: int,
+    seed: int,
+    start_example: int = 0,
+    tokenizer=None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Endless training batches from global example `start_example` on: this host's rows of each global batch.
+
+    batch_size is global. Besides what the ops keep, a batch has `_key` (object array of str, host only), `_bad` (int32:
+    bad records skipped to get this row) and `_bad_names` (list of "key: kind: detail", host only).
+    Raises UserError for anything wrong in the config, and when the components of a mix give different rows.
+    """
+    config = _checked(config)
+    rows_a_host = _divide(batch_size, process_index, process_count)
+    if start_example < 0:
+        raise UserError(f"start_example is a count of examples, not {start_example}")
+    seeds = (seed, config["seed_offset"])
+    components, weights = [], []
+    for name, weight, part in _parts(config):
+        made = source.make(part["source"])
+        epochs = order.Epochs(None if _endless(made) else _length(made, part["source"]), *seeds, name)
+        components.append(Component(name, made, _ops(part["ops"], tokenizer), epochs))
+        weights.append(weight)
+    mix = order.Mix(weights, *seeds) if config["mix"] else None
+    rows = TrainRows(
+        components,
+        mix,
+        key=order.stable_hash("augment", *seeds, bits=64),
+        start=start_example,
+        batch_size=batch_size,
+        block=(process_index * rows_a_host, rows_a_host),
+    )
+    spec = _common_spec(rows)
+    return Batches(
+        _iterate(rows, rows_a_host, config),
+        spec,
+        max_bad=config["max_bad"],
+        whole=_total(c.source for c in components),
+        alone=process_count == 1,
+    )
+
+
+def evaluate(config, *, batch_size: int, tokenizer=None, process_index: int = 0, process_count: int = 1) -> Batches:
+    """One pass over one source in its own order: every record once, all hosts the same number of batches.
+
+    Adds `_mask` (bool): False for rows of zeros, which fill the last batch or stand for a record that cannot be used. A
+    bad record is not replaced but left out, counted in `_bad` and named. Draws of the ops, if any, depend on the index
+    alone, so two passes are equal.
+    """
+    config = _checked(config)
+    if config["mix"]:
+        raise UserError("evaluation reads one source, not a mix: give source=dict(kind=...)")
+    rows_a_host = _divide(batch_size, process_index, process_count)
+    made = source.make(config["source"])
+    if _endless(made):
+        raise UserError(f"evaluation needs an end: give count=... to the source of {config['source']!r}")
+    whole = _length(made, config["source"])
+    component = Component("evaluation", made, _ops(config["ops"], tokenizer), order.Epochs(None))
+    rows = EvaluationRows(component, whole, batch_size, (process_index * rows_a_host, rows_a_host))
+    return Batches(
+        _iterate(rows, rows_a_host, config),
+        rows.spec,
+        max_bad=config["max_bad"],
+        whole=whole,
+        alone=process_count == 1,
+    )
+
+
+def length(config) -> int | None:
+    """Records in one epoch of a training config (a mix: of all its components); None where a source is endless."""
+    return _total(source.make(part["source"]) for _, _, part in _parts(_checked(config)))
+
+
+def _total(sources) -> int | None:
+    lengths = [None if _endless(s) else len(s) for s in sources]
+    return None if None in lengths else sum(lengths)
+
+
+def _endless(made) -> bool:
+    return getattr(made, "endless", False)
+
+
+def _length(made, config) -> int:
+    if len(made) == 0:
+        raise UserError(f"source {config!r} holds no records")
+    return len(made)
+
+
+def _checked(config) -> dict:
+    config = source.plain(config)
+    if not isinstance(config, dict):
+        raise UserError(f"a data config is a dict with {', '.join(_DEFAULTS)}, not {config!r}")
+    for name in config:
+        if name not in _DEFAULTS:
+            raise unknown("key of a data config:", name, _DEFAULTS)
+    config = {**_DEFAULTS, **config}
+    if (config["source"] is None) == (not config["mix"]):
+        raise UserError("a data config has a source or a mix, one of the two")
+    return config
+
+
+def _parts(config: dict) -> list[tuple[str, float, dict]]:
+    """(name, weight, dict(source, ops)) of every component."""
+    if not config["mix"]:
+        return [("", 1.0, config)]
+    parts = []
+    for entry in config["mix"]:
+        if len(entry) != 3:
+            raise UserError(f"an entry of mix is (name, weight, dict(source=, ops=)), not {entry!r}")
+        name, weight, part = entry
+        part = source.plain(part)
+        for key in part:
+            if key not in ("source", "ops"):
+                raise unknown(f"key of mix component {name!r}:", key, ("source", "ops"))
+        if not (isinstance(weight, int | float) and weight > 0):
+            raise UserError(f"weight of mix component {name!r} is {weight!r}; valid: any number above 0")
+        if "source" not in part:
+            raise UserError(f"mix component {name!r} has no source")
+        parts.append((name, weight, {"ops": config["ops"], **part}))
+    twice = [name for name, count in Counter(name for name, *_ in parts).items() if count > 1]
+    if twice:
+        raise UserError(f"mix has several components named {', '.join(map(repr, twice))}: names must differ")
+    return parts
+
+
+def _ops(ops, tokenizer):
+    """The row function of an op string; a function `(record, rng) -> example` is taken as it is."""
+    if callable(ops):
+        return ops
+    if not ops:
+        raise UserError('a data config needs ops, for instance decode|resize(64)|tokenize(32)|keep("image","text")')
+    from maeclip_jax.data.ops import parse
+
+    return parse(ops, SimpleNamespace(tokenizer=tokenizer))
+
+
+def _divide(batch_size: int, process_index: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        near = max(1, round(batch_size / process_count)) * process_count
+        raise UserError(
+            f"batch size {batch_size} cannot be divided over {process_count} processes; "
+            f"valid: multiples of {process_count}, for instance {near}"
+        )
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process {process_index} of {process_count}; valid: 0 to {process_count - 1}")
+    return batch_size // process_count
+
+
+def _common_spec(rows: TrainRows) -> dict:
+    """The signature all components share; makes one example of each, so a wrong op fails here and not in a thread."""
+    specs = {c.name: signature(rows.example(c, 0, 0)[0]) for c in rows.components}
+    (first, spec), *others = specs.items()
+    for name, other in others:
+        if other != spec:
+            raise UserError(
+                f"components of a mix give different rows: {first!r} has {_show(spec)}; {name!r} has {_show(other)}; "
+                "end their ops with the same keep(...), resize and tokenize"
+            )
+    return spec
+
+
+def _show(spec: dict) -> str:
+    return ", ".join(f"{name} {dtype}{list(shape)}" for name, (shape, dtype) in sorted(spec.items()))
+
+
+def _iterate(rows, rows_a_host: int, config: dict):
+    """grain's part: chunks of rows made by threads (and processes), joined to batches by a thread ahead of the loop."""
+    import grain
+
+    # A chunk divides the batch; a batch with no divisor worth having is made in one piece.
+    chunk = max(d for d in range(1, min(_CHUNK, rows_a_host) + 1) if rows_a_host % d == 0)
+    if chunk < 8:
+        chunk = rows_a_host
+    workers = config["num_workers"]
+    threads = config["num_threads"] or min(16, 2 * (os.cpu_count() or 1))
+    threads = max(1, threads // max(1, workers))
+    dataset = grain.MapDataset.source(rows).batch(chunk, batch_fn=collate)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain reads flags before it starts a process; a notebook has parsed none
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    dataset = dataset.batch(rows_a_host // chunk, batch_fn=list)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config["prefetch"]))

@@ -1,0 +1,235 @@
+"""Sources: where records come from. One switch, `kind`, and one contract.
+
+A source is random access: `source[i]` is record i, a dict with `key` (str), `image` (encoded bytes, or uint8 [H,W,3]
+where it is drawn), `texts` (list of str) or `text` (str), and whatever else the data set holds. `len(source)` is the
+number of records; an endless source says `endless` and has no order of its own: record i is a pure function of
+(its seed, i). Any object with `[]` and `len` may be given instead of a config: a notebook's own list of records, say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.data import tfds_record
+from maeclip_jax.errors import UserError, choose, unknown
+
+ENDLESS = 2**62  # what len() of an endless source says: more than will ever be asked for
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+$")
+
+
+def plain(config) -> Any:
+    """A ConfigDict (or any mapping) as a dict of its own; everything else untouched."""
+    if hasattr(config, "to_dict"):
+        return config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else config
+
+
+def make(config):
+    """The source that `config` describes, e.g. `dict(kind="tfds", name="scenes/demo", split="train[:90%]")`.
+
+    Raises UserError for an unknown kind or argument, a data set that is not there, an unknown or empty split.
+    """
+    config = plain(config)
+    if not isinstance(config, dict):
+        if hasattr(config, "__getitem__") and hasattr(config, "__len__") and not isinstance(config, str):
+            return config
+        raise UserError(f"a source is a dict with a kind ({', '.join(sorted(KINDS))}), not {config!r}")
+    kind = config.pop("kind", None)
+    cls = choose("source kind", kind, KINDS)
+    parameters = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in config:
+            if name not in parameters:
+                raise unknown(f"argument of source {kind!r}:", name, parameters)
+    return cls(**config)
+
+
+def data_dir(directory: str | None = None) -> str:
+    """Where data sets live: `directory`, else $MAECLIP_DATA_DIR, else $TFDS_DATA_DIR, else `data`."""
+    found = directory or os.environ.get("MAECLIP_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "data"
+    return os.path.expanduser(found)
+
+
+class TfdsSource:
+    """A prepared TFDS data set (ArrayRecord files), read without TensorFlow.
+
+    dir: the folder that holds `name`, or (with an empty name) the folder of one version.
+    name: `scenes/demo`, `scenes/demo:1.0.0`; without a version the newest one that is there.
+    split: TFDS's language: `train`, `train[:90%]`, `train+test`.
+    features: record name -> feature of the data set (`captions/text` for a nested one), where the table
+        `tfds_record.NAMES` does not know the layout; None drops a feature.
+    """
+
+    endless = False
+
+    def __init__(self, dir: str | None = None, name: str = "", split: str = "train", features=None):
+        import tensorflow_datasets as tfds
+
+        self._config = {"dir": dir, "name": name, "split": split, "features": plain(features)}
+        path = _locate(data_dir(dir), name)
+        builder = tfds.builder_from_directory(str(path))
+        self.name = f"{builder.info.full_name}:{split}"
+        _check_split(split, builder)
+        self.read = tfds_record.Reader(builder.info.features, plain(features) or {})
+        try:
+            self._raw = builder.as_data_source(
+                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            ).data_source
+        except NotImplementedError as e:
+            raise UserError(
+                f"{path} cannot be read at random; prepare it again with file_format='array_record' ({e})"
+            ) from e
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names of the label, where the data set knows them."""
+        return self.read.classes
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.read(self._raw[index])
+        record.setdefault("key", f"{self.name}/{index}")
+        return record
+
+    def __reduce__(self):  # worker processes open their own files
+        return make, ({"kind": "tfds", **self._config},)
+
+
+class SceneSource:
+    """Drawn scenes with no end, rendered when asked for: record i is a pure function of (knobs, seed, split, i).
+
+    knobs: the fields of `data.scenes.SceneSpec` (resolution, diversity, ...). count: stop after so many records,
+    which makes the source finite (shuffled in epochs, fit for evaluation).
+    """
+
+    def __init__(self, seed: int = 0, split: str = "train", count: int | None = None, **knobs):
+        from maeclip_jax.data.scenes import SceneSpec, SceneStream
+
+        fields = [f.name for f in dataclasses.fields(SceneSpec)]
+        for name in knobs:
+            if name not in fields:
+                raise unknown("argument of source 'scenes':", name, ["seed", "split", "count", *fields])
+        spec = SceneSpec(**knobs)
+        self.name, self.endless, self.count = f"scenes/{split}-{seed}", count is None, count
+        self.classes = list(spec.classes)
+        self.stream = SceneStream(spec, seed, split)
+
+    def __len__(self) -> int:
+        return ENDLESS if self.count is None else self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return self.stream[index]
+
+
+class NoiseSource:
+    """Random pictures and random words, as fast as memory: the upper bound that a benchmark compares with.
+
+    Pictures are windows into one random buffer, so a record costs microseconds; words are drawn from `vocabulary`
+    made-up ones. Record i is a pure function of (seed, i).
+    """
+
+    _BUFFER = 1 << 24  # bytes; pictures overlap, which no benchmark can notice
+
+    def __init__(
+        self,
+        resolution: int = 224,
+        words: int = 12,
+        vocabulary: int = 1000,
+        labels: int = 10,
+        seed: int = 0,
+        count: int | None = None,
+    ):
+        self._config = {
+            "resolution": resolution,
+            "words": words,
+            "vocabulary": vocabulary,
+            "labels": labels,
+            "seed": seed,
+            "count": count,
+        }
+        self.name, self.endless = f"noise(seed={seed})", count is None
+        self.classes = [f"class {i}" for i in range(labels)]
+        self.__dict__.update(self._config)
+        size = max(self._BUFFER, 2 * 3 * resolution**2)
+        self._pixels = np.frombuffer(np.random.default_rng(seed).bytes(size), np.uint8)
+
+    def __len__(self) -> int:
+        return ENDLESS if self.count is None else self.count
+
+    def __getitem__(self, index: int) -> dict:
+        # Multiplication by an odd constant spreads neighbours over the buffer and the vocabulary.
+        h = ((index + 1) * 0x9E3779B97F4A7C15 + self.seed) & (2**64 - 1)
+        size = 3 * self.resolution**2
+        start = (h >> 20) % (len(self._pixels) - size)
+        image = self._pixels[start : start + size].reshape(self.resolution, self.resolution, 3)
+        text = " ".join(f"w{((h >> 8) * (2 * k + 1) >> 13) % self.vocabulary}" for k in range(self.words))
+        return {"key": f"noise/{index}", "image": image, "texts": [text], "label": (h >> 32) % self.labels}
+
+    def __reduce__(self):
+        return make, ({"kind": "noise", **self._config},)
+
+
+KINDS = {"tfds": TfdsSource, "scenes": SceneSource, "noise": NoiseSource}
+
+
+def _locate(root: str, name: str):
+    """The version folder of data set `name` under `root`."""
+    from etils import epath
+
+    base, _, version = name.partition(":")
+    path = epath.Path(root) / base if base else epath.Path(root)
+    if version:
+        path = path / version
+    if (path / "dataset_info.json").exists():
+        return path
+    if not version:
+        found = [p for p in _folders(path) if _VERSION.match(p.name) and (p / "dataset_info.json").exists()]
+        if found:
+            return max(found, key=lambda p: tuple(int(n) for n in p.name.split(".")))
+    raise UserError(_missing(epath.Path(root), base, path))
+
+
+def _missing(root, base: str, path) -> str:
+    parts = base.split("/")
+    if parts[0] == "scenes":
+        config = parts[1] if len(parts) > 1 else "demo"
+        command = f"python -m maeclip_jax.data.builders.scenes --config {config} --data_dir {root}"
+    else:
+        command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> --out {path}"
+    there = []
+    for pattern in ("*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
+        for info in sorted(root.glob(pattern)) if root.exists() else ():
+            *folders, version = info.parent.parts[len(root.parts) :]
+            there.append(f"{'/'.join(folders)}:{version}" if _VERSION.match(version) else "/".join([*folders, version]))
+    note = f"data sets in {root}: {', '.join(there)}" if there else f"{root} holds no data set"
+    return f"no data set {base!r} at {path} ({note}); prepare it with `{command}`"
+
+
+def _folders(path) -> list:
+    return [p for p in path.iterdir() if p.is_dir()] if path.exists() else []
+
+
+def _check_split(split: str, builder) -> None:
+    """Refuses unknown names, slices that cannot be read and splits with nothing in them."""
+    valid = sorted(builder.info.splits)
+    for part in split.split("+"):
+        base = part.partition("[")[0].strip()
+        if base not in valid and base != "all":
+            raise unknown(f"split of {builder.info.full_name}:", base, valid)
+    try:
+        empty = builder.info.splits[split].num_examples == 0
+    except (ValueError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"split {split!r} cannot be read ({reason}); valid: {valid[0]}, {valid[0]}[:90%], ...") from e
+    if empty:
+        raise UserError(f"split {split!r} of {builder.info.full_name} is empty; valid: {', '.join(valid)}")
