@@ -76,7 +76,8 @@ _UPRIGHT = {
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 cv2.setNumThreads(0)  # one record, one thread: the pipeline has its own, and OpenCV's would fight with them
-# Pillow warns above half of its own limit; every size is checked here anyway.
+# Pillow warns about damaged metadata and about sizes over half its limit. What matters is refused here by name.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -111,10 +112,10 @@ class Picture:
         if transposed:
             y, x, h, w = x, y, w, h
         pixels, factor, swapped = self._decode(factor)
-        top, left = round(y / factor), round(x / factor)
-        rows = slice(top, max(round((y + h) / factor), top + 1))
-        columns = slice(left, max(round((x + w) / factor), left + 1))
-        pixels = pixels[rows, columns]
+        if box:
+            top, left = round(y / factor), round(x / factor)
+            bottom, right = round((y + h) / factor), round((x + w) / factor)
+            pixels = pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
         if swapped:  # only the part that is used pays for the conversion
             pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         if self._orientation == 1:

@@ -113,7 +113,8 @@ def _step(node: ast.expr, source: str, tokenizer) -> Step:
             bound = inspect.Signature(list(own.values())).bind(*args, **kwargs)
         except TypeError as error:
             raise UserError(f"{error}; it is {_usage(function)}") from None
-        kwargs = {name: _checked(name, value) for name, value in bound.arguments.items()}
+        given = {"names": (), **bound.arguments} if "names" in own else bound.arguments
+        kwargs = {name: _checked(name, value) for name, value in given.items()}
         args = kwargs.pop("names", ())
         if "method" in kwargs and kwargs.get("antialias", "exact") != "exact":
             raise UserError(f'method={kwargs["method"]!r} needs antialias="exact"; the others have their own')
