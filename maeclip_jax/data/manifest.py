@@ -1,0 +1,223 @@
+"""The account of a preparation: what went in, what was kept, what was dropped and why, how large it is.
+
+`manifest.json` holds it for programs and `report.txt` for people. Neither holds a time or a number of workers: the
+same source and options give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Iterable
+
+from etils import epath
+
+from maeclip_jax import errors
+
+QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
+QUANTITIES = {
+    "source_width": "pixels",
+    "source_height": "pixels",
+    "source_short_side": "pixels",
+    "width": "pixels, as stored",
+    "height": "pixels, as stored",
+    "short_side": "pixels, as stored",
+    "picture_bytes": "bytes, as stored",
+    "captions": "a picture",
+    "caption_words": "words",
+    "caption_characters": "characters",
+}
+PACKAGES = ("array_record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
+
+
+class Tally:
+    """Counts and histograms of outcomes; tallies of parts add up to the tally of the whole.
+
+    Values above 1000 are rounded to three digits in the histograms, so that a billion records need no more memory than
+    a thousand.
+    """
+
+    def __init__(self):
+        self.totals: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()  # by split
+        self.dropped: Counter[str] = Counter()  # by kind
+        self.histograms: dict[str, Counter[int]] = {name: Counter() for name in QUANTITIES}
+
+    @property
+    def records(self) -> int:
+        """Records that went in."""
+        return self.kept.total() + self.dropped.total()
+
+    def add(self, outcome, sign: int = 1) -> None:
+        """Counts a `Kept` or `Dropped` of `builders.image_text`; `sign` -1 takes it back."""
+        self.totals["rows"] += sign * outcome.rows
+        if not hasattr(outcome, "stored"):
+            self.dropped[outcome.kind] += sign * outcome.records
+            return
+        stored, texts = outcome.stored, outcome.example["texts"]
+        self.kept[outcome.split] += sign
+        self.totals["kept_verbatim"] += sign * stored.verbatim
+        self.totals["empty_captions_left_out"] += sign * outcome.empty_captions
+        self.totals["source_picture_bytes"] += sign * outcome.source_bytes
+        self.totals["stored_picture_bytes"] += sign * len(stored.image)
+        values = {
+            "source_width": stored.source_width,
+            "source_height": stored.source_height,
+            "source_short_side": min(stored.source_width, stored.source_height),
+            "width": stored.width,
+            "height": stored.height,
+            "short_side": min(stored.width, stored.height),
+            "picture_bytes": len(stored.image),
+            "captions": len(texts),
+        }
+        for name, value in values.items():
+            self.histograms[name][_rounded(value)] += sign
+        for text in texts:
+            self.histograms["caption_words"][_rounded(len(text.split()))] += sign
+            self.histograms["caption_characters"][_rounded(len(text))] += sign
+
+    @classmethod
+    def sum(cls, tallies: Iterable[Tally]) -> Tally:
+        total = cls()
+        for tally in tallies:
+            for mine, other in zip(total._counters(), tally._counters()):
+                mine.update(other)
+        return total
+
+    def _counters(self) -> list[Counter]:
+        return [self.totals, self.kept, self.dropped, *self.histograms.values()]
+
+    def json(self) -> dict:
+        parts = {"totals": self.totals, "kept": self.kept, "dropped": self.dropped}
+        parts = {name: _sorted(counter) for name, counter in parts.items()}
+        return {**parts, "histograms": {name: _sorted(h) for name, h in self.histograms.items()}}
+
+    @classmethod
+    def from_json(cls, tree: dict) -> Tally:
+        tally = cls()
+        tally.totals.update(tree["totals"])
+        tally.kept.update(tree["kept"])
+        tally.dropped.update(tree["dropped"])
+        for name, histogram in tree["histograms"].items():
+            tally.histograms[name].update({int(v): n for v, n in histogram.items()})
+        return tally
+
+    def quantiles(self, name: str) -> dict[str, int]:
+        """{'0': smallest, ..., '1': largest} of a quantity; empty where nothing was kept."""
+        histogram = sorted((v, n) for v, n in self.histograms[name].items() if n > 0)
+        total = sum(n for _, n in histogram)
+        result, below, rest = {}, 0, iter(histogram)
+        value = None
+        for q in QUANTILES if total else ():
+            while value is None or below < max(q * total, 1):
+                value, count = next(rest)
+                below += count
+            result[f"{q:g}"] = value
+        return result
+
+
+def _rounded(value: int) -> int:
+    return value if value < 1000 else int(float(f"{value:.3g}"))
+
+
+def _sorted(counter: Counter) -> dict[str, int]:
+    return {str(k): n for k, n in sorted(counter.items()) if n}
+
+
+def build(name: str, identity: dict, tally: Tally, shards: dict[str, list[dict]], upstream: Counter) -> dict:
+    """The tree of `manifest.json`. `shards`: split -> [{file, records, bytes, sha256}] in order."""
+    return {
+        "name": name,
+        "options": identity["options"],
+        "source": identity["source"],
+        "upstream": _sorted(upstream),
+        "records": {
+            "in": tally.records,
+            "kept": tally.kept.total(),
+            "dropped": tally.dropped.total(),
+            "dropped_by_kind": _sorted(tally.dropped),
+        },
+        "totals": _sorted(tally.totals),
+        "splits": {
+            split: {"records": sum(s["records"] for s in files), "shards": files} for split, files in shards.items()
+        },
+        "quantiles": {q: tally.quantiles(q) for q in QUANTITIES},
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+    }
+
+
+def report(manifest: dict) -> str:
+    """The manifest for people: records, drops by class, sizes."""
+    records, totals = manifest["records"], manifest["totals"]
+    lines = [f"{manifest['name']} from {manifest['source']['format']} in {manifest['source']['root']}", ""]
+    upstream = manifest["upstream"]
+    if upstream:
+        named = ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in upstream.items())
+        lines += [f"img2dataset says of its own part: {named}", ""]
+    if totals.get("rows", 0) != records["in"]:
+        lines.append(f"{totals.get('rows', 0):>12,} rows or entries read, joined into")
+    lines.append(f"{records['in']:>12,} records in")
+    for split, entry in manifest["splits"].items():
+        shards = len(entry["shards"])
+        lines.append(f"{entry['records']:>12,} kept in split {split} ({shards} shard{'s' * (shards > 1)})")
+    for kind, count in records["dropped_by_kind"].items():
+        lines.append(f"{count:>12,} dropped: {kind}")
+    share = records["dropped"] / max(1, records["in"])
+    lines += [f"{records['dropped']:>12,} dropped in all ({share:.2%}); each is named in dropped.jsonl", ""]
+    verbatim = totals.get("kept_verbatim", 0)
+    lines.append(f"{verbatim:>12,} pictures stored byte for byte, {records['kept'] - verbatim:,} encoded anew")
+    if totals.get("empty_captions_left_out"):
+        lines.append(f"{totals['empty_captions_left_out']:>12,} empty captions left out beside others of their picture")
+    before, after = totals.get("source_picture_bytes", 0), totals.get("stored_picture_bytes", 0)
+    lines += [f"{after / 1e6:>12,.1f} MB of pictures stored, of {before / 1e6:,.1f} MB read", ""]
+    lines.append(f"{'quantile':24s}" + "".join(f"{f'{q:.0%}':>10s}" for q in QUANTILES))
+    for quantity, unit in QUANTITIES.items():
+        values = manifest["quantiles"][quantity]
+        lines.append(f"{quantity:24s}" + "".join(f"{v:>10,}" for v in values.values()) + f"  {unit}")
+    return "\n".join(lines) + "\n"
+
+
+def check_share(tally: Tally, max_bad: float) -> None:
+    """Raises UserError with the counts when more than `max_bad` of the records were dropped, or nothing was kept."""
+    bad, records = tally.dropped.total(), tally.records
+    if bad <= max_bad * records and tally.kept.total():
+        return
+    kinds = ", ".join(f"{kind} {n}" for kind, n in tally.dropped.most_common()) or "the source is empty"
+    limit = f"more than max_bad={max_bad:g}" if tally.kept.total() else "so nothing is left"
+    raise errors.UserError(
+        f"{bad} of {records} records are bad ({kinds}), {limit}; "
+        "valid: other columns, a better source, or a larger --max_bad (finished work is kept)"
+    )
+
+
+def check_same(before: dict, now: dict, where: epath.Path) -> None:
+    """Raises UserError that says what differs between the preparation that lies in `where` and the one asked for."""
+    for part in ("options", "source"):
+        for name in sorted(before[part].keys() | now[part].keys()):
+            old, new = before[part].get(name), now[part].get(name)
+            if old == new:
+                continue
+            change = _changed_file(old, new) if name == "files" else f"{name}={old!r}, which is now {new!r}"
+            raise errors.UserError(
+                f"{str(where)!r} was prepared with {change}; "
+                "valid: the same as before, another --name or --out, or --overwrite"
+            )
+
+
+def _changed_file(old: dict[str, str], new: dict[str, str]) -> str:
+    changed = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
+    path = changed[0]
+    what = "which is gone" if path not in new else "which has changed" if path in old else "absent"
+    more = f" (and {len(changed) - 1} more differ)" if len(changed) > 1 else ""
+    return f"source file {path!r} {what}{more}" if what == "absent" else f"source file {path!r}, {what}{more}"
+
+
+def dump(tree: dict) -> str:
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def sha256(path: epath.Path) -> str:
+    with epath.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
