@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -34,3 +36,20 @@ def choose(what: str, name: str, table: dict):
     if name not in table:
         raise unknown(what, name, sorted(table))
     return table[name]
+
+
+@contextlib.contextmanager
+def from_modules() -> Iterator[None]:
+    """Turns a ValueError that `maeclip_jax.nn` or an objective raised itself (a bad word in a config) into a UserError.
+
+    Those modules import nothing of the project, so that they can be used alone; anything else passes unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as e:
+        where = traceback.extract_tb(e.__traceback__)[-1].filename.replace("\\", "/")
+        if "maeclip_jax/nn/" in where or "maeclip_jax/objectives/" in where:
+            raise UserError(str(e)) from None
+        raise

@@ -1,0 +1,68 @@
+# A menu, thin over real commands. `make help` lists it.
+PYTHON ?= python3
+VENV   ?= .venv
+# CPU set by default; EXTRAS=test,tpu or EXTRAS=test,gpu on machines that have one.
+EXTRAS ?= test
+PY      = $(VENV)/bin/python
+DATA   ?= data
+CONFIG ?= experiments/mae_clip.py:scale=demo,pool=max
+WORKDIR ?= runs/mine
+ARGS   ?=
+STAMP   = $(VENV)/.installed-$(subst $(eval ) ,,$(subst $(comma),-,$(EXTRAS)))
+comma  := ,
+export MAECLIP_DATA_DIR ?= $(DATA)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo data train eval report sweep bench bench-input doctor test lint golden clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(STAMP): setup.cfg pyproject.toml
+	@test -x $(PY) || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing maeclip_jax[$(EXTRAS)] into $(VENV)"
+	@$(PY) -m pip install -q --upgrade pip && $(PY) -m pip install -q -e '.[$(EXTRAS)]'
+	@touch $@
+
+install: $(STAMP)  ## create .venv and install the package (EXTRAS=test,tpu | test,gpu | ...)
+
+data: $(STAMP)  ## draw the embedded data set `scenes` into data/
+	$(PY) -m maeclip_jax.data.builders.scenes --config demo --data_dir $(DATA)
+
+demo: data  ## train MAE-CLIP on scenes, evaluate, write runs/demo/report/index.html (about 10 minutes on 2 cores)
+	$(PY) -m maeclip_jax.main --config=experiments/mae_clip.py:scale=demo,pool=max --workdir=runs/demo
+	$(PY) -m maeclip_jax.report runs/demo
+
+train: $(STAMP)  ## train CONFIG=experiments/x.py:arg in WORKDIR=runs/x (ARGS="--config.seed=1 ...")
+	$(PY) -m maeclip_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+eval: $(STAMP)  ## run CONFIG's evaluators on the newest checkpoint of WORKDIR
+	$(PY) -m maeclip_jax.main --mode=eval --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+report: $(STAMP)  ## write WORKDIR/report/index.html
+	$(PY) -m maeclip_jax.report $(WORKDIR)
+
+sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table
+	$(PY) -m maeclip_jax.sweep $(SWEEP)
+
+bench: $(STAMP)  ## step time, images/s, MFU, memory, input speed of CONFIG, as table and JSON
+	$(PY) -m maeclip_jax.bench --config=$(CONFIG) $(ARGS)
+
+bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillow (and tf.data if installed): IMAGES=folder
+	$(PY) -m maeclip_jax.data.bench --images $(IMAGES)
+
+doctor: $(STAMP)  ## what this machine has, and whether jax uses it
+	$(PY) -m maeclip_jax.doctor
+
+test: $(STAMP)  ## lint and all tests
+	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
+	$(PY) -m pytest tests -q $(ARGS)
+
+lint: $(STAMP)  ## ruff: fix what can be fixed, format
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+
+golden: $(STAMP)  ## rewrite the golden files of all experiments (review the diff)
+	$(PY) -m tests.golden
+
+clean:  ## remove caches and build products (never data/ or runs/)
+	rm -rf .pytest_cache .ruff_cache build *.egg-info && find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +

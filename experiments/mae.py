@@ -1,0 +1,37 @@
+"""MAE: masked autoencoding of pictures alone (He et al. 2021); row "MAE" of the paper's table of linear probes.
+
+    python -m maeclip_jax.main --config=experiments/mae.py:scale=demo --workdir=runs/mae
+    python -m maeclip_jax.main --config=experiments/mae.py:scale=low,size=B/16 --workdir=gs://bucket/mae_low
+
+Argument: scale = demo | photos | low | high, size = one of common.SIZES, pool = pooling of probes and features,
+runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per 256,
+decoder 8 x 512. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of scale=low and high.
+The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
+"""
+
+from __future__ import annotations
+
+from experiments import common
+
+STREAMS = ("image",)
+
+
+def get_config(arg=None):
+    arg = common.parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
+    config = common.base(arg, "mae", STREAMS)
+    image, _, decoder, _ = common.towers(arg)
+    config.model.update(
+        image_tower=image | dict(cls=True, pool=arg.pool),
+        decoder_tower=decoder,
+        streams=STREAMS,
+        mask=dict(image=0.75),
+        mask_share="sample",
+        weights=dict(image=1.0),
+        norm_pix=True,
+        stats="imagenet",
+    )
+    config.optim.update(lr=1.5e-4, lr_per_examples=256, b2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=0.0)
+    if arg.scale in ("demo", "photos"):
+        config.optim.update(lr=1e-3, lr_per_examples=0)
+    config.evals = common.evals(arg, contrastive=False, generative=True, streams=STREAMS)
+    return config

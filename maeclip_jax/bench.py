@@ -1,0 +1,139 @@
+"""`make bench`: what an experiment's step and input cost on this machine, as a table and as JSON.
+
+    python -m maeclip_jax.bench --config=experiments/clip.py:scale=demo [--steps=20] [--json=FILE] [--config.x=y ...]
+
+The step is timed on one batch that stays on the device, so it is the upper bound the input pipeline must reach; the input
+pipeline is timed alone, on the experiment's own data (or on noise pictures of the same size where that is not there).
+Everything printed is measured here, in one run, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from maeclip_jax import flops, main, program, sharding
+from maeclip_jax.data import pipeline, tokenizer
+from maeclip_jax.errors import UserError
+
+
+def time_steps(prog: program.Program, dtype: str, steps: int) -> dict:
+    """Compiles and runs `steps` train steps on one random batch; figures per step (median)."""
+    rng = np.random.default_rng(0)
+    local = prog.batch_size // jax.process_count()
+    batch = {}
+    for name, x in prog.inputs.items():
+        high = 256 if x.dtype == np.uint8 else 2
+        batch[name] = rng.integers(0, high, (local, *x.shape[1:])).astype(x.dtype)
+    batch = sharding.place(batch, prog.mesh)
+    start = time.perf_counter()
+    compiled = prog.step.lower(prog.abstract, prog.inputs).compile()
+    compile_seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    state = prog.init()
+    seconds = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - start)
+    step = statistics.median(seconds[2:])
+    peak, peak_source = flops.peak_per_device(dtype)
+    devices = prog.mesh.size
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "device": f"{devices} x {jax.devices()[0].device_kind}",
+        "batch size": prog.batch_size,
+        "parameters": sum(x.size for x in jax.tree.leaves(prog.abstract.params)),
+        "compile seconds": compile_seconds,
+        "step seconds (median)": step,
+        "step seconds (best)": min(seconds[2:]),
+        "images/s": prog.batch_size / step,
+        "images/s/device": prog.batch_size / step / devices,
+        "model FLOPs/step": prog.flops_per_step,
+        "MFU (%)": 100 * prog.flops_per_step / step / devices / peak,
+        "peak FLOP/s per device": peak,
+        "peak from": peak_source,
+        "arguments GiB/device (compiler)": memory.argument_size_in_bytes / 2**30 if memory else None,
+        "temporaries GiB/device (compiler)": memory.temp_size_in_bytes / 2**30 if memory else None,
+        "peak memory GiB/device (runtime)": stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None,
+    }
+
+
+def time_input(config, prog: program.Program, batches: int) -> dict:
+    """Reads `batches` batches of the experiment's own data, or of noise where it is not there."""
+    data, of = config.data, "the experiment's data"
+    words = tokenizer.make(config.tokenizer) if config.tokenizer.type else None
+    try:
+        it = pipeline.train(data, batch_size=prog.batch_size, seed=config.seed, tokenizer=words)
+    except UserError as e:
+        of = f"noise pictures ({' '.join(str(e).split())[:80]}...)"
+        side = prog.inputs["image"].shape[1] if "image" in prog.inputs else 32
+        data = data.copy_and_resolve_references()
+        data.source = dict(kind="noise", size=side)
+        it = pipeline.train(data, batch_size=prog.batch_size, seed=config.seed, tokenizer=words)
+    with it:
+        next(it)
+        cpu, start = time.process_time(), time.perf_counter()
+        for _ in range(batches):
+            next(it)
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    images = batches * prog.batch_size
+    return {
+        "input of": of,
+        "input images/s": images / wall,
+        "input images/s/core (CPU seconds)": images / max(cpu, 1e-9),
+        "CPU cores": os.cpu_count(),
+    }
+
+
+def report(figures: dict) -> str:
+    """Two columns; numbers to four digits."""
+
+    def show(v) -> str:
+        if v is None:
+            return "not told by this backend"
+        return f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
+
+    width = max(map(len, figures))
+    return "\n".join(f"{k.ljust(width)}  {show(v)}" for k, v in figures.items())
+
+
+def run(argv: list[str]) -> None:
+    """The command line: the experiment's flags and --steps, --json."""
+    own = {"steps": "20", "json": ""}
+    rest = []
+    for arg in argv:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and equals and name in own:
+            own[name] = value
+        else:
+            rest.append(arg)
+    values = main.parse([*rest, "--workdir=unused"])
+    main.start_jax(values)
+    config = values.config
+    try:
+        epoch = pipeline.length(config.data)
+    except UserError:
+        epoch = 10**6  # the schedule needs an epoch, the speed does not depend on it
+    prog = program.build(config, epoch=epoch)
+    with jax.set_mesh(prog.mesh):
+        figures = {"config": str(values["config"].config_filename)}
+        figures |= time_steps(prog, config.model.compute.dtype, int(own["steps"]))
+        figures |= time_input(config, prog, max(2, 512 // prog.batch_size))
+    figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]
+    print(report(figures))
+    print(json.dumps(figures))
+    if own["json"]:
+        with open(own["json"], "w") as f:
+            json.dump(figures, f, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main.guarded(lambda: run(sys.argv)))

@@ -1,0 +1,229 @@
+"""What a run says: terminal lines with progress and ETA, metrics.jsonl, TensorBoard, the parameter table, costs.json.
+
+Only process 0 writes. The workdir may be remote (gs://), where files cannot be appended to: rows are then rewritten whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from maeclip_jax import paths
+
+METRICS, COSTS = "metrics.jsonl", "costs.json"
+_REMOTE_SECONDS = 60.0  # how often rows are rewritten to a remote workdir
+
+
+def say(text: str) -> None:
+    """A line on the terminal of process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def read_rows(workdir: epath.PathLike) -> list[dict]:
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    path, rows = epath.Path(workdir) / METRICS, []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows
+
+
+class Log:
+    """Writes scalars of a step to metrics.jsonl and TensorBoard.
+
+    A resumed run drops the rows it is going to write again (step > `resume_step`), so there is one row a logged step.
+    """
+
+    def __init__(self, workdir: epath.PathLike, resume_step: int):
+        self._active = jax.process_index() == 0
+        self._path = epath.Path(workdir) / METRICS
+        self._remote = "://" in str(workdir)
+        self._written = 0.0
+        if not self._active:
+            return
+        self._rows = [r for r in read_rows(workdir) if r.get("step", 0) <= resume_step]
+        self._rewrite()
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(
+            str(epath.Path(workdir) / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+        )
+
+    def _rewrite(self) -> None:
+        temporary = self._path.with_name(METRICS + ".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in self._rows))
+        temporary.replace(self._path)
+        self._written = time.time()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One row: {"step": step, **values}. Non-finite values are written as null, which JSON can hold."""
+        if not self._active:
+            return
+        row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._rows.append(row)
+        if self._remote:
+            if time.time() - self._written > _REMOTE_SECONDS:
+                self._rewrite()
+        else:
+            with self._path.open("a") as f:
+                f.write(json.dumps(row) + "\n")
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+
+    def picture(self, step: int, name: str, picture_HxWx3: np.ndarray) -> None:
+        """A uint8 picture for TensorBoard."""
+        if self._active:
+            self._board.add_image(name, picture_HxWx3, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self._active:
+            if self._remote:
+                self._rewrite()
+            self._board.close()
+
+
+class Clock:
+    """Where the time of a run goes, in seconds by phase, summed over restarts (the sums travel in the checkpoint).
+
+    `train` is the time in the loop that was no checkpoint and no evaluation; `input_wait` is the part of it spent
+    waiting for data.
+    """
+
+    PAUSES = ("checkpoint", "eval")
+    PHASES = ("compile", "restore", "train", "input_wait", *PAUSES)
+
+    def __init__(self, seconds: Mapping[str, float] | None = None):
+        self._seconds = dict.fromkeys(self.PHASES, 0.0) | dict(seconds or {})
+        self._loop: tuple[float, float] | None = None
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to phase `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds to a phase."""
+        self._seconds[name] += seconds
+
+    def start_loop(self) -> None:
+        """From now on time is training, unless a phase says otherwise."""
+        self._loop = (time.perf_counter(), self.paused)
+
+    def stop_loop(self) -> None:
+        """Books the training time so far."""
+        self._seconds, self._loop = self.seconds, None
+
+    @property
+    def paused(self) -> float:
+        """Seconds so far that stood between steps."""
+        return sum(self._seconds[p] for p in self.PAUSES)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase up to now."""
+        out = dict(self._seconds)
+        if self._loop:
+            start, paused = self._loop
+            out["train"] += time.perf_counter() - start - (self.paused - paused)
+        return out
+
+
+class Progress:
+    """Turns finished steps into throughput, ETA and the line a person watches."""
+
+    def __init__(
+        self, start_step: int, total: int, batch_size: int, flops_per_step: float, peak: float, seconds: Mapping
+    ):
+        self.total, self.batch_size = total, batch_size
+        self.flops_per_step, self.peak = flops_per_step, peak
+        self._last = (start_step, seconds["train"], seconds["input_wait"])
+
+    def measure(self, step: int, seconds: Mapping[str, float]) -> dict[str, float]:
+        """perf/* since the last call, from the clock's seconds: training time only, without pauses."""
+        last_step, last_trained, last_waited = self._last
+        trained, waited = seconds["train"], seconds["input_wait"]
+        elapsed, steps = max(trained - last_trained, 1e-9), max(step - last_step, 1)
+        self._last = (step, trained, waited)
+        per_step, devices = elapsed / steps, jax.device_count()
+        return {
+            "perf/step_seconds": per_step,
+            "perf/img_per_sec": self.batch_size / per_step,
+            "perf/img_per_sec_per_chip": self.batch_size / per_step / devices,
+            "perf/mfu": self.flops_per_step / per_step / devices / self.peak,
+            "perf/input_wait_fraction": min(1.0, (waited - last_waited) / elapsed),
+        }
+
+    def line(self, step: int, row: Mapping[str, float]) -> str:
+        """`step 120/600 20% | eta 3m10s | loss 2.345 | 410 img/s | mfu 21% | input wait 1%`."""
+        eta = (self.total - step) * row["perf/step_seconds"]
+        parts = [
+            f"step {step}/{self.total} {100 * step / self.total:3.0f}%",
+            f"eta {duration(eta)}",
+            f"loss {row['train/loss']:.4f}",
+            f"{row['perf/img_per_sec']:.0f} img/s",
+            f"mfu {100 * row['perf/mfu']:.0f}%",
+            f"input wait {100 * row['perf/input_wait_fraction']:.0f}%",
+        ]
+        if row.get("train/skipped"):
+            parts.append(f"skipped {row['train/skipped']:.0f} steps")
+        if row.get("train/bad_records"):
+            parts.append(f"bad records {row['train/bad_records']:.0f}")
+        return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1m15s`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+
+
+def device_memory() -> dict[str, float]:
+    """perf/device_memory_peak_gib of local device 0, where the backend tells (TPU, GPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {} if peak is None else {"perf/device_memory_peak_gib": peak / 2**30}
+
+
+def parameter_table(params: Any, specs: Any) -> str:
+    """Path, shape, split and count per parameter, and the total."""
+    rows = [("parameter", "shape", "split over", "size")]
+    flat_specs = list(jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, jax.P)))
+    total = 0
+    for (path, leaf), spec in zip(paths.flatten(params).items(), flat_specs):
+        split = ", ".join("-" if a is None else str(a) for a in spec) or "-"
+        rows.append((path, " x ".join(map(str, leaf.shape)) or "scalar", split, f"{leaf.size:,}"))
+        total += leaf.size
+    widths = [max(len(r[i]) for r in rows) for i in range(4)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in rows]
+    return "\n".join([*lines, f"total: {total:,} parameters"])
+
+
+def write_costs(workdir: epath.PathLike, costs: Mapping) -> None:
+    """costs.json: what the run took so far; for the report."""
+    if jax.process_index() == 0:
+        (epath.Path(workdir) / COSTS).write_text(json.dumps(dict(costs), indent=1))
+
+
+def warn(text: str) -> None:
+    """A warning on every process's log."""
+    logging.warning(text)

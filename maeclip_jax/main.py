@@ -1,0 +1,166 @@
+"""Trains or evaluates one experiment.
+
+    python -m maeclip_jax.main --config=experiments/mae_clip.py:pool=max,scale=low --workdir=runs/a [--config.x.y=v ...]
+
+Running the same command again continues the run. A mistake in it ends in one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import flags
+
+from maeclip_jax import doctor
+from maeclip_jax.errors import UserError, unknown
+
+MODES = ("train", "eval")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command line, on flag values of its own, so that importing this module defines no global flags."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config", help_string="experiment file[:argument]", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "directory of the run; local or gs://", flag_values=values)
+    flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}", flag_values=values)
+    flags.DEFINE_string("platform", "", "cpu, tpu or gpu: insist on it (default: what jax finds)", flag_values=values)
+    flags.DEFINE_integer(
+        "cpu_devices", 0, "so many CPU devices instead of one, to try out sharding", flag_values=values
+    )
+    flags.DEFINE_string("coordinator", "", "host:port of process 0 (needed outside TPU pods)", flag_values=values)
+    flags.DEFINE_integer("processes", 1, "number of processes of the run", flag_values=values)
+    flags.DEFINE_integer("process", 0, "number of this process", flag_values=values)
+    flags.DEFINE_string("cache", "~/.cache/maeclip_jax/xla", "compilation cache; empty: none", flag_values=values)
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """Flags of a command line; UserError for anything wrong in it, with the valid choices."""
+    config = load(argv)
+    values = flags.FlagValues()
+    define_flags(values)
+    try:
+        rest = values(argv)
+        values.config.keys()  # what failed to load says so only when it is used
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        raise _flag_error(e, argv, config) from e
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}; settings are written --config.name=value")
+    if not values.workdir:
+        raise UserError("--workdir is missing: name the directory of the run, such as --workdir=runs/mine")
+    if values.mode not in MODES:
+        raise unknown("--mode", values.mode, MODES)
+    return values
+
+
+def load(argv: list[str]):
+    """The config of the experiment file in a command line, without overrides.
+
+    Its folder's parent joins sys.path, so that files may import their neighbours from any working directory.
+    """
+    where = [i for i, a in enumerate(argv) if a in ("--config", "-config") or a.startswith(("--config=", "-config="))]
+    if not where:
+        raise UserError("--config is missing: name an experiment file, such as --config=experiments/mae_clip.py:scale=demo")
+    _, equals, value = argv[where[-1]].partition("=")
+    path, _, arg = (value if equals else "".join(argv[where[-1] + 1 : where[-1] + 2])).partition(":")
+    if not os.path.isfile(path):
+        here = sorted(glob.glob("experiments/*.py"))
+        raise UserError(f"no experiment file {path!r}; here are: {', '.join(here) or 'none (run in the repository)'}")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(arg or None)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"experiment file {path!r} failed: {type(e).__name__}: {e}") from e
+
+
+def _flag_error(error: Exception, argv: list[str], config) -> UserError:
+    """What went wrong in a command line, said in one line."""
+    text = " ".join(str(error).split())
+    for arg in argv[1:]:
+        name, _, value = arg.lstrip("-").partition("=")
+        if not name.startswith("config."):
+            continue
+        node, parts = config, name.split(".")[1:]
+        for i, part in enumerate(parts):
+            if not hasattr(node, "keys"):
+                return UserError(f"--{name}: config.{'.'.join(parts[:i])} is a value and has no {part!r}")
+            if part not in node:
+                return unknown(f"setting config.{'.'.join(parts[:i])}".rstrip(".") + ": name", part, sorted(node.keys()))
+            node = node[part]
+        if name in text or name.removeprefix("config.") in text or (value and value in text):
+            return UserError(f"--{name}={value} does not fit: it is {node!r} ({type(node).__name__}) by default")
+    return UserError(text)
+
+
+def start_jax(values: flags.FlagValues) -> None:
+    """Sets up jax before anything touches a device: platform, fake devices, compilation cache, the other processes."""
+    import jax
+
+    if values.cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", values.cpu_devices)
+    if values.platform:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(values.platform, values.platform))
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if values.cache:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", values.cache)
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if values.coordinator or values.processes > 1:
+        if not values.coordinator:
+            raise UserError(f"--processes={values.processes} needs --coordinator=host:port of process 0")
+        if not 0 <= values.process < values.processes:
+            raise UserError(
+                f"--process={values.process} of --processes={values.processes}; valid: 0 to {values.processes - 1}"
+            )
+        jax.distributed.initialize(values.coordinator, values.processes, values.process)
+    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        jax.distributed.initialize()  # a TPU pod slice: the environment knows the rest
+    if not (values.platform or values.cpu_devices or os.environ.get("JAX_PLATFORMS")):
+        doctor.refuse_fallback()
+
+
+def guarded(function: Callable[[], None]) -> int:
+    """Runs a command; a UserError becomes one line on stderr and exit code 2 (MAECLIP_TRACEBACK=1 shows where)."""
+    try:
+        function()
+        return 0
+    except UserError as e:
+        if os.environ.get("MAECLIP_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
+        return 2
+
+
+def run(argv: list[str]) -> None:
+    """Parses, sets up jax, trains or evaluates."""
+    values = parse(argv)
+    start_jax(values)
+    from maeclip_jax import evaluate, train
+
+    {"train": train.run, "eval": evaluate.run}[values.mode](values.config, values.workdir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's."""
+    return guarded(lambda: run(sys.argv if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Token embeddings of pictures and texts, and fixed sine-cosine positions."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+POSITIONS = ("sincos", "learned", "none")
+
+
+def sincos_1d(length: int, width: int) -> np.ndarray:
+    """Fixed positions [length, width], float32: sines then cosines, omega = 10000^(-i / (width/2)). Source: M3AE, MAE."""
+    return _sincos(np.arange(length, dtype=np.float64), width)
+
+
+def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
+    """Fixed 2-D positions [rows * columns, width]: the first half encodes the column, the second the row.
+
+    Source: facebookresearch/mae ("w goes first"). Width must divide by 4.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sine-cosine positions need a width divisible by 4, got {width}")
+    row, column = np.meshgrid(np.arange(rows, dtype=np.float64), np.arange(columns, dtype=np.float64), indexing="ij")
+    return np.concatenate([_sincos(column.ravel(), width // 2), _sincos(row.ravel(), width // 2)], axis=1)
+
+
+def _sincos(at: np.ndarray, width: int) -> np.ndarray:
+    omega = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
+    angle = at[:, None] * omega[None]
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+
+def positions(module: nn.Module, kind: str, fixed_NxD: np.ndarray) -> jax.Array | None:
+    """Position table [N, D] of `kind`: the fixed one, a learned one of that shape (parameter `position`), or None."""
+    if kind == "sincos":
+        return jnp.asarray(fixed_NxD)
+    if kind == "learned":
+        return module.param("position", nn.initializers.normal(0.02), fixed_NxD.shape)
+    if kind == "none":
+        return None
+    raise ValueError(f"unknown positions {kind!r}; valid: {', '.join(POSITIONS)}")
+
+
+def _at(table_NxD: jax.Array, ids_BxK: jax.Array | None) -> jax.Array:
+    """Positions of kept tokens [B, K, D], or of all of them [1, N, D]."""
+    return table_NxD[None] if ids_BxK is None else jnp.take(table_NxD, ids_BxK, axis=0)
+
+
+class PatchEmbed(nn.Module):
+    """Patches [B, K, P] at grid places `ids_BxK` (None: all, in order) -> tokens [B, K, width].
+
+    Masking comes first and embedding second, so only kept patches pay for the matmul.
+    """
+
+    width: int
+    grid: tuple[int, int]
+    position: str = "sincos"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches_BxKxP: jax.Array, ids_BxK: jax.Array | None = None) -> jax.Array:
+        dense = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="patch")
+        x_BxKxD = dense(patches_BxKxP)
+        table = positions(self, self.position, sincos_2d(*self.grid, self.width))
+        return x_BxKxD if table is None else x_BxKxD + _at(table, ids_BxK).astype(x_BxKxD.dtype)
+
+
+class TextEmbed(nn.Module):
+    """Token ids [B, K] at places `ids_BxK` (None: all, in order) -> tokens [B, K, width].
+
+    `std` of the embedding table: 0.02 as BERT and CLIP; 1.0 is what the M3AE code has.
+    """
+
+    width: int
+    vocab: int
+    length: int
+    position: str = "learned"
+    std: float = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, text_BxK: jax.Array, ids_BxK: jax.Array | None = None) -> jax.Array:
+        if text_BxK.shape[1] > self.length:
+            raise ValueError(f"text of {text_BxK.shape[1]} tokens, but the text tower has {self.length} positions")
+        init = nn.initializers.normal(self.std)
+        x_BxKxD = nn.Embed(self.vocab, self.width, embedding_init=init, dtype=self.dtype, name="token")(text_BxK)
+        table = positions(self, self.position, sincos_1d(self.length, self.width))
+        if table is None:
+            return x_BxKxD
+        table = table[: text_BxK.shape[1]] if ids_BxK is None else table
+        return x_BxKxD + _at(table, ids_BxK).astype(x_BxKxD.dtype)

@@ -1,0 +1,61 @@
+"""Random masking as pure functions of (rng, shape): which tokens are kept, and how to undo the shuffle.
+
+Sign convention, everywhere: `mask` True = masked out (to be reconstructed), `pad` True = padding.
+Source: per-sample uniform noise and argsort as MAE describes it (He et al. 2021, section 3 and figure 1); one
+permutation shared by a batch is what the M3AE code does (`share="batch"`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SHARE = ("sample", "batch")
+
+
+class Kept(NamedTuple):
+    """`keep_BxK` ids of kept tokens, `restore_BxN` where each token went in the shuffled order, `mask_BxN`."""
+
+    keep_BxK: jax.Array
+    restore_BxN: jax.Array
+    mask_BxN: jax.Array
+
+
+def keep_count(length: int, ratio: float) -> int:
+    """Number of tokens kept of `length` when `ratio` in [0, 1) is masked out (MAE rounds down: 196, .75 -> 49)."""
+    if not 0 <= ratio < 1:
+        raise ValueError(f"mask ratio must lie in [0, 1), got {ratio}")
+    return max(1, int(length * (1 - ratio) + 1e-9))  # 1e-9: 0.9 is not exact, 100 * (1 - .9) must give 10
+
+
+def random_keep(rng: jax.Array, batch: int, length: int, keep: int, share: str = "sample") -> Kept:
+    """Keeps `keep` of `length` tokens of each of `batch` samples, uniformly at random.
+
+    Kept tokens come in random order (as in MAE); the restore ids undo it. `share="batch"` uses one permutation for
+    the whole batch: faster, less diverse (M3AE code). The result depends on (rng, shape) only, not on devices.
+    """
+    if not 1 <= keep <= length:
+        raise ValueError(f"cannot keep {keep} of {length} tokens")
+    if share not in SHARE:
+        raise ValueError(f"unknown share {share!r}; valid: {', '.join(SHARE)}")
+    noise_BxN = jax.random.uniform(rng, (batch if share == "sample" else 1, length))
+    shuffle_BxN = jnp.argsort(noise_BxN, axis=1)
+    restore_BxN = jnp.argsort(shuffle_BxN, axis=1)
+    kept = Kept(shuffle_BxN[:, :keep], restore_BxN, restore_BxN >= keep)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, x.shape[1])), kept)
+
+
+def take(x: jax.Array, ids_BxK: jax.Array) -> jax.Array:
+    """Rows `ids_BxK` of `x` [B, N] or [B, N, D] -> [B, K] or [B, K, D]."""
+    index = ids_BxK if x.ndim == 2 else ids_BxK[:, :, None]
+    return jnp.take_along_axis(x, index, axis=1)
+
+
+def restore(kept_BxKxD: jax.Array, fill_D: jax.Array, restore_BxN: jax.Array) -> jax.Array:
+    """Puts kept tokens back where they came from and `fill_D` everywhere else -> [B, N, D]."""
+    batch, kept, width = kept_BxKxD.shape
+    missing = restore_BxN.shape[1] - kept
+    fill_BxMxD = jnp.broadcast_to(fill_D.astype(kept_BxKxD.dtype), (batch, missing, width))
+    return take(jnp.concatenate([kept_BxKxD, fill_BxMxD], axis=1), restore_BxN)

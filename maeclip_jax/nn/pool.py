@@ -1,0 +1,125 @@
+"""Pooling operators `(tokens_BxNxD, pad_BxN) -> (B, D)`: pad-aware, in float32, the axis the paper turns.
+
+The config word picks one: `gap`, `max`, `cls`, `last`, `map`, and the family between gap and max: `logsumexp(tau)`
+(tau -> 0 is max, tau -> infinity is gap) and `topk(k)`. A row that is all padding pools to zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+class Tokens(flax.struct.PyTreeNode):
+    """Dense tokens of one stream after the final norm: `x` [B, N, D], `pad` [B, N] or None, `cls` [B, D] or None."""
+
+    x: jax.Array
+    pad: jax.Array | None = None
+    cls: jax.Array | None = None
+
+
+def gap(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
+    """Mean over tokens that are no padding."""
+    count_Bx1 = jnp.sum(~pad_BxN, axis=1, keepdims=True)
+    return jnp.sum(jnp.where(pad_BxN[..., None], 0, x_BxNxD), axis=1) / jnp.maximum(count_Bx1, 1)
+
+
+def max_(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
+    """Maximum per channel over tokens that are no padding (CLIPpy, arXiv 2210.09996)."""
+    return _or_zero(jnp.max(jnp.where(pad_BxN[..., None], -jnp.inf, x_BxNxD), axis=1), pad_BxN)
+
+
+def cls(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
+    """The first token: the class token of a picture, or [CLS] of a text whose tokenizer adds it."""
+    return x_BxNxD[:, 0]
+
+
+def last(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
+    """The last token that is no padding: end-of-text of a causal tower (openai/CLIP)."""
+    index_B = jnp.maximum(jnp.sum(~pad_BxN, axis=1) - 1, 0)
+    return jnp.take_along_axis(x_BxNxD, index_B[:, None, None], axis=1)[:, 0]
+
+
+def logsumexp(x_BxNxD: jax.Array, pad_BxN: jax.Array, tau: float = 1.0) -> jax.Array:
+    """tau * log mean exp(x / tau) over tokens that are no padding: between max (tau -> 0) and gap (tau -> inf)."""
+    if not tau > 0:
+        raise ValueError(f"logsumexp pooling needs tau > 0, got {tau}")
+    count_Bx1 = jnp.maximum(jnp.sum(~pad_BxN, axis=1, keepdims=True), 1)
+    total_BxD = jax.nn.logsumexp(x_BxNxD / tau, axis=1, where=~pad_BxN[..., None])
+    return _or_zero(tau * (total_BxD - jnp.log(count_Bx1)), pad_BxN)
+
+
+def topk(x_BxNxD: jax.Array, pad_BxN: jax.Array, k: int = 4) -> jax.Array:
+    """Mean of the k largest values per channel (fewer where fewer tokens are real): k = 1 is max."""
+    if int(k) != k or not 1 <= k <= x_BxNxD.shape[1]:
+        raise ValueError(f"topk pooling needs a whole k in 1..{x_BxNxD.shape[1]} (the number of tokens), got {k}")
+    x_BxDxN = jnp.where(pad_BxN[..., None], -jnp.inf, x_BxNxD).swapaxes(1, 2)
+    top_BxDxK = jax.lax.top_k(x_BxDxN, int(k))[0]
+    count_Bx1 = jnp.clip(jnp.sum(~pad_BxN, axis=1, keepdims=True), 1, k)
+    return jnp.sum(jnp.where(jnp.isfinite(top_BxDxK), top_BxDxK, 0), axis=-1) / count_Bx1
+
+
+def _or_zero(pooled_BxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
+    return jnp.where(jnp.all(pad_BxN, axis=1, keepdims=True), 0, pooled_BxD)
+
+
+POOLS: dict[str, Callable] = {"gap": gap, "max": max_, "cls": cls, "last": last, "logsumexp": logsumexp, "topk": topk}
+WITH_NUMBER = ("logsumexp", "topk")
+NAMES = ("gap", "max", "cls", "last", "map", "logsumexp(tau)", "topk(k)")
+
+
+def parse(word: str) -> tuple[str, float | None]:
+    """`"topk(8)"` -> ("topk", 8.0); `"max"` -> ("max", None). ValueError with the valid words otherwise."""
+    match = re.fullmatch(r"(\w+)(?:\(([^()]+)\))?", word)
+    name, number = match.groups() if match else (word, None)
+    try:
+        value = None if number is None else float(number)
+    except ValueError:
+        name = None
+    if (name != "map" and name not in POOLS) or (number is not None and name not in WITH_NUMBER):
+        raise ValueError(f"unknown pool {word!r}; valid: {', '.join(NAMES)}")
+    return name, value
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends over the tokens, then a residual MLP: the MAP head of SigLIP (Zhai et al. 2022)."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
+        b, n, d = x_BxNxD.shape
+        init = nn.initializers.xavier_uniform()
+        probe = self.param("probe", init, (1, d))
+        query = nn.Dense(d, kernel_init=init, name="query")(jnp.broadcast_to(probe[None], (b, 1, d)))
+        key, value = (nn.Dense(d, kernel_init=init, name=name)(x_BxNxD) for name in ("key", "value"))
+        split = (b, -1, self.heads, d // self.heads)
+        y = jax.nn.dot_product_attention(
+            query.reshape(split), key.reshape(split), value.reshape(split), mask=~pad_BxN[:, None, None, :]
+        )
+        y = nn.Dense(d, kernel_init=init, name="out")(y.reshape(b, d))
+        z = nn.Dense(4 * d, kernel_init=init, name="up")(nn.LayerNorm(epsilon=1e-6, name="norm")(y))
+        return y + nn.Dense(d, kernel_init=init, name="down")(jax.nn.gelu(z, approximate=False))
+
+
+class Pool(nn.Module):
+    """The pooling the config word names, on `Tokens`; `map` owns parameters, the others are the functions above."""
+
+    kind: str
+    heads: int = 8
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> jax.Array:
+        name, number = parse(self.kind)
+        x_BxNxD = tokens.x.astype(jnp.float32)
+        pad_BxN = jnp.zeros(x_BxNxD.shape[:2], bool) if tokens.pad is None else tokens.pad
+        if name == "cls" and tokens.cls is not None:
+            return tokens.cls.astype(jnp.float32)
+        if name == "map":
+            return AttentionPool(self.heads, name="map")(x_BxNxD, pad_BxN)
+        return POOLS[name](x_BxNxD, pad_BxN, *(() if number is None else (number,)))

@@ -1,0 +1,180 @@
+"""Encoder: one trunk over one or more streams. Decoder: one trunk over all streams it is given, with mask tokens.
+
+A MAE encoder has the stream {image}, a text tower {text}, M3AE's joint encoder {image, text}: the same module.
+Streams come and go as dicts keyed "image" and "text", always in that order in the sequence, after the class token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
+from maeclip_jax.nn.mask import Kept, restore, take
+from maeclip_jax.nn.pool import Tokens
+from maeclip_jax.nn.transformer import Trunk, layer_norm
+
+STREAMS = ("image", "text")
+
+
+def _normal(std: float = 0.02):
+    return nn.initializers.normal(std)
+
+
+class Encoder(nn.Module):
+    """Embeds the kept tokens of its streams, runs one trunk over [cls | image | text], and splits them again.
+
+    `image`: dict(size, patch, position). `text`: dict(vocab, length, position, std). Either may be None; with both,
+    each stream has a learned modality embedding (M3AE). `compute`: dtype, layers, remat, attention of the trunk.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    image: Mapping | None = None
+    text: Mapping | None = None
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    cls: bool = False
+    causal: bool = False
+    compute: Mapping | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept] | None = None) -> dict[str, Tokens]:
+        """`inputs`: image = patches [B, N, P], text = ids [B, T] with 0 = pad; absent streams are simply not there.
+
+        `kept`: per stream, which tokens to encode (None: all). Returns per stream the tokens after the final norm, in
+        the order of `kept.keep_BxK`, with their padding and the shared class token.
+        """
+        compute = dict(self.compute or {})
+        dtype = jnp.dtype(compute.pop("dtype", "float32"))
+        kept = kept or {}
+        both = self.image is not None and self.text is not None
+        unknown = set(inputs) - {s for s in STREAMS if getattr(self, s) is not None}
+        if unknown or not inputs:
+            raise ValueError(f"this encoder takes {[s for s in STREAMS if getattr(self, s)]}, got {sorted(inputs)}")
+
+        parts, pads, sizes = [], [], {}
+        batch = next(iter(inputs.values())).shape[0]
+        if self.cls:
+            cls_D = self.param("cls", _normal(), (self.width,))
+            parts.append(jnp.broadcast_to(cls_D.astype(dtype), (batch, 1, self.width)))
+            pads.append(jnp.zeros((batch, 1), bool))
+        for stream in (s for s in STREAMS if s in inputs):
+            ids_BxK = kept[stream].keep_BxK if stream in kept else None
+            value = inputs[stream] if ids_BxK is None else take(inputs[stream], ids_BxK)
+            x_BxKxD = self._embed(stream, dtype)(value, ids_BxK)
+            if both:
+                x_BxKxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
+            parts.append(x_BxKxD)
+            pads.append(value == 0 if stream == "text" else jnp.zeros(value.shape[:2], bool))
+            sizes[stream] = value.shape[1]
+        pad = jnp.concatenate(pads, axis=1) if "text" in inputs else None  # pictures alone have no padding
+        trunk = Trunk(
+            self.depth, self.heads, self.mlp_ratio, self.activation, self.causal, dtype=dtype, **compute, name="trunk"
+        )
+        x = layer_norm("norm")(trunk(jnp.concatenate(parts, axis=1), pad))
+
+        cls_BxD, at, out = (x[:, 0] if self.cls else None), int(self.cls), {}
+        for stream, size in sizes.items():
+            here = slice(at, at + size)
+            out[stream] = Tokens(x[:, here], pad[:, here] if stream == "text" else None, cls_BxD)
+            at += size
+        return out
+
+    def _embed(self, stream: str, dtype) -> nn.Module:
+        if stream == "image":
+            side = grid_side(self.image)
+            position = self.image.get("position", "sincos")
+            return PatchEmbed(self.width, (side, side), position, dtype, name="embed_image")
+        text = dict(self.text)
+        return TextEmbed(self.width, dtype=dtype, **text, name="embed_text")
+
+
+class Decoder(nn.Module):
+    """Reconstructs every token of the streams it is given from the kept ones (MAE; cross-modal as in M3AE).
+
+    `image`: dict(size, patch); `text`: dict(vocab, length); a stream that is None is not decoded. `projection`: one
+    Dense into the decoder for all streams ("shared", M3AE and MAE) or one per encoder ("per_stream", two towers).
+    Fixed sine-cosine positions; modality embeddings with two streams.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    image: Mapping | None = None
+    text: Mapping | None = None
+    projection: str = "shared"
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    compute: Mapping | None = None
+
+    @nn.compact
+    def __call__(
+        self, tokens: Mapping[str, Tokens], kept: Mapping[str, Kept], pad_BxT: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """-> image: predicted patches [B, N, P], text: logits [B, T, vocab], both float32.
+
+        `pad_BxT` is the padding of the whole text, needed if the text is decoded: pads are attended to by nobody.
+        """
+        compute = dict(self.compute or {})
+        dtype = jnp.dtype(compute.pop("dtype", "float32"))
+        if self.projection not in ("shared", "per_stream"):
+            raise ValueError(f"unknown projection {self.projection!r}; valid: shared, per_stream")
+        streams = [s for s in STREAMS if getattr(self, s) is not None]
+        dense = {}
+
+        def project(stream: str, x: jax.Array) -> jax.Array:
+            name = "project" if self.projection == "shared" else f"project_{stream}"
+            if name not in dense:
+                dense[name] = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
+            return dense[name](x)
+
+        parts, pads, sizes = [], [], {}
+        first = tokens[streams[0]]
+        if first.cls is not None:  # the class token goes through the decoder and is dropped from its output
+            parts.append(project(streams[0], first.cls[:, None]))
+            pads.append(jnp.zeros((first.x.shape[0], 1), bool))
+        for stream in streams:
+            fill_D = self.param(f"mask_{stream}", _normal(), (self.width,))
+            x_BxNxD = restore(project(stream, tokens[stream].x), fill_D, kept[stream].restore_BxN)
+            x_BxNxD += jnp.asarray(self._positions(stream))[None, : x_BxNxD.shape[1]].astype(dtype)
+            if len(streams) > 1:
+                x_BxNxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
+            parts.append(x_BxNxD)
+            pads.append(pad_BxT if stream == "text" else jnp.zeros(kept[stream].mask_BxN.shape, bool))
+            sizes[stream] = x_BxNxD.shape[1]
+        pad = jnp.concatenate(pads, axis=1) if "text" in streams else None
+        trunk = Trunk(self.depth, self.heads, self.mlp_ratio, self.activation, dtype=dtype, **compute, name="trunk")
+        x = layer_norm("norm")(trunk(jnp.concatenate(parts, axis=1), pad)).astype(dtype)
+
+        out, at = {}, x.shape[1] - sum(sizes.values())
+        for stream, size in sizes.items():
+            head = nn.Dense(
+                self._outputs(stream),
+                kernel_init=nn.initializers.xavier_uniform(),
+                dtype=dtype,
+                name=f"predict_{stream}",
+            )
+            out[stream] = head(x[:, at : at + size]).astype(jnp.float32)
+            at += size
+        return out
+
+    def _positions(self, stream: str):
+        if stream == "image":
+            side = grid_side(self.image)
+            return sincos_2d(side, side, self.width)
+        return sincos_1d(self.text["length"], self.width)
+
+    def _outputs(self, stream: str) -> int:
+        return 3 * self.image["patch"] ** 2 if stream == "image" else self.text["vocab"]
+
+
+def grid_side(image: Mapping) -> int:
+    """Patches along one side of the square picture; ValueError if they do not fit."""
+    if image["size"] % image["patch"]:
+        raise ValueError(f"picture size {image['size']} does not divide by patch size {image['patch']}")
+    return image["size"] // image["patch"]

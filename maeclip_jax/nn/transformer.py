@@ -1,0 +1,163 @@
+"""A pre-norm transformer trunk on [B, N, D]: own attention on nn.Dense, layers scanned or unrolled, rematerialised by name."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP
+}
+# How q, k, v [B, N, H, d] become [B, N, H, d]; `mask` [B, 1, N or 1, N] True = may attend.
+ATTENTION = {
+    "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
+    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+}
+# What a block keeps for its backward pass; the rest is computed again.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+LAYERS = ("scan", "unroll")
+BATCH_AXES = ("replica", "fsdp")
+
+
+def batch_sharded(x: jax.Array) -> jax.Array:
+    """Pins the leading axis of an activation to the mesh's batch axes; a no-op without such a mesh.
+
+    At block borders this keeps FSDP-sharded weights from pulling the activations apart (without it a program that
+    fits in 1 GB asked for 1.1 TB of temporaries).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    devices = 1
+    for axis in axes:
+        devices *= mesh.shape[axis]
+    if devices == 1 or x.shape[0] % devices:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
+
+
+def _pick(what: str, name: str, table: dict):
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; valid: {', '.join(table)}")
+    return table[name]
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """LayerNorm in float32 whatever the compute dtype; eps 1e-6 (ViT, MAE, Flax default)."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. The fused kernel is laid out (heads, 3, head width), so `tensor` splits it by heads."""
+
+    heads: int
+    attention: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxNxD: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        b, n, d = x_BxNxD.shape
+        if d % self.heads:
+            raise ValueError(f"width {d} does not divide into {self.heads} heads")
+        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        qkv = dense(3 * d, name="qkv")(x_BxNxD).reshape(b, n, self.heads, 3, d // self.heads)
+        attend = _pick("attention", self.attention, ATTENTION)
+        out = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], mask=mask)
+        return dense(d, name="out")(out.reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Dense, activation, Dense."""
+
+    hidden: int
+    activation: str = "gelu"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        hidden = _pick("activation", self.activation, ACTIVATIONS)(dense(self.hidden, name="up")(x))
+        return dense(x.shape[-1], name="down")(hidden)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), the shape nn.scan wants."""
+
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    attention: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxNxD: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, None]:
+        x = batch_sharded(x_BxNxD)
+        y = layer_norm("norm_1")(x).astype(self.dtype)
+        x = x + Attention(self.heads, self.attention, self.dtype, name="attention")(y, mask)
+        y = layer_norm("norm_2")(x).astype(self.dtype)
+        hidden = int(self.mlp_ratio * x.shape[-1])
+        x = x + Mlp(hidden, self.activation, self.dtype, name="mlp")(y)
+        return batch_sharded(x), None
+
+
+class Trunk(nn.Module):
+    """`depth` blocks. Parameters: `blocks/...` with a leading layer axis when scanned, `block_00/...` when unrolled.
+
+    `paths.stack_layers` and `paths.unstack_layers` convert losslessly between the two.
+    """
+
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    causal: bool = False
+    attention: str = "xla"
+    layers: str = "scan"
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
+        mask = attention_mask(x_BxNxD.shape[1], pad_BxN, self.causal)
+        policy = _pick("remat", self.remat, REMAT)
+        kwargs = dict(
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            activation=self.activation,
+            attention=self.attention,
+            dtype=self.dtype,
+        )
+        if self.layers not in LAYERS:
+            raise ValueError(f"unknown layers {self.layers!r}; valid: {', '.join(LAYERS)}")
+        block = Block
+        if policy is not None:
+            # Inside a scan the loop itself keeps XLA from undoing the rematerialisation.
+            block = nn.remat(Block, prevent_cse=self.layers == "unroll", policy=policy)
+        if self.layers == "scan":
+            scan = nn.scan(
+                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=self.depth
+            )
+            return scan(**kwargs, name="blocks")(x_BxNxD, mask)[0]
+        x = x_BxNxD
+        for i in range(self.depth):
+            x, _ = block(**kwargs, name=f"block_{i:02}")(x, mask)
+        return x
+
+
+def attention_mask(length: int, pad_BxN: jax.Array | None, causal: bool) -> jax.Array | None:
+    """[B or 1, 1, N or 1, N], True = may attend; None when everything may."""
+    mask = None
+    if pad_BxN is not None:
+        mask = ~pad_BxN[:, None, None, :]
+    if causal:
+        triangle = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        mask = triangle if mask is None else mask & triangle
+    return mask

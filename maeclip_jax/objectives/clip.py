@@ -1,0 +1,125 @@
+"""CLIP: two towers and a contrastive loss over the global batch. `loss="sigmoid"` is SigLIP, `keep < 1` is FLIP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maeclip_jax import losses
+from maeclip_jax.nn.mask import random_keep
+from maeclip_jax.nn.pool import Pool, Tokens, parse
+from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.objectives.masked import example, patches
+
+# loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
+LOSSES = {"softmax": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}
+
+
+class Head(nn.Module):
+    """Tokens -> pooled -> projected without bias -> L2-normalised [B, width], float32."""
+
+    pool: str
+    width: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> jax.Array:
+        x_BxD = Pool(self.pool, self.heads, name="pool")(tokens)
+        x_BxD = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.xavier_uniform(), name="project")(
+            x_BxD
+        )
+        return x_BxD * jax.lax.rsqrt(jnp.sum(jnp.square(x_BxD), axis=-1, keepdims=True) + 1e-12)
+
+
+class Clip(nn.Module):
+    """Two towers. `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...); `text_tower`: dict(vocab,
+    length, width, depth, heads, causal, pool, ...); `embed_width`: of the shared space. `loss`: softmax | sigmoid.
+    `keep`: share of patches the image tower sees in training (FLIP when below 1). `compute`: dtype, layers, remat, attention.
+    """
+
+    image_tower: Mapping
+    text_tower: Mapping
+    embed_width: int = 512
+    loss: str = "softmax"
+    keep: float = 1.0
+    mask_share: str = "sample"
+    stats: str = "imagenet"
+    compute: Mapping | None = None
+
+    contrastive = True
+    generative = False
+    streams = ("image", "text")
+
+    def setup(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}; valid: {', '.join(LOSSES)}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+        tower = dict(self.image_tower)
+        picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
+        pool = tower.pop("pool")
+        if parse(pool)[0] == "cls" and not tower.get("cls"):
+            raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
+        self.image = Encoder(image=picture, compute=self.compute, **tower)
+        self.image_head = Head(pool, self.embed_width, tower["heads"])
+
+        tower = dict(self.text_tower)
+        words = {k: tower.pop(k) for k in ("vocab", "length", "position", "std") if k in tower}
+        pool = tower.pop("pool")
+        self.text = Encoder(text=words, compute=self.compute, **tower)
+        self.text_head = Head(pool, self.embed_width, tower["heads"])
+
+        log_scale, bias = LOSSES[self.loss]
+        self.log_scale = self.param("log_logit_scale", nn.initializers.constant(log_scale), ())
+        if bias is not None:
+            self.bias = self.param("logit_bias", nn.initializers.constant(bias), ())
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What one example must hold."""
+        return example(self.image_tower, self.text_tower)
+
+    def _inputs(self, batch) -> dict[str, jax.Array]:
+        inputs = {}
+        if "image" in batch:
+            inputs["image"] = patches(batch, self.image_tower, self.stats)
+        if "text" in batch:
+            inputs["text"] = batch["text"]
+        return inputs
+
+    def _contrast(self, inputs: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
+        kept = {}
+        if train and self.keep < 1:
+            batch, length = inputs["image"].shape[:2]
+            keep = max(1, round(length * self.keep))
+            kept["image"] = random_keep(self.make_rng("mask"), batch, length, keep, self.mask_share)
+        z_image = self.image_head(self.image({"image": inputs["image"]}, kept)["image"])
+        z_text = self.text_head(self.text({"text": inputs["text"]})["text"])
+        if self.loss == "softmax":
+            loss, metrics = losses.contrastive_softmax(z_image, z_text, self.log_scale)
+        else:
+            loss, metrics = losses.contrastive_sigmoid(z_image, z_text, self.log_scale, self.bias)
+            metrics["logit_bias"] = self.bias
+        metrics |= {
+            "contrast": loss,
+            "logit_scale": jnp.exp(self.log_scale),
+            # How far the mean embedding is from zero: 1 = all pictures (texts) have collapsed onto one point.
+            "image_mean_norm": jnp.linalg.norm(jnp.mean(z_image, axis=0)),
+            "text_mean_norm": jnp.linalg.norm(jnp.mean(z_text, axis=0)),
+        }
+        return loss, metrics
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+        """Contrastive loss; metrics: in-batch top-1 both ways (%), logit_scale, norms of the mean embeddings."""
+        return self._contrast(self._inputs(batch), train)
+
+    def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Tokens]:
+        """Unmasked tokens of each modality in the batch, each through its own tower."""
+        return {s: getattr(self, s)({s: x})[s] for s, x in self._inputs(batch).items()}
+
+    def embed(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Pooled, projected, L2-normalised embeddings [B, embed_width] of each modality in the batch."""
+        return {s: getattr(self, f"{s}_head")(t) for s, t in self.encode(batch).items()}

@@ -1,0 +1,98 @@
+"""Optimizer and learning-rate schedule from the config's `optim` section, all per-parameter choices by path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maeclip_jax import durations, errors, paths
+
+# The core update of each optimizer, before weight decay, multipliers and learning rate.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
+    "lamb": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
+    "lion": lambda o: optax.scale_by_lion(b1=o.b1, b2=o.b2, mu_dtype=o.mu_dtype),
+    "adafactor": lambda o: optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8), optax.ema(o.b1, debias=False, accumulator_dtype=o.mu_dtype)
+    ),
+    "sgd": lambda o: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
+}
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
+
+
+def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) -> Callable[[Any], jax.Array]:
+    """Linear warm-up to the peak, then cosine | linear | constant | rsqrt down to `end_lr` (a share of the peak).
+
+    `optim.lr` is absolute when `optim.lr_per_examples` is 0; otherwise it is per that many examples of the global batch
+    (256 for MAE, M3AE and FLIP recipes: peak = lr * batch / 256).
+    """
+    peak = optim.lr * (batch_size / optim.lr_per_examples if optim.lr_per_examples else 1)
+    warmup = durations.to_steps(optim.warmup, "optim.warmup", batch_size=batch_size, epoch=epoch, total=total)
+    if warmup > total:
+        raise errors.UserError(f"optim.warmup={optim.warmup!r} is {warmup} steps, but the whole run has {total}")
+    if optim.schedule not in SCHEDULES:
+        raise errors.unknown("schedule", optim.schedule, SCHEDULES)
+    rest = max(1, total - warmup)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup) / rest, 0, 1)
+        shape = {
+            "cosine": lambda: 0.5 * (1 + jnp.cos(math.pi * done)),
+            "linear": lambda: 1 - done,
+            "constant": lambda: jnp.ones(()),
+            "rsqrt": lambda: jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1))),
+        }[optim.schedule]()
+        after = optim.end_lr + (1 - optim.end_lr) * shape
+        return peak * jnp.where(step < warmup, (step + 1) / max(warmup, 1), after)
+
+    return rate
+
+
+def make(optim: Mapping, params: Any, rate: Callable) -> optax.GradientTransformation:
+    """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr multipliers, lr, freeze.
+
+    `optim.no_decay`, `optim.freeze`: path regexes; `optim.lr_multipliers`: (regex, factor) pairs. Vectors and scalars
+    (ndim < 2 without the layer axis) are never decayed.
+    """
+    core = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim)
+    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    parts += [core, optax.add_decayed_weights(optim.weight_decay, mask=decay_mask(optim, params))]
+    if optim.name == "lamb":
+        parts.append(optax.scale_by_trust_ratio())
+    if optim.lr_multipliers:
+        factors = paths.match(tuple(optim.lr_multipliers), params, "optim.lr_multipliers", default=1.0)
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)))
+    parts.append(optax.scale_by_learning_rate(rate))
+    chain = optax.chain(*parts)
+    if not optim.freeze:
+        return chain
+    frozen = paths.matches(tuple(optim.freeze), params, "optim.freeze")
+    labels = jax.tree.map(lambda f: "freeze" if f else "train", frozen)
+    return optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, labels)
+
+
+def decay_mask(optim: Mapping, params: Any) -> Any:
+    """A tree of bools: which parameters decay. Matrices do, unless `optim.no_decay` matches; vectors never."""
+    exempt = paths.matches(tuple(optim.no_decay), params, "optim.no_decay", strict=False)
+
+    def decays(path: str, leaf, is_exempt: bool) -> bool:
+        ndim = leaf.ndim - ("/blocks/" in path)  # scanned layers carry a leading layer axis
+        return ndim >= 2 and not is_exempt
+
+    flat = paths.flatten(params)
+    kept = {p: decays(p, leaf, e) for (p, leaf), e in zip(flat.items(), paths.flatten(exempt).values())}
+    return paths.map_with_path(lambda path, _: kept[path], params)
+
+
+def cap(params: Any, caps: tuple) -> Any:
+    """Parameters with upper bounds applied after the update: ((regex, maximum), ...), such as CLIP's ln 100."""
+    if not caps:
+        return params
+    limits = paths.match(tuple(caps), params, "optim.caps", default=math.inf, strict=False)
+    return jax.tree.map(lambda p, m: p if m == math.inf else jnp.minimum(p, m), params, limits)

@@ -1,0 +1,116 @@
+"""Parameter paths: the one way to address parameters. '/'-joined, matched by ordered regex rules, first match wins.
+
+Rules decide sharding, weight decay, learning-rate multipliers, freezing and loading. A regex must match the whole path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from maeclip_jax.errors import UserError
+
+
+def name(key_path: tuple) -> str:
+    """A jax key path as '/'-joined names: `image/trunk/blocks/mlp/up/kernel`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{path: leaf}, in the tree's order."""
+    return {name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """The nested dict of {path: leaf}."""
+    tree: dict = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """`function(path, leaf)` on every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(name(path), leaf), tree)
+
+
+def match(rules: Sequence[tuple[str, Any]], tree: Any, what: str, default: Any = None, strict: bool = True) -> Any:
+    """A tree of the values that `rules` ((regex, value), ...) give to the paths of `tree`; first match wins.
+
+    With `strict`, a path that nothing matches (and no `default`), or a rule that matches nothing, is a UserError.
+    """
+    compiled = [(_compile(pattern, what), pattern, value) for pattern, value in rules]
+    used: set[str] = set()
+
+    def value_of(path: str, _):
+        for regex, pattern, value in compiled:
+            if regex.fullmatch(path):
+                used.add(pattern)
+                return value
+        if default is None and strict:
+            raise UserError(f"no {what} rule matches parameter {path!r}; rules: {', '.join(p for p, _ in rules)}")
+        return default
+
+    out = map_with_path(value_of, tree)
+    idle = [pattern for pattern, _ in rules if pattern not in used]
+    if strict and idle:
+        near = ", ".join(list(flatten(tree))[:6])
+        raise UserError(f"{what} rule {idle[0]!r} matches no parameter; paths look like: {near}, ...")
+    return out
+
+
+def matches(patterns: Sequence[str], tree: Any, what: str, strict: bool = True) -> Any:
+    """A tree of bools: does any of `patterns` match the path?"""
+    return match(tuple((p, True) for p in patterns), tree, what, default=False, strict=strict)
+
+
+def _compile(pattern: str, what: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as e:
+        raise UserError(f"{what} rule {pattern!r} is no regular expression: {e}") from None
+
+
+_LAYER = re.compile(r"(?P<trunk>.*trunk)/block_(?P<index>\d+)/(?P<rest>.*)")
+_STACK = re.compile(r"(?P<trunk>.*trunk)/blocks/(?P<rest>.*)")
+
+
+def stack_layers(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Unrolled layers `trunk/block_00/...` as one scanned array `trunk/blocks/...` with a leading layer axis. Lossless."""
+    out, layers = {}, {}
+    for path, leaf in flat.items():
+        m = _LAYER.fullmatch(path)
+        if m:
+            layers.setdefault(f"{m['trunk']}/blocks/{m['rest']}", {})[int(m["index"])] = leaf
+        else:
+            out[path] = leaf
+    for path, by_index in layers.items():
+        out[path] = np.stack([np.asarray(by_index[i]) for i in range(len(by_index))])
+    return out
+
+
+def unstack_layers(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `stack_layers`."""
+    out = {}
+    for path, leaf in flat.items():
+        m = _STACK.fullmatch(path)
+        if m:
+            for i in range(leaf.shape[0]):
+                out[f"{m['trunk']}/block_{i:02}/{m['rest']}"] = np.asarray(leaf[i])
+        else:
+            out[path] = leaf
+    return out
+
+
+def like(flat: dict[str, np.ndarray], target: dict[str, Any]) -> dict[str, np.ndarray]:
+    """`flat` with its layers stacked or unstacked the way `target`'s paths have them."""
+    scanned = any(_STACK.fullmatch(path) for path in target)
+    return stack_layers(flat) if scanned else unstack_layers(flat)

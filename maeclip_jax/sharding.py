@@ -1,0 +1,127 @@
+"""One mesh, one ordered list of rules, batch placement. "pjit" is jax.jit with NamedSharding.
+
+Axes: `replica` and `fsdp` (the batch is split over both, parameters over `fsdp`), `tensor` (heads and hidden units).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maeclip_jax import paths
+from maeclip_jax.errors import UserError
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH = ("replica", "fsdp")
+
+# (path regex, spec of the TRAILING axes); a leading layer axis of scanned blocks is never split. First match wins.
+RULES: tuple[tuple[str, tuple], ...] = (
+    (r".*/(qkv|up|query|key|value)/kernel", ("fsdp", "tensor")),
+    (r".*/(out|down)/kernel", ("tensor", "fsdp")),
+    (r".*/(patch|project|project_image|project_text)/kernel", (None, "fsdp")),
+    (r".*/predict_(image|text)/kernel", ("fsdp", None)),
+    (r".*/token/embedding", (None, "fsdp")),
+    # The unsharded remainder: vectors and scalars.
+    (r".*", ()),
+)
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
+    """The mesh (replica, fsdp, tensor) over `devices` (default: all). One size may be -1: what is left.
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {axis: int(shape.get(axis, 1)) for axis in AXES}
+    unknown = set(shape) - set(AXES)
+    if unknown:
+        raise UserError(f"unknown mesh axis {sorted(unknown)[0]!r}; valid: {', '.join(AXES)}")
+    free = [a for a, n in sizes.items() if n == -1]
+    fixed = math.prod(n for n in sizes.values() if n != -1)
+    if len(free) > 1 or any(n < 1 and n != -1 for n in sizes.values()):
+        raise UserError(
+            f"mesh {dict(shape)}: sizes are positive, and one of {', '.join(AXES)} may be -1 (what is left)"
+        )
+    if free:
+        sizes[free[0]] = max(1, len(devices) // fixed)
+    if math.prod(sizes.values()) != len(devices):
+        want = " x ".join(f"{a}={n}" for a, n in sizes.items())
+        raise UserError(
+            f"mesh {want} needs {math.prod(sizes.values())} devices, but there are {len(devices)}; set one axis of "
+            "config.mesh to -1 to take what is left"
+        )
+    if devices == jax.devices():  # lets jax order devices along the interconnect
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+
+
+def specs(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
+    """A PartitionSpec per leaf of a parameter tree (arrays or shapes), by `rules`.
+
+    An axis of size 1 is dropped from specs, so that one device and many give the same program text. Raises UserError for
+    a dimension that does not divide, naming parameter, size and axis.
+    """
+    trailing = paths.match(rules, tree, "sharding", strict=False)
+
+    def spec(path: str, leaf, axes: tuple) -> P:
+        if len(axes) > leaf.ndim:
+            raise UserError(f"sharding rule gives {path!r} {len(axes)} axes, but it has {leaf.ndim}")
+        axes = tuple(a if a and mesh.shape[a] > 1 else None for a in axes)
+        axes = (None,) * (leaf.ndim - len(axes)) + axes
+        for size, axis in zip(leaf.shape, axes):
+            if axis and size % mesh.shape[axis]:
+                raise UserError(f"parameter {path!r} {leaf.shape}: {size} does not divide by {axis}={mesh.shape[axis]}")
+        return P(*axes) if any(axes) else P()
+
+    flat, tree_def = jax.tree_util.tree_flatten_with_path(tree)
+    values = tree_def.flatten_up_to(trailing)
+    return tree_def.unflatten([spec(paths.name(p), leaf, v) for (p, leaf), v in zip(flat, values)])
+
+
+def optimizer_specs(opt_state: Any, params: Any, param_specs: Any) -> Any:
+    """Specs of an optimizer state: a leaf whose path ends in a parameter's path and has its shape is split like it."""
+    shapes = {path: leaf.shape for path, leaf in paths.flatten(params).items()}
+    by_path = {paths.name(p): s for p, s in jax.tree_util.tree_flatten_with_path(
+        param_specs, is_leaf=lambda x: isinstance(x, P))[0]}  # fmt: skip
+
+    def spec(path: str, leaf) -> P:
+        parts = path.split("/")
+        for i in range(len(parts)):  # longest suffix first
+            tail = "/".join(parts[i:])
+            if tail in by_path and shapes[tail] == leaf.shape:
+                return by_path[tail]
+        return P()
+
+    return paths.map_with_path(spec, opt_state)
+
+
+def named(tree_of_specs: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every spec."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), tree_of_specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How a batch lies on the mesh: leading axis over (replica, fsdp)."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError if a global batch does not divide over the batch axes and processes."""
+    parts = math.prod(mesh.shape[a] for a in BATCH)
+    if batch_size % parts or batch_size % jax.process_count():
+        need = math.lcm(parts, jax.process_count())
+        raise UserError(
+            f"batch_size {batch_size} (global) does not divide over {parts} batch shards; use a multiple of {need}"
+        )
+
+
+def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of every array -> the global arrays, split over the batch axes. Asynchronous."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
