@@ -16,20 +16,33 @@ import numpy as np
 # Shares are exact over a window of examples and even inside it; a window is a few batches, not an epoch.
 _WINDOW = 1024
 _FINEST = 10_000
+_SHORT = 1 << 16
 
 
 @functools.lru_cache(maxsize=4096)
-def stable_hash(*parts, bits: int = 32) -> int:
-    """The same number for the same parts on every machine and Python (unlike `hash`)."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> (64 - bits)
+def stable_hash(*parts) -> int:
+    """64 bits, the same for the same parts on every machine and Python (unlike `hash`)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def permuted(index: int, length: int, seed: int) -> int:
-    """Where `index` of `range(length)` goes in the permutation `seed` (32 bits): O(1), nothing is stored."""
+def permuted(index: int, length: int, key: int) -> int:
+    """Where `index` of `range(length)` goes in the permutation that `key` (64 bits) names.
+
+    Long ones are computed at the one point, in microseconds and no memory, however long. The way (a cipher of at least
+    16 bits, walked until it lands inside) takes 10 ms a point at length 2, so short ones are written out once. It needs
+    16 rounds: at the 4 of grain's own `shuffle`, where neighbours of a million go correlates by 0.4.
+    """
+    if length <= _SHORT:
+        return int(_written_out(length, key)[index])
     from grain.experimental import index_shuffle
 
-    return index_shuffle(index, max_index=length - 1, seed=seed, rounds=4)
+    return index_shuffle(index, max_index=length - 1, seed=key >> 32, rounds=16)
+
+
+@functools.lru_cache(maxsize=32)  # the epochs that threads are in, of each component of a mix
+def _written_out(length: int, key: int) -> np.ndarray:
+    # Raw bits of a counter-based generator, unlike `permutation`, are the same in every version of numpy.
+    return np.argsort(np.random.Philox(key=key).random_raw(length), kind="stable")
 
 
 class Epochs:
@@ -68,7 +81,7 @@ class Mix:
 
     def __call__(self, n: int) -> tuple[int, int]:
         window, slot = divmod(n, self.window)
-        components, ranks = _pattern(self.counts, stable_hash("mix", *self.seed, window, bits=64))
+        components, ranks = _pattern(self.counts, stable_hash("mix", *self.seed, window))
         component = int(components[slot])
         return component, window * self.counts[component] + int(ranks[slot])
 
@@ -76,9 +89,7 @@ class Mix:
 @functools.lru_cache(maxsize=16)  # threads and hosts' blocks are in a few windows at a time
 def _pattern(counts: tuple[int, ...], key: int) -> tuple[np.ndarray, np.ndarray]:
     """One window: the component of each slot, and how many of the same component come before it."""
-    # Raw bits of a counter-based generator, unlike `permutation`, are the same in every version of numpy.
-    shuffle = np.argsort(np.random.Philox(key=key).random_raw(sum(counts)), kind="stable")
-    components = np.repeat(np.arange(len(counts)), counts)[shuffle]
+    components = np.repeat(np.arange(len(counts)), counts)[_written_out(sum(counts), key)]
     ranks = np.empty_like(components)
     for component, count in enumerate(counts):
         ranks[components == component] = np.arange(count)

@@ -15,7 +15,7 @@ A data config is a dict:
     mix          ((name, weight, dict(source=, ops=)), ...) instead of source
     seed_offset  another order with the same seed (0)
     max_bad      share of bad records that stops the run (0.1)
-    num_threads  threads that read and decode (2 a core, at most 16)
+    num_threads  threads that read and decode (one a core, at most 16)
     num_workers  processes beside this one, for ops that hold Python's lock (0)
     prefetch     whole batches kept ready (2)
 
@@ -157,7 +157,7 @@ def train(
     rows = TrainRows(
         components,
         mix,
-        key=order.stable_hash("augment", *seeds, bits=64),
+        key=order.stable_hash("augment", *seeds),
         start=start_example,
         batch_size=batch_size,
         block=(process_index * rows_a_host, rows_a_host),
@@ -304,7 +304,7 @@ def _iterate(rows, rows_a_host: int, config: dict):
     if chunk < 8:
         chunk = rows_a_host
     workers = config["num_workers"]
-    threads = config["num_threads"] or min(16, 2 * (os.cpu_count() or 1))
+    threads = config["num_threads"] or min(16, os.cpu_count() or 1)
     threads = max(1, threads // max(1, workers))
     dataset = grain.MapDataset.source(rows).batch(chunk, batch_fn=collate)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))

@@ -6,12 +6,13 @@ import resource
 import subprocess
 import sys
 import time
+import timeit
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from maeclip_jax.data import order, pipeline
+from maeclip_jax.data import order, pipeline, tokenizer
 from maeclip_jax.errors import BadRecord, UserError
 
 
@@ -130,12 +131,34 @@ def test_seed_and_offset_change_the_order_but_neighbouring_seeds_share_no_epoch(
     assert flat(take(data(), 3)) == flat(take(data(), 3))
 
 
-def test_shuffle_is_spread_over_the_whole_data_set():
-    keys = np.array([int(k[1:]) for k in flat(take(data(4096), 16, batch_size=256))])
-    assert len(set(keys)) == 4096
-    means = keys.reshape(16, 256).mean(1)
-    assert np.abs(means - 2047.5).max() < 5 * 4096 / np.sqrt(12 * 256)  # five standard errors
-    assert abs(np.corrcoef(keys[:-1], keys[1:])[0, 1]) < 0.06
+@pytest.mark.parametrize("n", [1, 2, 4096, (1 << 16) + 5])  # written out, and computed point by point
+def test_each_epoch_is_a_permutation_of_its_own(n):
+    epochs = order.Epochs(n, 3)
+    first, second = (np.array([epochs(e * n + i) for i in range(n)]) for e in range(2))
+    assert sorted(first) == sorted(second) == list(range(n))
+    assert n < 3 or abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("n", [20_000, 10**6, 11_300_000, 1_400_000_000])
+def test_order_is_as_good_as_random(n):
+    """Examples that follow each other come from anywhere: no correlation at any lag, batches spread evenly."""
+    m = 12_800
+    epochs = order.Epochs(n, 5)
+    got = np.array([epochs(i) for i in range(m)], float)
+    for lag in (1, 2, 3, 4, 8, 16, 64, 256):
+        assert abs(np.corrcoef(got[:-lag], got[lag:])[0, 1]) < 4.5 / np.sqrt(m - lag), lag
+    assert abs(np.corrcoef(got, np.arange(m))[0, 1]) < 4.5 / np.sqrt(m)
+    counts = np.array([np.histogram(batch, bins=16, range=(0, n))[0] for batch in got.reshape(-1, 256)])
+    freedom = 15 * len(counts)
+    assert abs(((counts - 16) ** 2 / 16).sum() - freedom) < 4.5 * np.sqrt(2 * freedom)  # chi-squared
+
+
+@pytest.mark.parametrize("n", [1, 2, 37, 1 << 16, 10**9])
+def test_order_costs_microseconds_at_any_length(n):
+    epochs = order.Epochs(n, 3)
+    epochs(0)
+    best = min(timeit.repeat(lambda: [epochs(i) for i in range(100)], number=1, repeat=5)) / 100
+    assert best < 100e-6, f"{best * 1e6:.0f} us"  # about 5
 
 
 def test_endless_source_comes_in_its_own_order():
@@ -350,6 +373,28 @@ def test_evaluation_is_repeatable_and_keeps_strings():
     assert a[1]["answer"].tolist() == ["it is 4", "", "", ""]
 
 
+def test_op_strings_give_batches():
+    class Pictures(Records):
+        def __getitem__(self, i):
+            texts = [f"caption {k} of {i}" for k in range(1 + i % 3)]
+            return {"key": f"k{i}", "image": np.full((20, 30, 3), i, np.uint8), "texts": texts}
+
+    words = tokenizer.make({"type": "bytes"})
+    ops = 'random_resized_crop(8,area=(0.5,1))|tokenize(16)|keep("image","text")'
+    with pipeline.train({"source": Pictures(9), "ops": ops}, batch_size=9, seed=0, tokenizer=words) as stream:
+        epochs = [next(stream) for _ in range(6)]
+    assert all(e["image"].shape == (9, 8, 8, 3) and e["text"].dtype == np.int32 for e in epochs)
+    drawn = {(k, words.decode(t)) for e in epochs for k, t in zip(e["_key"], e["text"])}
+    assert len(drawn) > 13  # of 18 captions: another one of each picture in another epoch
+
+    ops = 'resize(8)|captions(3)|tokenize(16)|keep("image","text")'
+    batches = list(pipeline.evaluate({"source": Pictures(5), "ops": ops}, batch_size=4, tokenizer=words))
+    assert batches[1]["text"].shape == (4, 3, 16) and batches[1]["_mask"].tolist() == [True, False, False, False]
+    assert batches[0]["_captions"].tolist() == [1, 2, 3, 1]
+    with pytest.raises(UserError, match="there is no tokenizer"):
+        pipeline.evaluate({"source": Pictures(5), "ops": ops}, batch_size=4)
+
+
 # --- what a user can get wrong
 
 
@@ -409,6 +454,9 @@ def test_rows_that_do_not_fit_together_are_named():
 
     with pytest.raises(UserError, match=r"rows of 'text' have different shapes: \[\d\] for 'k\d+', \[\d\] for 'k\d+'"):
         take({**data(), "ops": ragged}, 2)
+
+    with pytest.raises(UserError, match=r"rows of 'text' have different shapes"):  # also out of a worker process
+        take({**data(num_workers=1), "ops": ragged}, 2)
 
     def uneven(record, rng):
         return {"image": 1, **({"text": 2} if record["number"] > 20 else {})}

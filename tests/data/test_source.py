@@ -266,7 +266,7 @@ def test_noise_is_no_bottleneck():
     with pipeline.train(config, batch_size=64, seed=0) as stream:
         next(stream)
         seconds = _seconds(lambda: [next(stream) for _ in range(12)])
-    assert 12 * 64 / seconds > 1500, f"{12 * 64 / seconds:.0f} pictures/s"  # alone about 10,000 on two cores
+    assert 12 * 64 / seconds > 800, f"{12 * 64 / seconds:.0f} pictures/s"  # 8,000 on two cores that do nothing else
 
 
 def test_scenes_are_a_function_of_seed_and_index():
