@@ -44,23 +44,23 @@ KINDS = {
 MAX_PIXELS = 2**26  # 67 million: an 8192 x 8192 picture; 200 MB once decoded
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
 
-# First bytes -> (name, whether it is one of FORMATS). Used only to word the refusal of a file nobody could open.
+# Where, first bytes, format. Used only to word the refusal of a file that could not be opened.
 _SIGNATURES = (
-    (0, b"\xff\xd8\xff", "JPEG", True),
-    (0, b"\x89PNG", "PNG", True),
-    (0, b"GIF8", "GIF", True),
-    (8, b"WEBP", "WebP", True),
-    (4, b"ftypavi", "AVIF", True),
-    (0, b"II*\0", "TIFF", True),
-    (0, b"MM\0*", "TIFF", True),
-    (4, b"jP  ", "JPEG 2000", True),
-    (4, b"ftyp", "HEIF or video", False),
-    (0, b"\xff\x0a", "JPEG XL", False),
-    (4, b"JXL ", "JPEG XL", False),
-    (0, b"8BPS", "Photoshop", False),
-    (0, b"%PDF", "PDF", False),
-    (0, b"%!PS", "PostScript", False),
-    (0, b"<svg", "SVG", False),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (4, b"ftypavi", "AVIF"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"jP  ", "JPEG2000"),
+    (4, b"ftyp", "HEIF or video"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"<svg", "SVG"),
 )
 # EXIF orientation -> how stored pixels become upright: transpose first, then reverse rows, then reverse columns.
 _UPRIGHT = {
@@ -230,11 +230,11 @@ def _bad(error: Exception, data: bytes) -> BadRecord:
     if isinstance(error, Image.DecompressionBombError):
         return BadRecord("too_large", str(error))
     head = bytes(data[:16])
-    name, readable = next(((n, r) for at, magic, n, r in _SIGNATURES if head[at:].startswith(magic)), (None, None))
+    name = next((name for at, magic, name in _SIGNATURES if head[at:].startswith(magic)), None)
     if isinstance(error, UnidentifiedImageError):
         if name is None:
             return BadRecord("not_an_image", f"{len(data)} bytes that begin with {head[:12]!r}")
-        if not readable:
+        if name not in _formats():
             return BadRecord("unsupported", f"{name}; read are: {', '.join(_formats())}")
         return BadRecord("corrupt", f"a {name} signature, but no readable header after it ({len(data)} bytes)")
     text = f"{name or 'picture'}: {error}"

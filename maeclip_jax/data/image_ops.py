@@ -45,7 +45,7 @@ def decode(example, rng, max_pixels=MAX_PIXELS, min_side=1, truncated="refuse"):
 def random_resized_crop(example, rng, size, area=(0.5, 1.0), ratio=(3 / 4, 4 / 3), antialias="fast"):
     """A random part of the picture (share of its area, width/height of the part), resized to `size`."""
     picture = _picture(example)
-    box = _sample_box(rng, picture.height, picture.width, area, ratio)
+    box = sample_box(rng, picture.height, picture.width, area, ratio)
     return {**example, "image": _resized(picture, box, size, antialias)}
 
 
@@ -123,7 +123,7 @@ def _spare(picture: Picture, size: tuple[int, int], name: str) -> tuple[int, int
     return spare
 
 
-def _sample_box(rng, height: int, width: int, area, ratio) -> tuple[int, int, int, int]:
+def sample_box(rng, height: int, width: int, area, ratio) -> tuple[int, int, int, int]:
     """(top, left, height, width), drawn as torchvision draws it.
 
     The share of the area and the log of the ratio are uniform; after 10 boxes that do not fit, the largest central

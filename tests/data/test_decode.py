@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from maeclip_jax.data.decode import KINDS, MAX_PIXELS, Picture, decode, probe
 from maeclip_jax.errors import BadRecord
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about metadata of broken files
 SHARED = Path(os.environ.get("MAECLIP_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 ODD = SHARED / "odd"
 MANIFEST = {}

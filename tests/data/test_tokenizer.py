@@ -157,8 +157,8 @@ def test_the_packaged_vocabulary():
     if not (Path(maeclip_jax.__file__).parent / "data/vocab/scenes.txt").exists():
         pytest.skip("maeclip_jax/data/vocab/scenes.txt is not packaged yet")
     t = make({"type": "bert", "path": "scenes"})
-    ids = t("a small red cube", 8)
-    assert (ids != 0).sum() == 4 and t.decode(ids) == "a small red cube"
+    ids = t("a red circle left of a blue square", 32)
+    assert t.decode(ids) == "a red circle left of a blue square" and (ids != 0).sum() <= 12
 
 
 @pytest.mark.parametrize(
