@@ -82,8 +82,12 @@ class Reconstruction:
                     " The model predicts patches normalised by their mean and deviation; they are painted with the true"
                     " patch's own, and the baseline is each patch in its true mean colour."
                 )
-            yield "sheet", {"kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "note": note}
-            yield "pictures", sheet(tiles, len(COLUMNS), gap=max(2, tiles[0].shape[0] // 32))
+            gap = max(2, tiles[0].shape[0] // 32)
+            yield "sheet", {
+                "kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "rows": len(tiles) // len(COLUMNS),
+                "gap": gap, "note": note,
+            }  # fmt: skip
+            yield "pictures", sheet(tiles, len(COLUMNS), gap)
         if words:
             true_W, filled_W = (np.concatenate(x) for x in zip(*words))
             if len(true_W):

@@ -80,8 +80,8 @@ class Retrieval:
                 yield f"chance_{way}_R@{k}", chance(k)
         if self.examples:
             tiles: dict[int, int] = {}  # picture -> its place on the sheet
-            images = [(w, int(asked[q])) for w, q in pick(i2t_N[asked], i2t_score_N[asked], self.examples)]
-            texts = pick(t2i_M, t2i_score_M, self.examples)
+            images = [(w, int(asked[q])) for w, q in pick(i2t_N[asked], i2t_score_N[asked], asked, self.examples)]
+            texts = pick(t2i_M, t2i_score_M, g.pairs_Mx2[:, 0], self.examples)
             repeated = len(g.pairs_Mx2) - len(g.ids_UxT)
             note = f"{len(g.images_NxD)} pictures, {len(g.pairs_Mx2)} captions; {repeated} repeat the words of another"
             note += ", and equal captions count as one." if self.merge else ", and each counts on its own."
@@ -255,13 +255,14 @@ def _hit(right: np.ndarray, candidates: int, k: int) -> np.ndarray:
     return 1 - miss
 
 
-def pick(rank: np.ndarray, score: np.ndarray, count: int) -> list[tuple[str, int]]:
-    """(`best` | `median` | `worst`, query): by rank, then by score; no query twice."""
-    order = np.lexsort((-score, rank)).tolist()
-    middle = max(0, len(order) // 2 - count // 2)
-    named = [("best", order[:count]), ("median", order[middle : middle + count]), ("worst", order[::-1][:count])]
-    out: dict[int, str] = {}
-    for which, queries in named:
-        for q in queries:
-            out.setdefault(q, which)
-    return [(which, q) for q, which in out.items()]
+def pick(rank: np.ndarray, score: np.ndarray, picture: np.ndarray, count: int) -> list[tuple[str, int]]:
+    """(`best` | `median` | `worst`, query), `count` of each: by rank, then by score; no picture twice."""
+    order = np.lexsort((-score, rank))
+    from_middle = np.argsort(np.abs(np.arange(len(order)) - len(order) // 2), kind="stable")
+    out, taken = {"best": [], "median": [], "worst": []}, set()
+    for which, queries in (("best", order), ("worst", order[::-1]), ("median", order[from_middle])):
+        for q in queries.tolist():
+            if len(out[which]) < count and int(picture[q]) not in taken:
+                taken.add(int(picture[q]))
+                out[which].append(q)
+    return [(which, q) for which, queries in out.items() for q in queries]

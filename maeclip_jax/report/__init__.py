@@ -1,0 +1,32 @@
+"""Reports of runs: one page per workdir, and one table over several. They read the workdir and nothing else.
+
+python -m maeclip_jax.report WORKDIR...             report/index.html and report/report.md in each
+python -m maeclip_jax.report A B C --out DIR        one table: DIR/index.html and DIR/report.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etils import epath
+
+__all__ = ["compare", "write"]
+
+
+def write(workdir: epath.PathLike) -> epath.Path:
+    """Writes report/index.html (one self-contained file) and report/report.md; returns the path of the page.
+
+    What the workdir does not hold is left out and said so; a folder that is no workdir raises UserError.
+    """
+    from maeclip_jax.report import page, run
+
+    folder = epath.Path(workdir) / "report"
+    return page.write(page.view(run.read(workdir)), "report", folder)
+
+
+def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+    """Writes one table of runs (rows) and evaluation metrics (columns) to `out`; returns the path of the page."""
+    from maeclip_jax.report import comparison, page, run
+
+    out = epath.Path(out)
+    return page.write(comparison.view([run.read(w) for w in workdirs], out), "comparison", out)

@@ -1,0 +1,63 @@
+"""One table over runs: what each is, and its newest evaluation numbers; chance in the header."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from maeclip_jax.report.page import amount
+from maeclip_jax.report.run import Metric, Run, number, words
+
+
+def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
+    """`columns`: (evaluator, label, chance); `rows`: name, link, facts, cells (text, whether it is the best)."""
+    found: list[dict[tuple[str, str], Metric]] = []
+    for run in runs:
+        metrics = [m for r in run.results() for m in r.metrics if m.reference is not None]
+        found.append({(m.evaluator, m.name): m for m in metrics})
+    keys = list(dict.fromkeys(k for one in found for k in one))
+    columns = []
+    for key in keys:
+        held = [one[key] for one in found if key in one]
+        columns.append((words(key[0]), held[0].label, _chance(held)))
+    best = {k: _best([one[k] for one in found if k in one]) for k in keys}
+    rows = []
+    for run, one in zip(runs, found):
+        cells = [
+            (amount(one[k].value, one[k].unit), one[k].value == best[k]) if k in one else ("", False) for k in keys
+        ]
+        seconds = run.costs.get("seconds") or {}
+        total = sum(v for k, v in seconds.items() if k != "input_wait" and number(v))
+        hours = total * (run.costs.get("devices") or 1) / 3600
+        rows.append({
+            "name": run.workdir.name, "link": _link(run, out), "objective": run.objective, "pool": run.pool,
+            "scale": run.scale, "step": run.step, "examples": f"{run.examples(run.step):,.0f}" if run.step else "",
+            "parameters": run.costs.get("parameters"), "hours": f"{hours:.2g}" if total else "", "cells": cells,
+        })  # fmt: skip
+    missing = [f"{run.workdir.name} has not been evaluated." for run, one in zip(runs, found) if not one]
+    return {"columns": columns, "rows": rows, "missing": missing}
+
+
+def _chance(metrics: Sequence[Metric]) -> str:
+    """`chance 1.6 %`, or the range if the runs' differ."""
+    shown = list(dict.fromkeys(amount(m.reference, m.unit) for m in sorted(metrics, key=lambda m: m.reference)))
+    return f"{metrics[0].kind} {shown[0]}" + (f" to {shown[-1]}" if len(shown) > 1 else "")
+
+
+def _best(metrics: Sequence[Metric]) -> float | None:
+    """The best value of a column of several."""
+    values = [m.value for m in metrics if number(m.value)]
+    if len(values) < 2:
+        return None
+    return min(values) if metrics[0].lower_is_better else max(values)
+
+
+def _link(run: Run, out: epath.Path) -> str:
+    """From the table to the run's own page, if both are on one disk and it is there."""
+    page = run.workdir / "report" / "index.html"
+    if "://" in f"{run.workdir}{out}" or not page.exists():
+        return ""
+    return os.path.relpath(page, out).replace(os.sep, "/")

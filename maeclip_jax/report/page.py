@@ -1,0 +1,281 @@
+"""From a run to a page: what is shown, as plain values, and the templates that show it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from maeclip_jax.report import cost, figures
+from maeclip_jax.report.run import Metric, Result, Run, words
+
+TEMPLATES = epath.resource_path("maeclip_jax") / "templates"
+CARDS = ("top1", "image_to_text_R@1", "text_to_image_R@1", "token_accuracy")
+SMALL_PNG = 6000  # bytes; larger crops are stored as JPEG where that is smaller
+TABLE_ROWS = 200
+INCIDENTS = (("skipped", "updates skipped (not finite)"), ("bad_records", "bad records replaced"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Bytes of a picture; `dark` and `file` (for markdown) where they differ from `data`."""
+
+    name: str
+    data: bytes
+    dark: bytes = b""
+    file: bytes = b""
+    width: int = 0
+
+    @property
+    def kind(self) -> str:
+        """File extension of `data`."""
+        if self.data[:4] == b"\x89PNG":
+            return "png"
+        return "jpg" if self.data[:2] == b"\xff\xd8" else "svg"
+
+
+def view(run: Run) -> dict[str, Any]:
+    """Everything on the page of a run. What is not there is None or empty, with a sentence in `missing`."""
+    results, missing = run.results(), []
+    metrics = [m for r in results for m in r.metrics]
+    held = [m for m in metrics if m.reference is not None]
+    order = {name: n for n, name in enumerate(CARDS)}
+    cards = sorted((m for m in held if m.name in order), key=lambda m: order[m.name])
+    if not results:
+        missing.append("This run has not been evaluated, so there are no results to show.")
+    not_applicable = run.evals[-1].get("not_applicable", {}) if run.evals else {}
+    missing += [f"{words(name)} is not applicable: {reason}." for name, reason in not_applicable.items()]
+    losses, accuracies = curves("losses", figures.losses(run)), curves("accuracies", figures.accuracies(run))
+    if not losses:
+        missing.append("No training losses are logged in metrics.jsonl, so there are no loss curves.")
+    if run.unreadable_rows:
+        missing.append(f"{run.unreadable_rows} lines of metrics.jsonl could not be read and are left out.")
+    shown = {"tiles": [], "sheet": [], "captions": [], "table": []}
+    for r in results:
+        for name, detail in r.details.items():
+            kind = detail.get("kind") if isinstance(detail, Mapping) else None
+            if kind in shown:
+                shown[kind] += [
+                    {"evaluator": r.evaluator, "step": r.step, "name": name} | BUILD[kind](run, r, detail, missing)
+                ]
+    spent = cost.view(run)
+    if not spent["rows"]:
+        missing.append("Nothing is recorded of what the run cost (costs.json is written with its checkpoints).")
+    command = run.costs.get("command") or run.find("command")
+    if not command:
+        missing.append("The command of the run is not recorded.")
+    versions = run.costs.get("versions") or run.find("versions") or {}
+    if not versions:
+        missing.append("The versions of the libraries are not recorded.")
+    return {
+        "title": run.objective, "facts": facts(run), "name": run.workdir.name, "step": run.step,
+        "cards": cards[:4], "held": held, "others": [m for m in metrics if m.reference is None],
+        "steps": sorted({r.step for r in results}), "losses": losses, "accuracies": accuracies,
+        "retrieval": shown["tiles"], "sheets": shown["sheet"], "captions": shown["captions"],
+        "tables": shown["table"], "cost": spent,
+        "command": command, "versions": versions, "config": json.dumps(run.config, indent=1), "missing": missing,
+    }  # fmt: skip
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(what, value) of what was trained, as far as it is known."""
+    data = _first(run.config.get("data"), "source") or {}
+    data = ", ".join(str(data[k]) for k in ("kind", "name", "split") if data.get(k))
+    tower = run.find("model.image_tower") or {}
+    shape = [f"{tower[k]} {what}" for k, what in (("width", "wide"), ("depth", "layers")) if tower.get(k)]
+    if tower.get("size") and tower.get("patch"):
+        shape.append(f"{tower['size']} px in patches of {tower['patch']}")
+    parameters, batch = run.costs.get("parameters"), run.costs.get("batch_size") or run.find("batch_size")
+    length = f"{run.step:,} steps" + (f" of {batch:,} = {run.examples(run.step):,.0f} examples" if batch else "")
+    last = run.rows[-1] if run.rows else {}
+    incidents = [f"{last[f'train/{k}']:.0f} {what}" for k, what in INCIDENTS if last.get(f"train/{k}")]
+    both = "/" in run.pool
+    known = [
+        ("pooling", run.pool + (" (picture / text)" if both else "")), ("scale", run.scale), ("data", data),
+        ("image tower", ", ".join(shape)), ("parameters", f"{parameters:,}" if parameters else ""),
+        ("trained for", length if run.step else ""), ("incidents", ", ".join(incidents)),
+    ]  # fmt: skip
+    return [(what, value) for what, value in known if value]
+
+
+def _first(tree: Any, key: str) -> Any:
+    """The first value of `key` anywhere in nested dicts."""
+    if isinstance(tree, Mapping):
+        if key in tree:
+            return tree[key]
+        found = (_first(v, key) for v in tree.values())
+        return next((f for f in found if f), None)
+    return None
+
+
+def curves(name: str, drawings: list[tuple[str, figures.Draw]]) -> list[tuple[str, Picture]]:
+    """(title, figure in all its forms) of each drawing."""
+    out = []
+    for n, (title, draw) in enumerate(drawings):
+        light, dark = (figures.render(title, draw, "svg", theme) for theme in ("light", "dark"))
+        out.append((title, Picture(f"{name}-{n}", light, dark, figures.render(title, draw, "png"))))
+    return out
+
+
+def _sheet(run: Run, r: Result, name: str, missing: list[str]):
+    """The picture an evaluator saved as `name`, opened; None, said in `missing`, if it is not there."""
+    path = r.pictures.get(name)
+    data = run.picture(path) if path else None
+    if data is None:
+        missing.append(f"The pictures of {words(r.evaluator)} are not in the workdir ({path or name}).")
+        return None
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _crop(image, box: tuple[int, int, int, int], name: str) -> Picture:
+    """A part of a picture: PNG while small, else the smaller of PNG and JPEG."""
+    part, out = image.crop(box), io.BytesIO()
+    part.save(out, "PNG", optimize=True)
+    if out.tell() > SMALL_PNG:
+        jpeg = io.BytesIO()
+        part.save(jpeg, "JPEG", quality=90, subsampling=0)
+        out = min(out, jpeg, key=lambda b: b.tell())
+    return Picture(name, out.getvalue(), width=part.width)
+
+
+def _tiles(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
+    """Retrieval examples, each tile cut out of the evaluator's sheet."""
+    image = _sheet(run, r, detail["picture"], missing)
+    size, columns = detail["tile"], detail["columns"]
+    cut: dict[int, Picture | None] = {}
+
+    def tile(place: int) -> Picture | None:
+        if place not in cut:
+            y, x = place // columns * size, place % columns * size
+            inside = image is not None and y + size <= image.height and x + size <= image.width
+            cut[place] = _crop(image, (x, y, x + size, y + size), f"{r.evaluator}-{place:03}") if inside else None
+        return cut[place]
+
+    def query(q: Mapping) -> dict:
+        found = [dict(f) | ({"picture": tile(f["tile"])} if "tile" in f else {}) for f in q["found"]]
+        return dict(q) | {"picture": tile(q["tile"]), "found": found, "among": any(f["right"] for f in found)}
+
+    ways = {way: [query(q) for q in detail.get(way, ())] for way in ("image_to_text", "text_to_image")}
+    return {"note": detail.get("note", ""), "size": size} | ways
+
+
+def _contact_sheet(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
+    """The rows of a contact sheet, each one picture."""
+    image, rows, gap = _sheet(run, r, detail["picture"], missing), detail["rows"], detail.get("gap", 0)
+    pictures = []
+    if image is not None and rows:
+        height = (image.height + gap) // rows
+        boxes = [(0, n * height, image.width, n * height + height - gap) for n in range(rows)]
+        pictures = [_crop(image, box, f"{r.evaluator}-{n:02}") for n, box in enumerate(boxes)]
+    return {"note": detail.get("note", ""), "columns": detail["columns"], "rows": pictures}
+
+
+def _captions(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
+    """Captions as words with what was filled in; `glued` pieces belong to the word before."""
+    lines = []
+    for line in detail["captions"]:
+        out = []
+        for token in line:
+            true, glued = spell(token["true"])
+            entry = {"true": true, "glued": glued and bool(out), "masked": "filled" in token}
+            if entry["masked"]:
+                entry |= {"filled": spell(token["filled"])[0], "right": token["filled"] == token["true"]}
+            out.append(entry)
+        lines.append(out)
+    return {"note": detail.get("note", ""), "lines": lines}
+
+
+def _table(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
+    """A table of an evaluator; the first TABLE_ROWS rows of it."""
+    note = detail.get("note", "")
+    if len(detail["rows"]) > TABLE_ROWS:
+        note += f" The first {TABLE_ROWS} of {len(detail['rows'])} rows."
+    rows = [[f"{c:.1f}" if isinstance(c, float) else c for c in row] for row in detail["rows"][:TABLE_ROWS]]
+    return {"columns": detail["columns"], "rows": rows, "note": note}
+
+
+BUILD = {"tiles": _tiles, "sheet": _contact_sheet, "captions": _captions, "table": _table}
+
+
+def spell(token: str) -> tuple[str, bool]:
+    """(text, whether it continues the word before) of WordPiece `##s`, CLIP `cat</w>`, SentencePiece `▁cat`."""
+    if token.startswith("##"):
+        return token[2:], True
+    return token.removesuffix("</w>").replace("▁", "") or token, False
+
+
+def amount(value: float, unit: str = "") -> str:
+    """A number with its unit, as precise as it is worth: `61.8 %`, `0.16 %`, `0.0123`."""
+    if value != value:
+        return "not a number"
+    if unit == "%":
+        return f"{value:.1f} %" if value >= 0.95 or value == 0 else f"{value:.2g} %"
+    return f"{value:.3g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def times(m: Metric) -> str:
+    """How many times the chance level: `39×`."""
+    if not m.reference or m.value != m.value:
+        return ""
+    ratio = m.value / m.reference
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2g}×" if ratio < 1 else f"{ratio:.1f}×"
+
+
+class Markdown(str):
+    """Text that is markdown already; everything else is escaped."""
+
+
+def plain(value: Any) -> Any:
+    """Any value as one line of markdown that shows it literally."""
+    if isinstance(value, Markdown) or value is None:
+        return value or ""
+    text = re.sub(r"\s", " ", str(value))
+    return Markdown(re.sub(r"[&<>]|[\\`*_\[\]|#~$]", lambda m: ENTITIES.get(m[0], "\\" + m[0]), text))
+
+
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def fence(text: Any, language: str = "") -> Markdown:
+    """A code block that its content cannot end."""
+    ticks = "`" * max(3, 1 + max((len(t) for t in re.findall("`+", str(text))), default=0))
+    return Markdown(f"{ticks}{language}\n{text}\n{ticks}")
+
+
+def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath.Path:
+    """Renders a view: `folder`/index.html, all in one file, and `folder`/report.md with its pictures beside it."""
+    import jinja2
+
+    files: dict[str, bytes] = {}
+
+    def inline(data: bytes, kind: str) -> str:
+        mime = {"svg": "image/svg+xml", "jpg": "image/jpeg"}.get(kind, "image/png")
+        return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+    def beside(p: Picture) -> Markdown:
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", p.name) + (".png" if p.file else "." + p.kind)
+        files[name] = p.file or p.data
+        return Markdown(name)
+
+    common = {"amount": amount, "times": times, "words": words, "duration": cost.duration}
+    source = {p.name: p.read_text() for p in TEMPLATES.iterdir() if p.name.endswith(".j2")}
+    setting = {"loader": jinja2.DictLoader(source), "trim_blocks": True, "lstrip_blocks": True}
+    html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, **setting)
+    html.filters |= common | {"src": lambda p: inline(p.data, p.kind), "dark": lambda p: inline(p.dark, p.kind)}
+    text = jinja2.Environment(finalize=plain, undefined=jinja2.StrictUndefined, **setting)
+    text.filters |= common | {"src": beside, "fence": fence}
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "index.html"
+    page.write_text(html.get_template(f"{template}.html.j2").render(values))
+    (folder / "report.md").write_text(text.get_template(f"{template}.md.j2").render(values))
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return page

@@ -1,0 +1,227 @@
+"""What a workdir says about its run: config.json, metrics.jsonl, costs.json, evals/<step>.json and their pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from maeclip_jax.errors import UserError
+
+OBJECTIVES = {"mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP"}
+_PERCENT = re.compile(r"R@\d|top\d|accuracy|mean_per_class|recall")
+_REFERENCES = ("chance", "baseline")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number of an evaluator and, if any, what it is held against: `reference`, of kind "chance" or "baseline"."""
+
+    evaluator: str
+    name: str
+    value: float
+    reference: float | None = None
+    kind: str = ""
+
+    @property
+    def unit(self) -> str:
+        """ "%" or nothing."""
+        return "%" if _PERCENT.search(self.name) else ""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Errors and losses."""
+        return not self.unit
+
+    @property
+    def label(self) -> str:
+        """The name as a person would say it: `image_to_text_R@1` -> `image to text R@1`."""
+        known = {
+            "top1": "top-1 accuracy",
+            "top5": "top-5 accuracy",
+            "mean_per_class": "mean per-class accuracy",
+            "masked_mse": "masked-pixel error (MSE, pixels 0–1)",
+            "token_accuracy": "masked-word accuracy",
+        }
+        return known.get(self.name, self.name.replace("_to_", " → ").replace("_", " "))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one evaluator gave at one step."""
+
+    evaluator: str
+    step: int
+    metrics: list[Metric]
+    details: Mapping[str, Mapping]
+    pictures: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir as read. `rows`: one dict a logged step, by step. `evals`: the evals/*.json, by step."""
+
+    workdir: epath.Path
+    config: Mapping
+    costs: Mapping
+    rows: list[dict]
+    evals: list[dict]
+    unreadable_rows: int
+
+    def find(self, *paths: str) -> Any:
+        """The first of the '.'-joined paths that the config holds and that is not empty; or None."""
+        for path in paths:
+            value: Any = self.config
+            for part in path.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value not in (None, "", {}, []):
+                return value
+        return None
+
+    @property
+    def objective(self) -> str:
+        """As in the paper: MAE-CLIP."""
+        name = self.find("objective.name", "objective.type", "objective")
+        return OBJECTIVES.get(str(name), str(name)) if name else "unnamed objective"
+
+    @property
+    def pool(self) -> str:
+        """`max`, or `max / cls` where picture and text are pooled in different ways; empty if the config says none."""
+        image = self.find("model.image_tower.pool", "image_tower.pool", "pool")
+        text = self.find("model.text_tower.pool", "text_tower.pool")
+        return str(image or "") if text in (None, image) else f"{image} / {text}"
+
+    @property
+    def argument(self) -> dict[str, str]:
+        """The experiment's argument: `pool=max,scale=demo` as a dict."""
+        text = self.find("argument", "arg") or ""
+        if isinstance(text, Mapping):
+            return {str(k): str(v) for k, v in text.items()}
+        return dict(part.split("=", 1) for part in str(text).split(",") if "=" in part)
+
+    @property
+    def scale(self) -> str:
+        """Name of the data scale, or empty."""
+        return str(self.find("scale") or self.argument.get("scale", ""))
+
+    @property
+    def step(self) -> int:
+        """The last step that anything is known of."""
+        return max([r["step"] for r in self.rows] + [e["step"] for e in self.evals] + [int(self.costs.get("step", 0))])
+
+    def examples(self, step: int) -> float:
+        """Examples seen at a step: as logged, or from the batch size; the step itself if neither is known."""
+        logged = [r for r in self.rows if number(r.get("progress/examples_seen")) and r["step"]]
+        if logged:
+            near = min(logged, key=lambda r: abs(r["step"] - step))
+            return near["progress/examples_seen"] / near["step"] * step
+        return step * float(self.costs.get("batch_size") or self.find("batch_size") or 1)
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """(examples seen, value) of a logged scalar, without what is not a finite number."""
+        return [(self.examples(r["step"]), r[key]) for r in self.rows if number(r.get(key))]
+
+    def results(self) -> list[Result]:
+        """The newest result of every evaluator, in the order in which they first ran."""
+        newest: dict[str, Result] = {}
+        for one in self.evals:
+            for name in evaluators_of(one):
+                # Replacing keeps the place of the first in the dict's order.
+                newest[name] = result(one, name)
+        return list(newest.values())
+
+    def history(self) -> Iterator[tuple[int, Metric]]:
+        """(step, metric) of every evaluation, oldest first."""
+        for one in self.evals:
+            for name in evaluators_of(one):
+                for metric in result(one, name).metrics:
+                    yield one["step"], metric
+
+    def picture(self, name: str) -> bytes | None:
+        """A picture by its path relative to evals/ (or to the workdir); None if it is not there."""
+        for folder in (self.workdir / "evals", self.workdir):
+            if (folder / name).exists():
+                return (folder / name).read_bytes()
+        return None
+
+
+def words(name: str) -> str:
+    """`zero_shot` -> `Zero shot`."""
+    name = name.replace("_", " ")
+    return name[:1].upper() + name[1:]
+
+
+def number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def evaluators_of(one: Mapping) -> list[str]:
+    """Names of the evaluators that have results in an evals/<step>.json."""
+    keys = [*one.get("metrics", {}), *one.get("details", {}), *one.get("pictures", {})]
+    return list(dict.fromkeys(k.split("/", 1)[0] for k in keys))
+
+
+def result(one: Mapping, evaluator: str) -> Result:
+    """What an evals/<step>.json holds of one evaluator, metrics joined with their chance or baseline."""
+
+    def mine(section: str) -> dict:
+        prefix = evaluator + "/"
+        return {k.removeprefix(prefix): v for k, v in one.get(section, {}).items() if k.startswith(prefix)}
+
+    values, metrics = {k: v for k, v in mine("metrics").items() if isinstance(v, int | float)}, []
+    for name, value in values.items():
+        if name.split("_", 1)[0] in _REFERENCES:
+            continue
+        held = [(values[f"{k}_{name}"], k) for k in _REFERENCES if f"{k}_{name}" in values]
+        if not held and "chance" in values and _PERCENT.search(name):
+            held = [(values["chance"], "chance")]
+        metrics.append(Metric(evaluator, name, value, *(held[0] if held else ())))
+    return Result(evaluator, one["step"], metrics, mine("details"), mine("pictures"))
+
+
+def read(workdir: epath.PathLike) -> Run:
+    """The run of a workdir. UserError, with the path, if it is none or if a file in it cannot be read."""
+    folder = epath.Path(workdir)
+    if not folder.is_dir():
+        raise UserError(f"no workdir at {str(folder)!r}; valid: a folder that a run was given as --workdir")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{str(folder)!r} is no workdir: it has no config.json; valid: a run's --workdir")
+    rows, unreadable = _rows(folder / "metrics.jsonl")
+    found = [(_json(p), p) for p in (folder / "evals").glob("*.json")] if (folder / "evals").exists() else []
+    for one, path in found:
+        if not isinstance(one.get("step"), int):
+            raise UserError(f"{str(path)!r} has no step; delete it and evaluate again")
+    evals = sorted((one for one, _ in found), key=lambda one: one["step"])
+    costs = folder / "costs.json"
+    return Run(folder, _json(folder / "config.json"), _json(costs) if costs.exists() else {}, rows, evals, unreadable)
+
+
+def _json(path: epath.Path) -> dict:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}") from e
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {str(path)!r}: it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _rows(path: epath.Path) -> tuple[list[dict], int]:
+    """Rows by step, later lines of a step over earlier ones; and how many lines were cut short or broken."""
+    rows: dict[int, dict] = {}
+    unreadable = 0
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, TypeError, KeyError):
+            unreadable += bool(line.strip())
+            continue
+        rows[step] = rows.get(step, {}) | row | {"step": step}
+    return [rows[s] for s in sorted(rows)], unreadable
