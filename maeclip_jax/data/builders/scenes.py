@@ -131,12 +131,14 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in self.builder_config.recipe.sizes}
+        recipe = self.builder_config.recipe
+        wanted = {split: indices(recipe, split) for split in recipe.sizes}  # all, before anything is drawn: may refuse
+        return {split: self._generate_examples(split, numbers) for split, numbers in wanted.items()}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, split: str, numbers: list[int]) -> Iterator[tuple[str, dict]]:
         recipe = self.builder_config.recipe
         side = recipe.spec.resolution
-        job = Job(recipe.spec, recipe.seed, split, indices(recipe, split), recipe.encoding)
+        job = Job(recipe.spec, recipe.seed, split, numbers, recipe.encoding)
         for record in draw(job, self.workers):
             record["mask"] = record.pop("masks")
             for thing in record["objects"]:

@@ -103,7 +103,7 @@ def _grid(window: int, diameter: int):
     """Coordinates u, v of the samples of a window, in UNIT = half the diameter; int32 [S*w, S*w]."""
     n = _samples(diameter)
     odd = 2 * np.arange(n * window, dtype=np.int64) + 1 - n * window
-    line = (odd * UNIT // (n * diameter)).astype(np.int32)  # products of two still fit
+    line = (np.sign(odd) * (abs(odd) * UNIT // (n * diameter))).astype(np.int32)  # products of two still fit
     return np.broadcast_arrays(line[None, :], line[:, None])
 
 

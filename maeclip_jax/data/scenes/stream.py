@@ -64,7 +64,7 @@ class SceneStream:
     """
 
     def __init__(self, spec: SceneSpec, seed: int = 0, split: str = "train"):
-        world.tapes(seed, split, 0)  # refuses a wrong seed or split now rather than in a worker
+        world.layout(spec, world.tapes(seed, split, 0)[0], split)  # refuses now what a worker would refuse later
         self.spec, self.seed, self.split = spec, seed, split
 
     def __len__(self) -> int:

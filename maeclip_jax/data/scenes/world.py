@@ -33,7 +33,7 @@ SPLITS = ("train", "val", "test", "classify", "heldout", "heldout_multi")
 # where there are never more than three, there is room for larger ones. Any large object is larger than any small one,
 # whatever else is in its picture, so "large" has one meaning in a data set.
 ROOMY = ((40, 46), (60, 70)), (100, 90, 84)
-DENSE = ((34, 40), (52, 64)), (100, 96, 92, 84, 78)
+DENSE = ((34, 38), (52, 64)), (100, 96, 92, 84, 78)
 MOST_LARGE = (1, 2, 2, 2, 1)
 APART = 88  # percent of the sum of two radii that must lie between two centres
 
@@ -75,7 +75,7 @@ class SceneSpec:
     def __post_init__(self):
         object.__setattr__(self, "objects", tuple(self.objects))
         ranges = dict(
-            resolution=(24, 1024), scale=(0.4, 1.0), rotation=(0, 20), captions=(1, 16), questions=(0, 16),
+            resolution=(24, 1024), scale=(0.5, 1.0), rotation=(0, 20), captions=(1, 16), questions=(0, 16),
             shapes=(3, len(SHAPES)), colours=(3, len(COLOURS)), textures=(1, len(TEXTURES)),
             heldout_pairs=(0, self.shapes * self.colours - 1), diversity=(0.0, 1.0), caption_noise=(0.0, 1.0),
         )  # fmt: skip
@@ -235,8 +235,9 @@ def layout(spec: SceneSpec, tape: Tape, split: str = "train", index: int = 0) ->
     scale = round(spec.scale * 1000) * crowd[n - 1]
     drawn = []
     for (colour, shape), size in zip(chosen, sizes):
-        low, high = (spec.resolution * percent * scale // 10**7 for percent in diameters[size])
-        diameter = step * tape.between(-(-low // step), max(high // step, -(-low // step)))
+        small, large = (spec.resolution * percent * scale for percent in diameters[size])
+        low, high = -(-small // (step * 10**7)), large // (step * 10**7)
+        diameter = step * tape.between(low, max(low, high))
         turn = 5 * tape.between(-(spec.rotation // 5), spec.rotation // 5)
         drawn.append((diameter, shape, colour, size, tape.below(spec.textures), turn))
     drawn.sort(key=lambda d: -d[0])
