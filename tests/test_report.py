@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -177,11 +178,16 @@ def test_cost_rows(workdir):
     rows = {what: (value, known) for what, value, known in spent["rows"]}
     assert rows["time, restarts included"] == ("2.0 min", "measured")  # 100 s of steps, 20 s of evaluation
     assert rows["chip-hours"][0] == "0.133 (4 × TPU v4)"
-    assert rows["step time"][0] == "500 ms, median"  # the first step, with its start-up, does not count
+    assert rows["step time"][0] == "500 ms, median"
     assert rows["model FLOPs utilisation (MFU)"] == ("25.0 %, median", "measured time, computed FLOPs")
     assert rows["share of training time spent waiting for input"][0] == "5.0 %"
     assert rows["model FLOPs of the run"] == ("400 GFLOP", "computed")
     assert sum(percent for _, _, percent in spent["shares"]) == pytest.approx(100)
+
+
+def test_the_first_step_with_its_start_up_does_not_count(workdir):
+    run = dataclasses.replace(runs.read(workdir), rows=[{"step": s, "perf/mfu": m} for s, m in ((1, 0.1), (2, 0.5))])
+    assert cost.median(run, "perf/mfu") == 0.5
 
 
 def test_tiles_show_the_picture_they_name(view):

@@ -7,6 +7,7 @@ mean (Radford et al. 2021, section 3.1.4).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,5 +174,5 @@ def read_templates(templates: str | Sequence[str]) -> list[str]:
 
 def fill(template: str, name: str) -> str:
     """`a photo of {a} {}`, `orange cube` -> `a photo of an orange cube`."""
-    article = "an" if name[:1].lower() in "aeiou" else "a"
+    article = "an" if re.match(r"(?i)[aeio]|u(?!n?i|s)|hour|heir", name) else "a"  # by ear, not by letter
     return template.replace("{a}", article).replace("{}", name)

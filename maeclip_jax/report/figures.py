@@ -72,7 +72,7 @@ def accuracies(run: Run) -> list[tuple[str, Draw]]:
             values.append((run.examples(step), m.value))
             chance.append((run.examples(step), m.reference))
     out = []
-    for (evaluator, way), lines in panels.items():
+    for (evaluator, way), lines in sorted(panels.items(), key=lambda p: next(iter(p[1].values()))[0] != "chance"):
         title = words(evaluator) + (f": {way.replace('_to_', ' → ').replace('_', ' ')}" if way else "")
         out.append((title, functools.partial(_accuracy, lines)))
     return out

@@ -44,7 +44,7 @@ def view(run: Run) -> dict[str, Any]:
     """Everything on the page of a run. What is not there is None or empty, with a sentence in `missing`."""
     results, missing = run.results(), []
     metrics = [m for r in results for m in r.metrics]
-    held = [m for m in metrics if m.reference is not None]
+    held = sorted((m for m in metrics if m.reference is not None), key=lambda m: m.kind != "chance")
     order = {name: n for n, name in enumerate(CARDS)}
     cards = sorted((m for m in held if m.name in order), key=lambda m: order[m.name])
     if not results:
