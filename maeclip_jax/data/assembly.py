@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -230,6 +231,13 @@ _worker: tuple = ()
 def _start(job: Job, counter) -> None:
     global _worker
     _worker = (job, counter)
+    # A pool's workers wait for ever when the process that fed them is killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _work(unit: crawl.Unit) -> None:

@@ -81,23 +81,41 @@ def plan(src: str, *, format: str = "auto", image_column: str = "", caption_colu
 
     if format not in ("auto", *FORMATS):
         raise errors.unknown("format", format, ("auto", *FORMATS))
-    path = epath.Path(src).expanduser()
-    if not path.exists():
+    path = located(src)
+    if not exists(path):
         raise errors.UserError(f"source {src!r} does not exist; valid: {formats()}")
     if not is_split_name(split):
         raise errors.UserError(f"split {split!r} is no TFDS split name; valid: letters, digits and _, but not 'all'")
-    if image_dir and not os.path.isdir(image_dir):
+    if image_dir and not located(image_dir).is_dir():
         raise errors.UserError(f"image_dir {image_dir!r} is no folder; valid: the folder where picture paths start")
-    path = path.resolve()
     kind, files = _find(path, format)
     root = path if path.is_dir() else path.parent
-    image_dir = str(epath.Path(image_dir).resolve()) if image_dir else ""
+    image_dir = str(located(image_dir)) if image_dir else ""
     reading = Reading(kind, str(root), image_dir=image_dir, split=split)
     wanted = {"image": image_column, "caption": caption_column, "split": split_column}
     result = units.DIVIDERS[kind](reading, files, wanted, unit_records)
     if not result.units:
         raise errors.UserError(f"source {src!r} holds no record as {kind}; valid: {formats()}")
     return result
+
+
+def located(path: str) -> epath.Path:
+    """`path` absolute, with ~ filled in; remote ones (gs://...) are absolute as they are."""
+    if "://" not in path:
+        return epath.Path(path).expanduser().resolve()
+    try:
+        return epath.Path(path)
+    except KeyError as error:
+        raise errors.UserError(f"no file system {error} for {path!r}; valid: gs://, s3://, az:// or a folder") from None
+
+
+def exists(path: epath.Path) -> bool:
+    """Whether there is such a file or folder. UserError where only a missing package stands between."""
+    try:
+        return path.exists()
+    except ImportError as error:  # etils.epath reaches gs:// through fsspec
+        choice = "a local or mounted folder, or pip install gcsfs (s3fs, adlfs) first"
+        raise errors.UserError(f"{str(path)!r} cannot be reached ({error}); valid: {choice}") from None
 
 
 def is_split_name(name: str) -> bool:

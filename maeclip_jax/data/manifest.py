@@ -50,18 +50,18 @@ class Tally:
         """Records that went in."""
         return self.kept.total() + self.dropped.total()
 
-    def add(self, outcome, sign: int = 1) -> None:
-        """Counts a `Kept` or `Dropped` of `builders.image_text`; `sign` -1 takes it back."""
-        self.totals["rows"] += sign * outcome.rows
+    def add(self, outcome) -> None:
+        """Counts a `Kept` or `Dropped` of `builders.image_text`."""
+        self.totals["rows"] += outcome.rows
         if not hasattr(outcome, "stored"):
-            self.dropped[outcome.kind] += sign * outcome.records
+            self.dropped[outcome.kind] += outcome.records
             return
         stored, texts = outcome.stored, outcome.example["texts"]
-        self.kept[outcome.split] += sign
-        self.totals["kept_verbatim"] += sign * stored.verbatim
-        self.totals["empty_captions_left_out"] += sign * outcome.empty_captions
-        self.totals["source_picture_bytes"] += sign * outcome.source_bytes
-        self.totals["stored_picture_bytes"] += sign * len(stored.image)
+        self.kept[outcome.split] += 1
+        self.totals["kept_verbatim"] += stored.verbatim
+        self.totals["empty_captions_left_out"] += outcome.empty_captions
+        self.totals["source_picture_bytes"] += outcome.source_bytes
+        self.totals["stored_picture_bytes"] += len(stored.image)
         values = {
             "source_width": stored.source_width,
             "source_height": stored.source_height,
@@ -73,10 +73,10 @@ class Tally:
             "captions": len(texts),
         }
         for name, value in values.items():
-            self.histograms[name][_rounded(value)] += sign
+            self.histograms[name][_rounded(value)] += 1
         for text in texts:
-            self.histograms["caption_words"][_rounded(len(text.split()))] += sign
-            self.histograms["caption_characters"][_rounded(len(text))] += sign
+            self.histograms["caption_words"][_rounded(len(text.split()))] += 1
+            self.histograms["caption_characters"][_rounded(len(text))] += 1
 
     @classmethod
     def sum(cls, tallies: Iterable[Tally]) -> Tally:

@@ -79,12 +79,12 @@ def prepare(args: argparse.Namespace) -> dict:
     source = {name: reading.pop(name) for name in ("format", "root")} | {"files": plan.files}
     options = reading | dataclasses.asdict(storing) | {"unit_records": args.unit_records, "runner": args.runner}
     identity = {"options": options, "source": source}
-    out = epath.Path(args.out).expanduser().resolve() / args.name / image_text.VERSION
+    out = crawl.located(args.out) / args.name / image_text.VERSION
     if args.overwrite:
         for folder in (out, out.parent / f"{out.name}.incomplete"):
-            if folder.exists():
+            if crawl.exists(folder):
                 folder.rmtree()
-    if out.exists():
+    if crawl.exists(out):
         return _finished(out, identity)
     found = f"{plan.reading.format} in {plan.reading.root}: {len(plan.files)} files, {len(plan.units)} units of work"
     print(found, file=sys.stderr)

@@ -18,19 +18,21 @@ from maeclip_jax.data.manifest import Tally
 
 
 class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """`ImageText(plan, storing, name=..., report_dir=..., data_dir=...).download_and_prepare(...)`.
+    """`ImageText(plan, storing, name=..., ..., data_dir=...).download_and_prepare(...)`, then `.manifest`.
 
-    Shards, their number and the (hashed, hence shuffled) order are TFDS's. Afterwards `read_report(report_dir)` gives
-    the counts and the dropped records. Workers must see source and output under the same path: gs://, or a mount.
+    Shards, their number and the (hashed, hence shuffled) order are TFDS's; so is the commit, one rename at the end.
+    Workers must see source, output and `scratch` (for the account) under the same path: gs://, or a mount.
     """
 
     VERSION = tfds.core.Version(image_text.VERSION)
 
-    def __init__(self, plan: crawl.Plan, storing: image_text.Storing, *, name: str, report_dir: str, **kwargs):
+    def __init__(self, plan: crawl.Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
+                 identity: dict, **kwargs):  # fmt: skip
         if not plan.splits:
             choice = "no --split_column, or --runner local"
             raise errors.UserError(f"beam must know the splits before it reads {plan.reading.format}; valid: {choice}")
-        self.name, self.plan, self.storing, self.report_dir = name, plan, storing, report_dir
+        self.name, self.plan, self.storing, self.scratch = name, plan, storing, epath.Path(scratch)
+        self.max_bad, self.identity, self.manifest = max_bad, identity, {}
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self):
@@ -59,10 +61,23 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self):
         raise NotImplementedError("the pipeline of _split_generators is all there is")
 
+    def _download_and_prepare(self, dl_manager, download_config):
+        super()._download_and_prepare(dl_manager, download_config)
+        # The data set still lies in TFDS's temporary folder: what fails here leaves nothing behind.
+        tally, dropped = _read_report(self.scratch)
+        manifest.check_share(tally, self.max_bad)
+        shards = {split: _shards(info) for split, info in sorted(self.info.splits.items())}
+        upstream = units.upstream_total(self.plan)
+        self.manifest = manifest.build(self.name, self.identity, tally, shards, upstream)
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
+        (self.data_path / "dropped.jsonl").write_text(lines)
+        (self.data_path / "report.txt").write_text(manifest.report(self.manifest))
+        (self.data_path / "manifest.json").write_text(manifest.dump(self.manifest))
+
     def _write_report(self, found, dropped) -> None:
         import apache_beam as beam
 
-        folder = epath.Path(self.report_dir)
+        folder = self.scratch
         folder.mkdir(parents=True, exist_ok=True)
         totals = found | "Tally" >> beam.CombineGlobally(_sum_of_outcomes) | "Json" >> beam.Map(_tally_line)
         _ = totals | "WriteTally" >> beam.io.WriteToText(str(folder / "tally"))
@@ -138,9 +153,8 @@ def _line(item) -> str:
     return json.dumps({"at": item[0], **item[1].json()})
 
 
-def read_report(report_dir: str) -> tuple[Tally, list[dict]]:
-    """The tally and the dropped records (in source order) that a pipeline of `ImageText` left in `report_dir`."""
-    folder = epath.Path(report_dir)
+def _read_report(folder: epath.Path) -> tuple[Tally, list[dict]]:
+    """The tally and the dropped records, in source order, that `_write_report` left in `folder`."""
     (tally,) = (json.loads(line) for p in folder.glob("tally-*") for line in p.read_text().splitlines())
     dropped = [json.loads(line) for p in folder.glob("dropped-*") for line in p.read_text().splitlines()]
     dropped.sort(key=lambda entry: entry.pop("at"))
@@ -155,16 +169,24 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
     ways to continue. Raises UserError without Apache Beam, or with more than `max_bad` (a share) bad records.
     """
     try:
+        from apache_beam.io.filesystems import FileSystems
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise errors.UserError("runner beam needs Apache Beam; valid: pip install maeclip_jax[prepare]") from None
+    try:
+        FileSystems.get_filesystem(str(out))
+    except ValueError:
+        choice = "a local or mounted folder, or pip install apache-beam[gcp] (aws, azure) first"
+        raise errors.UserError(f"Beam cannot write to out={str(out)!r}; valid: {choice}") from None
 
     out = epath.Path(out)
-    incomplete = out.parent / f"{out.name}.incomplete"
-    if incomplete.exists():
-        incomplete.rmtree()
-    report = str(incomplete / "report")
-    builder = ImageText(plan, storing, name=name, report_dir=report, data_dir=str(incomplete))
+    scratch = out.parent / f"{out.name}.report"
+    if scratch.exists():
+        scratch.rmtree()
+    data_dir = str(out.parent.parent)
+    builder = ImageText(
+        plan, storing, name=name, scratch=str(scratch), max_bad=max_bad, identity=identity, data_dir=data_dir
+    )
     config = tfds.download.DownloadConfig(beam_options=PipelineOptions(options.split()))
     try:
         builder.download_and_prepare(download_config=config)
@@ -175,17 +197,8 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
                 f"no record of a split can be kept (splits: {splits}); valid: --runner local names each reason"
             ) from None
         raise
-    tally, dropped = read_report(report)
-    manifest.check_share(tally, max_bad)
-    shards = {split: _shards(info) for split, info in sorted(builder.info.splits.items())}
-    folder = epath.Path(builder.data_dir)
-    tree = manifest.build(name, identity, tally, shards, units.upstream_total(plan))
-    (folder / "dropped.jsonl").write_text("".join(json.dumps(d, ensure_ascii=False) + "\n" for d in dropped))
-    (folder / "report.txt").write_text(manifest.report(tree))
-    (folder / "manifest.json").write_text(manifest.dump(tree))
-    folder.rename(out)
-    incomplete.rmtree()
-    return tree
+    scratch.rmtree()
+    return builder.manifest
 
 
 def _shards(info) -> list[dict]:
