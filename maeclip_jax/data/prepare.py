@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
     p.add_argument("--quality", type=int, default=92, help="JPEG quality of pictures encoded anew (%(default)s)")
     p.add_argument("--max_pixels", type=int, default=1 << 26, help="larger pictures are dropped (%(default)s)")
-    p.add_argument("--unit_records", type=int, default=0, help="records in a unit of work and shard (0: 1/64 of all)")
+    p.add_argument("--unit_records", type=int, default=0, help="records in a shard (0: 1/64 of all; a tar stays one)")
     p.add_argument("--max_bad", type=float, default=0.5, help="share of bad records that is an error (%(default)s)")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     p.add_argument("--runner", default="local", help=f"{' or '.join(RUNNERS)} (%(default)s)")

@@ -75,12 +75,12 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, ca
 
 
 def test_killed_and_started_again_gives_the_bytes_of_an_uninterrupted_run(tmp_path):
-    src = pair_sources.webdataset(tmp_path / "src", shards=16, records=24, size=(160, 120))
+    src = pair_sources.webdataset(tmp_path / "src", shards=24, records=16, size=(240, 180))
     options = ["--src", str(src), "--name", "cc", "--short_side", "64"]
     assert _main(*options, "--out", tmp_path / "whole", "--workers", 1) == 0
     out = tmp_path / "killed" / "cc"
     command = [sys.executable, "-m", "maeclip_jax.data.prepare", *options, "--out", str(tmp_path / "killed")]
-    for finished in (1, 6):
+    for finished in (1, 4):
         run = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 60
         while len(list(out.glob("1.0.0.incomplete/units/??????"))) < finished and run.poll() is None:

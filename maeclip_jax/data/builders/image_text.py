@@ -136,8 +136,9 @@ def store(data: bytes, storing: Storing) -> Stored:
         return Stored(data, width, height, width, height, True)
     if pixels.shape[:2] != target:
         pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", pixels[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, storing.quality))[1].tobytes()
-    return Stored(encoded, target[1], target[0], width, height, False)
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, storing.quality))[1]
+    return Stored(encoded.tobytes(), target[1], target[0], width, height, False)
 
 
 def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
