@@ -43,8 +43,9 @@ SCALES = {
         crop=None, batch=128, total="60 epochs", warmup="5%", splits=("val", "test", "classify"),
     ),
     "photos": dict(
-        source=dict(kind="tfds", name="photos"), size="demo", length=32, words=dict(type="bytes"),
-        crop="random_resized_crop({side},area=(0.5,1))|flip_lr", batch=128, total="100 epochs", warmup="5%",
+        source=dict(kind="tfds", name="photos"), size="demo", length=32,
+        words=dict(type="sentencepiece", path="data/photos/words.model"),
+        crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="100 epochs", warmup="5%",
         splits=("val", "test", None),
     ),
     "low": dict(
@@ -136,7 +137,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.mesh = dict(replica=-1, fsdp=1, tensor=1)
     config.sharding_rules = ()  # () = sharding.RULES
     config.data = dict(
-        source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_threads=0, num_workers=0
+        source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_workers=0
     )
     config.optim = dict(
         name="adamw", lr=1e-3, lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, warmup=scale["warmup"],
@@ -154,6 +155,11 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
         )
     )
     return config
+
+
+def words_are_scenes(scale: dict) -> bool:
+    """Whether pictures and captions are drawn ones."""
+    return scale["words"].get("path") == "scenes"
 
 
 def source(scale: dict, split: str) -> dict:
@@ -186,8 +192,8 @@ def towers(arg: ml_collections.ConfigDict) -> tuple[dict, dict, dict, int]:
     def tower(name: str) -> dict:
         return dict(zip(("width", "depth", "heads"), size[name]))
 
-    vocab = {"bytes": 257, "bert": BERT_VOCAB}[scale["words"]["type"]]
-    if scale["words"].get("path") == "scenes":
+    vocab = {"bytes": 257, "bert": BERT_VOCAB, "sentencepiece": 4000}[scale["words"]["type"]]
+    if words_are_scenes(scale):
         vocab = _scenes_vocab()
     image = dict(size=size["side"], patch=size["patch"]) | tower("image")
     text = dict(vocab=vocab, length=scale["length"]) | tower("text")
@@ -235,9 +241,12 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
     if generative:
         found["reconstruction"] = dict(type="reconstruction", every="50%", data=data(val), batch_size=batch)
     if contrastive:
-        five = 1 if scale["source"]["kind"] == "scenes" else 5
-        captions = data(test, captions=five)
-        found["retrieval"] = dict(type="retrieval", every="50%", data=captions, batch_size=batch)
+        captions = data(test, captions=3 if words_are_scenes(scale) else 5)
+        # Drawn pictures may share a caption word for word; photos do not (the COCO and Flickr protocol).
+        duplicates = "merge" if words_are_scenes(scale) else "apart"
+        found["retrieval"] = dict(
+            type="retrieval", every="50%", data=captions, batch_size=batch, duplicates=duplicates
+        )
         if classify:
             pictures = data(classify, streams=("image",), label=True)
             found["zero_shot"] = dict(

@@ -69,7 +69,7 @@ def time_steps(prog: program.Program, dtype: str, steps: int) -> dict:
 def time_input(config, prog: program.Program, batches: int) -> dict:
     """Reads `batches` batches of the experiment's own data, or of noise where it is not there."""
     data, of = config.data, "the experiment's data"
-    words = tokenizer.make(config.tokenizer) if config.tokenizer.type else None
+    words = tokenizer.of(config)
     try:
         it = pipeline.train(data, batch_size=prog.batch_size, seed=config.seed, tokenizer=words)
     except UserError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.metadata
 import os
@@ -42,19 +43,21 @@ def refuse_fallback() -> None:
         )
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def report() -> list[str]:
     """Lines to print."""
     import jax
 
-    lines = [
-        f"python    {platform.python_version()} ({sys.executable})",
-        f"machine   {platform.machine()}, {os.cpu_count()} CPU cores",
-    ]
-    for name in PACKAGES:
-        try:
-            lines.append(f"package   {name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    lines = [f"machine   {platform.machine()}, {os.cpu_count()} CPU cores; {sys.executable}"]
+    lines += [f"version   {name} {version}" for name, version in versions().items()]
     devices = jax.devices()
     lines.append(f"devices   {len(devices)} x {devices[0].device_kind} (jax backend: {jax.default_backend()})")
     from maeclip_jax.data.source import data_dir

@@ -44,6 +44,23 @@ PACKAGED = {"scenes": "vocab/scenes.txt"}
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
 
 
+def of(config):
+    """The tokenizer of an experiment's config; None where the config names none.
+
+    Raises UserError if its ids do not fit into the text tower's embedding table.
+    """
+    if not config.tokenizer.type:
+        return None
+    words = make(config.tokenizer)
+    table = config.model.get("text_tower", {}).get("vocab")
+    if table is not None and words.vocab_size > table:
+        raise UserError(
+            f"the tokenizer has {words.vocab_size} words, the text tower {table}: "
+            f"set --config.model.text_tower.vocab={words.vocab_size}, or another config.tokenizer"
+        )
+    return words
+
+
 def make(spec):
     """The tokenizer of `spec`, a dict with `type`, `path` (not for bytes) and the options of that type.
 
