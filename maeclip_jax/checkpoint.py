@@ -6,19 +6,19 @@ counters) and the item `meta` (JSON: data position, seed, batch size, config). A
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
-from maeclip_jax import paths
+from maeclip_jax import log, paths
 from maeclip_jax.errors import UserError
 
-STATE, META = "state", "meta"
+FOLDER, STATE, META = "checkpoints", "state", "meta"
 
 
 class KeepBest:
@@ -42,6 +42,7 @@ class KeepBest:
 class Checkpoints:
     """The checkpoints of one workdir.
 
+    Half-written checkpoints of a killed run are never seen, and removed when it is continued.
     `keep_last`: how many of the newest stay. `keep_every`: a period in steps whose multiples stay for ever (0: none).
     `keep_best`: how many stay by `best` (name of an evaluation metric), `best_mode` max | min.
     """
@@ -63,30 +64,46 @@ class Checkpoints:
             raise UserError(f"checkpoint.keep_last must be at least 1, got {keep_last}")
         if best_mode not in ("max", "min"):
             raise UserError(f"unknown checkpoint.best_mode {best_mode!r}; valid: max, min")
+        if keep_best and not best:
+            raise UserError(f"checkpoint.keep_best={keep_best} needs checkpoint.best=<evaluation>/<metric>")
         self._best_metric, self._best = best, KeepBest(keep_best, best_mode)
         policies = [cm.LatestN(keep_last), self._best]
         if keep_every:
             policies.append(cm.EveryNSteps(keep_every))
-        self._ocp = ocp
+        self._ocp, self._directory = ocp, epath.Path(directory)
+        if jax.process_index() == 0 and self._directory.exists():
+            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                leftover.rmtree(missing_ok=True)
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=cm.AnyPreservationPolicy(policies), enable_async_checkpointing=True
             ),
         )
 
     def latest(self) -> int | None:
-        """The newest complete step, or None. Half-written checkpoints of a killed run are never seen."""
+        """The newest complete step, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
         """All complete steps."""
         return sorted(self._manager.all_steps())
 
+    def folder(self, step: int) -> epath.Path:
+        """Where the checkpoint of `step` is."""
+        return self._directory / str(step)
+
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tells the keep-best policy what an evaluation of checkpoint `step` found."""
+        """Tells the keep-best policy what an evaluation of checkpoint `step` found.
+
+        UserError if the evaluation that `best` names ran and has no such metric.
+        """
         if self._best_metric in metrics:
             self._best.record(step, metrics[self._best_metric])
+            return
+        siblings = [m for m in metrics if m.partition("/")[0] == self._best_metric.partition("/")[0]]
+        if siblings:
+            raise UserError(f"unknown checkpoint.best {self._best_metric!r}; valid: {', '.join(sorted(siblings))}")
 
     def save(self, step: int, state: Any, meta: Mapping) -> None:
         """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone."""
@@ -95,16 +112,6 @@ class Checkpoints:
         self._manager.save(
             step, force=True, args=args.Composite(state=args.StandardSave(nested), meta=args.JsonSave(dict(meta)))
         )
-
-    def restore(self, step: int, target: Any) -> tuple[Any, dict]:
-        """(state, meta) of `step`, in the structure, dtypes and shardings of `target` (arrays or ShapeDtypeStructs).
-
-        Scanned and unrolled layers are converted into each other. UserError if it is of another model.
-        """
-        directory = self._manager.directory / str(step)
-        state = read(directory / STATE, target)
-        meta = self._manager.restore(step, args=self._ocp.args.Composite(meta=self._ocp.args.JsonRestore()))[META]
-        return state, meta
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
@@ -119,15 +126,38 @@ class Checkpoints:
 def _saved_shapes(directory: epath.Path) -> dict[str, tuple]:
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(directory)
-    tree = getattr(metadata, "item_metadata", metadata)
-    tree = getattr(tree, "tree", tree)
+    tree = ocp.StandardCheckpointHandler().metadata(directory).tree
     return {path: tuple(leaf.shape) for path, leaf in paths.flatten(tree).items()}
 
 
-def read(directory: epath.Path, target: Any) -> Any:
-    """One saved state, in the structure and shardings of `target`. UserError if its parameters are others."""
+@contextlib.contextmanager
+def _reading(folder: epath.Path) -> Iterator[None]:
+    """What goes wrong with files of a checkpoint is a matter of that checkpoint, said in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # damaged files raise anything from KeyError to XlaRuntimeError
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise UserError(
+            f"checkpoint {folder} cannot be read ({reason}); move it away to continue from the one before"
+        ) from e
+
+
+def read(folder: epath.Path, target: Any) -> tuple[Any, dict]:
+    """(state, meta) of one checkpoint `.../<step>`; the state in the structure, dtypes and shardings of `target`.
+
+    Scanned and unrolled layers are converted into each other. UserError if it is of another model or damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    with _reading(folder):
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore(folder / META)
+        return _read_state(folder / STATE, target), meta
+
+
+def _read_state(directory: epath.Path, target: Any) -> Any:
     import orbax.checkpoint as ocp
 
     want = paths.flatten(target)
@@ -142,7 +172,7 @@ def read(directory: epath.Path, target: Any) -> Any:
         hollow = {p: np.broadcast_to(np.int8(0), shape) for p, shape in have.items()}  # no memory: only shapes matter
         if set(paths.like(hollow, want)) != set(want):
             _other_model(directory, have, want)
-        logging.info("checkpoint %s has its layers laid out the other way: converting", directory)
+        log.say(f"the layers of {directory} are laid out the other way: converting")
         flat = paths.like(read_numpy(directory), want)
         for path, leaf in want.items():
             _same_shape(directory, path, flat[path].shape, leaf.shape)
@@ -191,11 +221,19 @@ def read_numpy(directory: epath.PathLike, within: str = "") -> dict[str, np.ndar
     return {path: np.asarray(leaf) for path, leaf in paths.flatten(tree).items()}
 
 
-def read_params(directory: epath.PathLike, target: Any) -> Any:
-    """The parameters alone (no optimizer), in the structure and shardings of `target`. UserError if they are others."""
-    prefix = "params/"
-    have = {p.removeprefix(prefix): v for p, v in read_numpy(directory, prefix).items()}
-    want = paths.flatten(target)
+def _params(folder: epath.Path) -> dict[str, np.ndarray]:
+    """The parameters of a checkpoint `.../<step>` by path."""
+    with _reading(folder):
+        return {p.removeprefix("params/"): v for p, v in read_numpy(folder / STATE, "params/").items()}
+
+
+def read_params(folder: epath.Path, target: Any) -> Any:
+    """The parameters of a checkpoint `.../<step>` alone, in the structure and shardings of `target`.
+
+    UserError if they are others.
+    """
+    directory = folder / STATE
+    have, want = _params(folder), paths.flatten(target)
     flat = paths.like(have, want)
     if set(flat) != set(want):
         _other_model(directory, flat, want)
@@ -205,17 +243,21 @@ def read_params(directory: epath.PathLike, target: Any) -> Any:
     return jax.tree_util.tree_unflatten(structure, [put(flat[p], leaf) for p, leaf in want.items()])
 
 
-def locate(source: str) -> epath.Path:
-    """The `state` directory meant by `source`: a workdir (its newest step), `.../checkpoints/<step>`, or that itself."""
+def locate(source: epath.PathLike) -> epath.Path:
+    """The checkpoint meant by `source`: a workdir (its newest complete one) or `.../checkpoints/<step>` itself."""
     path = epath.Path(source)
-    for candidate in (path, path / STATE):
-        if candidate.name == STATE and candidate.exists():
-            return candidate
-    folder = path / "checkpoints" if (path / "checkpoints").exists() else path
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+    if (path / STATE).exists():
+        return path
+    folder = path / FOLDER if (path / FOLDER).exists() else path
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _complete(p)] if folder.exists() else []
     if not steps:
-        raise UserError(f"no checkpoint in {source!r}; valid: a workdir with checkpoints/<step>, or one such step")
-    return folder / str(steps[-1]) / STATE
+        raise UserError(f"no checkpoint in {str(source)!r}; valid: a workdir with {FOLDER}/<step>, or one such step")
+    return folder / str(max(steps))
+
+
+def _complete(folder: epath.Path) -> bool:
+    """Local checkpoints get their name when they are complete; where nothing can be renamed, a file says so."""
+    return "://" not in str(folder) or (folder / "commit_success.txt").exists()
 
 
 def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> tuple[Any, str]:
@@ -226,7 +268,7 @@ def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> t
     fits.
     """
     want = paths.flatten(params)
-    have = {p.removeprefix("params/"): v for p, v in read_numpy(locate(source), "params/").items()}
+    have = _params(locate(source))
     renamed: dict[str, np.ndarray] = {}
     for path, value in paths.like(have, want).items():
         for pattern, replacement in rules:
@@ -251,7 +293,10 @@ def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> t
         )
     fresh = sorted(set(want) - set(loaded))
     unused = sorted(set(renamed) - set(loaded))
-    report = f"init_from {source}: {len(loaded)} of {len(want)} parameters loaded; fresh: {_some(fresh)}; unused: {_some(unused)}"
+    report = (
+        f"init_from {source}: {len(loaded)} of {len(want)} parameters loaded; "
+        f"fresh: {_some(fresh)}; unused: {_some(unused)}"
+    )
     structure = jax.tree_util.tree_structure(params)
     return jax.tree_util.tree_unflatten(structure, [loaded.get(p, leaf) for p, leaf in want.items()]), report
 

@@ -1,4 +1,4 @@
-"""`make doctor`: what this machine has, and plainly whether jax fell back to the CPU although an accelerator is there."""
+"""`make doctor`: what this machine has, and plainly whether jax missed the accelerator and fell back to the CPU."""
 
 from __future__ import annotations
 

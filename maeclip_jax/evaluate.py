@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ class Functions:
     def __init__(self, objective, mesh, words):
         self.objective, self.mesh, self.tokenizer = objective, mesh, words
         self.process_index, self.process_count = jax.process_index(), jax.process_count()
+        self._parts = sharding.batch_shards(mesh)
         self._sources: dict[str, Any] = {}
 
         def method(name):
@@ -84,7 +85,14 @@ class Functions:
 
     def loss(self, params: Any, batch: Mapping, seed: int) -> dict[str, float]:
         """The objective's loss and metrics on a batch without filling rows."""
-        placed = sharding.place(self._inputs(batch), self.mesh)
+        inputs = self._inputs(batch)
+        rows = len(next(iter(inputs.values()))) * self.process_count
+        if rows % self._parts:  # a batch loss cannot be filled up: every device computes all of it
+            whole = jax.NamedSharding(self.mesh, jax.P())
+            inputs = self.rows(inputs)
+            placed = {k: jax.make_array_from_callback(v.shape, whole, v.__getitem__) for k, v in inputs.items()}
+        else:
+            placed = sharding.place(inputs, self.mesh)
         loss, parts = self._loss(params, placed, np.int32(seed))
         return {k: float(v) for k, v in jax.device_get({"loss": loss, **parts}).items()}
 
@@ -95,8 +103,7 @@ class Functions:
         arrays = self._inputs(batch)
         mask = _mask(batch, list(arrays))
         # Every device gets as many rows as every other; what is added is masked out again.
-        parts = int(np.prod([self.mesh.shape[a] for a in sharding.BATCH])) // self.process_count or 1
-        fill = -len(mask) % parts
+        fill = -len(mask) % (self._parts // self.process_count)
         arrays = {k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)]) for k, v in arrays.items()}
         mask = np.concatenate([mask, np.zeros(fill, bool)])
         out = function(params, sharding.place(arrays, self.mesh), *(() if seed is None else (np.int32(seed),)))
@@ -123,6 +130,7 @@ class Runner:
     def __init__(self, config, objective, mesh, words, workdir: epath.Path, steps: Callable[[str, str], int]):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
+        self._known: dict[str, Any] = {}
         fns = Functions(objective, mesh, words)
         for name, entry in config.evals.items():
             settings = source.plain(entry)
@@ -132,21 +140,35 @@ class Runner:
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
 
+    def results(self, step: int) -> dict:
+        """What is known of `step`: evals/<step>.json, or an empty result."""
+        if self._known.get("step") != step:
+            path = self.workdir / FOLDER / f"{step}.json"
+            empty = {"step": step, "metrics": {}, "details": {}, "pictures": {}, "not_applicable": {}, "seconds": {}}
+            self._known = empty | (json.loads(path.read_text()) if path.exists() else {})
+        return self._known
+
+    def forget_after(self, step: int) -> None:
+        """Removes the results of later steps: a run that continues from `step` is going to make them again."""
+        if jax.process_index() == 0:
+            for later in [p for p in _results(self.workdir) if int(p.stem) > step]:
+                later.unlink()
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("forget_after")
+
     def run_due(self, params: Any, step: int, *, final: bool) -> dict[str, float]:
         """Runs what is due at `step` (everything, if `final`) and has no result yet; returns the new metrics.
 
         An evaluator that fails with a UserError does not take the others down: it is logged, and kept in `failed`.
         """
-        path = self.workdir / FOLDER / f"{step}.json"
-        result = json.loads(path.read_text()) if path.exists() else {}
-        done = set(result.get("seconds", ()))
-        due = [n for n in self.evaluators if n not in done and (final or (self.every[n] and step % self.every[n] == 0))]
+        due = [n for n in self.evaluators if final or (self.every[n] and step % self.every[n] == 0)]
         if not due:
             return {}
-        empty = {"step": step, "metrics": {}, "details": {}, "pictures": {}, "not_applicable": {}, "seconds": {}}
-        result = empty | result | {"not_applicable": self.not_applicable}
+        result = self.results(step) | {"not_applicable": self.not_applicable}
         new: dict[str, float] = {}
-        for name in due:
+        for name in [n for n in due if n not in result["seconds"]]:
             start = time.perf_counter()
             try:
                 metrics = self._run(name, params, step, result)
@@ -158,11 +180,7 @@ class Runner:
             new |= metrics
             shown = ", ".join(f"{k.removeprefix(name + '/')} {v:.4g}" for k, v in metrics.items())
             log.say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text(json.dumps(result, indent=1))
-            temporary.replace(path)
+        log.write_text(self.workdir / FOLDER / f"{step}.json", json.dumps(result, indent=1))
         return new
 
     def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, float]:
@@ -197,24 +215,26 @@ def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> s
     return name
 
 
+def _results(workdir: epath.Path) -> list[epath.Path]:
+    folder = workdir / FOLDER
+    return [p for p in folder.glob("*.json") if p.stem.isdigit()] if folder.exists() else []
+
+
 def read_all(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
     """{step: metrics} of every evaluation in a workdir."""
-    folder = epath.Path(workdir) / FOLDER
-    if not folder.exists():
-        return {}
-    found = [json.loads(p.read_text()) for p in folder.glob("*.json")]
+    found = [json.loads(p.read_text()) for p in _results(epath.Path(workdir))]
     return {r["step"]: r["metrics"] for r in sorted(found, key=lambda r: r["step"])}
 
 
-def run(config, workdir: epath.PathLike) -> dict[str, float]:
-    """Evaluates a checkpoint alone: the newest of `workdir`, or `config.resume`. Same code and numbers as in training."""
+def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> dict[str, float]:
+    """Evaluates one checkpoint, the newest of `workdir` or `config.resume`. Same code and numbers as in training."""
     workdir = epath.Path(workdir)
-    words = tokenizer.make(config.tokenizer) if config.tokenizer.type else None
-    prog = program.build(config, epoch=pipeline.length(config.data))
-    directory = checkpoint.locate(config.resume or str(workdir))
+    words = tokenizer.of(config)
+    prog = program.build(config, epoch=pipeline.length(config.data), devices=devices)
+    folder = checkpoint.locate(config.resume or workdir)
     with jax.set_mesh(prog.mesh):
-        params = checkpoint.read_params(directory, prog.abstract.params)
-        step = int(directory.parent.name)
+        params = checkpoint.read_params(folder, prog.abstract.params)
+        step = int(folder.name)
         runner = Runner(config, prog.objective, prog.mesh, words, workdir, lambda duration, what: 0)
         metrics = runner.run_due(params, step, final=True)
     for name, reason in runner.not_applicable.items():

@@ -1,25 +1,27 @@
 """What a run says: terminal lines with progress and ETA, metrics.jsonl, TensorBoard, the parameter table, costs.json.
 
-Only process 0 writes. The workdir may be remote (gs://), where files cannot be appended to: rows are then rewritten whole.
+Only process 0 writes. The workdir may be remote (gs://), where files cannot be appended to: there, rows are rewritten
+whole and TensorBoard's files copied, at most once a minute and before every checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
 from maeclip_jax import paths
 
-METRICS, COSTS = "metrics.jsonl", "costs.json"
+METRICS, COSTS, EXAMPLES = "metrics.jsonl", "costs.json", "examples"
 _REMOTE_SECONDS = 60.0  # how often rows are rewritten to a remote workdir
 
 
@@ -39,42 +41,59 @@ def read_rows(workdir: epath.PathLike) -> list[dict]:
     return rows
 
 
+def write_text(path: epath.Path, text: str) -> None:
+    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
+        path.write_text(text)
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 class Log:
     """Writes scalars of a step to metrics.jsonl and TensorBoard.
 
-    A resumed run drops the rows it is going to write again (step > `resume_step`), so there is one row a logged step.
+    A resumed run drops the rows it is going to write again (step > `resume_step`); what comes later for the step of the
+    last row (evaluations) joins that row: there is one row a logged step.
     """
 
     def __init__(self, workdir: epath.PathLike, resume_step: int):
         self._active = jax.process_index() == 0
         self._path = epath.Path(workdir) / METRICS
         self._remote = "://" in str(workdir)
-        self._written = 0.0
+        self._flushed = time.time()
         if not self._active:
             return
         self._rows = [r for r in read_rows(workdir) if r.get("step", 0) <= resume_step]
         self._rewrite()
         from tensorboardX import SummaryWriter
 
-        self._board = SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-        )
+        self._board_folder = epath.Path(workdir) / "tensorboard"
+        self._board_files = epath.Path(tempfile.mkdtemp()) if self._remote else self._board_folder
+        self._board = SummaryWriter(str(self._board_files), purge_step=resume_step + 1 if resume_step else None)
 
     def _rewrite(self) -> None:
-        temporary = self._path.with_name(METRICS + ".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in self._rows))
-        temporary.replace(self._path)
-        self._written = time.time()
+        write_text(self._path, "".join(json.dumps(r) + "\n" for r in self._rows))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One row: {"step": step, **values}. Non-finite values are written as null, which JSON can hold."""
         if not self._active:
             return
         row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._rows.append(row)
+        joins = bool(self._rows) and self._rows[-1]["step"] == step
+        if joins:
+            self._rows[-1] |= row
+        else:
+            self._rows.append(row)
         if self._remote:
-            if time.time() - self._written > _REMOTE_SECONDS:
-                self._rewrite()
+            if time.time() - self._flushed > _REMOTE_SECONDS:
+                self.flush()
+        elif joins:
+            self._rewrite()
         else:
             with self._path.open("a") as f:
                 f.write(json.dumps(row) + "\n")
@@ -86,12 +105,42 @@ class Log:
         if self._active:
             self._board.add_image(name, picture_HxWx3, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Everything said so far is on disk, or in the remote workdir, when this returns."""
+        if not self._active:
+            return
+        self._board.flush()
+        if self._remote:
+            self._rewrite()
+            for file in self._board_files.iterdir():
+                self._board_folder.mkdir(parents=True, exist_ok=True)
+                (self._board_folder / file.name).write_bytes(file.read_bytes())
+        self._flushed = time.time()
+
     def close(self) -> None:
         """Flushes everything."""
         if self._active:
-            if self._remote:
-                self._rewrite()
             self._board.close()
+            self.flush()
+
+
+class Examples:
+    """One line per step with the keys of this process's examples: the proof that no sample is lost or repeated.
+
+    A restart from step n begins a file of its own, `examples/<n>-of-<processes>-<process>.jsonl`; later files win.
+    """
+
+    def __init__(self, workdir: epath.Path, first: int):
+        folder = workdir / EXAMPLES
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / f"{first:08}-of-{jax.process_count()}-{jax.process_index()}.jsonl").open("w")
+
+    def write(self, step: int, keys: list[str]) -> None:
+        self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Clock:
@@ -153,9 +202,19 @@ class Progress:
         self.total, self.batch_size = total, batch_size
         self.flops_per_step, self.peak = flops_per_step, peak
         self._last = (start_step, seconds["train"], seconds["input_wait"])
+        self._start = (start_step, self._wall(seconds))
+
+    @staticmethod
+    def _wall(seconds: Mapping) -> float:
+        return seconds["train"] + sum(seconds[p] for p in Clock.PAUSES)
 
     def measure(self, step: int, seconds: Mapping[str, float]) -> dict[str, float]:
-        """perf/* since the last call, from the clock's seconds: training time only, without pauses."""
+        """perf/* since the last call, from the clock's seconds: training time only, without pauses.
+
+        `progress/eta_seconds` goes by the wall clock of this start, pauses included.
+        """
+        start_step, start_wall = self._start
+        wall_a_step = (self._wall(seconds) - start_wall) / max(step - start_step, 1)
         last_step, last_trained, last_waited = self._last
         trained, waited = seconds["train"], seconds["input_wait"]
         elapsed, steps = max(trained - last_trained, 1e-9), max(step - last_step, 1)
@@ -167,14 +226,14 @@ class Progress:
             "perf/img_per_sec_per_chip": self.batch_size / per_step / devices,
             "perf/mfu": self.flops_per_step / per_step / devices / self.peak,
             "perf/input_wait_fraction": min(1.0, (waited - last_waited) / elapsed),
+            "progress/eta_seconds": (self.total - step) * wall_a_step,
         }
 
     def line(self, step: int, row: Mapping[str, float]) -> str:
         """`step 120/600 20% | eta 3m10s | loss 2.345 | 410 img/s | mfu 21% | input wait 1%`."""
-        eta = (self.total - step) * row["perf/step_seconds"]
         parts = [
             f"step {step}/{self.total} {100 * step / self.total:3.0f}%",
-            f"eta {duration(eta)}",
+            f"eta {duration(row['progress/eta_seconds'])}",
             f"loss {row['train/loss']:.4f}",
             f"{row['perf/img_per_sec']:.0f} img/s",
             f"mfu {100 * row['perf/mfu']:.0f}%",
@@ -204,6 +263,14 @@ def device_memory() -> dict[str, float]:
     return {} if peak is None else {"perf/device_memory_peak_gib": peak / 2**30}
 
 
+def memory_line(analysis: Any) -> str:
+    """What the compiler says of a program's memory."""
+    if analysis is None:
+        return "the compiler does not tell memory here"
+    gib = [getattr(analysis, f"{k}_size_in_bytes") / 2**30 for k in ("argument", "temp")]
+    return f"per device {gib[0]:.2f} GiB of arguments and {gib[1]:.2f} GiB of temporaries (compiler's figures)"
+
+
 def parameter_table(params: Any, specs: Any) -> str:
     """Path, shape, split and count per parameter, and the total."""
     rows = [("parameter", "shape", "split over", "size")]
@@ -220,10 +287,9 @@ def parameter_table(params: Any, specs: Any) -> str:
 
 def write_costs(workdir: epath.PathLike, costs: Mapping) -> None:
     """costs.json: what the run took so far; for the report."""
-    if jax.process_index() == 0:
-        (epath.Path(workdir) / COSTS).write_text(json.dumps(dict(costs), indent=1))
+    write_text(epath.Path(workdir) / COSTS, json.dumps(dict(costs), indent=1))
 
 
 def warn(text: str) -> None:
     """A warning on every process's log."""
-    logging.warning(text)
+    logging.getLogger("maeclip_jax").warning(text)

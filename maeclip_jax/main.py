@@ -22,12 +22,12 @@ from maeclip_jax.errors import UserError, unknown
 MODES = ("train", "eval")
 
 
-def define_flags(values: flags.FlagValues) -> None:
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     """The command line, on flag values of its own, so that importing this module defines no global flags."""
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file(
-        "config", help_string="experiment file[:argument]", lock_config=True, flag_values=values
+        "config", help_string="experiment file[:argument]", lock_config=True, flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "directory of the run; local or gs://", flag_values=values)
     flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}", flag_values=values)
@@ -45,7 +45,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     """Flags of a command line; UserError for anything wrong in it, with the valid choices."""
     config = load(argv)
     values = flags.FlagValues()
-    define_flags(values)
+    define_flags(values, argv)
     try:
         rest = values(argv)
         values.config.keys()  # what failed to load says so only when it is used
@@ -69,7 +69,9 @@ def load(argv: list[str]):
     """
     where = [i for i, a in enumerate(argv) if a in ("--config", "-config") or a.startswith(("--config=", "-config="))]
     if not where:
-        raise UserError("--config is missing: name an experiment file, such as --config=experiments/mae_clip.py:scale=demo")
+        raise UserError(
+            "--config is missing: name an experiment file, such as --config=experiments/mae_clip.py:scale=demo"
+        )
     _, equals, value = argv[where[-1]].partition("=")
     path, _, arg = (value if equals else "".join(argv[where[-1] + 1 : where[-1] + 2])).partition(":")
     if not os.path.isfile(path):
@@ -101,7 +103,9 @@ def _flag_error(error: Exception, argv: list[str], config) -> UserError:
             if not hasattr(node, "keys"):
                 return UserError(f"--{name}: config.{'.'.join(parts[:i])} is a value and has no {part!r}")
             if part not in node:
-                return unknown(f"setting config.{'.'.join(parts[:i])}".rstrip(".") + ": name", part, sorted(node.keys()))
+                return unknown(
+                    f"setting config.{'.'.join(parts[:i])}".rstrip(".") + ": name", part, sorted(node.keys())
+                )
             node = node[part]
         if name in text or name.removeprefix("config.") in text or (value and value in text):
             return UserError(f"--{name}={value} does not fit: it is {node!r} ({type(node).__name__}) by default")
@@ -121,7 +125,6 @@ def start_jax(values: flags.FlagValues) -> None:
     if values.cache:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", values.cache)
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if values.coordinator or values.processes > 1:
         if not values.coordinator:
             raise UserError(f"--processes={values.processes} needs --coordinator=host:port of process 0")

@@ -35,7 +35,8 @@ RULES: tuple[tuple[str, tuple], ...] = (
 def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None) -> Mesh:
     """The mesh (replica, fsdp, tensor) over `devices` (default: all). One size may be -1: what is left.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Process p of P holds the p-th of P equal parts of the batch axes, as the input pipeline reads it. Raises UserError
+    when the sizes do not multiply to the number of devices, or `tensor` reaches over several processes.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {axis: int(shape.get(axis, 1)) for axis in AXES}
@@ -57,15 +58,30 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None) -> Mesh
             "config.mesh to -1 to take what is left"
         )
     if devices == jax.devices():  # lets jax order devices along the interconnect
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
-    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+        mesh = jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+        if in_process_order(mesh.devices):
+            return mesh
+        devices.sort(key=lambda d: (d.process_index, d.id))
+    grid = np.asarray(devices).reshape(tuple(sizes.values()))
+    if not in_process_order(grid):
+        raise UserError(
+            f"mesh tensor={sizes['tensor']} reaches over several processes; valid: divisors of "
+            f"{len(devices) // jax.process_count()}, the devices of one process"
+        )
+    return Mesh(grid, AXES)
+
+
+def in_process_order(devices: np.ndarray) -> bool:
+    """Whether [replica, fsdp, tensor] `devices` give each process whole batch shards, in the order of processes."""
+    process = np.vectorize(lambda d: d.process_index, otypes=[int])(devices).reshape(-1, devices.shape[-1])
+    return bool((process == process[:, :1]).all() and (np.diff(process[:, 0]) >= 0).all())
 
 
 def specs(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> Any:
     """A PartitionSpec per leaf of a parameter tree (arrays or shapes), by `rules`.
 
-    An axis of size 1 is dropped from specs, so that one device and many give the same program text. Raises UserError for
-    a dimension that does not divide, naming parameter, size and axis.
+    An axis of size 1 is dropped from specs, so that one device and many give the same program text. Raises UserError
+    for a dimension that does not divide, naming parameter, size and axis.
     """
     trailing = paths.match(rules, tree, "sharding", strict=False)
 
@@ -111,13 +127,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the batch axis is split."""
+    return math.prod(mesh.shape[a] for a in BATCH)
+
+
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError if a global batch does not divide over the batch axes and processes."""
-    parts = math.prod(mesh.shape[a] for a in BATCH)
-    if batch_size % parts or batch_size % jax.process_count():
-        need = math.lcm(parts, jax.process_count())
+    """Raises UserError if a global batch does not divide over the batch axes."""
+    parts = batch_shards(mesh)
+    if batch_size < 1 or batch_size % parts:
         raise UserError(
-            f"batch_size {batch_size} (global) does not divide over {parts} batch shards; use a multiple of {need}"
+            f"batch_size {batch_size} (global) does not divide over {parts} batch shards; use a multiple of {parts}"
         )
 
 

@@ -1,58 +1,63 @@
 """THE loop: build state -> restore -> step / log / checkpoint / evaluate. Knows no objective.
 
-Its order, for step n: 1 take batch n (already on the device), 2 dispatch step n, 3 fetch the metrics of step n-1, never n,
-4 log, 5 checkpoint if due or if preemption was signalled, 6 evaluate if due, on the parameters just checkpointed, 7 after
-the last step: final checkpoint and final evaluations (also when a restart finds only those missing).
+Its order, for step n: 1 take batch n (already on the device), 2 dispatch step n, 3 fetch the metrics of step n-1, never
+n, 4 log, 5 checkpoint if due or if preemption was signalled, 6 evaluate if due, on the parameters just checkpointed,
+7 after the last step: final checkpoint and final evaluations (also when a restart finds only those missing).
 """
 
 from __future__ import annotations
 
 import collections
 import json
+import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax import checkpoint, durations, evaluate, flops, log, program, sharding
+from maeclip_jax import checkpoint, doctor, durations, evaluate, flops, log, program, sharding
 from maeclip_jax.data import pipeline, tokenizer
-from maeclip_jax.errors import UserError
-
-EXAMPLES = "examples"  # folder of per-process lists of the examples of every step, with config.log.examples
+from maeclip_jax.errors import UserError, unknown
 
 
-def run(config, workdir: epath.PathLike) -> None:
-    """Trains `config` in `workdir`, continuing whatever is there. Returns when done or when preempted (state saved)."""
+def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> None:
+    """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
+
+    Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
+    bad records, for too many non-finite steps in a row, and for evaluations that failed.
+    """
     workdir = epath.Path(workdir)
-    words = tokenizer.make(config.tokenizer) if config.tokenizer.type else None
+    words = tokenizer.of(config)
     epoch = pipeline.length(config.data)
-    prog = program.build(config, epoch=epoch)
-    with jax.set_mesh(prog.mesh):
-        _Run(config, workdir, words, epoch, prog).loop()
+    prog = program.build(config, epoch=epoch, devices=devices)
+    peak = flops.peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
+    with jax.set_mesh(prog.mesh), _StopSignal() as stop:
+        _Run(config, workdir, words, epoch, prog, peak, stop).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
-    def __init__(self, config, workdir: epath.Path, words, epoch: int | None, prog: program.Program):
-        self.config, self.workdir, self.prog = config, workdir, prog
+    def __init__(self, config, workdir: epath.Path, words, epoch: int | None, prog, peak: tuple[float, str], stop):
+        self.config, self.workdir, self.prog, self.epoch = config, workdir, prog, epoch
+        self.words, self.peak, self.stop = words, peak, stop
 
         def steps(duration: str, what: str) -> int:
             return durations.to_steps(duration, what, batch_size=prog.batch_size, epoch=epoch, total=prog.total_steps)
 
+        best = config.checkpoint.best.partition("/")[0]
+        if best and best not in config.evals:
+            raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
         self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps)
-        self.words = words
-        self.stop = _StopSignal()
-        folder = workdir / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
         self.saved = checkpoint.Checkpoints(
-            folder,
+            workdir / checkpoint.FOLDER,
             keep_last=config.checkpoint.keep_last,
             keep_every=steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
             keep_best=config.checkpoint.keep_best,
@@ -61,21 +66,26 @@ class _Run:
         )
 
     def loop(self) -> None:
-        prog, config = self.prog, self.config
+        prog, workdir = self.prog, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
-        self.log = log.Log(self.workdir, first)
-        _write_config(self.workdir, config)
-        for step, metrics in evaluate.read_all(self.workdir).items():
+        self.runner.forget_after(first)
+        self.log = log.Log(workdir, first)
+        log.write_text(workdir / "config.json", json.dumps(json.loads(self.config.to_json_best_effort()), indent=1))
+        for step, metrics in evaluate.read_all(workdir).items():
             self.saved.record(step, metrics)
+            if step == first:  # a kill may have come between the evaluation and its row
+                self.log.scalars(step, metrics)
         log.say(log.parameter_table(prog.abstract.params, prog.param_specs))
-        self._evaluate(state, first)  # what a killed run still owed of the step it left
-        if first < prog.total_steps:
-            state = self._train(state, first)
-        else:
-            log.say(f"{self.workdir}: all {prog.total_steps} steps are done")
-        if int(state.step) == prog.total_steps:
-            self._evaluate(state, prog.total_steps, final=True)
+        try:
+            self._evaluate(state, first)  # what a killed run still owed of the step it left
+            if first < prog.total_steps:
+                state = self._train(state, first)
+            else:
+                log.say(f"{workdir}: all {prog.total_steps} steps are done")
+        except UserError:
+            self.saved.wait()  # what was being saved is worth having, whatever went wrong
+            raise
         self._write_costs(int(state.step))
         self.saved.close()
         self.log.close()
@@ -85,28 +95,32 @@ class _Run:
 
     def _start(self) -> tuple[program.State, log.Clock]:
         prog, config = self.prog, self.config
-        latest = self.saved.latest()
         clock = log.Clock()
+        latest = self.saved.latest()
         if latest is not None or config.resume:
-            source = self.saved if latest is not None else checkpoint.Checkpoints(_checkpoints_of(config.resume))
-            step = latest if latest is not None else source.latest()
+            folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
             start = time.perf_counter()
-            state, meta = source.restore(step, prog.abstract)
+            state, meta = checkpoint.read(folder, prog.abstract)
+            step = meta["step"]
             if meta["batch_size"] != prog.batch_size:
                 raise UserError(
-                    f"the checkpoint of step {step} was trained with batch_size {meta['batch_size']}, the config says "
+                    f"checkpoint {folder} was trained with batch_size {meta['batch_size']}, the config says "
                     f"{prog.batch_size}: schedules and data order would change; set batch_size={meta['batch_size']}, "
                     "or start a new --workdir with config.init_from"
                 )
             if meta["seed"] != config.seed:
-                raise UserError(f"the checkpoint of step {step} has seed {meta['seed']}, the config says {config.seed}")
+                raise UserError(
+                    f"checkpoint {folder} was trained with seed {meta['seed']}, the config says {config.seed}: "
+                    f"the data order would change; set seed={meta['seed']}, or start a new --workdir"
+                )
             if step > prog.total_steps:
                 raise UserError(
-                    f"the checkpoint is at step {step}, but total={config.total!r} is {prog.total_steps} steps"
+                    f"checkpoint {folder} is past the end: total={config.total!r} is {prog.total_steps} steps; "
+                    "raise total, or start a new --workdir"
                 )
             clock = log.Clock(meta["seconds"])
             clock.add("restore", time.perf_counter() - start)
-            log.say(f"continuing from step {step} of {prog.total_steps} ({source._manager.directory})")
+            log.say(f"continuing from step {step} of {prog.total_steps} ({folder})")
             return state, clock
         state = prog.init()
         if config.init_from:
@@ -127,10 +141,9 @@ class _Run:
             ahead = _Ahead(batches, prog, clock)
             with clock.phase("compile"):
                 step = prog.step.lower(prog.abstract, ahead.shapes()).compile()
-            self.memory = step.memory_analysis()
-            self.peak, peak_source = flops.peak_per_device(self.config.model.compute.dtype)
-            log.say(f"{flops.FORMULA}; {prog.flops_per_step:.3e} FLOPs a step; peak {self.peak:.3e} FLOP/s a device")
-            log.say(f"peak: {peak_source}; {_describe_memory(self.memory)}")
+            peak, peak_source = self.peak
+            log.say(f"{flops.FORMULA}; {prog.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
+            log.say(f"peak: {peak_source}; {log.memory_line(step.memory_analysis())}")
             return self._steps(state, first, step, ahead)
         finally:
             batches.close()
@@ -138,8 +151,10 @@ class _Run:
     def _steps(self, state, first: int, step, ahead: _Ahead) -> program.State:
         prog, clock = self.prog, self.clock
         clock.start_loop()
-        progress = log.Progress(first, prog.total_steps, prog.batch_size, prog.flops_per_step, self.peak, clock.seconds)
-        trace = _ExampleTrace(self.workdir, first) if self.config.log.examples else None
+        progress = log.Progress(
+            first, prog.total_steps, prog.batch_size, prog.flops_per_step, self.peak[0], clock.seconds
+        )
+        trace = log.Examples(self.workdir, first) if self.config.log.examples else None
         pending = None
         for n in range(first, prog.total_steps):
             batch, keys = ahead.next()  # 1
@@ -153,6 +168,7 @@ class _Run:
             if done % self.save_every == 0 or done == prog.total_steps or stopping:  # 5
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
+                self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
                     if stopping or done == prog.total_steps:
@@ -182,27 +198,27 @@ class _Run:
     def _guard(self, step: int, values: Mapping[str, float], keys: list[str]) -> None:
         if values["skipped_in_row"]:
             log.warn(
-                f"step {step}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite; update skipped "
-                f"({values['skipped']:.0f} so far); its examples: {', '.join(keys[:8])}, ..."
+                f"step {step}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite; update "
+                f"skipped ({values['skipped']:.0f} so far); its examples: {', '.join(keys[:8])}, ..."
             )
         if values["skipped_in_row"] >= self.config.max_skipped_in_row:
             raise UserError(
-                f"stopped: {values['skipped_in_row']:.0f} steps in a row had a non-finite loss or gradient, the last is "
-                f"step {step} with examples {', '.join(keys[:8])}, ...; parameters are those of the last finite step; "
-                "lower optim.lr, raise optim.warmup or set optim.clip_norm"
+                f"stopped: {values['skipped_in_row']:.0f} steps in a row had a non-finite loss or gradient, the last "
+                f"is step {step} with examples {', '.join(keys[:8])}, ...; parameters are those of the last finite "
+                "step; lower optim.lr, raise optim.warmup or set optim.clip_norm"
             )
-        pipeline.check_bad(step * self.prog.batch_size, values["bad_records"], self.config.data.max_bad)
+        bad = int(values["bad_records"])
+        pipeline.check_bad(step * self.prog.batch_size + bad, bad, self.config.data.max_bad, whole=self.epoch)
 
-    def _evaluate(self, state: program.State, step: int, final: bool = False) -> bool:
-        """Runs the evaluators due at `step` that have no result yet; True if any ran."""
+    def _evaluate(self, state: program.State, step: int) -> None:
+        """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""
         if step == 0:
-            return False
+            return
         with self.clock.phase("eval"):
-            metrics = self.runner.run_due(state.params, step, final=final or step == self.prog.total_steps)
+            metrics = self.runner.run_due(state.params, step, final=step == self.prog.total_steps)
         if metrics:
             self.log.scalars(step, metrics | {"progress/examples_seen": step * self.prog.batch_size})
             self.saved.record(step, metrics)
-        return bool(metrics)
 
     def _meta(self, step: int) -> dict:
         return {
@@ -214,6 +230,8 @@ class _Run:
         }
 
     def _write_costs(self, step: int) -> None:
+        if jax.process_index():
+            return
         rows = [r for r in log.read_rows(self.workdir) if "perf/step_seconds" in r and r["step"] > 1]
         middle = {
             k: float(np.median([r[k] for r in rows if k in r])) for k in (rows[-1] if rows else ()) if "perf/" in k
@@ -224,7 +242,8 @@ class _Run:
             "processes": jax.process_count(), "batch_size": self.prog.batch_size,
             "parameters": sum(x.size for x in jax.tree.leaves(self.prog.abstract.params)),
             "flops_per_step": self.prog.flops_per_step, "mfu_formula": flops.FORMULA,
-            "peak_flops_per_device": flops.peak_per_device(self.config.model.compute.dtype)[1], "median": middle,
+            "command": " ".join(sys.orig_argv), "versions": doctor.versions(),
+            "peak_flops_per_device": self.peak, "median": middle,
         })  # fmt: skip
 
 
@@ -248,7 +267,7 @@ class _Ahead:
             if have.shape[1:] != want.shape[1:] or have.dtype != want.dtype:
                 raise UserError(
                     f"batch {name!r} is {have.dtype} {have.shape[1:]} per example, the model takes "
-                    f"{np.dtype(want.dtype)} {want.shape[1:]}: see data.train.ops and the model's towers"
+                    f"{np.dtype(want.dtype)} {want.shape[1:]}: see data.ops and the model's towers"
                 )
         self._queue.append((sharding.place(arrays, self._prog.mesh), [str(k) for k in host["_key"]]))
 
@@ -265,17 +284,27 @@ class _Ahead:
 
 
 class _StopSignal:
-    """SIGTERM (preemption) or the first Ctrl-C: finish the step, save, leave. All processes agree on the step."""
+    """SIGTERM (preemption) or the first Ctrl-C: finish the step, save, leave. All processes agree on the step.
+
+    A context: handlers are put back at its end. Several processes hear of SIGTERM through jax's coordination service.
+    """
 
     def __init__(self):
-        self._asked = False
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._ask)
-            signal.signal(signal.SIGINT, self._ask)
+        self._asked, self._before = False, {}
+
+    def __enter__(self) -> _StopSignal:
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame) -> None:
         self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means it
+        os.write(2, b"stopping after this step (Ctrl-C again: at once)\n")  # print() may be what was interrupted
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after `step`, the same answer on every process."""
@@ -284,36 +313,3 @@ class _StopSignal:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(step)
-
-
-class _ExampleTrace:
-    """One line per step with the keys of this process's examples: the proof that no sample is lost or repeated."""
-
-    def __init__(self, workdir: epath.Path, first: int):
-        folder = workdir / EXAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{first:08}-of-{jax.process_count()}-{jax.process_index()}.jsonl"
-        self._file = (folder / name).open("w")
-
-    def write(self, step: int, keys: list[str]) -> None:
-        self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _checkpoints_of(source: str) -> epath.Path:
-    return checkpoint.locate(source).parent.parent
-
-
-def _write_config(workdir: epath.Path, config) -> None:
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=1))
-
-
-def _describe_memory(analysis: Any) -> str:
-    if analysis is None:
-        return "the compiler does not tell memory here"
-    gib = [getattr(analysis, f"{k}_size_in_bytes") / 2**30 for k in ("argument", "temp")]
-    return f"per device {gib[0]:.2f} GiB of arguments and {gib[1]:.2f} GiB of temporaries (compiler's figures)"
