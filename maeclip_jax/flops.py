@@ -1,8 +1,8 @@
 """Model FLOPs by counting the matrix products of a traced program, and the peak of the chip they run on.
 
 FLOPs of a training step = 3 x the forward pass's matmul FLOPs (2 per multiply-add; the backward pass costs twice the
-forward), counted from the jaxpr of the loss: attention in full, causal attention not halved, masked passes at their kept
-tokens, scans by their length, rematerialised work not counted. MFU = that / (step time x devices x peak FLOP/s).
+forward), counted from the jaxpr of the loss: attention in full, causal attention not halved, masked passes at their
+kept tokens, scans by their length, rematerialised work not counted. MFU = that / (step time x devices x peak FLOP/s).
 """
 
 from __future__ import annotations

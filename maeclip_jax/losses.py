@@ -27,7 +27,7 @@ def contrastive_softmax(image_BxD: jax.Array, text_BxD: jax.Array, log_scale: ja
 def contrastive_sigmoid(
     image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, dict]:
-    """SigLIP's loss: a binary decision per pair, summed over pairs, divided by the batch (Zhai et al. 2023, algorithm 1)."""
+    """SigLIP's loss: a binary decision per pair, summed over pairs, divided by the batch (Zhai et al. 2023)."""
     logits_BxB = jnp.exp(log_scale) * jnp.dot(image_BxD, text_BxD.T, preferred_element_type=jnp.float32) + bias
     sign_BxB = 2 * jnp.eye(logits_BxB.shape[0], dtype=jnp.float32) - 1
     loss = -jnp.sum(jax.nn.log_sigmoid(sign_BxB * logits_BxB)) / logits_BxB.shape[0]

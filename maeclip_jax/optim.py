@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     ),
     "sgd": lambda o: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
 }
+MOMENT_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
 
 
@@ -55,26 +56,28 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
 
 
 def make(optim: Mapping, params: Any, rate: Callable) -> optax.GradientTransformation:
-    """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr multipliers, lr, freeze.
+    """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr, freeze, lr multipliers.
 
     `optim.no_decay`, `optim.freeze`: path regexes; `optim.lr_multipliers`: (regex, factor) pairs. Vectors and scalars
-    (ndim < 2 without the layer axis) are never decayed.
+    (fewer than two axes longer than 1, the layer axis apart) are never decayed.
     """
+    if optim.mu_dtype not in MOMENT_DTYPES:
+        raise errors.unknown("optim.mu_dtype", optim.mu_dtype, MOMENT_DTYPES)
     core = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim)
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     parts += [core, optax.add_decayed_weights(optim.weight_decay, mask=decay_mask(optim, params))]
     if optim.name == "lamb":
         parts.append(optax.scale_by_trust_ratio())
-    if optim.lr_multipliers:
+    chain = optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    if optim.freeze:
+        frozen = paths.matches(tuple(optim.freeze), params, "optim.freeze")
+        labels = jax.tree.map(lambda f: "freeze" if f else "train", frozen)
+        chain = optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, labels)
+    if optim.lr_multipliers:  # last: inside multi_transform the updates have holes where parameters are frozen
         factors = paths.match(tuple(optim.lr_multipliers), params, "optim.lr_multipliers", default=1.0)
-        parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)))
-    parts.append(optax.scale_by_learning_rate(rate))
-    chain = optax.chain(*parts)
-    if not optim.freeze:
-        return chain
-    frozen = paths.matches(tuple(optim.freeze), params, "optim.freeze")
-    labels = jax.tree.map(lambda f: "freeze" if f else "train", frozen)
-    return optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, labels)
+        multiply = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+        chain = optax.chain(chain, multiply)
+    return chain
 
 
 def decay_mask(optim: Mapping, params: Any) -> Any:
@@ -82,8 +85,8 @@ def decay_mask(optim: Mapping, params: Any) -> Any:
     exempt = paths.matches(tuple(optim.no_decay), params, "optim.no_decay", strict=False)
 
     def decays(path: str, leaf, is_exempt: bool) -> bool:
-        ndim = leaf.ndim - ("/blocks/" in path)  # scanned layers carry a leading layer axis
-        return ndim >= 2 and not is_exempt
+        shape = leaf.shape[1:] if "/blocks/" in path else leaf.shape  # scanned layers carry a leading layer axis
+        return sum(size > 1 for size in shape) >= 2 and not is_exempt  # [1, 1, D] is a vector too
 
     flat = paths.flatten(params)
     kept = {p: decays(p, leaf, e) for (p, leaf), e in zip(flat.items(), paths.flatten(exempt).values())}
@@ -94,5 +97,5 @@ def cap(params: Any, caps: tuple) -> Any:
     """Parameters with upper bounds applied after the update: ((regex, maximum), ...), such as CLIP's ln 100."""
     if not caps:
         return params
-    limits = paths.match(tuple(caps), params, "optim.caps", default=math.inf, strict=False)
+    limits = paths.match(tuple(caps), params, "optim.caps", default=math.inf)
     return jax.tree.map(lambda p, m: p if m == math.inf else jnp.minimum(p, m), params, limits)

@@ -84,7 +84,7 @@ _STACK = re.compile(r"(?P<trunk>.*trunk)/blocks/(?P<rest>.*)")
 
 
 def stack_layers(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Unrolled layers `trunk/block_00/...` as one scanned array `trunk/blocks/...` with a leading layer axis. Lossless."""
+    """Unrolled layers `trunk/block_00/...` as one array `trunk/blocks/...` with a leading layer axis. Lossless."""
     out, layers = {}, {}
     for path, leaf in flat.items():
         m = _LAYER.fullmatch(path)

@@ -11,7 +11,7 @@ POSITIONS = ("sincos", "learned", "none")
 
 
 def sincos_1d(length: int, width: int) -> np.ndarray:
-    """Fixed positions [length, width], float32: sines then cosines, omega = 10000^(-i / (width/2)). Source: M3AE, MAE."""
+    """Fixed positions [length, width], float32: sines, then cosines of omega = 10000^(-i / (width/2)) (M3AE, MAE)."""
     return _sincos(np.arange(length, dtype=np.float64), width)
 
 
@@ -27,6 +27,8 @@ def sincos_2d(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 def _sincos(at: np.ndarray, width: int) -> np.ndarray:
+    if width % 2:
+        raise ValueError(f"sine-cosine positions need an even width, got {width}")
     omega = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
     angle = at[:, None] * omega[None]
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)

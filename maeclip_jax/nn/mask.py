@@ -16,7 +16,7 @@ SHARE = ("sample", "batch")
 
 
 class Kept(NamedTuple):
-    """`keep_BxK` ids of kept tokens, `restore_BxN` where each token went in the shuffled order, `mask_BxN`."""
+    """`keep_BxK` ids of kept tokens, `restore_BxN` where each token went (kept ones first), `mask_BxN`."""
 
     keep_BxK: jax.Array
     restore_BxN: jax.Array
@@ -33,8 +33,8 @@ def keep_count(length: int, ratio: float) -> int:
 def random_keep(rng: jax.Array, batch: int, length: int, keep: int, share: str = "sample") -> Kept:
     """Keeps `keep` of `length` tokens of each of `batch` samples, uniformly at random.
 
-    Kept tokens come in random order (as in MAE); the restore ids undo it. `share="batch"` uses one permutation for
-    the whole batch: faster, less diverse (M3AE code). The result depends on (rng, shape) only, not on devices.
+    Kept tokens come in ascending order, so that a causal tower may be masked too. `share="batch"` uses one permutation
+    for the whole batch: faster, less diverse (M3AE code). The result depends on (rng, shape) only, not on devices.
     """
     if not 1 <= keep <= length:
         raise ValueError(f"cannot keep {keep} of {length} tokens")
@@ -42,8 +42,9 @@ def random_keep(rng: jax.Array, batch: int, length: int, keep: int, share: str =
         raise ValueError(f"unknown share {share!r}; valid: {', '.join(SHARE)}")
     noise_BxN = jax.random.uniform(rng, (batch if share == "sample" else 1, length))
     shuffle_BxN = jnp.argsort(noise_BxN, axis=1)
-    restore_BxN = jnp.argsort(shuffle_BxN, axis=1)
-    kept = Kept(shuffle_BxN[:, :keep], restore_BxN, restore_BxN >= keep)
+    mask_BxN = jnp.argsort(shuffle_BxN, axis=1) >= keep
+    restore_BxN = jnp.where(mask_BxN, keep + jnp.cumsum(mask_BxN, axis=1), jnp.cumsum(~mask_BxN, axis=1)) - 1
+    kept = Kept(jnp.sort(shuffle_BxN[:, :keep], axis=1), restore_BxN, mask_BxN)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, x.shape[1])), kept)
 
 

@@ -6,6 +6,7 @@ The config word picks one: `gap`, `max`, `cls`, `last`, `map`, and the family be
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -36,13 +37,13 @@ def max_(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
 
 def cls(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
     """The first token: the class token of a picture, or [CLS] of a text whose tokenizer adds it."""
-    return x_BxNxD[:, 0]
+    return _or_zero(x_BxNxD[:, 0], pad_BxN)
 
 
 def last(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
     """The last token that is no padding: end-of-text of a causal tower (openai/CLIP)."""
-    index_B = jnp.maximum(jnp.sum(~pad_BxN, axis=1) - 1, 0)
-    return jnp.take_along_axis(x_BxNxD, index_B[:, None, None], axis=1)[:, 0]
+    index_B = jnp.max(jnp.where(pad_BxN, 0, jnp.arange(pad_BxN.shape[1])[None]), axis=1)
+    return _or_zero(jnp.take_along_axis(x_BxNxD, index_B[:, None, None], axis=1)[:, 0], pad_BxN)
 
 
 def logsumexp(x_BxNxD: jax.Array, pad_BxN: jax.Array, tau: float = 1.0) -> jax.Array:
@@ -61,7 +62,7 @@ def topk(x_BxNxD: jax.Array, pad_BxN: jax.Array, k: int = 4) -> jax.Array:
     x_BxDxN = jnp.where(pad_BxN[..., None], -jnp.inf, x_BxNxD).swapaxes(1, 2)
     top_BxDxK = jax.lax.top_k(x_BxDxN, int(k))[0]
     count_Bx1 = jnp.clip(jnp.sum(~pad_BxN, axis=1, keepdims=True), 1, k)
-    return jnp.sum(jnp.where(jnp.isfinite(top_BxDxK), top_BxDxK, 0), axis=-1) / count_Bx1
+    return jnp.sum(jnp.where(top_BxDxK == -jnp.inf, 0, top_BxDxK), axis=-1) / count_Bx1
 
 
 def _or_zero(pooled_BxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
@@ -80,6 +81,8 @@ def parse(word: str) -> tuple[str, float | None]:
     try:
         value = None if number is None else float(number)
     except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
         name = None
     if (name != "map" and name not in POOLS) or (number is not None and name not in WITH_NUMBER):
         raise ValueError(f"unknown pool {word!r}; valid: {', '.join(NAMES)}")
@@ -93,7 +96,7 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
-        b, n, d = x_BxNxD.shape
+        b, _, d = x_BxNxD.shape
         init = nn.initializers.xavier_uniform()
         probe = self.param("probe", init, (1, d))
         query = nn.Dense(d, kernel_init=init, name="query")(jnp.broadcast_to(probe[None], (b, 1, d)))
@@ -104,7 +107,8 @@ class AttentionPool(nn.Module):
         )
         y = nn.Dense(d, kernel_init=init, name="out")(y.reshape(b, d))
         z = nn.Dense(4 * d, kernel_init=init, name="up")(nn.LayerNorm(epsilon=1e-6, name="norm")(y))
-        return y + nn.Dense(d, kernel_init=init, name="down")(jax.nn.gelu(z, approximate=False))
+        y = y + nn.Dense(d, kernel_init=init, name="down")(jax.nn.gelu(z, approximate=False))
+        return _or_zero(y, pad_BxN)
 
 
 class Pool(nn.Module):

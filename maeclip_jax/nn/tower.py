@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
 from maeclip_jax.nn.mask import Kept, restore, take
 from maeclip_jax.nn.pool import Tokens
-from maeclip_jax.nn.transformer import Trunk, layer_norm
+from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 
 STREAMS = ("image", "text")
 
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
         the order of `kept.keep_BxK`, with their padding and the shared class token.
         """
         compute = dict(self.compute or {})
-        dtype = jnp.dtype(compute.pop("dtype", "float32"))
+        dtype = compute_dtype(compute.pop("dtype", "float32"))
         kept = kept or {}
         both = self.image is not None and self.text is not None
         unknown = set(inputs) - {s for s in STREAMS if getattr(self, s) is not None}
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         `pad_BxT` is the padding of the whole text, needed if the text is decoded: pads are attended to by nobody.
         """
         compute = dict(self.compute or {})
-        dtype = jnp.dtype(compute.pop("dtype", "float32"))
+        dtype = compute_dtype(compute.pop("dtype", "float32"))
         if self.projection not in ("shared", "per_stream"):
             raise ValueError(f"unknown projection {self.projection!r}; valid: shared, per_stream")
         streams = [s for s in STREAMS if getattr(self, s) is not None]

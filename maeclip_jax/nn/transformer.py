@@ -1,4 +1,4 @@
-"""A pre-norm transformer trunk on [B, N, D]: own attention on nn.Dense, layers scanned or unrolled, rematerialised by name."""
+"""A pre-norm transformer trunk on [B, N, D]: own attention, layers scanned or unrolled, rematerialised by name."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 LAYERS = ("scan", "unroll")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BATCH_AXES = ("replica", "fsdp")
 
 
@@ -50,13 +51,18 @@ def _pick(what: str, name: str, table: dict):
     return table[name]
 
 
+def compute_dtype(name: str) -> jnp.dtype:
+    """What activations and matrix products are computed in; parameters and losses stay float32."""
+    return jnp.dtype(_pick("dtype", name, DTYPES))
+
+
 def layer_norm(name: str) -> nn.LayerNorm:
     """LayerNorm in float32 whatever the compute dtype; eps 1e-6 (ViT, MAE, Flax default)."""
     return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. The fused kernel is laid out (heads, 3, head width), so `tensor` splits it by heads."""
+    """Multi-head self-attention. The fused kernel is (heads, 3, head width) wide, so `tensor` splits it by heads."""
 
     heads: int
     attention: str = "xla"

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from maeclip_jax import losses
 from maeclip_jax.nn.mask import random_keep
-from maeclip_jax.nn.pool import Pool, Tokens, parse
+from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.objectives.masked import example, patches
+from maeclip_jax.objectives.masked import check_class_token, example, patches
 
 # loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
 LOSSES = {"softmax": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}
@@ -38,7 +38,8 @@ class Head(nn.Module):
 class Clip(nn.Module):
     """Two towers. `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...); `text_tower`: dict(vocab,
     length, width, depth, heads, causal, pool, ...); `embed_width`: of the shared space. `loss`: softmax | sigmoid.
-    `keep`: share of patches the image tower sees in training (FLIP when below 1). `compute`: dtype, layers, remat, attention.
+    `keep`: share of patches the image tower sees in training (FLIP when below 1). `compute`: dtype, layers, remat,
+    attention.
     """
 
     image_tower: Mapping
@@ -59,11 +60,10 @@ class Clip(nn.Module):
             raise ValueError(f"unknown loss {self.loss!r}; valid: {', '.join(LOSSES)}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+        check_class_token(self.image_tower)
         tower = dict(self.image_tower)
         picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
         pool = tower.pop("pool")
-        if parse(pool)[0] == "cls" and not tower.get("cls"):
-            raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
         self.image = Encoder(image=picture, compute=self.compute, **tower)
         self.image_head = Head(pool, self.embed_width, tower["heads"])
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from maeclip_jax import losses
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.mask import Kept, keep_count, random_keep
-from maeclip_jax.nn.pool import Pool, Tokens
+from maeclip_jax.nn.pool import Pool, Tokens, parse
 from maeclip_jax.nn.tower import Decoder, Encoder
 
 
@@ -25,6 +25,12 @@ def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str) -> jax.A
     if (height, width) != (image["size"], image["size"]):
         raise ValueError(f"pictures are {height}x{width}, the image tower takes {image['size']}x{image['size']}")
     return pixels.patchify(pixels.normalise(batch["image"], stats), image["patch"])
+
+
+def check_class_token(tower: Mapping) -> None:
+    """ValueError if a picture's pooling takes a class token that its tower does not have."""
+    if parse(tower["pool"])[0] == "cls" and not tower.get("cls"):
+        raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
 
 
 def example(image: Mapping | None, text: Mapping | None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -84,9 +90,9 @@ class Masked(nn.Module):
     """MAE (`streams=("image",)`) or M3AE (`streams=("image", "text")`).
 
     `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...) of the encoder; `text_tower`: dict(vocab,
-    length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share masked
-    out. `weights`: stream -> weight of its loss. `norm_pix`: per-patch normalised targets. `compute`: dtype, layers,
-    remat, attention.
+    length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
+    masked out. `weights`: stream -> weight of its loss. `norm_pix`: per-patch normalised targets. `compute`: dtype,
+    layers, remat, attention.
     """
 
     image_tower: Mapping
@@ -104,6 +110,7 @@ class Masked(nn.Module):
     generative = True
 
     def setup(self):
+        check_class_token(self.image_tower)
         tower = dict(self.image_tower)
         picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
         self.image_pool = Pool(tower.pop("pool"), heads=tower["heads"])

@@ -1,0 +1,26 @@
+"""Random parameters without compiling an initialiser: seconds saved, and no bias is zero or scale one by accident."""
+
+import zlib
+
+import jax
+import numpy as np
+
+from maeclip_jax import paths
+
+
+def random_parameters(init, *args, **kwargs):
+    """Parameters shaped as `init(rng, *args, **kwargs)` shapes them; each leaf depends on its path and shape alone."""
+    shapes = jax.eval_shape(lambda rng: init(rng, *args, **kwargs), jax.random.key(0)).get("params", {})
+
+    def leaf(path, x):
+        noise = np.random.default_rng(zlib.crc32(path.encode())).standard_normal(x.shape)
+        name = path.rpartition("/")[2]
+        if name == "kernel":
+            noise /= np.sqrt(x.shape[-2])
+        elif name == "scale":
+            noise = 1 + 0.2 * noise
+        else:
+            noise *= 0.3
+        return noise.astype(x.dtype)
+
+    return paths.map_with_path(leaf, shapes)
