@@ -70,7 +70,7 @@ class Checkpoints:
         policies = [cm.LatestN(keep_last), self._best]
         if keep_every:
             policies.append(cm.EveryNSteps(keep_every))
-        self._ocp, self._directory = ocp, epath.Path(directory)
+        self._ocp, self._directory = ocp, absolute(directory)
         if jax.process_index() == 0 and self._directory.exists():
             for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 leftover.rmtree(missing_ok=True)
@@ -243,9 +243,14 @@ def read_params(folder: epath.Path, target: Any) -> Any:
     return jax.tree_util.tree_unflatten(structure, [put(flat[p], leaf) for p, leaf in want.items()])
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A local path made absolute, as orbax wants it; a remote one (gs://) as it is."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
+
+
 def locate(source: epath.PathLike) -> epath.Path:
     """The checkpoint meant by `source`: a workdir (its newest complete one) or `.../checkpoints/<step>` itself."""
-    path = epath.Path(source)
+    path = absolute(source)
     if (path / STATE).exists():
         return path
     folder = path / FOLDER if (path / FOLDER).exists() else path
