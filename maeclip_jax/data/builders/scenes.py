@@ -69,7 +69,7 @@ class Recipe:
 RECIPES = {
     # Learnt in minutes on a laptop: large objects, few of them, 64 classes of which 4 are held out.
     "demo": Recipe(
-        SceneSpec(resolution=64, objects=(1, 3), heldout_pairs=4),
+        SceneSpec(resolution=64, objects=(1, 2), textures=2, heldout_pairs=4),
         train=20_000, val=1000, test=1000, classify=1280, heldout=256, heldout_multi=512,
     ),
     # For tests.
