@@ -158,12 +158,16 @@ class Runner:
 
             multihost_utils.sync_global_devices("forget_after")
 
+    def due(self, step: int, *, final: bool) -> list[str]:
+        """Evaluations whose time is `step`; all of them, if `final`."""
+        return [n for n in self.evaluators if final or (self.every[n] and step % self.every[n] == 0)]
+
     def run_due(self, params: Any, step: int, *, final: bool) -> dict[str, float]:
         """Runs what is due at `step` (everything, if `final`) and has no result yet; returns the new metrics.
 
         An evaluator that fails with a UserError does not take the others down: it is logged, and kept in `failed`.
         """
-        due = [n for n in self.evaluators if final or (self.every[n] and step % self.every[n] == 0)]
+        due = self.due(step, final=final)
         if not due:
             return {}
         result = self.results(step) | {"not_applicable": self.not_applicable}

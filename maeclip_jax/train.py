@@ -165,9 +165,11 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            if done % self.save_every == 0 or done == prog.total_steps or stopping:  # 5
+            saving = done % self.save_every == 0 or done == prog.total_steps or stopping
+            if saving or self.runner.due(done, final=done == prog.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
+            if saving:  # 5
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
