@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
+from flax.core import FrozenDict
 
 from maeclip_jax import errors
 
@@ -33,12 +34,12 @@ def make(name: str, model: Mapping) -> nn.Module:
     for key in model:
         if key not in fields:
             raise errors.unknown(f"setting of objective {name!r}", key, sorted(fields))
-    return module(**_plain(model))
+    return module(**_frozen(model))
 
 
-def _plain(value):
-    """ConfigDicts as dicts: a flax module must be hashable and comparable."""
-    return {k: _plain(v) for k, v in value.items()} if hasattr(value, "items") else value
+def _frozen(value):
+    """ConfigDicts and dicts as FrozenDicts: a module can then be hashed and compared, so jit may take it as static."""
+    return FrozenDict({k: _frozen(v) for k, v in value.items()}) if hasattr(value, "items") else value
 
 
 NAMES = ("mae", "m3ae", "clip", "mae_clip")

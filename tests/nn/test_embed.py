@@ -1,4 +1,4 @@
-"""Positions against their closed form in float64; embeddings of kept tokens are those of the same tokens in the whole."""
+"""Positions against their closed form in float64; kept tokens are embedded as they are in the whole."""
 
 import math
 

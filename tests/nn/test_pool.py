@@ -1,4 +1,4 @@
-"""Pooling: every operator against numpy on the real tokens, blind to padding, defined where there is nothing to pool."""
+"""Pooling: every operator against numpy on real tokens, blind to padding, defined where there is nothing to pool."""
 
 import jax
 import jax.numpy as jnp

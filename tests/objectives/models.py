@@ -1,0 +1,89 @@
+"""The objectives in the smallest size that still has several layers of everything, and one batch for all."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maeclip_jax import objectives
+from maeclip_jax.nn.tower import Decoder
+from tests.parameters import random_parameters
+
+IMAGE = dict(size=16, patch=4, width=8, depth=1, heads=2, cls=False, pool="gap")  # 16 patches of 48 numbers
+TEXT = dict(vocab=13, length=8, width=8, depth=1, heads=2, causal=False, position="learned", pool="gap")
+DECODER = dict(width=8, depth=1, heads=2)
+CLIP = dict(image_tower=IMAGE, text_tower=TEXT, embed_width=6)
+MODELS = {
+    "mae": dict(
+        image_tower=IMAGE | dict(cls=True, pool="cls"),
+        decoder_tower=DECODER,
+        mask=dict(image=0.75),
+        weights=dict(image=1.0),
+    ),
+    "m3ae": dict(
+        image_tower=IMAGE | dict(cls=True, pool="cls"),
+        text_tower=dict(vocab=13, length=8, position="sincos", std=1.0, pool="gap"),
+        decoder_tower=DECODER,
+        streams=("image", "text"),
+        mask=dict(image=0.75, text=0.5),
+        weights=dict(image=1.0, text=0.5),
+        norm_pix=False,
+    ),
+    "clip": CLIP,
+    "mae_clip": CLIP
+    | dict(
+        decoder_tower=DECODER,
+        mask=dict(image=0.75, text=0.5),
+        weights=dict(contrast=1.0, image=0.1, text=0.05),
+    ),
+}
+
+_RNG = np.random.default_rng(0)
+LENGTHS = (8, 5, 3, 1)
+BATCH = {
+    "image": _RNG.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
+    "text": np.where(np.arange(8) < np.array(LENGTHS)[:, None], _RNG.integers(1, 13, (4, 8)), 0).astype(np.int32),
+}
+
+
+def build(name, **changes):
+    """The objective `name` with fields of its model replaced."""
+    return objectives.make(name, MODELS[name] | changes)
+
+
+def parameters(module):
+    """Random parameters of an objective, the same for every path and shape."""
+    return random_parameters(lambda rng, batch: module.init({"params": rng, "mask": rng}, batch, train=True), BATCH)
+
+
+def apply(module, params, batch, **kwargs):
+    """One method of an objective, not compiled; `seed` gives it a mask."""
+    seed = kwargs.pop("seed", None)
+    rngs = {} if seed is None else {"mask": jax.random.key(seed)}
+    return module.apply({"params": params}, batch, rngs=rngs, **kwargs)
+
+
+@functools.cache
+def _compiled(module, train):
+    def outputs(params, batch, seed):
+        (loss, metrics), kept = apply(
+            module, params, batch, train=train, seed=seed, capture_intermediates=lambda m, _: isinstance(m, Decoder)
+        )
+        out = {
+            "loss": loss,
+            "metrics": metrics,
+            "encode": apply(module, params, batch, method="encode"),
+            "embed": apply(module, params, batch, method="embed"),
+        }
+        if module.generative:  # one seed, one mask: what was predicted for the loss is what is shown
+            out["predicted"] = kept["intermediates"]["decoder"]["__call__"][0]
+            out["reconstruct"] = apply(module, params, batch, method="reconstruct", seed=seed)
+        return out
+
+    return jax.jit(outputs)
+
+
+def outputs(module, params, batch=BATCH, seed=0, train=True):
+    """Everything an objective says about a batch, compiled once per objective, as numpy."""
+    return jax.tree.map(np.asarray, _compiled(module, train)(params, batch, jnp.asarray(seed)))

@@ -1,0 +1,141 @@
+"""CLIP, SigLIP and FLIP: embeddings and losses put together again from their parts."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maeclip_jax import flops, losses, paths
+from tests.objectives import models
+
+BATCH = models.BATCH
+
+
+def test_an_embedding_is_pooled_projected_and_normalised():
+    module = models.build("clip", image_tower=models.IMAGE | dict(pool="max"))
+    params = models.parameters(module)
+    out = models.outputs(module, params)
+    tokens = out["encode"]
+    assert tokens["image"].x.shape == (4, 16, 8) and tokens["text"].x.shape == (4, 8, 8)
+    np.testing.assert_array_equal(tokens["text"].pad, BATCH["text"] == 0)
+    texts = tokens["text"].x.astype(np.float64)
+    pooled = {
+        "image": tokens["image"].x.astype(np.float64).max(1),
+        "text": np.stack([row[:n].mean(0) for row, n in zip(texts, models.LENGTHS)]),
+    }
+    for stream, x in pooled.items():
+        z = x @ params[f"{stream}_head"]["project"]["kernel"]  # no bias
+        np.testing.assert_allclose(out["embed"][stream], z / np.linalg.norm(z, axis=-1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_loss_is_the_named_one_of_the_embeddings(loss):
+    module = models.build("clip", loss=loss)
+    params = models.parameters(module)
+    out = models.outputs(module, params)
+    z = [jnp.asarray(out["embed"][s]) for s in ("image", "text")]
+    if loss == "softmax":
+        want, parts = losses.contrastive_softmax(*z, params["log_logit_scale"])
+        assert "logit_bias" not in params
+    else:
+        want, parts = losses.contrastive_sigmoid(*z, params["log_logit_scale"], params["logit_bias"])
+        assert float(out["metrics"]["logit_bias"]) == pytest.approx(float(params["logit_bias"]))
+    assert float(out["loss"]) == pytest.approx(float(want), rel=1e-4)
+    assert {k: float(out["metrics"][k]) for k in parts} == {k: float(v) for k, v in parts.items()}
+    metrics = out["metrics"]
+    assert float(metrics["contrast"]) == float(out["loss"])
+    assert float(metrics["logit_scale"]) == pytest.approx(math.exp(params["log_logit_scale"]), rel=1e-5)
+    for stream, embedding in out["embed"].items():
+        assert float(metrics[f"{stream}_mean_norm"]) == pytest.approx(np.linalg.norm(embedding.mean(0)), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss, scale, bias", [("softmax", 1 / 0.07, None), ("sigmoid", 10, -10)])
+def test_temperature_and_bias_start_where_their_papers_have_them(loss, scale, bias):
+    module = models.build("clip", loss=loss)
+
+    def scalars(rng):
+        params = module.init(rng, BATCH, train=False)["params"]
+        return params["log_logit_scale"], params.get("logit_bias")
+
+    log_scale, found = jax.jit(scalars)(jax.random.key(0))
+    assert math.exp(log_scale) == pytest.approx(scale, rel=1e-5)
+    assert found == bias
+
+
+def test_flip_sees_fewer_patches_in_training_alone():
+    flip, clip = models.build("clip", keep=0.5), models.build("clip")
+    params = models.parameters(clip)
+    assert {p: x.shape for p, x in paths.flatten(models.parameters(flip)).items()} == {
+        p: x.shape for p, x in paths.flatten(params).items()
+    }
+    whole = models.outputs(clip, params)
+    trained, again = (models.outputs(flip, params, seed=seed) for seed in (0, 1))
+    assert len({float(o["loss"]) for o in (whole, trained, again)}) == 3  # each seed drops other patches
+    np.testing.assert_allclose(trained["embed"]["image"], whole["embed"]["image"], atol=1e-6)
+    assert trained["encode"]["image"].x.shape == (4, 16, 8)
+
+    def work(module, train):
+        return flops.forward_matmul_flops(lambda p: models.apply(module, p, BATCH, train=train, seed=0)[0], params)
+
+    assert work(flip, train=True) < 0.85 * work(clip, train=True)
+    assert work(flip, train=False) == work(clip, train=False) == work(clip, train=True)
+    jax.eval_shape(lambda p: models.apply(flip, p, BATCH, train=False), params)  # needs no randomness
+
+
+def test_keep_counts_patches():
+    tower = models.IMAGE | dict(patch=2)  # 64 patches; the qkv matmul counts those that are encoded
+    params = models.parameters(models.build("clip", image_tower=tower))
+
+    def patches_encoded(keep):
+        module = models.build("clip", image_tower=tower, keep=keep)
+        jaxpr = jax.make_jaxpr(lambda p: models.apply(module, p, BATCH, train=True, seed=0)[0])(params)
+        return {n for n in (64, 32, 16, 1) if f"f32[4,{n},24]" in str(jaxpr)}
+
+    assert patches_encoded(1.0) == {64}
+    assert patches_encoded(0.5) == {32}
+    assert patches_encoded(0.25) == {16}
+    assert patches_encoded(0.001) == {1}
+
+
+def test_pads_do_not_reach_an_embedding():
+    module = models.build("clip")
+    params = models.parameters(module)
+
+    def total(params):
+        return jnp.sum(jnp.sin(models.apply(module, params, {"text": BATCH["text"]}, method="embed")["text"]))
+
+    table = np.asarray(jax.jit(jax.grad(total))(params)["text"]["embed_text"]["token"]["embedding"])
+    assert (table[0] == 0).all()
+    assert (np.abs(table[np.unique(BATCH["text"])[1:]]).max(-1) > 0).all()
+
+
+@pytest.mark.parametrize("pool", ["map", "cls", "last"])
+def test_towers_pool_separately(pool):
+    text = models.TEXT | dict(pool=pool, causal=pool == "last")
+    found = paths.flatten(models.parameters(models.build("clip", text_tower=text)))
+    assert ("text_head/pool/map/probe" in found) == (pool == "map")
+    assert not any("image_head/pool" in path for path in found)
+    image = models.IMAGE | dict(pool=pool, cls=pool == "cls")
+    found = paths.flatten(models.parameters(models.build("clip", image_tower=image)))
+    assert ("image_head/pool/map/probe" in found) == (pool == "map")
+    assert ("image/cls" in found) == (pool == "cls")
+
+
+def test_what_does_not_fit_is_refused():
+    def refused(text, **changes):
+        with pytest.raises(ValueError, match=text):
+            models.parameters(models.build("clip", **changes))
+
+    refused(r"^unknown loss 'triplet'; valid: softmax, sigmoid$", loss="triplet")
+    refused(r"^keep must lie in \(0, 1\], got 0$", keep=0)
+    refused(r"^keep must lie in \(0, 1\], got 1.5$", keep=1.5)
+    refused(r"^unknown pool 'mean'; valid: gap, max, ", text_tower=models.TEXT | dict(pool="mean"))
+    refused(
+        r"^image_tower.pool is cls but image_tower.cls is False: there is no class token to take$",
+        image_tower=models.IMAGE | dict(pool="cls"),
+    )
+    refused(
+        r"^text of 8 tokens, but the text tower has 7 positions$", text_tower=models.TEXT | dict(length=7)
+    )  # fmt: skip

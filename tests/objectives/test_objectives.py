@@ -1,0 +1,88 @@
+"""What all objectives promise: names, parameter paths as public API, encoding without randomness."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from maeclip_jax import objectives, paths
+from maeclip_jax.errors import UserError
+from tests.objectives import models
+
+BATCH = models.BATCH
+
+
+def shapes(name, **changes):
+    return {p: x.shape for p, x in paths.flatten(models.parameters(models.build(name, **changes))).items()}
+
+
+def below(found, *parts):
+    return {p: s for p, s in found.items() if p.split("/")[0] in parts}
+
+
+def test_clip_loads_into_mae_clip_by_path():
+    clip, mae_clip = shapes("clip"), shapes("mae_clip")
+    assert {p.split("/")[0] for p in clip} == {"image", "text", "image_head", "text_head", "log_logit_scale"}
+    assert below(mae_clip, *(p.split("/")[0] for p in clip)) == clip
+    assert {p.split("/")[0] for p in mae_clip} - {p.split("/")[0] for p in clip} == {"decoder"}
+
+
+def test_mae_has_the_same_image_tower_and_image_decoder():
+    tower = models.MODELS["mae"]["image_tower"]
+    mae, mae_clip = shapes("mae"), shapes("mae_clip", image_tower=tower, decode=("image",), mask=dict(image=0.75))
+    assert below(mae, "image") == below(mae_clip, "image")
+    rename = {p.replace("/project/", "/project_image/"): s for p, s in below(mae, "decoder").items()}
+    assert rename == below(mae_clip, "decoder")
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_encoding_never_masks_and_needs_no_randomness(name):
+    module = models.build(name)
+    params = models.parameters(module)
+    assert set(module.inputs()) == set(module.streams)
+    batch = {k: v for k, v in BATCH.items() if k in module.streams}
+    for method in ("encode", "embed"):  # without any rng: would fail if one were drawn
+        out = jax.eval_shape(lambda p, m=method: models.apply(module, p, batch, method=m), params)
+        assert set(out) == set(module.streams)
+    one, two = (models.outputs(module, params, batch, seed=s) for s in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, one["encode"], two["encode"])
+    jax.tree.map(np.testing.assert_array_equal, one["embed"], two["embed"])
+    assert one["encode"]["image"].x.shape == (4, 16, 8)  # every patch, no class token among them
+    assert (one["encode"]["image"].cls is not None) == module.image_tower["cls"]
+    if "text" in module.streams:
+        assert one["encode"]["text"].x.shape == (4, 8, 8)
+        np.testing.assert_array_equal(one["encode"]["text"].pad, BATCH["text"] == 0)
+    for embedding in one["embed"].values():
+        norms = np.linalg.norm(embedding, axis=-1)
+        assert np.allclose(norms, 1, atol=1e-5) == module.contrastive
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_either_modality_may_be_absent(name):
+    module = models.build(name)
+    params = models.parameters(module)
+    for stream in module.streams:
+        for method in ("encode", "embed"):
+            alone = {stream: BATCH[stream]}
+            out = jax.eval_shape(lambda p, b=alone, m=method: models.apply(module, p, b, method=m), params)
+            assert set(out) == {stream}
+
+
+def test_modules_are_built_from_config_dicts_and_can_be_compared():
+    config = ml_collections.ConfigDict(models.MODELS["mae_clip"])
+    made = objectives.make("mae_clip", config)
+    assert made == models.build("mae_clip") and hash(made) == hash(models.build("mae_clip"))
+    assert made != models.build("mae_clip", keep=0.5)
+    assert objectives.NAMES == ("mae", "m3ae", "clip", "mae_clip")
+
+
+def test_unknown_objectives_and_settings_are_refused():
+    with pytest.raises(UserError) as error:
+        objectives.make("mae-clip", {})
+    text = "unknown objective 'mae-clip' (did you mean 'mae_clip'?); valid: clip, m3ae, mae, mae_clip"
+    assert str(error.value) == text
+    with pytest.raises(UserError) as error:
+        objectives.make("clip", models.CLIP | dict(embed_with=3))
+    assert str(error.value).startswith(
+        "unknown setting of objective 'clip' 'embed_with' (did you mean 'embed_width'?); valid: compute, embed_width, "
+    )
