@@ -9,7 +9,7 @@ from maeclip_jax.errors import UserError
 UNITS = ("steps", "epochs", "examples", "%")
 _PREFIX = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}
 _FORM = re.compile(
-    r"\s*(?P<number>\d+(?:\.\d*)?(?:e\d+)?)\s*(?P<prefix>[kMB]?)\s*(?P<unit>steps?|epochs?|examples?|%)\s*"
+    r"\s*(?P<number>\d+(?:\.\d*)?(?:e\d+)?)\s*(?:%|(?P<prefix>[kMB]?)\s*(?P<unit>step|epoch|example)s?)\s*"
 )
 
 
@@ -23,8 +23,8 @@ def to_steps(duration: str, what: str, *, batch_size: int, epoch: int | None = N
         raise UserError(
             f"{what}={duration!r} is no duration; valid: a number and one of {', '.join(UNITS)}, such as '30 epochs'"
         )
-    number = float(m["number"]) * _PREFIX[m["prefix"]]
-    unit = m["unit"].rstrip("s")
+    number = float(m["number"]) * _PREFIX[m["prefix"] or ""]
+    unit = m["unit"] or "%"
     if unit == "step":
         steps = number
     elif unit == "example":

@@ -47,23 +47,26 @@ def match(rules: Sequence[tuple[str, Any]], tree: Any, what: str, default: Any =
 
     With `strict`, a path that nothing matches (and no `default`), or a rule that matches nothing, is a UserError.
     """
-    compiled = [(_compile(pattern, what), pattern, value) for pattern, value in rules]
-    used: set[str] = set()
+    compiled = [(_compile(pattern, what), value) for pattern, value in rules]
+    used: set[int] = set()
 
     def value_of(path: str, _):
-        for regex, pattern, value in compiled:
+        for i, (regex, value) in enumerate(compiled):
             if regex.fullmatch(path):
-                used.add(pattern)
+                used.add(i)
                 return value
         if default is None and strict:
             raise UserError(f"no {what} rule matches parameter {path!r}; rules: {', '.join(p for p, _ in rules)}")
         return default
 
     out = map_with_path(value_of, tree)
-    idle = [pattern for pattern, _ in rules if pattern not in used]
+    idle = [i for i in range(len(rules)) if i not in used]
     if strict and idle:
+        pattern, (regex, _) = rules[idle[0]][0], compiled[idle[0]]
+        if any(regex.fullmatch(path) for path in flatten(tree)):
+            raise UserError(f"{what} rule {pattern!r} is never reached: earlier rules match all it would match")
         near = ", ".join(list(flatten(tree))[:6])
-        raise UserError(f"{what} rule {idle[0]!r} matches no parameter; paths look like: {near}, ...")
+        raise UserError(f"{what} rule {pattern!r} matches no parameter; paths look like: {near}, ...")
     return out
 
 
