@@ -22,6 +22,9 @@ SIZES = {
     "demo": dict(
         side=64, patch=16, image=(128, 4, 4), text=(64, 2, 4), decoder=(64, 1, 2), embed=128, activation="gelu_tanh"
     ),
+    "photos": dict(
+        side=96, patch=16, image=(128, 4, 4), text=(128, 2, 4), decoder=(128, 2, 4), embed=128, activation="gelu_tanh"
+    ),
     "Ti/8": dict(side=64, patch=8, image=(192, 12, 3), text=(192, 6, 3), decoder=(128, 4, 4), embed=192),
     "S/8": dict(side=64, patch=8, image=(384, 12, 6), text=(384, 6, 6), decoder=(256, 4, 8), embed=384),
     "S/16": dict(side=224, patch=16, image=(384, 12, 6), text=(384, 12, 6), decoder=(512, 8, 16), embed=384),
@@ -43,12 +46,12 @@ def _scenes_vocab() -> int:
 SCALES = {
     "demo": dict(
         source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24, words=dict(type="bert", path="scenes"),
-        crop=None, batch=128, total="9 epochs", warmup="5%", splits=("val", "test", "classify"),
+        crop=None, batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
     ),
     "photos": dict(
-        source=dict(kind="tfds", name="photos"), size="demo", length=32,
+        source=dict(kind="tfds", name="photos"), size="photos", length=32,
         words=dict(type="sentencepiece", path="data/photos/words.model"),
-        crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="100 epochs", warmup="5%",
+        crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="60 epochs", warmup="10%",
         splits=("val", "test", None),
     ),
     "low": dict(
@@ -243,13 +246,13 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
 
     found = dict(val=dict(type="loss", every="10%", data=data(val), batch_size=batch))
     if generative:
-        found["reconstruction"] = dict(type="reconstruction", every="50%", data=data(val), batch_size=batch)
+        found["reconstruction"] = dict(type="reconstruction", every="25%", data=data(val), batch_size=batch)
     if contrastive:
         captions = data(test, captions=3 if words_are_scenes(scale) else 5)
         # Drawn pictures may share a caption word for word; photos do not (the COCO and Flickr protocol).
         duplicates = "merge" if words_are_scenes(scale) else "apart"
         found["retrieval"] = dict(
-            type="retrieval", every="50%", data=captions, batch_size=batch, duplicates=duplicates
+            type="retrieval", every="25%", data=captions, batch_size=batch, duplicates=duplicates
         )
         if classify:
             pictures = data(classify, streams=("image",), label=True)
