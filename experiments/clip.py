@@ -3,10 +3,10 @@
     python -m maeclip_jax.main --config=experiments/clip.py:scale=demo,pool=max --workdir=runs/clip
     python -m maeclip_jax.main --config=experiments/clip.py:scale=high,pool=max --workdir=gs://bucket/clip_high_max
 
-Argument: scale, size, pool (pictures: gap max cls map logsumexp(tau) topk(k)), text_pool, loss = softmax | sigmoid (SigLIP), keep
-(share of patches seen in training: FLIP when below 1), runlocal. From the paper: BERT-like bidirectional text tower, GAP
-or MAX over the picture's tokens. Defaults of ours: text_pool=gap, pooling after the final norm and before the projection, AdamW
-(0.9, 0.98), decay 0.2, lr 5e-4 at batch 16,384, scale=demo and photos.
+Argument: scale, size, pool (pictures: gap max cls map logsumexp(tau) topk(k)), text_pool, loss = softmax | sigmoid
+(SigLIP), keep (share of patches seen in training: FLIP when below 1), runlocal. From the paper: BERT-like
+bidirectional text tower, GAP or MAX over the picture's tokens. Defaults of ours: text_pool=gap, pooling after the
+final norm and before the projection, AdamW (0.9, 0.98), decay 0.2, lr 5e-4 at batch 16,384, scale=demo and photos.
 The paper has, at 1.4B: zero-shot 61.8 % (GAP) and 63.7 % (MAX), linear probe 75.9 % and 77.5 %.
 """
 

@@ -14,8 +14,9 @@ from maeclip_jax import errors
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn import pool as pooling
 
-# size -> picture side, patch, image tower (width, depth, heads), text tower, decoder. ViT sizes: Dosovitskiy et al. 2020;
-# the text tower of B/16 is BERT-base (paper), the others are defaults of ours; decoder 8 x 512 (MAE, M3AE) from S/16 up.
+# size -> picture side, patch, image tower (width, depth, heads), text tower, decoder. ViT sizes: Dosovitskiy et al.
+# 2020; the text tower of B/16 is BERT-base (paper), the others are defaults of ours; decoder 8 x 512 (MAE, M3AE) from
+# S/16 up.
 SIZES = {
     "mu": dict(side=32, patch=8, image=(32, 2, 2), text=(32, 2, 2), decoder=(32, 1, 2), embed=32),
     # Chosen by what two CPU cores learn in minutes (LOG.md): few tokens, the cheaper activation.
@@ -51,7 +52,7 @@ SCALES = {
     "photos": dict(
         source=dict(kind="tfds", name="photos"), size="photos", length=32,
         words=dict(type="sentencepiece", path="data/photos/words.model"),
-        crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="60 epochs", warmup="10%",
+        crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="40 epochs", warmup="10%",
         splits=("val", "test", None),
     ),
     "low": dict(
@@ -60,9 +61,9 @@ SCALES = {
         splits=("val", "val", None),
     ),
     "high": dict(
-        source=dict(kind="tfds", name="datacomp_1b"), size="B/16", length=64, words=dict(type="bert", path="bert_vocab.txt"),
-        crop="random_resized_crop({side},area=(0.5,1))", batch=16384, total="2.8B examples", warmup="2%",
-        splits=("val", "val", None),
+        source=dict(kind="tfds", name="datacomp_1b"), size="B/16", length=64, words=dict(type="bert",
+        path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))", batch=16384, total="2.8B examples",
+        warmup="2%", splits=("val", "val", None),
     ),
 }  # fmt: skip
 
@@ -142,9 +143,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
         del config.tokenizer.cls
     config.mesh = dict(replica=-1, fsdp=1, tensor=1)
     config.sharding_rules = ()  # () = sharding.RULES
-    config.data = dict(
-        source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_workers=0
-    )
+    config.data = dict(source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_workers=0)
     config.optim = dict(
         name="adamw", lr=1e-3, lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, warmup=scale["warmup"],
         schedule="cosine", end_lr=0.0, clip_norm=1.0, mu_dtype="bfloat16" if big else "float32",
@@ -235,7 +234,7 @@ def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
 
 
 def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool, streams: tuple[str, ...]) -> dict:
-    """The evaluators that fit: validation loss; zero-shot and retrieval where there is a shared space; reconstructions."""
+    """The evaluators that fit: losses; zero-shot and retrieval where there is a shared space; reconstructions."""
     scale = scale_of(arg)
     val, test, classify = scale["splits"]
     batch = min(scale["batch"], 256)
@@ -251,9 +250,7 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
         captions = data(test, captions=3 if words_are_scenes(scale) else 5)
         # Drawn pictures may share a caption word for word; photos do not (the COCO and Flickr protocol).
         duplicates = "merge" if words_are_scenes(scale) else "apart"
-        found["retrieval"] = dict(
-            type="retrieval", every="25%", data=captions, batch_size=batch, duplicates=duplicates
-        )
+        found["retrieval"] = dict(type="retrieval", every="25%", data=captions, batch_size=batch, duplicates=duplicates)
         if classify:
             pictures = data(classify, streams=("image",), label=True)
             found["zero_shot"] = dict(

@@ -3,10 +3,10 @@
     python -m maeclip_jax.main --config=experiments/m3ae.py:scale=demo --workdir=runs/m3ae
     python -m maeclip_jax.main --config=experiments/m3ae.py:scale=low --workdir=gs://bucket/m3ae_low
 
-Argument: scale, size, pool (of probes and features), runlocal. From M3AE's source: 75 % of patches and words masked, weights
-1 (pixels) and 0.5 (words), no pixel normalisation, text embedding std 1, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per 256. The source
-shares one mask over a batch: --config.model.mask_share=batch. Defaults of ours: one mask per sample; scale=demo, photos.
-The paper has 52.5 % (11.3M) and 69.3 % (1.4B) ImageNet linear probe for M3AE.
+Argument: scale, size, pool (of probes and features), runlocal. From M3AE's source: 75 % of patches and words masked,
+weights 1 (pixels) and 0.5 (words), no pixel normalisation, text embedding std 1, AdamW (0.9, 0.95), decay 0.05, lr
+1.5e-4 per 256. The source shares one mask over a batch: --config.model.mask_share=batch. Defaults of ours: one mask
+per sample; scale=demo, photos. The paper has 52.5 % (11.3M) and 69.3 % (1.4B) ImageNet linear probe for M3AE.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python -m maeclip_jax.main --config=experiments/mae.py:scale=low,size=B/16 --workdir=gs://bucket/mae_low
 
 Argument: scale = demo | photos | low | high, size = one of common.SIZES, pool = pooling of probes and features,
-runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per 256,
-decoder 8 x 512. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of scale=low and high.
-The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
+runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per
+256, decoder 8 x 512. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of scale=low and
+high. The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
 """
 
 from __future__ import annotations

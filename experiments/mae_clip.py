@@ -1,12 +1,13 @@
-"""MAE-CLIP: CLIP plus masked reconstruction through the same towers and a decoder across both (Weers et al., CVPR 2023).
+"""MAE-CLIP: CLIP plus masked reconstruction by the same towers and a decoder across both (Weers et al., CVPR 2023).
 
     python -m maeclip_jax.main --config=experiments/mae_clip.py:scale=demo,pool=max --workdir=runs/demo
     python -m maeclip_jax.main --config=experiments/mae_clip.py:scale=high,pool=max --workdir=gs://bucket/mae_clip_high_max
 
 Argument: as experiments/clip.py, and decode = both | image (the masked pass covers pictures and captions, or pictures
-alone). From the paper: shared encoders, separate unmasked and masked passes, weighted sum of the losses. Defaults of ours: weights
-(contrast 1, pixels 0.1, words 0.05; the paper's are unknown), 75 % masked, normalised pixels, decoder 8 x 512.
-The paper has, at 1.4B: zero-shot 57.4 % (GAP) and 60.9 % (MAX), linear probe 75.7 % and 76.6 %; at 11.3M linear probe 58.9 %.
+alone). From the paper: shared encoders, separate unmasked and masked passes, weighted sum of the losses. Defaults of
+ours: weights (contrast 1, pixels 0.1, words 0.05; the paper's are unknown), 75 % masked, normalised pixels, decoder 8
+x 512. The paper has, at 1.4B: zero-shot 57.4 % (GAP) and 60.9 % (MAX), linear probe 75.7 % and 76.6 %; at 11.3M
+linear probe 58.9 %.
 """
 
 from __future__ import annotations

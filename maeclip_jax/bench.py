@@ -2,9 +2,9 @@
 
     python -m maeclip_jax.bench --config=experiments/clip.py:scale=demo [--steps=20] [--json=FILE] [--config.x=y ...]
 
-The step is timed on one batch that stays on the device, so it is the upper bound the input pipeline must reach; the input
-pipeline is timed alone, on the experiment's own data (or on noise pictures of the same size where that is not there).
-Everything printed is measured here, in one run, unless it says otherwise.
+The step is timed on one batch that stays on the device, so it is the upper bound the input pipeline must reach; the
+input pipeline is timed alone, on the experiment's own data (or on noise pictures of the same size where that is not
+there). Everything printed is measured here, in one run, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def time_steps(prog: program.Program, dtype: str, steps: int) -> dict:
         "peak from": peak_source,
         "arguments GiB/device (compiler)": memory.argument_size_in_bytes / 2**30 if memory else None,
         "temporaries GiB/device (compiler)": memory.temp_size_in_bytes / 2**30 if memory else None,
-        "peak memory GiB/device (runtime)": stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else None,
+        "peak memory GiB/device (runtime)": stats["peak_bytes_in_use"] / 2**30
+        if "peak_bytes_in_use" in stats
+        else None,
     }
 
 

@@ -2,8 +2,8 @@
 
     python -m maeclip_jax.sweep pooling_demo [--root=runs] [--list] [--config.total="200 steps" ...]
 
-A sweep is a file in experiments/sweeps/ with RUNS = ((experiment, argument[, {setting: value}]), ...). Every run has its own
-workdir <root>/<sweep>/<name>; a run that is done costs nothing again, one that was cut off continues.
+A sweep is a file in experiments/sweeps/ with RUNS = ((experiment, argument[, {setting: value}]), ...). Every run has
+its own workdir <root>/<sweep>/<name>; a run that is done costs nothing again, one that was cut off continues.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def run(argv: list[str]) -> None:
     if done:
         report.compare(done, folder)
     if failed:
-        raise UserError(f"{len(failed)} of {len(workdirs)} runs failed: {', '.join(failed)}; the same command tries again")
+        raise UserError(
+            f"{len(failed)} of {len(workdirs)} runs failed: {', '.join(failed)}; the same command tries again"
+        )
 
 
 if __name__ == "__main__":

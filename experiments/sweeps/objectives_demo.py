@@ -1,6 +1,6 @@
 """The four objectives on scenes: rows of the paper's T1 in small.
 
-    make sweep SWEEP=objectives_demo
+make sweep SWEEP=objectives_demo
 """
 
 RUNS = (

@@ -1,6 +1,6 @@
 """The four objectives on your own captioned pictures, prepared as data/photos (see the README).
 
-    make sweep SWEEP=objectives_photos
+make sweep SWEEP=objectives_photos
 """
 
 RUNS = (

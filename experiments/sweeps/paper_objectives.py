@@ -1,4 +1,4 @@
-"""The paper's T1: the four objectives at 11.3M and 1.4B pairs (MAE only at 11.3M), MAX pooling where there is a choice."""
+"""The paper's T1: the four objectives at 11.3M and 1.4B pairs (MAE only at 11.3M), MAX where there is a choice."""
 
 RUNS = (
     ("mae", "scale=low"),
