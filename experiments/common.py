@@ -61,9 +61,9 @@ SCALES = {
         splits=("val", "val", None),
     ),
     "high": dict(
-        source=dict(kind="tfds", name="datacomp_1b"), size="B/16", length=64, words=dict(type="bert",
-        path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))", batch=16384, total="2.8B examples",
-        warmup="2%", splits=("val", "val", None),
+        source=dict(kind="tfds", name="datacomp_1b"), size="B/16", length=64,
+        words=dict(type="bert", path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))", batch=16384,
+        total="2.8B examples", warmup="2%", splits=("val", "val", None),
     ),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax import paths
+from maeclip_jax.errors import UserError
 
 METRICS, COSTS, EXAMPLES = "metrics.jsonl", "costs.json", "examples"
 _REMOTE_SECONDS = 60.0  # how often rows are rewritten to a remote workdir
@@ -39,6 +39,18 @@ def read_rows(workdir: epath.PathLike) -> list[dict]:
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows
+
+
+def make_workdir(workdir: epath.PathLike) -> epath.Path:
+    """The workdir, made if it is not there; UserError if it cannot be (no permission, no support for gs://)."""
+    try:
+        path = epath.Path(workdir)
+        path.mkdir(parents=True, exist_ok=True)
+    except Exception as e:  # remote file systems raise what they like
+        raise UserError(
+            f"workdir {str(workdir)!r} cannot be made: {' '.join(str(e).split()) or type(e).__name__}"
+        ) from e
+    return path
 
 
 def write_text(path: epath.Path, text: str) -> None:
@@ -271,18 +283,12 @@ def memory_line(analysis: Any) -> str:
     return f"per device {gib[0]:.2f} GiB of arguments and {gib[1]:.2f} GiB of temporaries (compiler's figures)"
 
 
-def parameter_table(params: Any, specs: Any) -> str:
-    """Path, shape, split and count per parameter, and the total."""
-    rows = [("parameter", "shape", "split over", "size")]
-    flat_specs = list(jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, jax.P)))
-    total = 0
-    for (path, leaf), spec in zip(paths.flatten(params).items(), flat_specs):
-        split = ", ".join("-" if a is None else str(a) for a in spec) or "-"
-        rows.append((path, " x ".join(map(str, leaf.shape)) or "scalar", split, f"{leaf.size:,}"))
-        total += leaf.size
-    widths = [max(len(r[i]) for r in rows) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths)).rstrip() for r in rows]
-    return "\n".join([*lines, f"total: {total:,} parameters"])
+def parameter_table(params: Any) -> str:
+    """Path, shape, type, size and split per parameter, and the totals; `params` may be shapes with shardings."""
+    from clu import parameter_overview
+
+    table = parameter_overview.get_parameter_overview(params, include_stats="sharding", max_lines=None)
+    return f"{table}\n{sum(x.size for x in jax.tree.leaves(params)):,} parameters"
 
 
 def write_costs(workdir: epath.PathLike, costs: Mapping) -> None:

@@ -31,7 +31,7 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
-    workdir = epath.Path(workdir)
+    workdir = log.make_workdir(workdir)
     words = tokenizer.of(config)
     epoch = pipeline.length(config.data)
     prog = program.build(config, epoch=epoch, devices=devices)
@@ -76,7 +76,7 @@ class _Run:
             self.saved.record(step, metrics)
             if step == first:  # a kill may have come between the evaluation and its row
                 self.log.scalars(step, metrics)
-        log.say(log.parameter_table(prog.abstract.params, prog.param_specs))
+        log.say(log.parameter_table(prog.abstract.params))
         try:
             self._evaluate(state, first)  # what a killed run still owed of the step it left
             if first < prog.total_steps:
@@ -262,7 +262,8 @@ class _Ahead:
             host = next(self._batches)
         missing = [name for name in self._prog.inputs if name not in host]
         if missing:
-            raise UserError(f"the data's ops must keep {missing[0]!r} for this objective; they keep {sorted(host)}")
+            kept = ", ".join(k for k in host if not k.startswith("_"))
+            raise UserError(f"the data's ops must keep {missing[0]!r} for this objective; they keep {kept}")
         arrays = {name: host[name] for name in (*self._prog.inputs, "_bad")}
         for name, want in self._prog.inputs.items():
             have = arrays[name]
