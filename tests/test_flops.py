@@ -41,10 +41,10 @@ def test_vit_b_16_is_17_6_gmac():
 
 
 def test_masked_passes_count_at_their_kept_tokens():
-    module = models.build("mae")  # 16 patches of 48, 4 kept, width 8, depth 1 and 1
+    module = models.build("mae")  # 16 patches of 48, 4 kept, width 8, depth 2 and 1
     params = models.parameters(module)
     counted = flops.forward_matmul_flops(lambda p: models.apply(module, p, models.BATCH, train=True, seed=0)[0], params)
-    encode = 2 * 4 * 48 * 8 + trunk(5, 8, 1)
+    encode = 2 * 4 * 48 * 8 + trunk(5, 8, 2)
     decode = 2 * 5 * 8 * 8 + trunk(17, 8, 1) + 2 * 16 * 8 * 48
     assert counted == 4 * (encode + decode)
 

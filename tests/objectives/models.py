@@ -10,8 +10,8 @@ from maeclip_jax import objectives
 from maeclip_jax.nn.tower import Decoder
 from tests.parameters import random_parameters
 
-IMAGE = dict(size=16, patch=4, width=8, depth=1, heads=2, cls=False, pool="gap")  # 16 patches of 48 numbers
-TEXT = dict(vocab=13, length=8, width=8, depth=1, heads=2, causal=False, position="learned", pool="gap")
+IMAGE = dict(size=16, patch=4, width=8, depth=2, heads=2, cls=False, pool="gap")  # 16 patches of 48 numbers
+TEXT = dict(vocab=13, length=8, width=8, depth=2, heads=2, causal=False, position="learned", pool="gap")
 DECODER = dict(width=8, depth=1, heads=2)
 CLIP = dict(image_tower=IMAGE, text_tower=TEXT, embed_width=6)
 MODELS = {

@@ -50,6 +50,8 @@ def test_reconstruction_trains_both_towers_and_no_head():
     tops = {path.split("/")[0] for path in moved}
     assert tops == {"image", "text", "decoder"}  # words help to fill in pixels: the decoder crosses modalities
     assert "decoder/predict_text/kernel" not in moved
+    table = np.abs(grads["text"]["embed_text"]["token"]["embedding"]).max(-1)
+    assert table[0] == 0 and (table > 0).sum() > 3  # pads that are kept help nobody
 
 
 def test_decode_image_covers_pictures_alone():

@@ -84,6 +84,14 @@ def test_nothing_masked_reaches_a_prediction(name):
             assert (np.abs(seen["predicted"][stream] - out["predicted"][stream]).max((1, 2)) > 1e-5).all()
 
 
+def test_pads_that_are_kept_help_nobody():
+    module = models.build("m3ae")
+    params = models.parameters(module)
+    grads = jax.jit(jax.grad(lambda p: models.apply(module, p, BATCH, train=True, seed=0)[0]))(params)
+    table = np.abs(grads["image_text"]["embed_text"]["token"]["embedding"]).max(-1)
+    assert table[0] == 0 and (table > 0).sum() > 3
+
+
 def test_reconstructions_undo_the_normalisation():
     for norm_pix in (True, False):
         module = models.build("mae", norm_pix=norm_pix)

@@ -1,0 +1,193 @@
+"""Experiment files: commands in docstrings work, the argument is strict, and what it derives fits together."""
+
+import ast
+import importlib
+import math
+import shlex
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from experiments import common
+from maeclip_jax import durations, errors, main, objectives, optim, program, sweep
+from maeclip_jax.data import ops
+from maeclip_jax.errors import UserError
+from maeclip_jax.nn import pool
+from tests.golden import ARGS, EXPERIMENTS, ROOT
+
+CONTRASTIVE = ("clip", "mae_clip")
+
+
+def module(name):
+    return importlib.import_module(f"experiments.{name}")
+
+
+def config(name, arg=None):
+    return module(name).get_config(arg)
+
+
+def commands(name):
+    """The command lines of an experiment's docstring."""
+    lines = module(name).__doc__.splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("python ")]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_commands_of_a_docstring_parse(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = commands(name)
+    assert len(found) >= 2
+    for command in found:
+        python, m, program_name, *flags = shlex.split(command)
+        assert (python, m, program_name) == ("python", "-m", "maeclip_jax.main")
+        values = main.parse(["main", *flags])
+        assert values.config.objective == name and values.workdir
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_docstring_says_what_is_the_paper_s_and_what_to_expect(name):
+    doc = " ".join(module(name).__doc__.split())
+    assert "The paper has" in doc and "efaults of ours" in doc
+
+
+def test_overrides_reach_the_config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = [
+        "--config=experiments/mae_clip.py:runlocal,pool=topk(2)",
+        "--workdir=x",
+        "--config.model.weights.image=0.5",
+    ]
+    values = main.parse(["main", *flags])
+    assert values.config.model.weights.image == 0.5
+    assert values.config.model.image_tower.pool == "topk(2)"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("arg", [*ARGS.values(), "runlocal"])
+def test_what_an_argument_derives_fits_together(name, arg):
+    c = config(name, arg)
+    model, inputs = c.model, set(objectives.make(c.objective, c.model).inputs())
+    context = SimpleNamespace(tokenizer=object())
+    strings = [("data", c.data.ops), *((k, e.data.ops) for k, e in c.evals.items())]
+    for where, string in strings:
+        parsed = ops.parse(string, context)
+        steps = {s.function.__name__: s.kwargs for s in parsed.steps}
+        if where != "zero_shot":  # labels instead of texts
+            assert set(parsed.names) >= inputs
+        if "tokenize" in steps:
+            assert steps["tokenize"]["length"] == model.text_tower.length
+        for crop in ("random_resized_crop", "center_crop"):
+            if crop in steps:
+                assert steps[crop]["size"] == (model.image_tower.size,) * 2
+    total = durations.to_steps(c.total, "total", batch_size=c.batch_size, epoch=10**7)
+    for every in (c.checkpoint.every, c.log.every, c.optim.warmup, *(e.every for e in c.evals.values())):
+        assert 0 < durations.to_steps(every, "x", batch_size=c.batch_size, epoch=10**7, total=total) <= total
+    assert c.optim.name in optim.OPTIMIZERS and c.optim.schedule in optim.SCHEDULES
+    assert set(c.evals) >= ({"val", "retrieval"} if name in CONTRASTIVE else {"val"})
+    assert ("reconstruction" in c.evals) == ("decoder_tower" in model)
+    assert c.to_json(), "lists and tuples, numbers and words only"
+
+
+def test_the_axes_of_the_paper_reach_the_model():
+    for name in CONTRASTIVE:
+        c = config(name, "pool=logsumexp(0.5),text_pool=cls,loss=sigmoid,keep=0.5,size=S/16,scale=low")
+        assert c.model.image_tower.pool == "logsumexp(0.5)" and not c.model.image_tower.cls
+        assert c.model.text_tower.pool == "cls" and c.tokenizer.cls
+        assert c.model.loss == "sigmoid" and c.model.keep == 0.5 and c.optim.caps == ()
+        assert c.model.image_tower.width == common.SIZES["S/16"]["image"][0]
+        assert config(name, "pool=cls").model.image_tower.cls
+        (pattern, limit), *_ = config(name).optim.caps
+        assert pattern == "log_logit_scale" and limit == pytest.approx(math.log(100))
+    assert config("mae_clip", "decode=image").model.decode == ("image",)
+    assert config("mae_clip").model.decode == ("image", "text")
+    large, local = config("clip", "scale=low"), config("clip", "scale=low,runlocal")
+    assert large.model.compute.dtype == "bfloat16" and large.batch_size > 1000
+    assert local.model.compute.dtype == "float32" and local.batch_size <= 16 and local.data.source.kind == "scenes"
+
+
+def test_a_text_pooled_at_its_class_token_has_one():
+    """Without [CLS] in front, the first word would be pooled in silence."""
+    for scale in ("demo", "low"):
+        assert config("clip", f"text_pool=cls,scale={scale}").tokenizer.cls is True
+
+
+@pytest.mark.parametrize("size", common.SIZES)
+def test_every_size_is_sound(size):
+    row = common.SIZES[size]
+    assert row["side"] % row["patch"] == 0
+    for tower in ("image", "text", "decoder"):
+        width, depth, heads = row[tower]
+        assert depth >= 1 and width % heads == 0 and width % 4 == 0
+
+
+def test_the_typed_argument():
+    parsed = common.parse_arg("pool=topk(3, x),a=7,b=2.5,switch", pool="gap", a=1, b=1.0, switch=False, other=False)
+    assert dict(parsed) == dict(pool="topk(3, x)", a=7, b=2.5, switch=True, other=False)
+    assert type(parsed.a) is int and type(parsed.b) is float
+    for text, value in (("true", True), ("false", False), ("1", True), ("0", False)):
+        assert common.parse_arg(f"switch={text}", switch=not value).switch is value
+    assert common.parse_arg(None, a=1).a == common.parse_arg("", a=1).a == 1
+
+
+def refusal(name, arg):
+    """The message of the UserError that an argument ends in, at the latest when the program is built."""
+    with pytest.raises(UserError) as error:
+        program.build(config(name, arg), epoch=1000, devices=jax.devices()[:1])
+    return str(error.value)
+
+
+POOLS = ", ".join(pool.NAMES)
+
+
+@pytest.mark.parametrize(
+    "name, arg, text",
+    [
+        ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
+        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, runlocal, scale, size"),
+        ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(common.SCALES))}"),
+        ("clip", "size=B/32", f"unknown size 'B/32'; valid: {', '.join(sorted(common.SIZES))}"),
+        ("clip", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),
+        ("mae_clip", "text_pool=median", f"unknown pool 'median'; valid: {POOLS}"),
+        ("mae", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),
+        ("m3ae", "pool=topk()", f"unknown pool 'topk()'; valid: {POOLS}"),
+        ("mae_clip", "decode=text", "unknown decode 'text'; valid: both, image"),
+        ("mae_clip", "loss=hinge", "unknown loss 'hinge'; valid: softmax, sigmoid"),
+        ("clip", "keep=0", "keep must lie in (0, 1], got 0.0"),
+        ("clip", "keep=half", "experiment argument keep='half' is no float"),
+        ("clip", "pool", "experiment argument 'pool' needs a value: pool=... ('gap' by default)"),
+        ("mae", "runlocal=maybe", "experiment argument runlocal='maybe' is a switch; valid: runlocal, runlocal=true, "),
+    ],
+)
+def test_a_mistake_in_an_argument_is_said_with_the_valid_choices(name, arg, text):
+    assert refusal(name, arg).startswith(text)
+
+
+def test_a_word_that_a_module_refuses_is_one_line_for_the_user():
+    c = config("mae", "runlocal")
+    c.model.compute.dtype = "bf16"
+    with pytest.raises(UserError, match=r"^unknown dtype 'bf16'; valid: float32, bfloat16$"):
+        program.build(c, epoch=1000, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"^not ours$") as error, errors.from_modules():
+        raise ValueError("not ours")
+    assert type(error.value) is ValueError
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "experiments" / "sweeps").glob("*.py")))
+def test_the_runs_of_a_sweep_are_experiments(name):
+    runs = sweep.runs_of(str(ROOT / "experiments" / "sweeps" / f"{name}.py"))
+    labels = [sweep.label(*run) for run in runs]
+    assert len(set(labels)) == len(runs) >= 2
+    for experiment, arg, settings in runs:
+        c = config(experiment, arg)
+        for key, value in settings.items():
+            node = c
+            for part in key.split("."):
+                node = node[part]
+            assert type(node) is type(value), key
+
+
+def test_an_experiment_is_a_short_file_of_facts():
+    for name in EXPERIMENTS:
+        tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
+        assert [n.name for n in tree.body if isinstance(n, ast.FunctionDef)] == ["get_config"]
