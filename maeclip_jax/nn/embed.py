@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maeclip_jax.nn.transformer import gathered
+
 POSITIONS = ("sincos", "learned", "none")
 
 
@@ -87,7 +89,8 @@ class TextEmbed(nn.Module):
         if text_BxK.shape[1] > self.length:
             raise ValueError(f"text of {text_BxK.shape[1]} tokens, but the text tower has {self.length} positions")
         init = nn.initializers.normal(self.std)
-        x_BxKxD = nn.Embed(self.vocab, self.width, embedding_init=init, dtype=self.dtype, name="token")(text_BxK)
+        token = nn.Embed(self.vocab, self.width, embedding_init=init, name="token")
+        x_BxKxD = jnp.take(gathered(token.embedding.astype(self.dtype)), text_BxK, axis=0)
         table = positions(self, self.position, sincos_1d(self.length, self.width))
         if table is None:
             return x_BxKxD

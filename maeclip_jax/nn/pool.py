@@ -31,8 +31,15 @@ def gap(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
 
 
 def max_(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
-    """Maximum per channel over tokens that are no padding (CLIPpy, arXiv 2210.09996)."""
-    return _or_zero(jnp.max(jnp.where(pad_BxN[..., None], -jnp.inf, x_BxNxD), axis=1), pad_BxN)
+    """Maximum per channel over tokens that are no padding (CLIPpy, arXiv 2210.09996).
+
+    Picked by index, and the gradient goes to the first of equal tokens. The gradient of jnp.max looks for the values
+    that equal the maximum; a compiler that computes those values a second time, rounded differently, finds none and
+    divides 0 by 0 (seen on 8 CPU devices).
+    """
+    first_BxD = jnp.argmax(jnp.where(pad_BxN[..., None], -jnp.inf, jax.lax.stop_gradient(x_BxNxD)), axis=1)
+    here_BxNxD = jnp.arange(x_BxNxD.shape[1])[None, :, None] == first_BxD[:, None]
+    return _or_zero(jnp.sum(jnp.where(here_BxNxD, x_BxNxD, 0), axis=1), pad_BxN)
 
 
 def cls(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:

@@ -45,6 +45,15 @@ def batch_sharded(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
 
 
+def gathered(table: jax.Array) -> jax.Array:
+    """A sharded table made whole before rows are looked up in it; a no-op without a mesh.
+
+    Otherwise the gradient of the lookup pulls whole activations together to match the table's sharding.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(table, jax.P()) if mesh.axis_names else table
+
+
 def _pick(what: str, name: str, table: dict):
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}; valid: {', '.join(table)}")

@@ -1,0 +1,33 @@
+"""Every experiment file trains, saves, evaluates and is done: `runlocal` on 8 fake devices, end to end (house rule)."""
+
+import json
+
+import pytest
+
+from maeclip_jax import main
+
+EXPERIMENTS = {
+    "mae:runlocal": {"val/image", "reconstruction/masked_mse"},
+    "m3ae:runlocal": {"val/image", "val/text", "reconstruction/token_accuracy"},
+    "clip:runlocal": {"val/contrast", "retrieval/image_to_text_R@1"},
+    "clip:runlocal,loss=sigmoid,pool=map": {"val/logit_bias", "retrieval/text_to_image_R@10"},
+    "clip:runlocal,keep=0.5,pool=logsumexp(0.5)": {"val/contrast"},
+    "mae_clip:runlocal,pool=max": {"val/contrast", "val/image", "val/text", "reconstruction/masked_mse"},
+    "mae_clip:runlocal,decode=image,pool=topk(2)": {"val/image", "retrieval/image_to_text_R@1"},
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_two_steps_end_to_end(experiment, tmp_path):
+    name, _, argument = experiment.partition(":")
+    argv = ["main", f"--config=experiments/{name}.py:{argument}", f"--workdir={tmp_path}", "--cache="]
+    assert main.main([*argv, "--config.total=2 steps", "--config.mesh.fsdp=2"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
+    assert set(losses) == {1, 2} and all(0 < v < 50 for v in losses.values())
+    assert all(r["train/skipped"] == 0 for r in rows if "train/loss" in r)
+    assert (tmp_path / "checkpoints" / "2").exists() and (tmp_path / "config.json").exists()
+    result = json.loads((tmp_path / "evals" / "2.json").read_text())
+    assert set(result["metrics"]) >= EXPERIMENTS[experiment]
+    for picture in result["pictures"].values():
+        assert (tmp_path / "evals" / picture).read_bytes().startswith(b"\x89PNG")
