@@ -232,7 +232,7 @@ def read_all(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
 
 def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> dict[str, float]:
     """Evaluates one checkpoint, the newest of `workdir` or `config.resume`. Same code and numbers as in training."""
-    workdir = epath.Path(workdir)
+    workdir = log.make_workdir(workdir)
     words = tokenizer.of(config)
     prog = program.build(config, epoch=pipeline.length(config.data), devices=devices)
     folder = checkpoint.locate(config.resume or workdir)

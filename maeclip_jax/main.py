@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import logging
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -20,6 +23,9 @@ from maeclip_jax import doctor
 from maeclip_jax.errors import UserError, unknown
 
 MODES = ("train", "eval")
+PLATFORMS = ("cpu", "tpu", "gpu")
+# What libraries warn of although all is well.
+HARMLESS = ("Reached preemption sync point",)
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -31,7 +37,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_string("workdir", None, "directory of the run; local or gs://", flag_values=values)
     flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}", flag_values=values)
-    flags.DEFINE_string("platform", "", "cpu, tpu or gpu: insist on it (default: what jax finds)", flag_values=values)
+    flags.DEFINE_string(
+        "platform", "", f"one of {', '.join(PLATFORMS)}: insist on it (default: what jax finds)", flag_values=values
+    )
     flags.DEFINE_integer(
         "cpu_devices", 0, "so many CPU devices instead of one, to try out sharding", flag_values=values
     )
@@ -51,14 +59,17 @@ def parse(argv: list[str]) -> flags.FlagValues:
         values.config.keys()  # what failed to load says so only when it is used
     except UserError:
         raise
+    except flags.UnrecognizedFlagError as e:
+        raise _flag_error(e, argv, config, [f"--{n}" for n in values if not n.startswith("config.")]) from e
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
         raise _flag_error(e, argv, config) from e
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}; settings are written --config.name=value")
     if not values.workdir:
         raise UserError("--workdir is missing: name the directory of the run, such as --workdir=runs/mine")
-    if values.mode not in MODES:
-        raise unknown("--mode", values.mode, MODES)
+    for name, choices in (("mode", MODES), ("platform", ("", *PLATFORMS))):
+        if values[name].value not in choices:
+            raise unknown(f"--{name}", values[name].value, filter(None, choices))
     return values
 
 
@@ -91,8 +102,8 @@ def load(argv: list[str]):
         raise UserError(f"experiment file {path!r} failed: {type(e).__name__}: {e}") from e
 
 
-def _flag_error(error: Exception, argv: list[str], config) -> UserError:
-    """What went wrong in a command line, said in one line."""
+def _flag_error(error: Exception, argv: list[str], config, valid: Sequence[str] = ()) -> UserError:
+    """What went wrong in a command line, said in one line; `valid`: the flags there are."""
     text = " ".join(str(error).split())
     for arg in argv[1:]:
         name, _, value = arg.lstrip("-").partition("=")
@@ -109,7 +120,17 @@ def _flag_error(error: Exception, argv: list[str], config) -> UserError:
             node = node[part]
         if name in text or name.removeprefix("config.") in text or (value and value in text):
             return UserError(f"--{name}={value} does not fit: it is {node!r} ({type(node).__name__}) by default")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return unknown("flag", f"--{error.flagname}", [*valid, "--config.<name>"])
     return UserError(text)
+
+
+def start_logging() -> None:
+    """Warnings as plain lines on stderr, less those known to mean nothing; nothing where logging is set up already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(lambda record: not any(text in record.getMessage() for text in HARMLESS))
+    logging.basicConfig(handlers=[handler])
 
 
 def start_jax(values: flags.FlagValues) -> None:
@@ -149,11 +170,15 @@ def guarded(function: Callable[[], None]) -> int:
             traceback.print_exc()
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr, flush=True)
+        return 130
 
 
 def run(argv: list[str]) -> None:
     """Parses, sets up jax, trains or evaluates."""
     values = parse(argv)
+    start_logging()
     start_jax(values)
     from maeclip_jax import evaluate, train
 
@@ -165,5 +190,27 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(lambda: run(sys.argv if argv is None else argv))
 
 
+def leave(command: Callable[[], int]) -> NoReturn:
+    """Runs a command and exits with its code.
+
+    Where one of several processes fails alone, it waits 10 s for the others and goes: jax would wait 5 minutes, and so
+    would they.
+    """
+    try:
+        code = command()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    import jax
+
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        farewell.start()
+        farewell.join(10)
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

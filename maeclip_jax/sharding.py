@@ -81,9 +81,10 @@ def specs(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, tuple]] = RULES) -> 
     """A PartitionSpec per leaf of a parameter tree (arrays or shapes), by `rules`.
 
     An axis of size 1 is dropped from specs, so that one device and many give the same program text. Raises UserError
-    for a dimension that does not divide, naming parameter, size and axis.
+    for a dimension that does not divide, naming parameter, size and axis; and, for rules other than RULES, for a
+    parameter that no rule matches or a rule that matches none.
     """
-    trailing = paths.match(rules, tree, "sharding", strict=False)
+    trailing = paths.match(rules, tree, "sharding", strict=rules is not RULES)  # ours serve every objective
 
     def spec(path: str, leaf, axes: tuple) -> P:
         if len(axes) > leaf.ndim:

@@ -1,4 +1,4 @@
-"""An experiment of the tests: any experiment file's `runlocal`, on a finite set of drawn scenes, with a trace of examples.
+"""An experiment of the tests: an experiment file's `runlocal` on a finite set of drawn scenes, its examples traced.
 
 --config=tests/tiny.py:objective=clip,steps=12,count=40
 """

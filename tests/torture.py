@@ -112,7 +112,7 @@ def examples(workdir: Path) -> list[list[str]]:
             if len(had) == len(row["keys"]):  # else: done again on another number of processes
                 assert had == row["keys"], f"step {row['step']} had other examples the second time"
     assert sorted(by_step) == list(range(len(by_step))), "a step is missing"
-    return [sum((by_step[s][p] for p in sorted(by_step[s])), []) for s in sorted(by_step)]
+    return [[key for p in sorted(by_step[s]) for key in by_step[s][p]] for s in sorted(by_step)]
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -155,7 +155,7 @@ def compare(run: Path, reference: Path) -> list[str]:
 
 
 def torture(folder: Path, config: str, *, kills: int, seed: int, devices: int = 1, moments=MOMENTS) -> list[str]:
-    """Runs `config` undisturbed and killed `kills` times in `folder`; what was compared. AssertionError where not equal."""
+    """Runs `config` in `folder`, undisturbed and killed `kills` times; says what was compared and found equal."""
     rng = random.Random(seed)
     reference, run = folder / "reference", folder / "killed"
     if not reference.exists():
@@ -176,8 +176,8 @@ def torture(folder: Path, config: str, *, kills: int, seed: int, devices: int = 
             continue
         count += 1
         print(
-            f"kill {count:2}: {moment:10}  from checkpoint {had:3}, newest complete one now {max(steps(run), default=0):3}, "
-            f"half-written {len(list((run / 'checkpoints').glob('*tmp*')))}",
+            f"kill {count:2}: {moment:10}  from step {had:3}, complete checkpoint {max(steps(run), default=0):3}, "
+            f"half-written ones {len(list((run / 'checkpoints').glob('*tmp*')))}",
             flush=True,
         )
     code = finish(command(run, config, devices=devices), said)
