@@ -1,0 +1,94 @@
+"""Runs that several test files look at, made once: trainings of `tests/tiny.py`, in this process or as commands."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+
+from maeclip_jax import evaluate, log, train
+from tests import tiny, torture
+
+TINY = "tests/tiny.py"
+WHOLE = "save=3,steps=12"  # 12 steps of 16 out of 40 records: epochs end in the middle of batches
+
+
+@functools.cache
+def folder() -> Path:
+    """A folder that goes when the tests end."""
+    path = tempfile.mkdtemp(prefix="maeclip-tests-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return Path(path)
+
+
+def config(arg: str = WHOLE, **settings):
+    """The config of `tests/tiny.py:arg`; settings as `{"mesh.fsdp": 8}`."""
+    made = tiny.get_config(arg)
+    made.update_from_flattened_dict(settings)
+    return made
+
+
+def run(workdir: Path, arg: str = WHOLE, devices: int = 8, **settings) -> Path:
+    """Trains in this process on the first `devices` devices; returns the workdir."""
+    train.run(config(arg, **settings), workdir, devices=jax.devices()[:devices])
+    return workdir
+
+
+@functools.cache
+def whole(devices: int, arg: str = WHOLE) -> Path:
+    """An undisturbed run on `devices` devices, evaluations included. Look, do not touch: use `copy`."""
+    return run(folder() / f"whole-{devices}-{arg}", arg, devices)
+
+
+def copy(workdir: Path, to: Path, step: int | None = None) -> Path:
+    """A copy of a run, as it was left when `step` was the newest checkpoint."""
+    shutil.copytree(workdir, to)
+    for later in [s for s in torture.steps(to) if step is not None and s > step]:
+        shutil.rmtree(to / "checkpoints" / str(later))
+    return to
+
+
+def series(workdir: Path, name: str = "train/loss") -> dict[int, float]:
+    """{step: value} of a metric."""
+    return {r["step"]: r[name] for r in log.read_rows(workdir) if name in r}
+
+
+def metrics(workdir: Path, step: int) -> dict[str, float]:
+    """What the evaluations of a step found."""
+    return evaluate.read_all(workdir)[step]
+
+
+def text(path: Path) -> str:
+    """What a command said, for the message of an assertion."""
+    return path.read_text()[-3000:] if path.exists() else "nothing"
+
+
+def together(workdir: Path, arg: str, *more: str, processes: int = 2, devices: int = 4) -> list[subprocess.Popen]:
+    """Starts a run on several processes of this machine; what process i says goes to `<workdir>.<i>.txt`."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    command = torture.command(workdir, f"{TINY}:{arg}", *more, devices=devices)
+    several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+    return [torture.start([*command, *several, f"--process={i}"], Path(f"{workdir}.{i}.txt")) for i in range(processes)]
+
+
+def wait(processes: list[subprocess.Popen], timeout: float = 300) -> list[int]:
+    """Exit codes; whatever is still there after `timeout` seconds is killed."""
+    try:
+        return [p.wait(timeout) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+
+
+def result(workdir: Path, step: int) -> dict:
+    """evals/<step>.json."""
+    return json.loads((workdir / "evals" / f"{step}.json").read_text())
