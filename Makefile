@@ -19,6 +19,8 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 to 3.13 is needed; set PYTHON=python3.12, say" >&2; exit 2; }
 	@test -x $(PY) || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing maeclip_jax[$(EXTRAS)] into $(VENV)"
 	@$(PY) -m pip install -q --upgrade pip && $(PY) -m pip install -q -e '.[$(EXTRAS)]'
