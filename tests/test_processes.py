@@ -1,0 +1,101 @@
+"""Two processes of four devices each, joined on localhost: the run of eight devices in one process, in every number."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from maeclip_jax import log
+from tests import runs, torture
+
+ARG = "steps=12,save=6"
+
+
+@pytest.fixture(scope="module")
+def stopped():
+    """A run on two processes, one of which got SIGTERM after step 3: (workdir, exit codes)."""
+    workdir = runs.folder() / "two"
+    processes = runs.together(workdir, ARG)
+    while len(log.read_rows(workdir)) < 3 and processes[0].poll() is None:
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    return workdir, runs.wait(processes)
+
+
+def said(workdir):
+    return "".join(runs.text(workdir.with_name(f"{workdir.name}.{i}.txt")) for i in (0, 1))
+
+
+def assert_same_run(workdir, reference, *, steps):
+    """Examples equal; losses and evaluations to float tolerance."""
+    have, want = runs.series(workdir), runs.series(reference)
+    assert list(have) == list(range(1, steps + 1))
+    np.testing.assert_allclose([*have.values()], [want[s] for s in have], rtol=2e-5)
+    for name, value in runs.metrics(reference, steps).items():
+        if name.startswith("val/") and "top1" not in name:
+            np.testing.assert_allclose(runs.metrics(workdir, steps)[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_sigterm_to_one_of_two_saves_the_same_step_on_both(stopped):
+    workdir, codes = stopped
+    assert codes == [0, 0], said(workdir)
+    (step,) = torture.steps(workdir)[-1:]
+    assert 3 <= step < 12 and f"step {step} is saved" in said(workdir)
+    traces = {p.name: len(p.read_text().splitlines()) for p in (workdir / "examples").iterdir()}
+    assert traces == {"00000000-of-2-0.jsonl": step, "00000000-of-2-1.jsonl": step}
+    assert "error" not in said(workdir).lower() and "Traceback" not in said(workdir)
+
+
+def test_continued_on_two_processes_it_is_the_run_of_one(stopped, tmp_path):
+    workdir = runs.copy(stopped[0], tmp_path / "run")
+    assert runs.wait(runs.together(workdir, ARG)) == [0, 0], said(workdir)
+    reference = runs.whole(8, ARG)
+    assert torture.examples(workdir) == torture.examples(reference)
+    assert_same_run(workdir, reference, steps=12)
+    assert [r["step"] for r in torture.metrics(workdir)] == list(range(1, 13))
+
+
+def test_continued_on_one_process_it_is_the_same(stopped, tmp_path):
+    workdir = runs.copy(stopped[0], tmp_path / "run")
+    (step,) = torture.steps(workdir)[-1:]
+    shutil.rmtree(workdir / "examples")
+    reference = runs.whole(8, ARG)
+    runs.run(workdir, ARG, devices=8)
+    (trace,) = (workdir / "examples").iterdir()
+    again = [json.loads(line)["keys"] for line in trace.read_text().splitlines()]
+    assert again == torture.examples(reference)[step:]
+    assert_same_run(workdir, reference, steps=12)
+
+
+def test_evaluated_alone_on_two_processes_the_numbers_are_the_same(tmp_path):
+    reference = runs.whole(8, ARG)
+    given = [f"--config.resume={reference}", "--mode=eval"]
+    assert runs.wait(runs.together(tmp_path / "alone", ARG, *given)) == [0, 0], said(tmp_path / "alone")
+    have, want = runs.result(tmp_path / "alone", 12), runs.result(reference, 12)
+    assert have["metrics"].keys() == want["metrics"].keys()
+    for name, value in want["metrics"].items():
+        np.testing.assert_allclose(have["metrics"][name], value, rtol=1e-4, err_msg=name)
+    assert have["details"]["val/rows"] == want["details"]["val/rows"]
+
+
+def test_one_process_that_fails_alone_does_not_hold_the_other(tmp_path):
+    """Only process 1 misses its data: it says so and goes with code 2; the other does not wait for minutes."""
+    workdir = tmp_path / "run"
+    arg = "steps=12,save=6,evals=false"
+    good, bad = runs.together(workdir, arg), None
+    try:
+        good[1].kill()
+        good[1].wait()
+        command = [*good[1].args, "--config.tokenizer.path=/not/here.txt"]
+        begun = time.monotonic()
+        bad = torture.start(command, tmp_path / "bad.txt")
+        assert bad.wait(60) == 2, runs.text(tmp_path / "bad.txt")
+        assert "error: tokenizer file '/not/here.txt' is not there" in runs.text(tmp_path / "bad.txt")
+        assert time.monotonic() - begun < 60
+    finally:
+        for process in (*good, bad):
+            if process:
+                process.kill()
