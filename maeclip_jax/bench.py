@@ -23,8 +23,8 @@ from maeclip_jax.data import pipeline, tokenizer
 from maeclip_jax.errors import UserError
 
 
-def time_steps(prog: program.Program, dtype: str, steps: int) -> dict:
-    """Compiles and runs `steps` train steps on one random batch; figures per step (median)."""
+def time_steps(prog: program.Program, peak: tuple[float, str], steps: int) -> dict:
+    """Compiles and runs `steps` train steps on one random batch; figures per step (median). `peak`: of one device."""
     rng = np.random.default_rng(0)
     local = prog.batch_size // jax.process_count()
     batch = {}
@@ -44,7 +44,6 @@ def time_steps(prog: program.Program, dtype: str, steps: int) -> dict:
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
     step = statistics.median(seconds[2:])
-    peak, peak_source = flops.peak_per_device(dtype)
     devices = prog.mesh.size
     stats = jax.local_devices()[0].memory_stats() or {}
     return {
@@ -57,9 +56,9 @@ def time_steps(prog: program.Program, dtype: str, steps: int) -> dict:
         "images/s": prog.batch_size / step,
         "images/s/device": prog.batch_size / step / devices,
         "model FLOPs/step": prog.flops_per_step,
-        "MFU (%)": 100 * prog.flops_per_step / step / devices / peak,
-        "peak FLOP/s per device": peak,
-        "peak from": peak_source,
+        "MFU (%)": 100 * prog.flops_per_step / step / devices / peak[0],
+        "peak FLOP/s per device": peak[0],
+        "peak from": peak[1],
         "arguments GiB/device (compiler)": memory.argument_size_in_bytes / 2**30 if memory else None,
         "temporaries GiB/device (compiler)": memory.temp_size_in_bytes / 2**30 if memory else None,
         "peak memory GiB/device (runtime)": stats["peak_bytes_in_use"] / 2**30
@@ -125,9 +124,10 @@ def run(argv: list[str]) -> None:
     except UserError:
         epoch = 10**6  # the schedule needs an epoch, the speed does not depend on it
     prog = program.build(config, epoch=epoch)
+    peak = flops.peak_per_device(config.model.compute.dtype)  # of one device, so before the mesh is set
     with jax.set_mesh(prog.mesh):
         figures = {"config": str(values["config"].config_filename)}
-        figures |= time_steps(prog, config.model.compute.dtype, int(own["steps"]))
+        figures |= time_steps(prog, peak, int(own["steps"]))
         figures |= time_input(config, prog, max(2, 512 // prog.batch_size))
     figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]
     print(report(figures))

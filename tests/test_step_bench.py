@@ -15,7 +15,8 @@ def test_bench_of_an_experiment(tmp_path):
     figures = json.loads(out.read_text())
     step = figures["step seconds (median)"]
     assert figures["images/s"] == pytest.approx(figures["batch size"] / step)
-    mfu = 100 * figures["model FLOPs/step"] / step / figures["peak FLOP/s per device"]
+    devices = int(figures["device"].split()[0])
+    mfu = 100 * figures["model FLOPs/step"] / step / devices / figures["peak FLOP/s per device"]
     assert figures["MFU (%)"] == pytest.approx(mfu)
     assert figures["input images/s"] > 0 and figures["parameters"] > 10_000
     assert "MFU (%)" in done.stdout and "input images/s/core" in done.stdout
