@@ -209,9 +209,16 @@ class Progress:
     """Turns finished steps into throughput, ETA and the line a person watches."""
 
     def __init__(
-        self, start_step: int, total: int, batch_size: int, flops_per_step: float, peak: float, seconds: Mapping
+        self,
+        start_step: int,
+        total: int,
+        batch_size: int,
+        flops_per_step: float,
+        peak: float,
+        devices: int,
+        seconds: Mapping,
     ):
-        self.total, self.batch_size = total, batch_size
+        self.total, self.batch_size, self.devices = total, batch_size, devices
         self.flops_per_step, self.peak = flops_per_step, peak
         self._last = (start_step, seconds["train"], seconds["input_wait"])
         self._start = (start_step, self._wall(seconds))
@@ -231,12 +238,12 @@ class Progress:
         trained, waited = seconds["train"], seconds["input_wait"]
         elapsed, steps = max(trained - last_trained, 1e-9), max(step - last_step, 1)
         self._last = (step, trained, waited)
-        per_step, devices = elapsed / steps, jax.device_count()
+        per_step = elapsed / steps
         return {
             "perf/step_seconds": per_step,
             "perf/img_per_sec": self.batch_size / per_step,
-            "perf/img_per_sec_per_chip": self.batch_size / per_step / devices,
-            "perf/mfu": self.flops_per_step / per_step / devices / self.peak,
+            "perf/img_per_sec_per_chip": self.batch_size / per_step / self.devices,
+            "perf/mfu": self.flops_per_step / per_step / self.devices / self.peak,
             "perf/input_wait_fraction": min(1.0, (waited - last_waited) / elapsed),
             "progress/eta_seconds": (self.total - step) * wall_a_step,
         }

@@ -152,7 +152,7 @@ class _Run:
         prog, clock = self.prog, self.clock
         clock.start_loop()
         progress = log.Progress(
-            first, prog.total_steps, prog.batch_size, prog.flops_per_step, self.peak[0], clock.seconds
+            first, prog.total_steps, prog.batch_size, prog.flops_per_step, self.peak[0], prog.mesh.size, clock.seconds
         )
         trace = log.Examples(self.workdir, first) if self.config.log.examples else None
         pending = None
@@ -240,7 +240,7 @@ class _Run:
         }
         log.write_costs(self.workdir, {
             "step": step, "examples_seen": step * self.prog.batch_size, "seconds": self.clock.seconds,
-            "devices": jax.device_count(), "device_kind": jax.local_devices()[0].device_kind,
+            "devices": self.prog.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
             "processes": jax.process_count(), "batch_size": self.prog.batch_size,
             "parameters": sum(x.size for x in jax.tree.leaves(self.prog.abstract.params)),
             "flops_per_step": self.prog.flops_per_step, "mfu_formula": flops.FORMULA,
