@@ -276,12 +276,9 @@ def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> t
     have = _params(locate(source))
     renamed: dict[str, np.ndarray] = {}
     for path, value in paths.like(have, want).items():
-        for pattern, replacement in rules:
-            m = re.fullmatch(pattern, path)
-            if m:
-                if replacement:
-                    renamed[m.expand(replacement)] = value
-                break
+        new = _renamed(path, rules)
+        if new:
+            renamed[new] = value
     loaded = {}
     for path, value in renamed.items():
         if path in want:
@@ -304,6 +301,17 @@ def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> t
     )
     structure = jax.tree_util.tree_structure(params)
     return jax.tree_util.tree_unflatten(structure, [loaded.get(p, leaf) for p, leaf in want.items()]), report
+
+
+def _renamed(path: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        try:
+            m = re.fullmatch(pattern, path)
+            if m:
+                return m.expand(replacement)
+        except re.error as e:
+            raise UserError(f"init_rules rule {(pattern, replacement)!r} is no regular expression: {e}") from None
+    return ""
 
 
 def _some(names: list[str]) -> str:
