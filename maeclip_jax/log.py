@@ -282,6 +282,13 @@ def device_memory() -> dict[str, float]:
     return {} if peak is None else {"perf/device_memory_peak_gib": peak / 2**30}
 
 
+def describe_devices(mesh: jax.sharding.Mesh) -> str:
+    """`8 x TPU v4: replica 2 x fsdp 4, 2 processes`."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    several = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{': ' if axes else ''}{axes}{several}"
+
+
 def memory_line(analysis: Any) -> str:
     """What the compiler says of a program's memory."""
     if analysis is None:
@@ -299,8 +306,13 @@ def parameter_table(params: Any) -> str:
 
 
 def write_costs(workdir: epath.PathLike, costs: Mapping) -> None:
-    """costs.json: what the run took so far; for the report."""
-    write_text(epath.Path(workdir) / COSTS, json.dumps(dict(costs), indent=1))
+    """costs.json: what the run took so far, and the `median` of every perf/* over its rows; for the report."""
+    if jax.process_index():
+        return
+    rows = [r for r in read_rows(workdir) if "perf/step_seconds" in r and r["step"] > 1]
+    names = [k for k in (rows[-1] if rows else ()) if k.startswith("perf/")]
+    median = {k: float(np.median([r[k] for r in rows if k in r])) for k in names}
+    write_text(epath.Path(workdir) / COSTS, json.dumps(dict(costs) | {"median": median}, indent=1))
 
 
 def warn(text: str) -> None:

@@ -186,8 +186,14 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's."""
-    return guarded(lambda: run(sys.argv if argv is None else argv))
+    """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    argv = sys.argv if argv is None else argv
+    if {"--help", "-help", "-h"} & set(argv):
+        values = flags.FlagValues()
+        define_flags(values, argv[:1])
+        print(f"{__doc__}{values.module_help(__name__) or values.get_help()}")
+        return 0
+    return guarded(lambda: run(argv))
 
 
 def leave(command: Callable[[], int]) -> NoReturn:

@@ -77,6 +77,7 @@ class _Run:
             if step == first:  # a kill may have come between the evaluation and its row
                 self.log.scalars(step, metrics)
         log.say(log.parameter_table(prog.abstract.params))
+        log.say(f"{log.describe_devices(prog.mesh)}; {prog.total_steps} steps of {prog.batch_size} examples; {workdir}")
         try:
             self._evaluate(state, first)  # what a killed run still owed of the step it left
             if first < prog.total_steps:
@@ -232,12 +233,6 @@ class _Run:
         }
 
     def _write_costs(self, step: int) -> None:
-        if jax.process_index():
-            return
-        rows = [r for r in log.read_rows(self.workdir) if "perf/step_seconds" in r and r["step"] > 1]
-        middle = {
-            k: float(np.median([r[k] for r in rows if k in r])) for k in (rows[-1] if rows else ()) if "perf/" in k
-        }
         log.write_costs(self.workdir, {
             "step": step, "examples_seen": step * self.prog.batch_size, "seconds": self.clock.seconds,
             "devices": self.prog.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
@@ -245,7 +240,7 @@ class _Run:
             "parameters": sum(x.size for x in jax.tree.leaves(self.prog.abstract.params)),
             "flops_per_step": self.prog.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": doctor.versions(),
-            "peak_flops_per_device": self.peak, "median": middle,
+            "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
         })  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_a_remote_workdir_is_written_whole(remote):
     assert [r["step"] for r in log.read_rows(workdir)] == [1, 2, 3]
     assert [e[0] for e in events(remote / "tensorboard")] == [1, 2, 3]
     log.write_costs(workdir, {"step": 3})
-    assert json.loads((remote / "costs.json").read_text()) == {"step": 3}
+    assert json.loads((remote / "costs.json").read_text()) == {"step": 3, "median": {}}
 
 
 def test_a_workdir_that_cannot_be_made_is_said(tmp_path):
