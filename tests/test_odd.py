@@ -145,7 +145,7 @@ def test_evaluation_leaves_out_what_it_cannot_use(refused):
 
 
 def test_training_on_them(refused, tmp_path):
-    """Six steps of CLIP are an epoch of 95 files: finite, every replacement counted, examples as the pipeline has them."""
+    """Six steps are an epoch of 95 files: finite, every replacement counted, examples as the pipeline has them."""
     config = runs.config("objective=clip,steps=6,save=6,evals=false", **{"data.max_bad": 0.9, "data.ops": OPS})
     with config.ignore_type():
         config.data.source = Files()
