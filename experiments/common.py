@@ -47,7 +47,7 @@ def _scenes_vocab() -> int:
 SCALES = {
     "demo": dict(
         source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24, words=dict(type="bert", path="scenes"),
-        crop=None, batch=128, total="6 epochs", warmup="5%", splits=("val", "test", "classify"),
+        crop=None, batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
     ),
     "photos": dict(
         source=dict(kind="tfds", name="photos"), size="photos", length=32,
