@@ -1,151 +1,53 @@
-"""Runs the evaluators of a config on parameters: when, under which name, timed, written down. The loop calls it too.
-
-What an evaluator may ask for is `Functions`: jitted functions of the objective that hide device, mesh and processes.
-"""
+"""Runs the evaluators of a config on parameters: when, under which name, timed, written down. The loop calls it too."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax import checkpoint, errors, evals, log, program, sharding
-from maeclip_jax.data import pipeline, source, tokenizer
+from maeclip_jax import checkpoint, errors, evals, log, program
+from maeclip_jax.data import source, tokenizer
+from maeclip_jax.functions import Functions
 
 FOLDER = "evals"
-
-
-class Functions:
-    """The protocol of `evals.protocol.Functions` on an objective and a mesh.
-
-    Batches hold this process's rows; results are numpy arrays of the real rows of all processes in global order.
-    """
-
-    def __init__(self, objective, mesh, words):
-        self.objective, self.mesh, self.tokenizer = objective, mesh, words
-        self.process_index, self.process_count = jax.process_index(), jax.process_count()
-        self._parts = sharding.batch_shards(mesh)
-        self._sources: dict[str, Any] = {}
-
-        def method(name):
-            return jax.jit(lambda params, batch: objective.apply({"params": params}, batch, method=name))
-
-        def seeded(name, **kwargs):
-            def call(params, batch, seed):
-                rngs = {"mask": jax.random.key(seed)}
-                return objective.apply({"params": params}, batch, rngs=rngs, method=name, **kwargs)
-
-            return jax.jit(call)
-
-        self._embed, self._encode = method("embed"), method("encode")
-        self._loss, self._reconstruct = seeded("__call__", train=False), seeded("reconstruct")
-
-    def source(self, config_data: Mapping) -> Any:
-        """The data source of a data config; opened once."""
-        key = repr(config_data["source"])
-        if key not in self._sources:
-            self._sources[key] = source.make(config_data["source"])
-        return self._sources[key]
-
-    def batches(self, config_data: Mapping, batch_size: int) -> Iterator[dict]:
-        """One pass over the data; `batch_size` rows over all processes, the last batch filled up and masked."""
-        return pipeline.evaluate(
-            config_data, batch_size=batch_size, tokenizer=self.tokenizer,
-            process_index=self.process_index, process_count=self.process_count,
-        )  # fmt: skip
-
-    def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The arrays of a batch as they are, of all processes, without filling rows."""
-        names = [k for k in batch if not k.startswith("_")]
-        mask = _mask(batch, names)
-        arrays = {k: np.asarray(batch[k]) for k in names} | {"_mask": mask}
-        if self.process_count > 1:
-            from jax.experimental import multihost_utils
-
-            arrays = {k: np.concatenate(np.asarray(multihost_utils.process_allgather(v))) for k, v in arrays.items()}
-        mask = arrays.pop("_mask").astype(bool)
-        return {k: v[mask] for k, v in arrays.items()}
-
-    def embed(self, params: Any, batch: Mapping) -> dict[str, np.ndarray]:
-        """Pooled embeddings [B, D] of the modalities in the batch."""
-        return self._on_device(self._embed, params, batch)
-
-    def encode(self, params: Any, batch: Mapping) -> dict[str, Any]:
-        """Dense `Tokens` per stream."""
-        return self._on_device(self._encode, params, batch)
-
-    def reconstruct(self, params: Any, batch: Mapping, seed: int) -> dict[str, np.ndarray]:
-        """What the objective's decoder fills in, with masks drawn from `seed`."""
-        return self._on_device(self._reconstruct, params, batch, seed)
-
-    def loss(self, params: Any, batch: Mapping, seed: int) -> dict[str, float]:
-        """The objective's loss and metrics on a batch without filling rows."""
-        inputs = self._inputs(batch)
-        rows = len(next(iter(inputs.values()))) * self.process_count
-        if rows % self._parts:  # a batch loss cannot be filled up: every device computes all of it
-            whole = jax.NamedSharding(self.mesh, jax.P())
-            inputs = self.rows(inputs)
-            placed = {k: jax.make_array_from_callback(v.shape, whole, v.__getitem__) for k, v in inputs.items()}
-        else:
-            placed = sharding.place(inputs, self.mesh)
-        loss, parts = self._loss(params, placed, np.int32(seed))
-        return {k: float(v) for k, v in jax.device_get({"loss": loss, **parts}).items()}
-
-    def _inputs(self, batch: Mapping) -> dict[str, np.ndarray]:
-        return {k: np.asarray(batch[k]) for k in self.objective.inputs() if k in batch}
-
-    def _on_device(self, function: Callable, params: Any, batch: Mapping, seed: int | None = None) -> Any:
-        arrays = self._inputs(batch)
-        mask = _mask(batch, list(arrays))
-        # Every device gets as many rows as every other; what is added is masked out again.
-        fill = -len(mask) % (self._parts // self.process_count)
-        arrays = {k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)]) for k, v in arrays.items()}
-        mask = np.concatenate([mask, np.zeros(fill, bool)])
-        out = function(params, sharding.place(arrays, self.mesh), *(() if seed is None else (np.int32(seed),)))
-        if self.process_count > 1:
-            from jax.experimental import multihost_utils
-
-            out = multihost_utils.process_allgather(out, tiled=True)
-            mask = np.concatenate(np.asarray(multihost_utils.process_allgather(mask)))
-        return jax.tree.map(lambda x: np.asarray(x)[mask], out)
-
-
-def _mask(batch: Mapping, names: list[str]) -> np.ndarray:
-    if "_mask" in batch:
-        return np.asarray(batch["_mask"], bool)
-    return np.ones(len(batch[names[0]]), bool)
 
 
 class Runner:
     """The evaluators of a config. `steps` converts a duration of the config to steps.
 
-    Results of step n are in `evals/<n>.json`, pictures beside it; what is there already is not computed again.
+    Results of step n are in `evals/<n>.json`, pictures beside it; what is there already, of the same settings, is not
+    computed again. `failed`: evaluators that could not be made or run, and why.
     """
 
     def __init__(self, config, objective, mesh, words, workdir: epath.Path, steps: Callable[[str, str], int]):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
+        self.settings: dict[str, dict] = {}
         self._known: dict[str, Any] = {}
-        fns = Functions(objective, mesh, words)
+        self.fns = Functions(objective, mesh, words)
         for name, entry in config.evals.items():
             settings = source.plain(entry)
-            self.every[name] = steps(settings.pop("every"), f"evals.{name}.every")
+            self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
+            self.settings[name] = json.loads(json.dumps(settings, default=repr))
             try:
-                self.evaluators[name] = evals.make(settings.pop("type"), fns, **settings)
+                self.evaluators[name] = evals.make(settings.pop("type"), self.fns, **settings)
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
+            except errors.UserError as e:
+                self._fail(name, e)
 
     def results(self, step: int) -> dict:
         """What is known of `step`: evals/<step>.json, or an empty result."""
         if self._known.get("step") != step:
             path = self.workdir / FOLDER / f"{step}.json"
-            empty = {"step": step, "metrics": {}, "details": {}, "pictures": {}, "not_applicable": {}, "seconds": {}}
-            self._known = empty | (json.loads(path.read_text()) if path.exists() else {})
+            empty = {name: {} for name in ("metrics", "details", "pictures", "not_applicable", "seconds", "settings")}
+            self._known = {"step": step} | empty | (json.loads(path.read_text()) if path.exists() else {})
         return self._known
 
     def forget_after(self, step: int) -> None:
@@ -170,26 +72,39 @@ class Runner:
         due = self.due(step, final=final)
         if not due:
             return {}
-        result = self.results(step) | {"not_applicable": self.not_applicable}
+        result = self.results(step)
+        result["not_applicable"] |= self.not_applicable
         new: dict[str, float] = {}
-        for name in [n for n in due if n not in result["seconds"]]:
+        for name in [n for n in due if not self._is_known(n, result)]:
             start = time.perf_counter()
             try:
                 metrics = self._run(name, params, step, result)
             except errors.UserError as e:
-                self.failed[name] = str(e)
-                log.warn(f"evaluation {name} failed: {e}")
+                self._fail(name, e)
                 continue
             result["seconds"][name] = time.perf_counter() - start
+            result["settings"][name] = self.settings[name]
             new |= metrics
             shown = ", ".join(f"{k.removeprefix(name + '/')} {v:.4g}" for k, v in metrics.items())
             log.say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
+            # Each result is kept as it comes: an evaluation that is stopped goes on where it was.
+            log.write_text(self.workdir / FOLDER / f"{step}.json", json.dumps(result, indent=1))
+        self.fns.forget()
         log.write_text(self.workdir / FOLDER / f"{step}.json", json.dumps(result, indent=1))
         return new
 
+    def _fail(self, name: str, error: errors.UserError) -> None:
+        self.failed[name] = str(error)
+        log.warn(f"evaluation {name} failed: {error}")
+
+    def _is_known(self, name: str, result: Mapping) -> bool:
+        return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
+
     def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, float]:
-        metrics = {}
-        for key, value in self.evaluators[name].run(params):
+        metrics, self.fns.running = {}, name
+        for part in ("metrics", "details", "pictures"):  # of other settings, if there were any
+            result[part] = {k: v for k, v in result[part].items() if not k.startswith(f"{name}/")}
+        for key, value in self._values(name, params):
             full = f"{name}/{key}"
             if isinstance(value, np.ndarray) and value.ndim == 3:
                 result["pictures"][full] = _save_picture(self.workdir / FOLDER, f"{step}/{name}-{key}.png", value)
@@ -199,6 +114,10 @@ class Runner:
                 metrics[full] = float(value)
         result["metrics"] |= metrics
         return metrics
+
+    def _values(self, name: str, params: Any):
+        with errors.from_modules():
+            yield from self.evaluators[name].run(params)
 
     def raise_failures(self) -> None:
         """UserError naming every evaluator that failed, if any did."""
@@ -231,15 +150,18 @@ def read_all(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
 
 
 def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> dict[str, float]:
-    """Evaluates one checkpoint, the newest of `workdir` or `config.resume`. Same code and numbers as in training."""
+    """Evaluates one checkpoint, the newest of `workdir` or `config.resume`. Same code and numbers as in training.
+
+    Needs no training data. UserError, after all others have run, for evaluators that failed.
+    """
     workdir = log.make_workdir(workdir)
     words = tokenizer.of(config)
-    prog = program.build(config, epoch=pipeline.length(config.data), devices=devices)
+    model = program.model(config, devices=devices)
     folder = checkpoint.locate(config.resume or workdir)
-    with jax.set_mesh(prog.mesh):
-        params = checkpoint.read_params(folder, prog.abstract.params)
+    with jax.set_mesh(model.mesh):
+        params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)
-        runner = Runner(config, prog.objective, prog.mesh, words, workdir, lambda duration, what: 0)
+        runner = Runner(config, model.objective, model.mesh, words, workdir, lambda duration, what: 0)
         metrics = runner.run_due(params, step, final=True)
     for name, reason in runner.not_applicable.items():
         log.say(f"eval {name}: n/a, {reason}")

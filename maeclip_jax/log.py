@@ -265,6 +265,33 @@ class Progress:
         return " | ".join(parts)
 
 
+class Eta:
+    """How far something that may take long has come: a line every `every` seconds, none if it is done before.
+
+    `eval probe: 12800 of 50000 pictures 26% | eta 1m20s`.
+    """
+
+    def __init__(self, who: str, what: str, total: int, every: float = 15.0):
+        self.who, self.what, self.total, self.every = who, what, total, every
+        self.done, self.start = 0, time.perf_counter()
+        self._said = self.start
+
+    def __enter__(self) -> Eta:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def update(self, n: int = 1) -> None:
+        """`n` more are done."""
+        self.done, now = min(self.done + n, self.total), time.perf_counter()
+        if now - self._said >= self.every and self.done < self.total:
+            self._said = now
+            left = (now - self.start) / self.done * (self.total - self.done)
+            share = f"{100 * self.done / self.total:3.0f}%"
+            say(f"{self.who}: {self.done} of {self.total} {self.what} {share} | eta {duration(left)}")
+
+
 def duration(seconds: float) -> str:
     """`75` -> `1m15s`."""
     seconds = round(seconds)

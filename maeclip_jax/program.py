@@ -64,14 +64,47 @@ class Program:
         return 3 * flops.forward_matmul_flops(forward, params, batch)
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The part of a program that needs no optimizer and no data. `params`: shapes with shardings; `fresh()` makes them."""
+
+    objective: nn.Module
+    mesh: Mesh
+    params: Any
+    param_specs: Any
+    fresh: Callable[[], Any]
+
+
+def model(config, *, devices: Sequence | None = None) -> Model:
+    """Objective, mesh and parameters of `config`; UserError for words, sizes or rules that do not fit."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    objective = objectives.make(config.objective, config.model)
+
+    def fresh():
+        rngs = {
+            name: jax.random.fold_in(jax.random.key(config.seed), i) for i, name in enumerate(("params", *RNG_STREAMS))
+        }
+        # Parameters do not depend on the batch size: two rows are enough to trace shapes.
+        batch = {name: jnp.ones((2, *x.shape), x.dtype) for name, x in objective.inputs().items()}
+        return objective.init(rngs, batch, train=True)["params"]
+
+    with errors.from_modules(), jax.set_mesh(mesh):
+        params = jax.eval_shape(fresh)
+    specs = sharding.specs(params, mesh, config.get("sharding_rules", ()) or sharding.RULES)
+    split = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, sharding.named(specs, mesh)
+    )
+    return Model(objective, mesh, split, specs, fresh)
+
+
 def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Program:
     """The program of `config`; `epoch`: records per epoch of its training data (None: endless).
 
     Raises UserError for whatever does not fit: mesh, batch, model words, rules.
     """
-    mesh = sharding.make_mesh(config.mesh, devices)
+    made = model(config, devices=devices)
+    objective, mesh, param_specs, fresh_params = made.objective, made.mesh, made.param_specs, made.fresh
     sharding.check_batch(config.batch_size, mesh)
-    objective = objectives.make(config.objective, config.model)
     total = durations.to_steps(config.total, "total", batch_size=config.batch_size, epoch=epoch)
     rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
     on_batch = sharding.batch_sharding(mesh)
@@ -80,17 +113,7 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Prog
         for name, x in objective.inputs().items()
     }
 
-    def fresh_params():
-        rngs = {
-            name: jax.random.fold_in(jax.random.key(config.seed), i) for i, name in enumerate(("params", *RNG_STREAMS))
-        }
-        # Parameters do not depend on the batch size: two rows are enough to trace shapes.
-        batch = {name: jnp.ones((2, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
-        return objective.init(rngs, batch, train=True)["params"]
-
-    with errors.from_modules(), jax.set_mesh(mesh):
-        abstract_params = jax.eval_shape(fresh_params)
-    transform = optim.make(config.optim, abstract_params, rate)
+    transform = optim.make(config.optim, made.params, rate)
 
     def fresh() -> State:
         params = fresh_params()
@@ -99,7 +122,6 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Prog
 
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(fresh)
-    param_specs = sharding.specs(abstract.params, mesh, config.get("sharding_rules", ()) or sharding.RULES)
     replicated = jax.NamedSharding(mesh, jax.P())
     shardings = State(
         replicated,

@@ -56,6 +56,7 @@ class _Run:
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
         self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps)
+        self.runner.raise_failures()  # now, and not after hours of training
         self.saved = checkpoint.Checkpoints(
             workdir / checkpoint.FOLDER,
             keep_last=config.checkpoint.keep_last,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from maeclip_jax import checkpoint, evals, evaluate, log, program, train
+from maeclip_jax import checkpoint, evals, evaluate, functions, log, program, train
 from maeclip_jax.data import tokenizer
 from maeclip_jax.errors import UserError
 from tests import runs
@@ -44,19 +44,19 @@ def test_what_is_there_is_not_computed_again(tmp_path, capsys):
     assert evaluate.run(runs.config(ARG), workdir) == runs.metrics(runs.whole(8, ARG), 12)
 
 
-def functions(devices: int):
+def functions_on(devices: int):
     """(functions, parameters) of the reference run on so many devices."""
     config = runs.config(ARG)
     prog = program.build(config, epoch=40, devices=jax.devices()[:devices])
     params = checkpoint.read_params(checkpoint.locate(runs.whole(8, ARG)), prog.abstract.params)
-    return evaluate.Functions(prog.objective, prog.mesh, tokenizer.of(config)), params
+    return functions.Functions(prog.objective, prog.mesh, tokenizer.of(config)), params
 
 
 @pytest.mark.parametrize("batch_size", [8, 7, 20, 32])
 def test_every_example_counts_once_whatever_the_batch(batch_size):
-    fns, params = functions(8)
+    fns, params = functions_on(8)
     data = runs.config(ARG).evals.val.data
-    one, one_params = functions(1)
+    one, one_params = functions_on(1)
     texts, embedded, alone = [], [], []
     for batch in fns.batches(data, batch_size):
         texts.append(fns.rows(batch)["text"])
@@ -76,7 +76,7 @@ def test_a_loss_does_not_depend_on_whether_its_batch_divides():
     data = runs.config(ARG).evals.val.data
     results = []
     for devices in (8, 1):
-        fns, params = functions(devices)
+        fns, params = functions_on(devices)
         batch = next(iter(fns.batches(data, 10)))
         arrays = {k: v for k, v in batch.items() if not k.startswith("_")}
         results.append(fns.loss(params, arrays, 5))

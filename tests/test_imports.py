@@ -20,7 +20,7 @@ LAYERS = (
     ("main",),
     ("train",),
     ("evaluate",),
-    ("program", "doctor", "report"),
+    ("functions", "program", "doctor", "report"),
     ("checkpoint", "data", "evals", "interop", "objectives", "optim", "sharding"),
     ("log",),
     ("durations", "flops", "losses", "nn", "paths"),

@@ -19,7 +19,7 @@ the same order and gets the same values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,8 +51,26 @@ class Functions(Protocol):
     def batches(self, config_data: Mapping, batch_size: int) -> Iterator[Batch]:
         """One pass over the data in order; `batch_size` is the global number of rows."""
 
+    def train_batches(self, config_data: Mapping, batch_size: int, seed: int) -> Iterator[Batch]:
+        """Endless batches in a shuffled order, augmented as the ops say; close() it."""
+
     def rows(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The numeric arrays of a batch as they are: uint8, int32 or bool [B, ...]."""
+        """The numeric arrays of a batch as they are: uint8, int32, float32 or bool [B, ...]."""
+
+    def want(self, config_data: Mapping, *pools: str) -> None:
+        """Announces, in the constructor, what `run` will ask of `features`: one pass then makes all of it."""
+
+    def features(self, params: Any, config_data: Mapping, batch_size: int, pool: str) -> dict[str, np.ndarray]:
+        """A whole data set as features, made once for all evaluators: "image" float32 [N, D], and the other arrays
+        that the ops keep ("label", ...). `pool`: "own" (the tower's pooling, before any projection), a pooling word
+        without parameters ("gap", "max", "cls", ...), or "embed" (what the objective compares)."""
+
+    def compile(self, function: Callable) -> Callable:
+        """`function(objective, params, arrays, *rest) -> tree of [B, ...]`, jitted, to be called as (params, batch,
+        *rest) -> numpy. `arrays`: all of the batch whose name begins with no "_"; `rest`: the same on all processes."""
+
+    def progress(self, what: str, total: int) -> Any:
+        """A context whose `update(n)` prints, every 15 s, how much is done and how long the rest takes."""
 
     def embed(self, params: Any, batch: Batch) -> dict[str, np.ndarray]:
         """{"image": [B, D], "text": [B, D]} of the modalities in the batch."""

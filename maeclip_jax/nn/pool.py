@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -126,11 +126,33 @@ class Pool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> jax.Array:
-        name, number = parse(self.kind)
-        x_BxNxD = tokens.x.astype(jnp.float32)
-        pad_BxN = jnp.zeros(x_BxNxD.shape[:2], bool) if tokens.pad is None else tokens.pad
-        if name == "cls" and tokens.cls is not None:
-            return tokens.cls.astype(jnp.float32)
-        if name == "map":
-            return AttentionPool(self.heads, name="map")(x_BxNxD, pad_BxN)
-        return POOLS[name](x_BxNxD, pad_BxN, *(() if number is None else (number,)))
+        if parse(self.kind)[0] == "map":
+            x_BxNxD = tokens.x.astype(jnp.float32)
+            return AttentionPool(self.heads, name="map")(x_BxNxD, _pad(tokens))
+        return pooled(tokens, self.kind)
+
+
+def _pad(tokens: Tokens) -> jax.Array:
+    return jnp.zeros(tokens.x.shape[:2], bool) if tokens.pad is None else tokens.pad
+
+
+def pooled(tokens: Tokens, word: str) -> jax.Array:
+    """[B, D] float32 by a pooling word without parameters."""
+    name, number = parse(word)
+    if name == "map":
+        raise ValueError(f"pool 'map' has parameters, which this tower lacks; valid: {', '.join(POOLS)}")
+    if name == "cls" and tokens.cls is not None:
+        return tokens.cls.astype(jnp.float32)
+    return POOLS[name](tokens.x.astype(jnp.float32), _pad(tokens), *(() if number is None else (number,)))
+
+
+def features(tokens: Tokens, pools: Sequence[str], *, own: Callable, embed: Callable) -> dict[str, jax.Array]:
+    """{word: [B, D]} of pictures under several poolings at once.
+
+    "own": as the tower was trained, before any projection; "embed": what the objective compares; or a pooling word
+    without parameters. ValueError for "cls" of a tower without a class token.
+    """
+    named: dict[str, Callable] = {"own": own, "embed": embed}
+    if "cls" in pools and tokens.cls is None:
+        raise ValueError("pool is cls, but this tower has no class token; valid: own, embed, gap, max, topk(k), ...")
+    return {word: named[word](tokens) if word in named else pooled(tokens, word) for word in pools}

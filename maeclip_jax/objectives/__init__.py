@@ -5,6 +5,8 @@ An objective is a flax.linen Module, duck-typed, no base class:
     __call__(batch, *, train) -> (loss, metrics)     scalar loss, dict of named scalars; needs rngs={"mask": key}
     encode(batch) -> {stream: Tokens}                dense, unmasked, after the final norm
     embed(batch) -> {stream: [B, D]}                 pooled (+ projected, L2-normalised where contrastive)
+    features(batch, pools) -> {pool: [B, D]}         pictures under several poolings, before any projection (nn.pool)
+    dense(batch) -> {"image": [B, N, D]}             every patch where texts are compared with it; only contrastive ones
     reconstruct(batch) -> dict                       pictures and captions filled in; only objectives with a decoder
     inputs() -> {name: ShapeDtypeStruct}             what one example must hold
     streams, contrastive, generative                 what evaluators may ask of it

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from maeclip_jax import losses
 from maeclip_jax.nn.mask import random_keep
 from maeclip_jax.nn.pool import Pool, Tokens
+from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.objectives.masked import check_class_token, example, patches
 
@@ -22,17 +23,29 @@ LOSSES = {"softmax": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10
 class Head(nn.Module):
     """Tokens -> pooled -> projected without bias -> L2-normalised [B, width], float32."""
 
-    pool: str
+    kind: str
     width: int
     heads: int
 
-    @nn.compact
+    def setup(self):
+        self.pool = Pool(self.kind, self.heads)
+        self.project = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.xavier_uniform())
+
     def __call__(self, tokens: Tokens) -> jax.Array:
-        x_BxD = Pool(self.pool, self.heads, name="pool")(tokens)
-        x_BxD = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.xavier_uniform(), name="project")(
-            x_BxD
-        )
-        return x_BxD * jax.lax.rsqrt(jnp.sum(jnp.square(x_BxD), axis=-1, keepdims=True) + 1e-12)
+        return self.compared(self.pool(tokens))
+
+    def compared(self, x: jax.Array) -> jax.Array:
+        """Pooled tokens [..., D], projected and of length 1."""
+        x = self.project(x)
+        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+    def dense(self, tokens: Tokens) -> jax.Array:
+        """Every token as if it were pooled alone, [B, N, width]; under `cls` each token stands for the class token."""
+        x_BxNxD = tokens.x.astype(jnp.float32)
+        if self.kind == "map":  # the only pooling that changes a single token
+            b, n, d = x_BxNxD.shape
+            x_BxNxD = self.pool(Tokens(x_BxNxD.reshape(b * n, 1, d))).reshape(b, n, d)
+        return self.compared(x_BxNxD)
 
 
 class Clip(nn.Module):
@@ -123,3 +136,12 @@ class Clip(nn.Module):
     def embed(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Pooled, projected, L2-normalised embeddings [B, embed_width] of each modality in the batch."""
         return {s: getattr(self, f"{s}_head")(t) for s, t in self.encode(batch).items()}
+
+    def dense(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """{"image": [B, N, embed_width]}: every patch on its own where texts can be compared with it, row-major."""
+        return {"image": self.image_head.dense(self.encode({"image": batch["image"]})["image"])}
+
+    def features(self, batch: Mapping[str, jax.Array], pools: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Pictures as what `pools` make of their tokens: see `nn.pool.features`."""
+        tokens = self.encode({"image": batch["image"]})["image"]
+        return pool_features(tokens, pools, own=self.image_head.pool, embed=self.image_head)

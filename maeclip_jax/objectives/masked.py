@@ -16,6 +16,7 @@ from maeclip_jax import losses
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.mask import Kept, keep_count, random_keep
 from maeclip_jax.nn.pool import Pool, Tokens, parse
+from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
 
 
@@ -164,6 +165,11 @@ class Masked(nn.Module):
     def embed(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Pooled tokens per stream; nothing is projected or normalised, since nothing was trained to be compared."""
         return {s: getattr(self, f"{s}_pool")(t) for s, t in self.encode(batch).items()}
+
+    def features(self, batch: Mapping[str, jax.Array], pools: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Pictures as what `pools` make of their tokens: see `nn.pool.features`."""
+        tokens = self.encode({"image": batch["image"]})["image"]
+        return pool_features(tokens, pools, own=self.image_pool, embed=self.image_pool)
 
     def reconstruct(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the decoder fills in: see `filled_in`."""
