@@ -1,8 +1,12 @@
 """Trains or evaluates one experiment.
 
     python -m maeclip_jax.main --config=experiments/mae_clip.py:pool=max,scale=low --workdir=runs/a [--config.x.y=v ...]
+    python -m maeclip_jax.main --mode=eval --config=runs/a/config.json --workdir=runs/a \
+        --config.evals=experiments/eval/photos.py
 
-Running the same command again continues the run. A mistake in it ends in one line and exit code 2.
+Running the same command again continues the run. A mistake in it ends in one line and exit code 2. --config is an
+experiment file with its argument, or the config.json of a run; --config.evals may name a file of evaluations (a suite)
+to take the place of the config's own.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import flags
+from etils import epath
 
 from maeclip_jax import doctor
 from maeclip_jax.errors import UserError, unknown
@@ -28,12 +33,12 @@ PLATFORMS = ("cpu", "tpu", "gpu")
 HARMLESS = ("Reached preemption sync point",)
 
 
-def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+def define_flags(values: flags.FlagValues, config, argv: list[str]) -> None:
     """The command line, on flag values of its own, so that importing this module defines no global flags."""
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file(
-        "config", help_string="experiment file[:argument]", lock_config=True, flag_values=values, sys_argv=argv
+    config_flags.DEFINE_config_dict(
+        "config", config, help_string="experiment file[:argument], or config.json", flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "directory of the run; local or gs://", flag_values=values)
     flags.DEFINE_string("mode", "train", f"one of {', '.join(MODES)}", flag_values=values)
@@ -51,12 +56,11 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def parse(argv: list[str]) -> flags.FlagValues:
     """Flags of a command line; UserError for anything wrong in it, with the valid choices."""
-    config = load(argv)
+    config, argv = load(argv)
     values = flags.FlagValues()
-    define_flags(values, argv)
     try:
+        define_flags(values, config, argv)
         rest = values(argv)
-        values.config.keys()  # what failed to load says so only when it is used
     except UserError:
         raise
     except flags.UnrecognizedFlagError as e:
@@ -73,33 +77,75 @@ def parse(argv: list[str]) -> flags.FlagValues:
     return values
 
 
-def load(argv: list[str]):
-    """The config of the experiment file in a command line, without overrides.
+def load(argv: list[str]) -> tuple:
+    """(config, rest): the config that a command line names, without overrides, and what else stands there.
 
-    Its folder's parent joins sys.path, so that files may import their neighbours from any working directory.
+    The folder of an experiment's folder joins sys.path, so that files may import their neighbours from anywhere.
     """
-    where = [i for i, a in enumerate(argv) if a in ("--config", "-config") or a.startswith(("--config=", "-config="))]
-    if not where:
+    named, rest = _take(argv, "config")
+    if not named:
         raise UserError(
             "--config is missing: name an experiment file, such as --config=experiments/mae_clip.py:scale=demo"
         )
-    _, equals, value = argv[where[-1]].partition("=")
-    path, _, arg = (value if equals else "".join(argv[where[-1] + 1 : where[-1] + 2])).partition(":")
+    path, _, arg = named.partition(":")
+    if path.endswith(".json"):
+        config = _read_config(named)
+    else:
+        config = _call(path, "experiment", "get_config", arg or None)
+    suite, rest = _take(rest, "config.evals")
+    if suite:
+        path, _, arg = suite.partition(":")
+        config.evals = _call(path, "evaluation", "get_evals", config, arg or None)
+    return config, rest
+
+
+def _take(argv: list[str], flag: str) -> tuple[str, list[str]]:
+    """The last value of --flag=value or --flag value, and the command line without it."""
+    value, rest, after = "", [], iter(argv)
+    for arg in after:
+        name, equals, text = arg.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            value = text if equals else next(after, "")
+        else:
+            rest.append(arg)
+    return value, rest
+
+
+def _read_config(path: str):
+    """The config that a run left as config.json; lists become the tuples they were."""
+    import json
+
+    from ml_collections import ConfigDict
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return tuple(plain(v) for v in value) if isinstance(value, list) else value
+
+    try:
+        return ConfigDict(plain(json.loads(epath.Path(path).read_text())))
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"cannot read --config={path}: {' '.join(str(e).split())}; valid: a run's config.json") from e
+
+
+def _call(path: str, what: str, function: str, *args):
+    """Calls `function` of the file at `path`; a UserError names what is wrong with either."""
     if not os.path.isfile(path):
-        here = sorted(glob.glob("experiments/*.py"))
-        raise UserError(f"no experiment file {path!r}; here are: {', '.join(here) or 'none (run in the repository)'}")
-    root = os.path.dirname(os.path.dirname(os.path.abspath(path)))
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    spec = importlib.util.spec_from_file_location("experiment", path)
+        here = sorted(glob.glob("experiments/eval/*.py" if what == "evaluation" else "experiments/*.py"))
+        raise UserError(f"no {what} file {path!r}; here are: {', '.join(here) or 'none (run in the repository)'}")
+    folder = os.path.dirname(os.path.abspath(path))
+    for root in (os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
+        if root not in sys.path:
+            sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location(what, path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(arg or None)
+        return getattr(module, function)(*args)
     except UserError:
         raise
     except Exception as e:
-        raise UserError(f"experiment file {path!r} failed: {type(e).__name__}: {e}") from e
+        raise UserError(f"{what} file {path!r} failed: {type(e).__name__}: {e}") from e
 
 
 def _flag_error(error: Exception, argv: list[str], config, valid: Sequence[str] = ()) -> UserError:
@@ -189,8 +235,10 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's, 130 for Ctrl-C."""
     argv = sys.argv if argv is None else argv
     if {"--help", "-help", "-h"} & set(argv):
+        from ml_collections import ConfigDict
+
         values = flags.FlagValues()
-        define_flags(values, argv[:1])
+        define_flags(values, ConfigDict(), argv[:1])
         print(f"{__doc__}{values.module_help(__name__) or values.get_help()}")
         return 0
     return guarded(lambda: run(argv))

@@ -66,7 +66,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The part of a program that needs no optimizer and no data. `params`: shapes with shardings; `fresh()` makes them."""
+    """The part of a program that needs no optimizer and no data. `params`: shapes with shardings, `fresh()` values."""
 
     objective: nn.Module
     mesh: Mesh
