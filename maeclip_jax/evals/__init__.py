@@ -16,12 +16,21 @@ def make(type: str, fns: Functions, **config):
     Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
     the valid ones) or a missing one.
     """
+    from maeclip_jax.evals.grounding import Grounding
     from maeclip_jax.evals.loss import Loss
     from maeclip_jax.evals.reconstruction import Reconstruction
     from maeclip_jax.evals.retrieval import Retrieval
+    from maeclip_jax.evals.segmentation import Segmentation
     from maeclip_jax.evals.zero_shot import ZeroShot
 
-    table = {"zero_shot": ZeroShot, "retrieval": Retrieval, "reconstruction": Reconstruction, "loss": Loss}
+    table = {
+        "grounding": Grounding,
+        "loss": Loss,
+        "reconstruction": Reconstruction,
+        "retrieval": Retrieval,
+        "segmentation": Segmentation,
+        "zero_shot": ZeroShot,
+    }
     evaluator = errors.choose("evaluator", type, table)
     settings = dict(list(inspect.signature(evaluator).parameters.items())[1:])  # without `fns`
     for name in config:

@@ -42,3 +42,52 @@ def pixels_of_patches(mask_BxN: np.ndarray, height: int, width: int) -> np.ndarr
         raise ValueError(f"{n} patches do not tile a {height}x{width} picture with squares")
     grid = mask_BxN.reshape(b, height // patch, width // patch)
     return grid.repeat(patch, axis=1).repeat(patch, axis=2)
+
+
+def upsample(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[..., h, w] -> [..., height, width] float32, bilinear, centres of pixels aligned, edges held."""
+    return _bilinear(maps.shape[-2], height) @ np.asarray(maps, np.float32) @ _bilinear(maps.shape[-1], width).T
+
+
+def _bilinear(old: int, new: int) -> np.ndarray:
+    """[new, old]: row i holds what each old value gives to new value i; rows sum to 1."""
+    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old))).astype(np.float32)
+
+
+def square(values_N: np.ndarray) -> np.ndarray:
+    """[..., N] values of patches, row-major -> [..., side, side]."""
+    side = round(values_N.shape[-1] ** 0.5)
+    return values_N.reshape(*values_N.shape[:-1], side, side)
+
+
+# Dark to bright, so that it also reads in grey: black, purple, red, orange, pale yellow.
+_HEAT = np.array([(0, 0, 0), (84, 18, 110), (190, 48, 80), (246, 140, 30), (252, 252, 190)], np.float32)
+
+
+def heat(image_HxWx3: np.ndarray, map_HxW: np.ndarray, strength: float = 0.7) -> np.ndarray:
+    """A map, scaled from its own least to its own greatest value, in colours over the grey picture, uint8."""
+    low, high = float(map_HxW.min()), float(map_HxW.max())
+    scaled = np.zeros(map_HxW.shape) if not high > low else (map_HxW - low) / (high - low)
+    at = scaled * (len(_HEAT) - 1)
+    colour = np.stack([np.interp(at, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)], axis=-1)
+    grey = image_HxWx3.mean(-1, keepdims=True)
+    return np.rint(strength * colour + (1 - strength) * grey).astype(np.uint8)
+
+
+def class_colours(count: int) -> np.ndarray:
+    """uint8 [count, 3]: colours far apart for neighbouring ids; id 0, often the background, is dark grey."""
+    import colorsys
+
+    out = [(48, 48, 48)]
+    for i in range(1, count):
+        hue, light = (i - 1) * 0.618034 % 1, (0.5, 0.68, 0.36)[i % 3]  # steps of the golden ratio never meet again
+        out.append(tuple(round(255 * x) for x in colorsys.hls_to_rgb(hue, light, 0.8)))
+    return np.array(out[:count], np.uint8)
+
+
+def colour_mask(mask_HxW: np.ndarray, colours_Cx3: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]; ids without a colour (to be ignored) are white."""
+    padded = np.full((256, 3), 255, np.uint8)
+    padded[: len(colours_Cx3)] = colours_Cx3
+    return padded[mask_HxW]

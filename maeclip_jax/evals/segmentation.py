@@ -1,0 +1,187 @@
+"""Zero-shot segmentation: every pixel takes the class whose prompts lie nearest to its patch.
+
+The protocol of CLIPpy (Ranasinghe et al. 2022): patches on their own through the projection, L2-normalised, upsampled
+bilinearly to the size of the mask, and the best cosine wins. (Upsampling is linear, so it is done on the cosines.)
+
+The background, class 0 of sets like Pascal VOC, has no look of its own. What stands for it, `background`:
+- "prompt": phrases of its own, `background_words`: a pixel that prefers any of them is background. CLIPpy takes the
+  word "background" and 39 words for stuff; theirs are not published with the paper, so the packaged list "stuff"
+  (40 words) is ours.
+- "threshold": pixels whose best cosine does not exceed `threshold`.
+- "none": class 0 is a class like any other.
+- "auto": "prompt" if class 0 is called background, else "none".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.errors import UserError, from_modules, unknown
+from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
+from maeclip_jax.evals.pictures import class_colours, colour_mask, sheet, square, thumbnail, upsample
+from maeclip_jax.evals.protocol import Functions, need_shared_space, select
+from maeclip_jax.evals.saliency import similarity
+from maeclip_jax.evals.zero_shot import WORDS, read_list
+
+BACKGROUND = ("auto", "prompt", "threshold", "none")
+COLUMNS = ("image", "ground truth", "prediction")
+WHO = "segmentation"
+
+
+class Segmentation:
+    """`data`: its ops keep "image" and "mask" (uint8 [H, W], ids of classes). `length`: tokens of a prompt.
+
+    `classes`: None = the source's `mask_classes`; a list in the order of ids; or a file. An id called "" is never
+    predicted. `templates`: as in zero-shot classification. `ignore`: ids whose pixels do not count.
+    `background_words`: a list, a file, or "stuff". Metrics in percent over all pixels of the data: `miou`, the mean over
+    classes that occur in the ground truth or in a prediction; `mean_accuracy`, over classes in the ground truth;
+    `pixel_accuracy`; with a background, `foreground_iou`, all other classes taken together. `baseline_...` of each is
+    what the most frequent class everywhere would have (for `foreground_iou`: foreground everywhere).
+    """
+
+    def __init__(
+        self,
+        fns: Functions,
+        *,
+        data: Mapping,
+        length: int,
+        classes: str | Sequence[str] | None = None,
+        templates: str | Sequence[str] = "plain",
+        background: str = "auto",
+        background_words: str | Sequence[str] = ("background",),
+        threshold: float | None = None,
+        ignore: Sequence[int] = (255,),
+        batch_size: int = 64,
+        pictures: int = 8,
+        tile: int = 160,
+    ):
+        need_shared_space(fns.objective, "zero-shot segmentation")
+        if background not in BACKGROUND:
+            raise unknown("segmentation background", background, BACKGROUND)
+        if background == "threshold" and threshold is None:
+            raise UserError('segmentation: background="threshold" needs `threshold`, a cosine from -1 to 1')
+        self.fns, self.data, self.batch_size, self.ignore = fns, data, batch_size, tuple(ignore)
+        self.pictures, self.tile, self.threshold = pictures, tile, threshold
+        self.classes = class_names(fns, data, classes, WHO)
+        if background == "auto":
+            background = "prompt" if self.classes[0] == "background" else "none"
+        self.background = background
+        named = [c for c, name in enumerate(self.classes) if name and c not in self.ignore]
+        if background != "none":
+            named = [c for c in named if c != 0]
+        if not named:
+            raise UserError("segmentation: `ignore` and empty names leave no class to be found")
+        words = read_words(background_words) if background == "prompt" else []
+        self.class_of_P = np.array([0] * len(words) + named)
+        phrases = [*words, *(self.classes[c] for c in named)]
+        self.prompts_PxKxT = make_prompts(fns, phrases, templates, length)
+        self.scores = fns.compile(lambda objective, params, batch, z: similarity(objective, params, batch["image"], z))
+
+    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+        """Metrics, the table of classes, a contact sheet."""
+        count, tiles, shown = len(self.classes), [], []
+        z_PxE = embed_prompts(self.fns, params, self.prompts_PxKxT, self.batch_size)
+        counts_CxC1 = np.zeros((count, count + 1), np.int64)  # the last column: no answer
+        for batch in self.fns.batches(self.data, self.batch_size):
+            image = select(batch, "image", who=WHO)
+            with from_modules():
+                score_BxPxN = self.scores(params, image, z_PxE)
+            rows = self.fns.rows(select(batch, *(["image"] if len(shown) < self.pictures else []), "mask", who=WHO))
+            check_masks(rows["mask"], self.classes, self.ignore, WHO)
+            for i, mask_HxW in enumerate(rows["mask"]):
+                found_HxW = self.predict(score_BxPxN[i], mask_HxW.shape)
+                counts_CxC1 += confusion(mask_HxW, found_HxW, count, self.ignore)
+                if len(shown) < self.pictures:
+                    shown.append(np.unique(mask_HxW))
+                    tiles += self._row(rows["image"][i], mask_HxW, found_HxW)
+        if not counts_CxC1.sum():
+            raise UserError("segmentation found no pixels that count in its data; check the split and `ignore`")
+        yield from metrics(counts_CxC1, self.background != "none").items()
+        yield "classes", self._table(counts_CxC1)
+        if tiles:
+            gap, colours = max(2, self.tile // 32), class_colours(count)
+            # In the legend: what there is in the shown pictures, not all that was predicted.
+            present = sorted({int(c) for ids in shown for c in ids} - set(self.ignore))
+            yield "sheet", {
+                "kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "rows": len(shown), "gap": gap,
+                "rows_text": [", ".join(self.classes[c] for c in ids if c and c not in self.ignore) for ids in shown],
+                "legend": [[self.classes[c], "#" + bytes(colours[c]).hex()] for c in present],
+                "note": "White pixels do not count.",
+            }  # fmt: skip
+            yield "pictures", sheet(tiles, len(COLUMNS), gap)
+
+    def predict(self, score_PxN: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """[H, W] ids from the cosines of phrases and patches; the number of classes where there is no answer."""
+        score_PxHxW = upsample(square(score_PxN), *shape)
+        best_HxW = score_PxHxW.max(0)
+        found_HxW = self.class_of_P[score_PxHxW.argmax(0)]
+        if self.background == "threshold":
+            found_HxW = np.where(best_HxW > self.threshold, found_HxW, 0)
+        return np.where(np.isfinite(best_HxW), found_HxW, len(self.classes))  # a broken model gets nothing right
+
+    def _row(self, image_HxWx3: np.ndarray, mask_HxW: np.ndarray, found_HxW: np.ndarray) -> list[np.ndarray]:
+        colours = class_colours(len(self.classes))
+        hidden = np.isin(mask_HxW, self.ignore)
+        masks = [np.where(hidden, 255, m).astype(np.uint8) for m in (mask_HxW, found_HxW)]
+        return [thumbnail(x, self.tile) for x in (image_HxWx3, *(colour_mask(m, colours) for m in masks))]
+
+    def _table(self, counts_CxC1: np.ndarray) -> dict:
+        iou_C, accuracy_C = per_class(counts_CxC1)
+        true_C, rows = counts_CxC1.sum(1), []
+        for c in np.flatnonzero(~np.isnan(iou_C)):
+            wrong_C = np.where(np.arange(len(true_C)) == c, 0, counts_CxC1[c, :-1])
+            taken_for = self.classes[wrong_C.argmax()] if wrong_C.any() else ""
+            share = 100 * float(true_C[c] / true_C.sum())
+            accuracy = "" if np.isnan(accuracy_C[c]) else 100 * float(accuracy_C[c])
+            rows.append([self.classes[c], share, 100 * float(iou_C[c]), accuracy, taken_for])
+        columns = ["class", "pixels (%)", "IoU (%)", "accuracy (%)", "most often taken for"]
+        phrases, templates = self.prompts_PxKxT.shape[:2]
+        note = f"{phrases} phrases, {templates} prompts each. Background: {self.background}"
+        note += f" (best cosine up to {self.threshold:g})." if self.background == "threshold" else "."
+        return {"kind": "table", "columns": columns, "rows": rows, "note": note}
+
+
+def read_words(words: str | Sequence[str]) -> list[str]:
+    """Phrases that mean background: a list, a file, or the packaged list "stuff"."""
+    if isinstance(words, str):
+        packaged = {p.stem: str(p) for p in WORDS.glob("*.txt")}
+        if words not in packaged and not words.endswith((".txt", ".json")):
+            raise unknown("background words", words, [*sorted(packaged), "a .json or .txt file", "a list"])
+        words = read_list(packaged.get(words, words), "words")
+    if not len(words):
+        raise UserError('segmentation: `background_words` is empty; valid: phrases, a file, "stuff"')
+    return list(words)
+
+
+def confusion(mask_HxW: np.ndarray, found_HxW: np.ndarray, count: int, ignore: Sequence[int]) -> np.ndarray:
+    """int64 [C, C + 1]: pixels of true class (row) by predicted class; column C is no answer."""
+    real = ~np.isin(mask_HxW, ignore)
+    pairs = mask_HxW[real].astype(np.int64) * (count + 1) + found_HxW[real]
+    return np.bincount(pairs, minlength=count * (count + 1)).reshape(count, count + 1)
+
+
+def per_class(counts_CxC1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(IoU, accuracy) [C] in 0..1; NaN for a class that occurs nowhere, or not in the ground truth."""
+    true_C, found_C, right_C = counts_CxC1.sum(1), counts_CxC1.sum(0)[:-1], counts_CxC1.diagonal()
+    with np.errstate(invalid="ignore"):
+        return right_C / (true_C + found_C - right_C), np.where(true_C > 0, right_C / true_C, np.nan)
+
+
+def metrics(counts_CxC1: np.ndarray, background: bool) -> dict[str, float]:
+    """Percent; see `Segmentation`."""
+    iou_C, accuracy_C = per_class(counts_CxC1)
+    true_C, all_ = counts_CxC1.sum(1), counts_CxC1.sum()
+    occurring = np.count_nonzero(true_C)
+    most = true_C.max() / all_
+    out = {
+        "miou": np.nanmean(iou_C), "baseline_miou": most / occurring,
+        "mean_accuracy": np.nanmean(accuracy_C), "baseline_mean_accuracy": 1 / occurring,
+        "pixel_accuracy": counts_CxC1.diagonal().sum() / all_, "baseline_pixel_accuracy": most,
+    }  # fmt: skip
+    if background:
+        both, either = counts_CxC1[1:, 1:-1].sum(), all_ - counts_CxC1[0, 0] - counts_CxC1[0, -1]
+        out |= {"foreground_iou": both / either if either else 0, "baseline_foreground_iou": 1 - true_C[0] / all_}
+    return {name: 100 * float(value) for name, value in out.items()}
