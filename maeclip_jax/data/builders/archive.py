@@ -1,0 +1,80 @@
+"""Files inside a folder, a tar or a zip, read by their path inside, without unpacking."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from maeclip_jax.errors import UserError
+
+
+class Archive:
+    """`paths`: every file in `path` (a folder, .tar, .tar.gz, .tgz or .zip), relative, with "/", in stored order.
+
+    Raises UserError for anything else, or where the archive is cut short. One thread reads.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        try:
+            if self.path.is_dir():
+                self._open = None
+                self._members = dict(_files(self.path))
+            elif zipfile.is_zipfile(self.path):
+                self._open = zipfile.ZipFile(self.path)
+                self._members = {m.filename: m for m in self._open.infolist() if not m.is_dir()}
+            else:
+                self._open = tarfile.open(self.path)  # noqa: SIM115 (lives as long as this object)
+                self._members = {m.name.removeprefix("./"): m for m in self._open if m.isfile()}
+        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise UserError(f"{self.path} is no folder, tar or zip that can be read whole ({error})") from None
+        self._place = {path: n for n, path in enumerate(self._members)}
+
+    @property
+    def paths(self) -> list[str]:
+        return list(self._members)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._members
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file; KeyError if it is not in `paths`, UserError if the archive is damaged there."""
+        member = self._members[path]
+        try:
+            if self._open is None:
+                return Path(member).read_bytes()
+            if isinstance(self._open, zipfile.ZipFile):
+                return self._open.read(member)
+            return self._open.extractfile(member).read()
+        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+            raise UserError(f"{path} in {self.path} cannot be read ({error}); fetch it again") from None
+
+    @functools.cached_property
+    def named(self) -> dict[str, str]:
+        """File name without folders -> path."""
+        return {os.path.basename(path): path for path in reversed(self._members)}
+
+    def pictures(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of the files with these names, wherever they lie, in stored order: a tar.gz is read once.
+
+        Raises UserError, before the first one, if any is not there.
+        """
+        names = list(names)
+        missing = [n for n in names if n not in self.named]
+        if missing:
+            raise UserError(f"{len(missing)} of {len(names)} pictures are not in {self.path}, the first: {missing[0]}")
+        for name in sorted(names, key=lambda n: self._place[self.named[n]]):
+            yield name, self.read(self.named[name])
+
+
+def _files(root: Path) -> Iterator[tuple[str, str]]:
+    """(relative path, path) of every file below a folder that is not hidden, sorted."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(n for n in names if not n.startswith(".")):
+            path = os.path.join(folder, name)
+            yield os.path.relpath(path, root).replace(os.sep, "/"), path
