@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.data import image_ops, text_ops
+from maeclip_jax.data import image_ops, mask_ops, text_ops
 from maeclip_jax.errors import UserError, choose, unknown
 
 _PICTURE = (
@@ -33,8 +33,9 @@ _PICTURE = (
     image_ops.flip_lr,
 )
 _TEXT = (text_ops.pick_caption, text_ops.captions, text_ops.lower, text_ops.prefix, text_ops.tokenize)
-_ROW = (text_ops.label, text_ops.keep)
-OPS: dict[str, Callable] = {f.__name__: f for f in (image_ops.decode, *_PICTURE, *_TEXT, *_ROW)}
+_MASK = (mask_ops.mask, mask_ops.object_classes)
+_ROW = (text_ops.label, text_ops.labels, text_ops.answers, text_ops.keep)
+OPS: dict[str, Callable] = {f.__name__: f for f in (image_ops.decode, *_MASK, *_PICTURE, *_TEXT, *_ROW)}
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,14 @@ def _check_order(steps: tuple[Step, ...]) -> None:
         first = next(s.function for s in steps if s.function in (*_PICTURE, image_ops.decode))
         if first is not image_ops.decode or names.count("decode") > 1:
             raise UserError(f"ops: decode must stand once, before every op on pictures; found {' | '.join(names)}")
+    if "mask" in names:
+        before = [s.function for s in steps[: names.index("mask")]]
+        if names.count("mask") > 1 or any(f in (*_PICTURE, mask_ops.object_classes) for f in before):
+            wanted = "mask must stand once, before object_classes and every op that changes the picture's size"
+            raise UserError(f"ops: {wanted}; found {' | '.join(names)}")
+    elif "mask" in steps[-1].args or "object_classes" in names:
+        user = "object_classes" if "object_classes" in names else 'keep("mask")'
+        raise UserError(f"ops: {user} needs mask before it; found {' | '.join(names)}")
     made = [s.kwargs.get("out", "text") for s in steps if s.function is text_ops.tokenize]
     if "text" in steps[-1].args and "text" not in made:
         raise UserError(f'ops: keep("text") needs tokenize(length) before it; found {" | ".join(names)}')
@@ -206,6 +215,10 @@ _VALID = {
     "fill": (lambda v: v if _whole(0)(v) is not None and v <= 255 else None, "a grey value from 0 to 255"),
     "length": (_whole(1), "a whole number of tokens, 1 or more"),
     "k": (_whole(1), "a whole number of captions, 1 or more"),
+    "count": (_whole(1), "a whole number of labels, 1 or more"),
+    "channel": (_whole(0), "the number of a channel, from 0"),
+    "void": (lambda v: v if _whole(0)(v) is not None and v <= 255 else None, "an id from 0 to 255"),
+    "most": (_whole(1), "a whole number of answers, 1 or more"),
     "words": (_words, "a quoted text"),
     "key": (_words, "the quoted name of a field"),
     "out": (_words, "the quoted name of a field"),

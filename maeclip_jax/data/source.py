@@ -74,8 +74,8 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         self._config = {"dir": dir, "name": name, "split": split, "features": plain(features)}
-        path = _locate(data_dir(dir), name)
-        builder = tfds.builder_from_directory(str(path))
+        self.folder = _locate(data_dir(dir), name)
+        builder = tfds.builder_from_directory(str(self.folder))
         self.name = f"{builder.info.full_name}:{split}"
         _check_split(split, builder)
         self.read = tfds_record.Reader(builder.info.features, plain(features) or {})
@@ -85,13 +85,18 @@ class TfdsSource:
             ).data_source
         except NotImplementedError as e:
             raise UserError(
-                f"{path} cannot be read at random; prepare it again with file_format='array_record' ({e})"
+                f"{self.folder} cannot be read at random; prepare it again with file_format='array_record' ({e})"
             ) from e
 
     @property
     def classes(self) -> list[str] | None:
-        """Class names of the label, where the data set knows them."""
+        """Class names of the label (or labels), where the data set knows them."""
         return self.read.classes
+
+    @property
+    def mask_classes(self) -> list[str] | None:
+        """Names of the ids of the mask, where the data set knows them."""
+        return self.read.mask_classes
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -109,26 +114,30 @@ class SceneSource:
     """Drawn scenes with no end, rendered when asked for: record i is a pure function of (knobs, seed, split, i).
 
     knobs: the fields of `data.scenes.SceneSpec` (resolution, diversity, ...). count: stop after so many records,
-    which makes the source finite (shuffled in epochs, fit for evaluation).
+    which makes the source finite (shuffled in epochs, fit for evaluation). truth: "captions", or "all" for what
+    `data.scenes.scene` knows (questions, objects, `mask`, ...), which is drawn a little slower.
     """
 
-    def __init__(self, seed: int = 0, split: str = "train", count: int | None = None, **knobs):
+    def __init__(self, seed: int = 0, split: str = "train", count: int | None = None, truth: str = "captions", **knobs):
         from maeclip_jax.data.scenes import SceneSpec, SceneStream
 
         fields = [f.name for f in dataclasses.fields(SceneSpec)]
         for name in knobs:
             if name not in fields:
-                raise unknown("argument of source 'scenes':", name, ["seed", "split", "count", *fields])
+                raise unknown("argument of source 'scenes':", name, ["seed", "split", "count", "truth", *fields])
+        if truth not in ("captions", "all"):
+            raise unknown("truth of source 'scenes':", truth, ("captions", "all"))
         spec = SceneSpec(**knobs)
         self.name, self.endless, self.count = f"scenes/{split}-{seed}", count is None, count
-        self.classes = list(spec.classes)
-        self.stream = SceneStream(spec, seed, split)
+        self.classes, self.mask_classes = list(spec.classes), ["background", *spec.classes]
+        self.stream, self.truth = SceneStream(spec, seed, split), truth
 
     def __len__(self) -> int:
         return ENDLESS if self.count is None else self.count
 
     def __getitem__(self, index: int) -> dict:
-        return self.stream[index]
+        record = self.stream[index] if self.truth == "captions" else self.stream.scene(index)
+        return {"mask" if name == "masks" else name: value for name, value in record.items()}
 
 
 class NoiseSource:
@@ -179,7 +188,13 @@ class NoiseSource:
         return make, ({"kind": "noise", **self._config},)
 
 
-KINDS = {"tfds": TfdsSource, "scenes": SceneSource, "noise": NoiseSource}
+def _questions(of, vocabulary=None):
+    from maeclip_jax.data.questions import QuestionSource
+
+    return QuestionSource(of, vocabulary)
+
+
+KINDS = {"tfds": TfdsSource, "scenes": SceneSource, "noise": NoiseSource, "questions": _questions}
 
 
 def _locate(root: str, name: str):

@@ -65,6 +65,30 @@ def label(example, rng, key="label", out="label"):
     return {**example, out: np.int32(value)}
 
 
+def labels(example, rng, count, key="labels", out="labels"):
+    """The integers in `key` (any number of classes at once) as int32 [count] `out`, filled up with -1."""
+    values = np.asarray(field(example, key))
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise UserError(f"{key!r} is {values.dtype}{list(values.shape)}, not a list of integers")
+    if len(values) > count:
+        raise UserError(f"{key!r} holds {len(values)} labels; valid: labels({len(values)}) or more")
+    return {**example, out: np.concatenate([values, np.full(count - len(values), -1)]).astype(np.int32)}
+
+
+def answers(example, rng, most):
+    """The answers of a question (records of source kind "questions"), the commonest first, filled up to `most`.
+
+    `answer` int32: ids in the vocabulary, -1 = none; `score` float32: soft targets; `credit` float32: the official
+    accuracy of giving that answer. A question whose answers are all outside the vocabulary has none.
+    """
+    out = dict(example)
+    for name, source, fill in (("answer", "ids", -1), ("score", "scores", 0), ("credit", "credits", 0)):
+        values = field(example, f"answer_{source}")
+        out[name] = np.full(most, fill, values.dtype)
+        out[name][: len(values)] = values[:most]
+    return out
+
+
 def keep(example, rng, *names):
     """The last op: the names of the batch. Names that begin with an underscore stay too."""
     out = {name: value for name, value in example.items() if name.startswith("_")}

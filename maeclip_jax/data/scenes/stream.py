@@ -72,9 +72,16 @@ class SceneStream:
 
     def __getitem__(self, index: int) -> dict:
         """The record of `sample`; UserError outside 0 .. len - 1."""
+        return sample(self.spec, self.seed, self._checked(index), self.split)
+
+    def scene(self, index: int) -> dict:
+        """The record of `scene`, which holds that of `sample`; UserError outside 0 .. len - 1."""
+        return scene(self.spec, self.seed, self._checked(index), self.split)
+
+    def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise UserError(f"scenes: index {index}; valid: 0 to {len(self) - 1}")
-        return sample(self.spec, self.seed, int(index), self.split)
+        return int(index)
 
     def __repr__(self) -> str:
         return f"SceneStream({self.spec}, seed={self.seed}, split={self.split!r})"
