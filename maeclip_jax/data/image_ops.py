@@ -1,5 +1,7 @@
 """Ops on the picture of a record: pure functions (example, rng, arguments) -> example.
 
+Whatever moves pixels moves those of a decoded `mask` (op `mask`) along, by the nearest pixel.
+
 Antialiasing is a word, since training may be fast but evaluation must be exact:
 
 - "fast"   JPEG decoded at 1/2, 1/4 or 1/8 scale where that still leaves enough pixels, then bilinear.
@@ -46,7 +48,7 @@ def random_resized_crop(example, rng, size, area=(0.5, 1.0), ratio=(3 / 4, 4 / 3
     """A random part of the picture (share of its area, width/height of the part), resized to `size`."""
     picture = _picture(example)
     box = sample_box(rng, picture.height, picture.width, area, ratio)
-    return {**example, "image": _resized(picture, box, size, antialias)}
+    return {**example, "image": _resized(picture, box, size, antialias), **_mask(example, box, size)}
 
 
 def random_crop(example, rng, size):
@@ -54,19 +56,23 @@ def random_crop(example, rng, size):
     picture = _picture(example)
     spare = _spare(picture, size, "random_crop")
     top, left = (int(rng.integers(n + 1)) for n in spare)
-    return {**example, "image": picture.read((top, left, *size))}
+    return {**example, "image": picture.read((top, left, *size)), **_mask(example, (top, left, *size), size)}
 
 
 def center_crop(example, rng, size):
     """The middle `size` pixels, not resized; a smaller picture is a bad record. Rounds as torchvision does."""
     picture = _picture(example)
     top, left = (round(n / 2) for n in _spare(picture, size, "center_crop"))
-    return {**example, "image": picture.read((top, left, *size))}
+    return {**example, "image": picture.read((top, left, *size)), **_mask(example, (top, left, *size), size)}
 
 
 def resize(example, rng, size, method="bicubic", antialias="exact"):
     """Resized to `size` = side or (height, width), whatever its proportions were (squashed)."""
-    return {**example, "image": _resized(_picture(example), None, size, antialias, method)}
+    return {
+        **example,
+        "image": _resized(_picture(example), None, size, antialias, method),
+        **_mask(example, None, size),
+    }
 
 
 def resize_small(example, rng, side, method="bicubic", antialias="exact"):
@@ -77,25 +83,34 @@ def resize_small(example, rng, side, method="bicubic", antialias="exact"):
     size = (side, int(side * width / short)) if height <= width else (int(side * height / short), side)
     if size[0] * size[1] > MAX_PIXELS // 4:
         raise BadRecord("too_large", f"{width}x{height} would be {size[1]}x{size[0]} after resize_small({side})")
-    return {**example, "image": _resized(picture, None, size, antialias, method)}
+    return {**example, "image": _resized(picture, None, size, antialias, method), **_mask(example, None, size)}
 
 
 def fit(example, rng, size, fill=255, method="bicubic", antialias="exact"):
-    """The whole picture, proportions kept, centred in `size`; what is left over has the value `fill`."""
+    """The whole picture, proportions kept, centred in `size`; what is left over has the value `fill`, in a mask 255."""
     picture = _picture(example)
     scale = min(size[0] / picture.height, size[1] / picture.width)
     inner = tuple(max(1, min(n, round(scale * m))) for n, m in zip(size, (picture.height, picture.width)))
-    out = np.full((*size, 3), fill, np.uint8)
-    top, left = ((n - m) // 2 for n, m in zip(size, inner))
-    out[top : top + inner[0], left : left + inner[1]] = _resized(picture, None, inner, antialias, method)
-    return {**example, "image": out}
+    (top, left), (height, width) = ((n - m) // 2 for n, m in zip(size, inner)), inner
+    moved = {"image": _resized(picture, None, inner, antialias, method), **_mask(example, None, inner)}
+    for name, part in moved.items():
+        moved[name] = np.full((*size, *part.shape[2:]), fill if name == "image" else 255, np.uint8)
+        moved[name][top : top + height, left : left + width] = part
+    return {**example, **moved}
 
 
 def flip_lr(example, rng, p=0.5):
     """Mirrored left-right with probability `p`. It makes captions that say left or right wrong."""
     if rng.random() >= p:
         return example
-    return {**example, "image": np.ascontiguousarray(_picture(example).read()[:, ::-1])}
+    moved = {"image": _picture(example).read(), **_mask(example)}
+    return {**example, **{name: np.ascontiguousarray(pixels[:, ::-1]) for name, pixels in moved.items()}}
+
+
+def blank(example, rng, value=128):
+    """Every pixel grey: what can be answered, or matched, without looking."""
+    picture = _picture(example)
+    return {**example, "image": np.full((picture.height, picture.width, 3), value, np.uint8)}
 
 
 def field(example: dict, name: str):
@@ -114,6 +129,18 @@ def _picture(example: dict) -> Picture:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"a picture is uint8 [H,W,3], not {image.dtype}{list(image.shape)}")
     return Picture(image)
+
+
+def _mask(example: dict, box=None, size=None) -> dict[str, np.ndarray]:
+    """{"mask": ...} of `box` (top, left, height, width) at `size`, by the nearest pixel; {} if none was decoded."""
+    mask = example.get("mask")
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
+        return {}
+    top, left, height, width = box or (0, 0, *mask.shape)
+    mask = mask[top : top + height, left : left + width]
+    if size in (None, mask.shape):
+        return {"mask": mask}
+    return {"mask": np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))}
 
 
 def _spare(picture: Picture, size: tuple[int, int], name: str) -> tuple[int, int]:

@@ -31,6 +31,7 @@ _PICTURE = (
     image_ops.resize_small,
     image_ops.fit,
     image_ops.flip_lr,
+    image_ops.blank,
 )
 _TEXT = (text_ops.pick_caption, text_ops.captions, text_ops.lower, text_ops.prefix, text_ops.tokenize)
 _MASK = (mask_ops.mask, mask_ops.object_classes)

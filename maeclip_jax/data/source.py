@@ -137,6 +137,9 @@ class SceneSource:
 
     def __getitem__(self, index: int) -> dict:
         record = self.stream[index] if self.truth == "captions" else self.stream.scene(index)
+        if "objects" in record:
+            of = [f"{thing['colour']} {thing['shape']}" for thing in record["objects"]]
+            record["object_class"] = np.array([self.classes.index(name) for name in of], np.int32)
         return {"mask" if name == "masks" else name: value for name, value in record.items()}
 
 

@@ -16,11 +16,12 @@ import numpy as np
 from maeclip_jax.errors import unknown
 
 # record name -> features that hold it, first match wins. Layouts: this project's builders, coco_captions
-# (captions/text, image/filename), laion400m (caption), imagenet2012 (file_name), oxford_iiit_pet (segmentation_mask).
+# (captions/text, image/filename), laion400m (caption), imagenet2012 (file_name), cifar10 (id), oxford_iiit_pet
+# (segmentation_mask), scene_parse150 (annotation).
 NAMES = {
-    "key": ("key", "image/filename", "image/file_name", "file_name", "filename"),
+    "key": ("key", "image/filename", "image/file_name", "file_name", "filename", "id"),
     "texts": ("texts", "captions/text", "captions", "caption"),
-    "mask": ("mask", "segmentation_mask"),
+    "mask": ("mask", "segmentation_mask", "annotation"),
 }
 
 
@@ -39,7 +40,8 @@ class Reader:
         plan, slow = _plan(features)
         self._readers = {"/".join(place): reader for place, reader in plan.items()}
         places = {"/".join(place): place for place in plan}
-        self._classes = {"/".join(k): f.names for k, f in _leaves(features) if getattr(f, "names", None) is not None}
+        self._classes = {"/".join(k): names for k, f in _leaves(features) if (names := _names(f)) is not None}
+        self._shapes = _shapes_of_scenes(features)
         self._renamed: dict[str, str] = {}
         for name, path in renamed.items():
             if path is None:
@@ -59,8 +61,17 @@ class Reader:
 
     @property
     def classes(self) -> list[str] | None:
-        names = self._classes.get(self._renamed.get("label", "label"))
+        label = next((n for n in ("label", "labels") if self._renamed.get(n, n) in self._classes), "label")
+        names = self._classes.get(self._renamed.get(label, label))
         return list(names) if names else None
+
+    @property
+    def mask_classes(self) -> list[str] | None:
+        """Names of the ids of `mask`; None where they are only counted. For `scenes`, of those of object_classes."""
+        if self._shapes and self.classes:
+            return ["background", *self.classes]
+        names = self._classes.get(self._renamed.get("mask", "mask"))
+        return list(names) if names and names != [str(i) for i in range(len(names))] else None
 
     def __call__(self, example: bytes) -> dict:
         stored = self._parse(example).features.feature
@@ -73,11 +84,33 @@ class Reader:
             for parent in parents:
                 where = where.setdefault(parent, {})
             where[leaf] = value
+        if self._shapes and "objects" in record:
+            things = record["objects"]
+            record["object_class"] = things["colour"] * self._shapes + things["shape"]
         if "key" in record:
             record["key"] = str(record["key"])
         if isinstance(record.get("texts"), str):
             record["texts"] = [record["texts"]]
         return record
+
+
+def _names(feature) -> list[str] | None:
+    """Class names of a feature, or of the members of a sequence. A feature may have no names, or not know them yet."""
+    try:
+        return feature.names
+    except (AttributeError, TypeError):
+        return None
+
+
+def _shapes_of_scenes(features) -> int:
+    """Number of shapes where objects have a colour and a shape with names, as in `scenes`; else 0.
+
+    The class of an object is then colour * shapes + shape.
+    """
+    things = getattr(dict(features.items()).get("objects"), "feature", None)
+    parts = dict(things.items()) if hasattr(things, "items") else {}
+    shapes, colours = (_names(parts.get(part)) for part in ("shape", "colour"))
+    return len(shapes) if shapes and colours else 0
 
 
 def _leaves(features, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

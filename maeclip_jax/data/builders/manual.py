@@ -174,9 +174,9 @@ def build(
     options = cls.OPTIONS | options
     made_from = {"manual_dir": str(folder.resolve()), "options": options}
     # A class of its own: TFDS takes the name of a data set from its class, and asks for the features at once.
-    own = types.new_class(cls.__name__, (cls,), {"skip_registration": True}, lambda body: body.update(
-        name=name, manual_dir=folder, options=options, workers=workers, __module__=cls.__module__
-    ))  # fmt: skip
+    body = {"name": name, "manual_dir": folder, "options": options, "workers": workers, "__doc__": cls.__doc__}
+    body["__module__"] = cls.__module__
+    own = types.new_class(cls.__name__, (cls,), {"skip_registration": True}, lambda namespace: namespace.update(body))
     builder = own(data_dir=str(data_dir), file_format="array_record")
     target = epath.Path(builder.data_dir)
     if target.exists() and overwrite:
