@@ -193,8 +193,8 @@ class Grounding:
         rows.append(["chance", chance, "", matched, *_mean(chance_M["pointing"][several_M])])
         columns = ["map", "pointing (%)", "IoU (%)", "IoU, area matched (%)", "pointing, several classes (%)"]
         note = (
-            f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these tell "
-            f"whether the phrase is read. Grad-CAM: tokens entering block {self.block}."
+            f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these "
+            f"tell whether the phrase is read. Grad-CAM: tokens entering block {self.block}."
         )
         return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 

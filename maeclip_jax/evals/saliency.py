@@ -26,8 +26,12 @@ from maeclip_jax.nn.pool import parse
 def check(objective: Any, pools: tuple[str, ...], block: int) -> int:
     """`block` counted from the first; UserError for a block or a pooling that the image tower cannot have."""
     tower = objective.image_tower
-    if not -tower["depth"] <= block < tower["depth"]:
-        raise UserError(f"no block {block} in the image tower; valid: 0 to {tower['depth'] - 1}, or -1 for the last")
+    depth = tower["depth"]
+    if not -depth <= block <= depth:
+        raise UserError(
+            f"no block {block} in the image tower; valid: 0 to {depth - 1}, -1 for the last, {depth} for what leaves "
+            "the final norm"
+        )
     for word in [p for p in pools if p != "own"]:
         try:
             kind = parse(word)[0]
@@ -39,7 +43,7 @@ def check(objective: Any, pools: tuple[str, ...], block: int) -> int:
             raise UserError(
                 "pool 'cls' takes a class token, which this tower lacks; valid: own, gap, max, topk(k), ..."
             )
-    return block % tower["depth"]
+    return block if block >= 0 else block + depth
 
 
 def unrolled(objective: Any, params: Any) -> tuple[Any, dict]:
@@ -84,23 +88,26 @@ def similarity(objective: Any, params: Any, image_BxHxWx3: jax.Array, text: jax.
 def embedding(
     objective: Any, params: Any, image_BxHxWx3: jax.Array, *, pool: str, block: int, probe: jax.Array | float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """(picture embeddings [B, E], tokens [B, T, D] that entered `block`), after `probe` was added to those tokens.
+    """Picture embeddings [B, E], and the tokens [B, T, D] that entered `block` after `probe` was added to them.
 
-    `pool`: "own", or another pooling in its place, with the same weights. Of an unrolled objective.
+    `pool`: "own", or another pooling in its place, with the same weights. `block`: as many as there are blocks means the
+    tokens that leave the final norm and are pooled. Of an unrolled objective.
     """
     if pool != "own":
         objective = objective.clone(image_tower=dict(objective.image_tower) | {"pool": pool})
     entered = []
 
-    def enter(call, x_BxTxD):
+    def add(x_BxTxD):
         entered.append(x_BxTxD + jnp.asarray(probe, x_BxTxD.dtype))
-        return call(entered[0])
+        return entered[0]
 
     def embed():
         return objective.apply({"params": params}, {"image": image_BxHxWx3}, method="embed")["image"]
 
-    z_BxE = listen(embed, {("trunk", f"block_{block:02}"): enter})
-    return z_BxE, entered[0]
+    hooks = {("trunk", f"block_{block:02}"): lambda call, x: call(add(x))}
+    if block == objective.image_tower["depth"]:
+        hooks = {("norm",): lambda call, x: add(call(x))}
+    return listen(embed, hooks), entered[0]
 
 
 def gradcam(
@@ -135,10 +142,11 @@ def attention(qkv_BxTx3D: jax.Array, heads: int) -> jax.Array:
 def rollout(objective: Any, params: Any, image_BxHxWx3: jax.Array, *, pool: str = "own") -> jax.Array:
     """[B, N] float32: the share of each patch in the pooled picture if attention were all that moves information.
 
-    Every block is (A + I) / 2 with A the mean attention of its heads. The blocks' product is read from the side of the
-    pooling: a token weighs as much as the pooled channels depend on it, the mean over channels of d pooled / d token
-    after the final norm. That is the class token's row for `cls`, the mean of the patches' rows for `gap`, and for `max`
-    and its kin each patch's row by the share of channels it wins. Negative weights (only `map` has any) count as none.
+    Every block is (A + I) / 2 with A the mean attention of its heads. The blocks' product is read from the side of
+    the pooling: a token weighs as much as the pooled channels depend on it, the mean over channels of d pooled / d
+    token after the final norm. That is the class token's row for `cls`, the mean of the patches' rows for `gap`, and
+    for `max` and its kin each patch's row by the share of channels it wins. Negative weights, which only `map` has,
+    count as none.
     """
     objective, params = unrolled(objective, params)
     depth, heads = objective.image_tower["depth"], objective.image_tower["heads"]

@@ -28,6 +28,7 @@ from maeclip_jax.evals.zero_shot import WORDS, read_list
 
 BACKGROUND = ("auto", "prompt", "threshold", "none")
 COLUMNS = ("image", "ground truth", "prediction")
+LEGEND = 0.02  # of a picture's pixels must be of a class that is not there to bring it into the legend
 WHO = "segmentation"
 
 
@@ -35,7 +36,7 @@ class Segmentation:
     """`data`: its ops keep "image" and "mask" (uint8 [H, W], ids of classes). `length`: tokens of a prompt.
 
     `classes`: None = the source's `mask_classes`; a list in the order of ids; or a file. An id called "" is never
-    predicted. `templates`: as in zero-shot classification. `ignore`: ids whose pixels do not count.
+    found. `templates`: as in zero-shot classification. `ignore`: ids whose pixels do not count.
     `background_words`: a list, a file, or "stuff". Metrics in percent over all pixels of the data: `miou`, the mean over
     classes that occur in the ground truth or in a prediction; `mean_accuracy`, over classes in the ground truth;
     `pixel_accuracy`; with a background, `foreground_iou`, all other classes taken together. `baseline_...` of each is
@@ -56,7 +57,7 @@ class Segmentation:
         ignore: Sequence[int] = (255,),
         batch_size: int = 64,
         pictures: int = 8,
-        tile: int = 160,
+        tile: int = 128,
     ):
         need_shared_space(fns.objective, "zero-shot segmentation")
         if background not in BACKGROUND:
@@ -82,7 +83,7 @@ class Segmentation:
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, the table of classes, a contact sheet."""
-        count, tiles, shown = len(self.classes), [], []
+        count, tiles, shown, legend = len(self.classes), [], [], set()
         z_PxE = embed_prompts(self.fns, params, self.prompts_PxKxT, self.batch_size)
         counts_CxC1 = np.zeros((count, count + 1), np.int64)  # the last column: no answer
         for batch in self.fns.batches(self.data, self.batch_size):
@@ -95,6 +96,8 @@ class Segmentation:
                 found_HxW = self.predict(score_BxPxN[i], mask_HxW.shape)
                 counts_CxC1 += confusion(mask_HxW, found_HxW, count, self.ignore)
                 if len(shown) < self.pictures:
+                    found, pixels = np.unique(found_HxW, return_counts=True)
+                    legend |= {*np.unique(mask_HxW).tolist(), *found[pixels >= LEGEND * mask_HxW.size].tolist()}
                     shown.append(np.unique(mask_HxW))
                     tiles += self._row(rows["image"][i], mask_HxW, found_HxW)
         if not counts_CxC1.sum():
@@ -103,13 +106,12 @@ class Segmentation:
         yield "classes", self._table(counts_CxC1)
         if tiles:
             gap, colours = max(2, self.tile // 32), class_colours(count)
-            # In the legend: what there is in the shown pictures, not all that was predicted.
-            present = sorted({int(c) for ids in shown for c in ids} - set(self.ignore))
+            named = [c for c in sorted(legend - set(self.ignore)) if c < count]
             yield "sheet", {
                 "kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "rows": len(shown), "gap": gap,
                 "rows_text": [", ".join(self.classes[c] for c in ids if c and c not in self.ignore) for ids in shown],
-                "legend": [[self.classes[c], "#" + bytes(colours[c]).hex()] for c in present],
-                "note": "White pixels do not count.",
+                "legend": [[self.classes[c], "#" + bytes(colours[c]).hex()] for c in named],
+                "note": "White pixels do not count. The legend leaves out what was found on small patches only.",
             }  # fmt: skip
             yield "pictures", sheet(tiles, len(COLUMNS), gap)
 
