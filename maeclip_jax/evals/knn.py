@@ -1,0 +1,89 @@
+"""k nearest neighbours on frozen features: nothing is trained, so it is the cheap look at a representation.
+
+Cosine similarity; each of the k nearest training pictures votes for its class with exp(similarity / temperature) (Wu
+et al. 2018, section 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
+from maeclip_jax.evals.protocol import Functions, unit
+
+BLOCK_BYTES = 1 << 26  # similarities at a time
+
+
+class Knn:
+    """`data`: pictures it is tested on; `train`: the neighbours; their ops keep "image" and "label". `k`: a number, or
+    several, of which the first is the headline. `pool`: own | embed | gap | max | cls | ...
+
+    Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `top1_k<k>` of the other k; `chance`,
+    `chance_top5`. A class that ties with the right one counts as before it.
+    """
+
+    def __init__(
+        self,
+        fns: Functions,
+        *,
+        data: Mapping,
+        train: Mapping,
+        k: int | Sequence[int] = 20,
+        temperature: float = 0.07,
+        pool: str = "own",
+        classes: int | None = None,
+        batch_size: int = 256,
+    ):
+        self.k = [k] if isinstance(k, int) else [*k]
+        if not self.k or min(self.k) < 1 or not temperature > 0:
+            raise UserError(
+                f"knn: k={k}, temperature={temperature} is not valid; valid: k of 1 or more, temperature > 0"
+            )
+        self.fns, self.temperature = fns, temperature
+        self.labelled = Labelled(fns, "knn", {"data": data, "train": train}, pool, batch_size, classes)
+
+    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+        """Metrics, then the table over k."""
+        sets = self.labelled.load(params)
+        (x_NxD, label_N), (bank_MxD, own_M) = sets["data"], sets["train"]
+        if max(self.k) > len(own_M):
+            raise UserError(f"knn: k={max(self.k)}, but train has {len(own_M)} pictures; set k to at most {len(own_M)}")
+        classes = self.labelled.classes
+        with self.fns.progress("pictures", len(x_NxD)) as progress:
+            rank_KxN = neighbours(
+                unit(x_NxD), label_N, unit(bank_MxD), own_M, self.k, self.temperature, classes, progress.update
+            )
+        all_k = [accuracies(rank_N, label_N, classes) for rank_N in rank_KxN]
+        yield from all_k[0].items()
+        for k, found in zip(self.k[1:], all_k[1:]):
+            yield f"top1_k{k}", found["top1"]
+        rows = [[k, found["top1"], found["mean_per_class"]] for k, found in zip(self.k, all_k)]
+        note = f"{len(own_M)} training pictures, {len(label_N)} tested, {classes} classes."
+        columns = ["k", "top-1 (%)", "mean per class (%)"]
+        yield "neighbours", {"kind": "table", "columns": columns, "rows": rows, "note": note}
+
+
+def neighbours(x_NxD, label_N, bank_MxD, own_M, ks, temperature, classes, tick=lambda n: None) -> np.ndarray:
+    """Ranks of the right class [K, N], for every k; rows of `x` and `bank` have length 1. Blockwise in memory."""
+    out = np.empty((len(ks), len(x_NxD)), np.int64)
+    most = max(ks)
+    size = max(1, BLOCK_BYTES // (4 * max(len(bank_MxD), classes)))
+    for start in range(0, len(x_NxD), size):
+        rows = slice(start, min(start + size, len(x_NxD)))
+        near_BxM = x_NxD[rows] @ bank_MxD.T
+        which_Bxk = np.argpartition(-near_BxM, most - 1, axis=1)[:, :most]
+        near_Bxk = np.take_along_axis(near_BxM, which_Bxk, axis=1)
+        order = np.argsort(-near_Bxk, axis=1, kind="stable")
+        which_Bxk, near_Bxk = (np.take_along_axis(a, order, axis=1) for a in (which_Bxk, near_Bxk))
+        weight_Bxk = np.exp((near_Bxk - near_Bxk[:, :1]) / temperature)  # the nearest one votes with 1
+        row_Bxk = np.broadcast_to(np.arange(len(near_Bxk))[:, None], which_Bxk.shape)
+        for n, k in enumerate(ks):
+            vote_BxC = np.zeros((len(near_Bxk), classes))
+            np.add.at(vote_BxC, (row_Bxk[:, :k], own_M[which_Bxk[:, :k]]), weight_Bxk[:, :k])
+            out[n, rows] = ranks(vote_BxC, label_N[rows])
+        tick(rows.stop - rows.start)
+    return out

@@ -1,0 +1,118 @@
+"""A linear head trained on augmented pictures through a frozen encoder, as MAE measures itself.
+
+Batch normalisation without scale and shift, then a linear layer drawn from N(0, 0.01); LARS with momentum 0.9 and no
+weight decay; the rate is for 256 rows and grows with the batch; linear warm-up, then half a cosine to zero (He et al.
+2022, appendix A.2, and facebookresearch/mae). The features of every batch are computed anew, which is what
+augmentation costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.evals.accuracy import check_labels
+from maeclip_jax.evals.protocol import Functions, select
+
+EPSILON = 1e-6  # of the normalisation
+MOMENTUM = 0.1  # share of the newest batch in the running mean and variance
+
+
+class Head(NamedTuple):
+    """`w` [D, C], `b` [C]; running `mean` [D] and `variance` [D] of the features."""
+
+    w: Any
+    b: Any
+    mean: Any
+    variance: Any
+
+    def scores(self, x_NxD: np.ndarray) -> np.ndarray:
+        """Logits [N, C], normalised with the running statistics."""
+        return np.asarray((x_NxD - self.mean) / np.sqrt(self.variance + EPSILON) @ self.w + self.b)
+
+
+def train(
+    fns: Functions,
+    params: Any,
+    data: Mapping,
+    classes: int,
+    pool: str,
+    seed: int,
+    *,
+    rate: float,
+    batch_size: int,
+    epochs: int,
+    warmup: int,
+) -> tuple[Head, list[list[float]]]:
+    """The head, and [loss, accuracy in percent] of every epoch. Raises UserError if no batch can be filled."""
+    rows = len(fns.source(data))
+    per_epoch = rows // batch_size
+    if not per_epoch:
+        raise UserError(
+            f"linear_probe: train has {rows} pictures, fewer than a batch; set batch_size to at most {rows}"
+        )
+    steps = math.ceil(epochs * per_epoch)
+    peak = rate * batch_size / 256
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, round(warmup * per_epoch), steps)
+    mask = {"w": True, "b": False}
+    optimizer = optax.lars(schedule, weight_decay=0.0, momentum=0.9, trust_ratio_mask=mask)
+
+    def pooled(objective, params, batch):
+        made = objective.apply({"params": params}, {"image": batch["image"]}, (pool,), method="features")
+        return {"x": made[pool].astype(jnp.float32), "label": batch["label"]}
+
+    features, update = fns.compile(pooled), jax.jit(partial(_update, optimizer))
+    head, state, history, sums = None, None, [], np.zeros(2)
+    with closing(fns.train_batches(data, batch_size, seed)) as batches, fns.progress("steps", steps) as progress:
+        for step, batch in zip(range(steps), batches):
+            made = features(params, select(batch, "image", "label", who="linear_probe"))
+            check_labels(made["label"], classes, "linear_probe: train")
+            if head is None:
+                head = _start(made["x"].shape[1], classes, seed)
+                state = optimizer.init({"w": head.w, "b": head.b})
+            head, state, metrics = update(head, state, made["x"], made["label"])
+            sums += np.asarray(metrics)
+            if (step + 1) % per_epoch == 0 or step + 1 == steps:
+                history.append((sums / (step % per_epoch + 1)).tolist())
+                sums[:] = 0
+            progress.update()
+    return Head(*(np.asarray(part) for part in head)), history
+
+
+def _start(width: int, classes: int, seed: int) -> Head:
+    w = 0.01 * np.random.default_rng(seed).normal(size=(width, classes))
+    head = Head(w, np.zeros(classes), np.zeros(width), np.ones(width))
+    # One device of this process: the head is small, and every process trains the same one on the same rows.
+    return jax.device_put(Head(*(part.astype(np.float32) for part in head)), jax.local_devices()[0])
+
+
+def _update(optimizer, head: Head, state, x_BxD, label_B):
+    mean, variance = jnp.mean(x_BxD, axis=0), jnp.var(x_BxD, axis=0)
+    normal = (x_BxD - mean) * jax.lax.rsqrt(variance + EPSILON)
+
+    def loss(linear):
+        logit_BxC = normal @ linear["w"] + linear["b"]
+        own = jnp.take_along_axis(logit_BxC, label_B[:, None], axis=1)
+        others = jnp.sum(logit_BxC >= own, axis=1) - 1
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logit_BxC, label_B)
+        return jnp.mean(entropy), 100 * jnp.mean(others == 0)
+
+    linear = {"w": head.w, "b": head.b}
+    (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(linear)
+    change, state = optimizer.update(gradient, state, linear)
+    linear = optax.apply_updates(linear, change)
+    count = len(label_B)
+    running = [
+        (1 - MOMENTUM) * old + MOMENTUM * new
+        for old, new in ((head.mean, mean), (head.variance, variance * count / max(count - 1, 1)))
+    ]
+    return Head(linear["w"], linear["b"], *running), state, jnp.stack([value, accuracy])

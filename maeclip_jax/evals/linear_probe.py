@@ -1,0 +1,128 @@
+"""Linear probe: a linear classifier on frozen features, pooled before any projection.
+
+Two recipes, `solver`:
+
+- "lbfgs": logistic regression on cached features, its l2 swept on validation rows, then solved once more on training
+  and validation rows together (Radford et al. 2021, appendix A.3). Features are not standardised; the objective is
+  scikit-learn's, with C = 1 / l2: see `logistic`.
+- "lars": a head trained on augmented pictures (He et al. 2022, appendix A.2): see `lars`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.errors import UserError, choose, unknown
+from maeclip_jax.evals import lars, logistic
+from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
+from maeclip_jax.evals.protocol import Functions
+
+# Valid settings of each recipe with their defaults.
+SOLVERS: dict[str, dict[str, Any]] = {
+    # l2: strengths to try; None = 19 from 1e-6 to 1e6, coarse to fine. holdout: share of the training rows that
+    # validates where there is no `val`. iterations: at most, for the final fit.
+    "lbfgs": dict(l2=None, holdout=0.2, iterations=1000),
+    # rate: of 256 rows. batch_size: 16384 in the paper. epochs and warmup in epochs.
+    "lars": dict(rate=0.1, batch_size=1024, epochs=90, warmup=10),
+}
+
+
+class LinearProbe:
+    """`data`: pictures it is tested on; `train`, `val`: what it learns from and validates on; their ops keep "image" and
+    "label". `pool`: own | embed | gap | max | cls | ... `solver`: a name, or dict(type=name, setting=...); with "lars"
+    the ops of `train` are the augmentation, and `val` is not used. `classes`: how many, where the data does not say.
+
+    Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `train_top1`; `chance`, `chance_top5`.
+    """
+
+    def __init__(
+        self,
+        fns: Functions,
+        *,
+        data: Mapping,
+        train: Mapping,
+        val: Mapping | None = None,
+        pool: str = "own",
+        solver: str | Mapping = "lbfgs",
+        classes: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+    ):
+        self.fns, self.train, self.pool, self.seed = fns, train, pool, seed
+        self.solver, self.settings = read_solver(solver)
+        sets = {"data": data}
+        if self.solver == "lbfgs":
+            sets |= {"train": train} | ({"val": val} if val is not None else {})
+        self.labelled = Labelled(fns, "linear_probe", sets, pool, batch_size, classes)
+
+    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+        """Metrics, then the table of the sweep or of the training."""
+        sets = self.labelled.load(params)
+        solve = self._lbfgs if self.solver == "lbfgs" else self._lars
+        score_NxC, train_top1, table = solve(params, sets)
+        label_N = sets["data"][1]
+        yield from accuracies(ranks(score_NxC, label_N), label_N, self.labelled.classes).items()
+        yield "train_top1", train_top1
+        yield "solver", table
+
+    def _lbfgs(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
+        (x_NxD, y_N), classes, settings = sets["train"], self.labelled.classes, self.settings
+        if "val" in sets:
+            train, val = (x_NxD, y_N), sets["val"]
+        else:
+            order = np.random.default_rng(self.seed).permutation(len(y_N))
+            rows = round(settings["holdout"] * len(y_N))
+            if not 0 < rows < len(y_N):
+                raise UserError(f"linear_probe: holdout={settings['holdout']} of {len(y_N)} training rows leaves none")
+            train, val = ((x_NxD[n], y_N[n]) for n in (order[rows:], order[:rows]))
+        tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else len(logistic.COARSE) + 12)
+        with self.fns.progress("fits", tries) as progress:
+            problem = logistic.Problem(*train, classes)
+            search = logistic.search(problem, *val, settings["l2"], tick=progress.update)
+            best = search.fit.take([search.best])
+            both = [np.concatenate(pair) for pair in zip(train, val)]
+            fit = logistic.Problem(*both, classes).solve(
+                best.l2, start=best, iterations=settings["iterations"], tick=progress.update
+            )
+        rows = [[*row] for row in zip(search.fit.l2.tolist(), search.accuracy.tolist(), search.fit.iterations.tolist())]
+        rows = [[*row, "yes" if done else "no"] for row, done in zip(rows, search.fit.converged)]
+        final = "" if fit.converged[0] else f", stopped after {int(fit.iterations[0])} iterations"
+        note = (
+            f"Best l2 {float(best.l2[0]):.4g} (C = {1 / float(best.l2[0]):.4g}) of {len(rows)} tried on {len(val[1])} "
+            f"validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} features ({self.pool}){final}."
+        )
+        if search.at_edge:
+            note += " It is at the EDGE of what was tried: the best may lie beyond."
+        absent = [c for c in range(classes) if c not in set(both[1].tolist())]
+        if absent:
+            note += f" {len(absent)} of {classes} classes have no training row ({self.labelled.name(absent[0])}, ...)."
+        table = {"kind": "table", "columns": ["l2", "validation top-1 (%)", "iterations", "converged"], "rows": rows}
+        train_top1 = 100 * float(np.mean(ranks(fit.scores(both[0]), both[1]) == 0))
+        return fit.scores(sets["data"][0]), train_top1, table | {"note": note}
+
+    def _lars(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
+        head, history = lars.train(
+            self.fns, params, self.train, self.labelled.classes, self.pool, self.seed, **self.settings
+        )
+        rows = [[n + 1, *row] for n, row in enumerate(history)]
+        note = f"LARS: {self.settings}. Accuracy on the augmented pictures it learns from, as it learns."
+        table = {"kind": "table", "columns": ["epoch", "loss", "training top-1 (%)"], "rows": rows, "note": note}
+        return head.scores(sets["data"][0]), history[-1][1], table
+
+
+def read_solver(solver: str | Mapping) -> tuple[str, dict[str, Any]]:
+    """Name of the recipe and all its settings; UserError with the valid ones."""
+    given = {"type": solver} if isinstance(solver, str) else dict(solver)
+    name = given.pop("type", "lbfgs")
+    settings = dict(choose("solver of linear_probe", name, SOLVERS))
+    for key in given:
+        if key not in settings:
+            raise unknown(f"setting of solver {name!r}:", key, sorted(settings))
+    settings |= given
+    strengths = settings.get("l2")
+    if strengths is not None and (not len(strengths) or min(strengths) <= 0):
+        raise UserError(f"linear_probe: l2={strengths} is not valid; valid: numbers above 0, at least one, or None")
+    return name, settings
