@@ -15,7 +15,7 @@ from maeclip_jax import checkpoint, errors, evals, log, program
 from maeclip_jax.data import source, tokenizer
 from maeclip_jax.functions import Functions
 
-FOLDER = "evals"
+FOLDER, NAMES = "evals", "names.json"
 
 
 class Runner:
@@ -30,7 +30,7 @@ class Runner:
         self.failed: dict[str, str] = {}
         self.settings: dict[str, dict] = {}
         self._known: dict[str, Any] = {}
-        self.fns = Functions(objective, mesh, words)
+        self.fns = Functions(objective, mesh, words, read_names(config.resume, workdir))
         for name, entry in config.evals.items():
             settings = source.plain(entry)
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
@@ -141,6 +141,36 @@ def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> s
 def _results(workdir: epath.Path) -> list[epath.Path]:
     folder = workdir / FOLDER
     return [p for p in folder.glob("*.json") if p.stem.isdigit()] if folder.exists() else []
+
+
+def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:
+    """Keeps with the run what the numbers of its data mean: names.json, vocabulary -> names in order.
+
+    UserError if the objective's targets come from a vocabulary of another size, or from another than so far.
+    """
+    before = read_names(workdir)
+    for what, size in getattr(objective, "outputs", dict)().items():
+        if len(names.get(what, ())) != size:
+            raise errors.UserError(
+                f"the training data has {len(names.get(what, ()))} names of {what}, the model is made for {size}; "
+                f"set config.model.{what}s={len(names.get(what, ()))}, or train on other data"
+            )
+        if list(before.get(what, names[what])) != list(names[what]):
+            raise errors.UserError(
+                f"the names of {what} in the training data are not those of {workdir / NAMES}: the data has changed; "
+                "use the data of before, or start a new --workdir with config.init_from"
+            )
+    if names and names != before:
+        log.write_text(workdir / NAMES, json.dumps(names, indent=0, ensure_ascii=False))
+
+
+def read_names(*workdirs: epath.PathLike) -> dict[str, list[str]]:
+    """names.json of the first of the workdirs (or checkpoints in one) that has it, or {}."""
+    for workdir in filter(None, workdirs):
+        for folder in (epath.Path(workdir), *epath.Path(workdir).parents[:2]):
+            if (folder / NAMES).exists():
+                return json.loads((folder / NAMES).read_text())
+    return {}
 
 
 def read_all(workdir: epath.PathLike) -> dict[int, dict[str, float]]:

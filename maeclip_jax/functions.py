@@ -25,8 +25,8 @@ class Functions:
     `running` names the evaluator whose progress is shown.
     """
 
-    def __init__(self, objective, mesh, words):
-        self.objective, self.mesh, self.tokenizer = objective, mesh, words
+    def __init__(self, objective, mesh, words, names: Mapping[str, list[str]] | None = None):
+        self.objective, self.mesh, self.tokenizer, self.names = objective, mesh, words, dict(names or {})
         self.process_index, self.process_count = jax.process_index(), jax.process_count()
         self.running = "evaluation"
         self._parts = sharding.batch_shards(mesh)

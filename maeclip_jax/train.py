@@ -55,6 +55,7 @@ class _Run:
             raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
+        evaluate.write_names(workdir, pipeline.names(config.data), prog.objective)
         self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps)
         self.runner.raise_failures()  # now, and not after hours of training
         self.saved = checkpoint.Checkpoints(

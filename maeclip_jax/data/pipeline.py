@@ -203,6 +203,21 @@ def length(config) -> int | None:
     return _total(source.make(part["source"]) for _, _, part in _parts(_checked(config)))
 
 
+def names(config) -> dict[str, list[str]]:
+    """What the numbers in a training config's data mean: "label" -> names of classes, "answer" -> answers; {} if none.
+
+    UserError if the components of a mix do not agree.
+    """
+    found: dict[str, list[str]] = {}
+    for name, _, part in _parts(_checked(config)):
+        made = source.make(part["source"])
+        for what, attribute in (("label", "classes"), ("answer", "answers")):
+            words = [str(w) for w in getattr(made, attribute, None) or ()]
+            if words and found.setdefault(what, words) != words:
+                raise UserError(f"mix component {name!r} has other names of {what} than those before it")
+    return found
+
+
 def _total(sources) -> int | None:
     lengths = [None if _endless(s) else len(s) for s in sources]
     return None if None in lengths else sum(lengths)

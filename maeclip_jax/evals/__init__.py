@@ -16,19 +16,27 @@ def make(type: str, fns: Functions, **config):
     Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
     the valid ones) or a missing one.
     """
+    from maeclip_jax.evals.few_shot import FewShot
     from maeclip_jax.evals.grounding import Grounding
+    from maeclip_jax.evals.knn import Knn
+    from maeclip_jax.evals.linear_probe import LinearProbe
     from maeclip_jax.evals.loss import Loss
     from maeclip_jax.evals.reconstruction import Reconstruction
     from maeclip_jax.evals.retrieval import Retrieval
     from maeclip_jax.evals.segmentation import Segmentation
+    from maeclip_jax.evals.vqa import Vqa
     from maeclip_jax.evals.zero_shot import ZeroShot
 
     table = {
+        "few_shot": FewShot,
         "grounding": Grounding,
+        "knn": Knn,
+        "linear_probe": LinearProbe,
         "loss": Loss,
         "reconstruction": Reconstruction,
         "retrieval": Retrieval,
         "segmentation": Segmentation,
+        "vqa": Vqa,
         "zero_shot": ZeroShot,
     }
     evaluator = errors.choose("evaluator", type, table)

@@ -42,6 +42,7 @@ class Functions(Protocol):
 
     objective: Any  # the flax module; `.streams`, `.contrastive`, `.generative` say what it can do
     tokenizer: Any  # `(text, length) -> int32 [length]`, `.decode(ids) -> str`, `.token(id) -> str`; or None
+    names: Mapping[str, list[str]]  # vocabularies that the objective was trained with ("answer", "label"); may be {}
     process_index: int
     process_count: int
 

@@ -9,6 +9,7 @@ An objective is a flax.linen Module, duck-typed, no base class:
     dense(batch) -> {"image": [B, N, D]}             every patch where texts are compared with it; only contrastive ones
     reconstruct(batch) -> dict                       pictures and captions filled in; only objectives with a decoder
     inputs() -> {name: ShapeDtypeStruct}             what one example must hold
+    outputs() -> {name: size}                        vocabularies of the data that targets come from; only with targets
     streams, contrastive, generative                 what evaluators may ask of it
 
 Either modality may be absent from a batch given to `encode` and `embed`.
@@ -29,8 +30,9 @@ def make(name: str, model: Mapping) -> nn.Module:
     from maeclip_jax.objectives.clip import Clip
     from maeclip_jax.objectives.mae_clip import MaeClip
     from maeclip_jax.objectives.masked import Masked
+    from maeclip_jax.objectives.vqa import Vqa
 
-    table = {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip}
+    table = {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip, "vqa": Vqa}
     module = errors.choose("objective", name, table)
     fields = {f for f in module.__dataclass_fields__ if f not in ("parent", "name")}
     for key in model:
@@ -44,4 +46,4 @@ def _frozen(value):
     return FrozenDict({k: _frozen(v) for k, v in value.items()}) if hasattr(value, "items") else value
 
 
-NAMES = ("mae", "m3ae", "clip", "mae_clip")
+NAMES = ("mae", "m3ae", "clip", "mae_clip", "vqa")

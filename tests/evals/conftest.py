@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from types import SimpleNamespace
 
@@ -66,7 +67,7 @@ class Fake(Functions):
         self.tokenizer = tokenizer or Words()
         self.process_index, self.process_count = process
         self.exchange = exchange or Exchange(1)
-        self.calls = []
+        self.calls, self.names = [], {}
 
     def source(self, config_data):
         return SimpleNamespace(classes=self.classes)
@@ -80,9 +81,18 @@ class Fake(Functions):
             yield {k: np.asarray(v)[np.where(real, mine, 0)] for k, v in self.data.items()} | {"_mask": real}
 
     def rows(self, batch):
-        assert all(v.dtype in (np.uint8, np.int32, np.bool_) for v in batch.values()), "only these travel"
+        assert all(v.dtype in (np.uint8, np.int32, np.float32, np.bool_) for v in batch.values()), "only these travel"
         whole = self.exchange(self.process_index, dict(batch))
         return {k: v[whole["_mask"]] for k, v in whole.items() if k != "_mask"}
+
+    def compile(self, function):
+        import jax
+
+        jitted = jax.jit(lambda params, arrays, *rest: function(self.objective, params, arrays, *rest))
+        return lambda params, batch, *rest: jax.tree.map(np.asarray, jitted(params, self.rows(batch), *rest))
+
+    def progress(self, what, total):
+        return contextlib.nullcontext(SimpleNamespace(update=lambda n=1: None))
 
     def embed(self, params, batch):
         assert set(batch) <= {"image", "text", "_mask"}

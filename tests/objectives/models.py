@@ -37,6 +37,7 @@ MODELS = {
         mask=dict(image=0.75, text=0.5),
         weights=dict(contrast=1.0, image=0.1, text=0.05),
     ),
+    "vqa": dict(image_tower=IMAGE, text_tower=TEXT, answers=5, slots=2, fusion_tower=dict(width=8, depth=1, heads=2)),
 }
 
 _RNG = np.random.default_rng(0)
@@ -44,6 +45,9 @@ LENGTHS = (8, 5, 3, 1)
 BATCH = {
     "image": _RNG.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
     "text": np.where(np.arange(8) < np.array(LENGTHS)[:, None], _RNG.integers(1, 13, (4, 8)), 0).astype(np.int32),
+    # Two right answers; one; none that is known; half of one.
+    "answer": np.array([[1, 3], [2, -1], [-1, -1], [4, -1]], np.int32),
+    "score": np.array([[1.0, 1 / 3], [1.0, 0], [0, 0], [2 / 3, 0]], np.float32),
 }
 
 

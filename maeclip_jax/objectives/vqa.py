@@ -1,0 +1,172 @@
+"""Visual question answering as classification over a fixed list of answers: finetunes the towers of any objective.
+
+`fusion="joint"`: M3AE's own encoder reads picture and question together. `fusion="towers"`: the towers of CLIP or
+MAE-CLIP, and a small fresh transformer over both token streams (our choice; the paper does not say how it fuses).
+Sub-trees are called as in pretraining (`image`, `text`, `image_text`), so weights load by path. The answer head has
+the form of LXMERT's: Dense, GELU, LayerNorm, Dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from maeclip_jax.nn.pool import Tokens, pooled
+from maeclip_jax.nn.pool import features as pool_features
+from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
+from maeclip_jax.objectives.masked import example, patches
+
+FUSIONS, LOSSES = ("joint", "towers"), ("softmax", "sigmoid")
+
+
+class Fusion(nn.Module):
+    """A transformer over the tokens of both towers, [image | text]; each stream comes back with its padding."""
+
+    width: int
+    depth: int
+    heads: int
+    activation: str = "gelu"
+    compute: Mapping | None = None
+
+    @nn.compact
+    def __call__(self, tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        compute = dict(self.compute or {})
+        dtype = compute_dtype(compute.pop("dtype", "float32"))
+        parts, pads = [], []
+        for stream, t in tokens.items():
+            dense = nn.Dense(
+                self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=f"project_{stream}"
+            )
+            modality = self.param(f"modality_{stream}", nn.initializers.normal(0.02), (1, 1, self.width))
+            parts.append(dense(t.x) + modality.astype(dtype))
+            pads.append(jnp.zeros(t.x.shape[:2], bool) if t.pad is None else t.pad)
+        trunk = Trunk(self.depth, self.heads, activation=self.activation, dtype=dtype, **compute, name="trunk")
+        x = layer_norm("norm")(trunk(jnp.concatenate(parts, axis=1), jnp.concatenate(pads, axis=1)))
+        out, at = {}, 0
+        for stream, t in tokens.items():
+            out[stream] = Tokens(x[:, at : at + t.x.shape[1]], t.pad)
+            at += t.x.shape[1]
+        return out
+
+
+class AnswerHead(nn.Module):
+    """[B, D] -> logits [B, answers], float32."""
+
+    answers: int
+
+    @nn.compact
+    def __call__(self, x_BxD: jax.Array) -> jax.Array:
+        init = nn.initializers.xavier_uniform()
+        x = nn.gelu(nn.Dense(2 * x_BxD.shape[-1], kernel_init=init, name="up")(x_BxD), approximate=False)
+        return nn.Dense(self.answers, kernel_init=init, name="predict_answer")(layer_norm("norm")(x))
+
+
+class Vqa(nn.Module):
+    """`image_tower`, `text_tower`: as of the pretrained objective (their `pool` does not matter here).
+
+    `answers`: how many there are to choose from. `fusion`: joint | towers, with `fusion_tower` dict(width, depth,
+    heads) for towers. `pool`: of either stream after fusion, a word without parameters. `loss`: softmax (one right
+    answer) | sigmoid (soft targets of several). `slots`: right answers an example may have.
+    """
+
+    image_tower: Mapping
+    text_tower: Mapping
+    answers: int
+    fusion: str = "towers"
+    fusion_tower: Mapping | None = None
+    pool: str = "gap"
+    loss: str = "softmax"
+    slots: int = 10
+    stats: str = "imagenet"
+    compute: Mapping | None = None
+
+    contrastive = False
+    generative = False
+    streams = ("image", "text")
+
+    def setup(self):
+        for name, word, valid in (("fusion", self.fusion, FUSIONS), ("loss", self.loss, LOSSES)):
+            if word not in valid:
+                raise ValueError(f"unknown {name} {word!r}; valid: {', '.join(valid)}")
+        if self.answers < 2:
+            raise ValueError(f"model.answers is {self.answers}; set it to the number of answers in the vocabulary")
+        tower, words = dict(self.image_tower), dict(self.text_tower)
+        picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
+        tower.pop("pool", None), words.pop("pool", None)
+        if self.fusion == "joint":
+            self.image_text = Encoder(image=picture, text=words, compute=self.compute, **tower)
+        else:
+            shape = {k: words.pop(k) for k in ("vocab", "length", "position", "std") if k in words}
+            self.image = Encoder(image=picture, compute=self.compute, **tower)
+            self.text = Encoder(text=shape, compute=self.compute, **words)
+            self.fuse = Fusion(compute=self.compute, **self.fusion_tower)
+        self.head = AnswerHead(self.answers)
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What one example must hold: `answer` are ids (-1: none) and `score` what each is worth."""
+        targets = {
+            "answer": jax.ShapeDtypeStruct((self.slots,), jnp.int32),
+            "score": jax.ShapeDtypeStruct((self.slots,), jnp.float32),
+        }
+        return example(self.image_tower, self.text_tower) | targets
+
+    def outputs(self) -> dict[str, int]:
+        """Names of the data's vocabularies that targets come from, and their sizes."""
+        return {"answer": self.answers}
+
+    def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Tokens]:
+        """Tokens of picture and question after they have seen each other; of one of them alone, before."""
+        inputs = {}
+        if "image" in batch:
+            inputs["image"] = patches(batch, self.image_tower, self.stats)
+        if "text" in batch:
+            inputs["text"] = batch["text"]
+        if self.fusion == "joint":
+            return self.image_text(inputs)
+        tokens = {s: getattr(self, s)({s: x})[s] for s, x in inputs.items()}
+        return self.fuse(tokens) if len(tokens) == 2 else tokens
+
+    def embed(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Pooled tokens per stream."""
+        return {s: pooled(t, self.pool) for s, t in self.encode(batch).items()}
+
+    def features(self, batch: Mapping[str, jax.Array], pools: tuple[str, ...]) -> dict[str, jax.Array]:
+        """Pictures, without a question, as what `pools` make of their tokens: see `nn.pool.features`."""
+        tokens = self.encode({"image": batch["image"]})["image"]
+        own = embed = lambda t: pooled(t, self.pool)
+        return pool_features(tokens, pools, own=own, embed=embed)
+
+    def answer(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Logits [B, answers] of pictures and questions."""
+        z = self.embed({k: batch[k] for k in ("image", "text")})
+        return self.head(jnp.concatenate([z["image"], z["text"]], axis=-1))
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+        """Cross-entropy over answers; metrics: `accuracy`, the score of the best answer (%), and `answerable` (%).
+
+        softmax: over examples that have a right answer, soft scores made to sum to 1. sigmoid: binary cross-entropy,
+        summed over answers, over all examples.
+        """
+        logits_BxA = self.answer(batch)
+        target_BxA = targets(batch["answer"], batch["score"], self.answers)
+        total_B = target_BxA.sum(axis=-1)
+        has_B = total_B > 0
+        if self.loss == "softmax":
+            share_BxA = target_BxA / jnp.maximum(total_B, 1e-9)[:, None]
+            loss_B = jax.nn.logsumexp(logits_BxA, axis=-1) - jnp.sum(share_BxA * logits_BxA, axis=-1)
+            loss = jnp.sum(jnp.where(has_B, loss_B, 0)) / jnp.maximum(has_B.sum(), 1)
+        else:
+            loss = jnp.mean(jnp.sum(jax.nn.softplus(logits_BxA) - target_BxA * logits_BxA, axis=-1))
+        best_B = jnp.argmax(logits_BxA, axis=-1)
+        score_B = jnp.take_along_axis(target_BxA, best_B[:, None], axis=-1)[:, 0]
+        return loss, {"accuracy": 100 * jnp.mean(score_B), "answerable": 100 * jnp.mean(has_B)}
+
+
+def targets(answer_BxK: jax.Array, score_BxK: jax.Array, answers: int) -> jax.Array:
+    """Soft targets [B, answers]: each answer's score, 0 where it is not named; ids of -1 are none."""
+    one_hot = jax.nn.one_hot(answer_BxK, answers, dtype=jnp.float32)
+    return jnp.einsum("bk,bka->ba", score_BxK.astype(jnp.float32), one_hot)
