@@ -75,6 +75,11 @@ class Question:
                 '(vqav2, gqa, clevr, one of builders.vqa_jsonl, prepared scenes, scenes drawn with truth="all")'
             )
         rows = [dict(zip(held, row)) for row in zip(*held.values())] if isinstance(held, dict) else held
+        if not all(isinstance(row, dict) and "question" in row for row in rows):
+            raise UserError(
+                f"questions of record {record.get('key')!r} are {rows!r:.60}; valid: dicts (or a dict of lists) of "
+                "question, answer or answers, and, where there are any, id and kind"
+            )
         return [_question(row, place) for place, row in enumerate(rows)]
 
 
@@ -116,17 +121,16 @@ def index(made: Any, config: dict | None = None) -> Index:
     """
     if config is None:
         return _scan(made)
-    mark = _mark(made, config)
-    if mark not in _indices:
-        folder = getattr(made, "folder", None)
-        path = folder and folder / _file_name(made.name, mark)
-        if path and path.exists():
-            held = json.loads(path.read_text())
-            _indices[mark] = Index(np.asarray(held["counts"], np.int32), held["sets"])
-        else:
-            _indices[mark] = _scan(made)
-            if path:
-                _keep(path, mark, _indices[mark])
+    mark, folder = _mark(made, config), getattr(made, "folder", None)
+    path = folder and folder / _file_name(made.name, mark)
+    kept = bool(path) and path.exists()
+    if mark not in _indices and kept:
+        held = json.loads(path.read_text())
+        _indices[mark] = Index(np.asarray(held["counts"], np.int32), held["sets"])
+    elif mark not in _indices:
+        _indices[mark] = _scan(made)
+    if path and not kept:
+        _keep(path, mark, _indices[mark])
     return _indices[mark]
 
 

@@ -140,6 +140,20 @@ def test_rows_of_training_and_evaluation(root):
     assert pipeline.length(config) == 9
 
 
+def test_two_processes_have_every_question_once(root):
+    of = {"kind": "tfds", "dir": str(root), "name": "pets", "split": "train"}
+    config = {"source": {"kind": "questions", "of": of}, "ops": "decode|" + OPS}
+    keys = []
+    for process in range(2):
+        for batch in pipeline.evaluate(
+            config, batch_size=4, tokenizer=WORDS, process_index=process, process_count=2
+        ):  # fmt: skip
+            assert len(batch["_references"]) == len(batch["_kind"]) == 2
+            assert all((r != "") == real for r, real in zip(batch["_references"], batch["_mask"]))  # of its own rows
+            keys += list(batch["_key"][batch["_mask"]])
+    assert sorted(keys) == sorted(record["key"] for record in pets(root))
+
+
 def test_more_answers_than_there_is_room_for():
     made = questions.QuestionSource(
         [{"key": "a", "questions": [{"question": "?", "answers": list("bbccd")}]}], {"split": ""}
@@ -193,6 +207,10 @@ def test_wrong_sources():
         UserError, match=r'records given as they are have no splits; valid: vocabulary=dict\(split=""\)'
     ):
         questions.QuestionSource(notebook())
+    with pytest.raises(
+        UserError, match=r"questions of record 'a' are \['why\?'\]; valid: dicts .* of question, answer or"
+    ):
+        questions.QuestionSource([{"key": "a", "questions": ["why?"]}], {"split": ""})
     with pytest.raises(UserError, match="unknown truth of source 'scenes': 'none'; valid: captions, all"):
         source.make({"kind": "scenes", "truth": "none"})
 

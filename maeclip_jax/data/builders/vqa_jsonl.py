@@ -18,6 +18,7 @@ has to be matched as a whole.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
@@ -115,11 +116,12 @@ def _references(row: dict, wanted: str, where: str) -> list[str]:
     return [str(g) for g in given if str(g).strip()]
 
 
-def _parser():
-    parser = manual.parser(VqaJsonl)
-    parser.add_argument("--references", default="", help="column they stand in: answers (if there is one), or answer")
-    return parser
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = manual.parser(VqaJsonl)
+    words.add_argument("--references", default="", help="column they stand in: answers (if there is one), or answer")
+    return words
 
 
 if __name__ == "__main__":
-    sys.exit(main.guarded(lambda: question_sets.run(VqaJsonl, _parser())))
+    sys.exit(main.guarded(lambda: question_sets.run(VqaJsonl, parser())))
