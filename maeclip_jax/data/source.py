@@ -218,10 +218,14 @@ def _locate(root: str, name: str):
 
 
 def _missing(root, base: str, path) -> str:
+    from etils import epath
+
     parts = base.split("/")
     if parts[0] == "scenes":
         config = parts[1] if len(parts) > 1 else "demo"
         command = f"python -m maeclip_jax.data.builders.scenes --config {config} --data_dir {root}"
+    elif (epath.resource_path("maeclip_jax") / "data" / "builders" / f"{parts[0]}.py").exists():
+        command = f"python -m maeclip_jax.data.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
     else:
         command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> --out {path}"
     there = []

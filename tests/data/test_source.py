@@ -213,6 +213,8 @@ def test_missing_data_set_names_the_command(root, tmp_path):
         open_(tmp_path, "scenes/mu")
     assert f"`python -m maeclip_jax.data.builders.scenes --config mu --data_dir {tmp_path}`" in str(e.value)
     assert f"{tmp_path} holds no data set" in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(UserError, match=r"builders.vqav2 --manual_dir <downloaded files> --data_dir"):
+        open_(tmp_path, "vqav2")
 
 
 def test_data_directory_comes_from_the_environment(root, monkeypatch):
