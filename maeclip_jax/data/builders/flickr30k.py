@@ -29,7 +29,7 @@ TABLES = tuple(
     manual.File(
         (f"flickr30k_{split}_karpathy.txt",),
         "https://github.com/mehdidc/retrieval_annotations/releases/tag/1.0.0",
-        "test 0.4 MB, train 11 MB",
+        "under 15 MB",
         f"captions of split {split}, instead of {KARPATHY.names[0]}",
         optional=True,
     )

@@ -167,7 +167,7 @@ def build(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"name {name!r} is no TFDS name; valid: small letters, digits and _")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; it should hold: {'; '.join(map(str, cls.FILES)) or cls.__doc__}")
+        raise UserError(f"{folder} is no folder; {' '.join(cls.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}")
     for file in cls.FILES:
         if not file.optional:
             file.need(folder)
