@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.data import image_ops, mask_ops, text_ops
+from maeclip_jax.data import image_ops, mask_ops, text_ops, vtab
 from maeclip_jax.errors import UserError, choose, unknown
 
 _PICTURE = (
@@ -35,7 +35,7 @@ _PICTURE = (
 )
 _TEXT = (text_ops.pick_caption, text_ops.captions, text_ops.lower, text_ops.prefix, text_ops.tokenize)
 _MASK = (mask_ops.mask, mask_ops.object_classes)
-_ROW = (text_ops.label, text_ops.labels, text_ops.answers, text_ops.keep)
+_ROW = (text_ops.label, text_ops.labels, text_ops.answers, vtab.vtab, text_ops.keep)
 OPS: dict[str, Callable] = {f.__name__: f for f in (image_ops.decode, *_MASK, *_PICTURE, *_TEXT, *_ROW)}
 
 
@@ -221,6 +221,7 @@ _VALID = {
     "void": (lambda v: v if _whole(0)(v) is not None and v <= 255 else None, "an id from 0 to 255"),
     "most": (_whole(1), "a whole number of answers, 1 or more"),
     "words": (_words, "a quoted text"),
+    "task": _word(*vtab.TASKS),
     "key": (_words, "the quoted name of a field"),
     "out": (_words, "the quoted name of a field"),
     "names": (lambda v: v if v and all(map(_words, v)) else None, "quoted names, at least one"),

@@ -138,8 +138,9 @@ class Problem:
         for n in range(limit + 1):
             state = _advance(self._x, self._label, self._variance, self._put(l2_KxL[:, active]), self.rows, state)
             decrement, step = np.asarray(state.decrement), np.asarray(state.step)
-            # A step that shrinks and shrinks: float32 sees no difference any more.
-            now = (decrement <= tolerance) | (step < 1e-4)
+            # The estimate is worth something after a few steps. A step that shrinks and shrinks: float32 sees no
+            # difference any more.
+            now = ((decrement <= tolerance) & (n >= 3)) | (step < 1e-4)
             tick(int(np.count_nonzero(now & ~done[active])))
             used[active] = np.where(done[active], used[active], n)
             done[active] |= now
@@ -160,7 +161,7 @@ class Problem:
 
 
 class Search(NamedTuple):
-    """All strengths tried, ascending: their fits, the accuracy [L] (%) on validation rows, and the place of the best."""
+    """All strengths tried, ascending: their fits, accuracy [L] in percent on validation rows, the place of the best."""
 
     fit: Fit
     accuracy: np.ndarray
@@ -301,7 +302,7 @@ def _advance(x, label, variance_K, l2_KxL, rows, s: _State) -> _State:
 
 
 def _inverse_hessian(q, steps, changes, weight, slot, hessian):
-    """The two-loop recursion: q times the estimate of the inverse Hessian, from the newest pair to the oldest and back."""
+    """The two-loop recursion: the estimate of the inverse Hessian times q."""
 
     def newest_first(n, carry):
         q, alpha = carry
