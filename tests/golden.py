@@ -16,7 +16,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "golden"
 ROOT = FOLDER.parent.parent
-EXPERIMENTS = tuple(sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if p.stem != "common"))
+EXPERIMENTS = tuple(sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("common")))
 ARGS = {
     "demo": "scale=demo",
     "photos": "scale=photos",

@@ -13,6 +13,8 @@ EXPERIMENTS = {
     "clip:runlocal,loss=sigmoid,pool=map": {"val/logit_bias", "retrieval/text_to_image_R@10"},
     "clip:runlocal,keep=0.5,pool=logsumexp(0.5)": {"val/contrast"},
     "mae_clip:runlocal,pool=max": {"val/contrast", "val/image", "val/text", "reconstruction/masked_mse"},
+    "vqa:runlocal": {"vqa/accuracy", "vqa/baseline_accuracy", "val/accuracy"},
+    "vqa:runlocal,of=m3ae": {"vqa/accuracy"},
     "mae_clip:runlocal,decode=image,pool=topk(2)": {"val/image", "retrieval/image_to_text_R@1"},
 }
 
