@@ -35,8 +35,8 @@ class Grounding:
 
     `classes`, `templates`, `ignore` (ids whose pixels do not count): as in segmentation. A class is asked for where it
     covers at least `min_area` of the counted pixels but not all of them; never the one called "background"; in each
-    picture the `phrases` largest. `pools`: "own" and other poolings. `block`: whose input Grad-CAM weighs. The first
-    `pictures` queries are drawn.
+    picture the `phrases` largest. `pools`: "own" and other poolings. `block`: whose input Grad-CAM weighs (see
+    `saliency.gradcam` for what suits a pooling). The first `pictures` queries are drawn.
 
     Metrics in percent: `<map>_<score>`, `<map>_<pool>_<score>`. Beside them `chance_...`: a pixel, or a mask of the
     right size, at random; `baseline_center_...`: a map that falls from the picture's centre; `baseline_whole_iou`: all.
@@ -192,9 +192,11 @@ class Grounding:
         chance, matched = (100 * float(chance_M[k].mean()) for k in ("pointing", "matched_iou"))
         rows.append(["chance", chance, "", matched, *_mean(chance_M["pointing"][several_M])])
         columns = ["map", "pointing (%)", "IoU (%)", "IoU, area matched (%)", "pointing, several classes (%)"]
+        depth = self.fns.objective.image_tower["depth"]
+        place = "leaving the final norm" if self.block == depth else f"entering block {self.block} of {depth}"
         note = (
             f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these "
-            f"tell whether the phrase is read. Grad-CAM: tokens entering block {self.block}."
+            f"tell whether the phrase is read. Grad-CAM: tokens {place}."
         )
         return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 

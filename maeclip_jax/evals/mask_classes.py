@@ -20,8 +20,8 @@ def class_names(fns: Functions, data: Mapping, classes: str | Sequence[str] | No
         names = read_list(names, "classes")
     if not names or len(names) < 2 or len(names) > 255 or isinstance(names, Mapping):
         raise UserError(
-            f"{who} needs the names of 2 to 255 mask classes and got {len(names or ())}; set `classes` to a list in the "
-            "order of ids, or a .json or .txt file with one"
+            f"{who} needs the names of 2 to 255 mask classes and got {len(names or ())}; set `classes` to a list in "
+            "the order of ids, or a .json or .txt file with one"
         )
     return [str(n).replace("_", " ").strip() for n in names]
 

@@ -90,7 +90,7 @@ def embedding(
 ) -> tuple[jax.Array, jax.Array]:
     """Picture embeddings [B, E], and the tokens [B, T, D] that entered `block` after `probe` was added to them.
 
-    `pool`: "own", or another pooling in its place, with the same weights. `block`: as many as there are blocks means the
+    `pool`: "own", or another pooling in its place, with the same weights. `block`: the number of blocks means the
     tokens that leave the final norm and are pooled. Of an unrolled objective.
     """
     if pool != "own":
@@ -110,13 +110,13 @@ def embedding(
     return listen(embed, hooks), entered[0]
 
 
-def gradcam(
+def gradients(
     objective: Any, params: Any, image_BxHxWx3: jax.Array, text_BxQxE: jax.Array, *, pool: str = "own", block: int
-) -> jax.Array:
-    """[B, Q, N] float32 >= 0: ReLU of the tokens entering `block` (before its first norm), weighed by channel.
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B, T, D] that enter `block` (see `embedding`), and of the cosines of picture and texts the gradients with
+    respect to them, [Q, B, T, D].
 
-    A channel's weight is the mean over patches of the gradient of the cosine of picture and text. One forward pass and,
-    for each of the Q texts, one backward pass through the blocks from `block` on.
+    One forward pass and, for each text, one backward pass through the blocks from `block` on.
     """
     objective, params = unrolled(objective, params)
 
@@ -125,7 +125,20 @@ def gradcam(
 
     x_BxTxD = embed(0.0)[1]
     _, pull = jax.vjp(lambda probe: embed(probe)[0], jnp.zeros_like(x_BxTxD))
-    gradient_QxBxTxD = jax.vmap(lambda text_BxE: pull(text_BxE)[0])(jnp.swapaxes(text_BxQxE, 0, 1))
+    return x_BxTxD, jax.vmap(lambda text_BxE: pull(text_BxE)[0])(jnp.swapaxes(text_BxQxE, 0, 1))
+
+
+def gradcam(
+    objective: Any, params: Any, image_BxHxWx3: jax.Array, text_BxQxE: jax.Array, *, pool: str = "own", block: int
+) -> jax.Array:
+    """[B, Q, N] float32 >= 0: ReLU of the tokens entering `block` (before its first norm), weighed by channel.
+
+    A channel's weight is the mean over patches of the gradient of the cosine of picture and text. The usual choice is
+    the last block, from where a class token still looks at the patches. Under `max` that says little: LayerNorm does not
+    care for the length of a token, so the gradient at the patch that wins a channel is at right angles to that patch,
+    and what lights up is the others. There the tokens that leave the final norm are what to weigh (`embedding`).
+    """
+    x_BxTxD, gradient_QxBxTxD = gradients(objective, params, image_BxHxWx3, text_BxQxE, pool=pool, block=block)
     first = x_BxTxD.shape[1] - patches(objective)
     weight_QxBxD = gradient_QxBxTxD[:, :, first:].astype(jnp.float32).mean(2)
     return jax.nn.relu(jnp.einsum("qbd,bnd->bqn", weight_QxBxD, x_BxTxD[:, first:].astype(jnp.float32)))

@@ -5,8 +5,7 @@ bilinearly to the size of the mask, and the best cosine wins. (Upsampling is lin
 
 The background, class 0 of sets like Pascal VOC, has no look of its own. What stands for it, `background`:
 - "prompt": phrases of its own, `background_words`: a pixel that prefers any of them is background. CLIPpy takes the
-  word "background" and 39 words for stuff; theirs are not published with the paper, so the packaged list "stuff"
-  (40 words) is ours.
+  word "background" and 39 words for stuff; the packaged list "stuff", of the same length, is our own choice of words.
 - "threshold": pixels whose best cosine does not exceed `threshold`.
 - "none": class 0 is a class like any other.
 - "auto": "prompt" if class 0 is called background, else "none".
@@ -37,10 +36,12 @@ class Segmentation:
 
     `classes`: None = the source's `mask_classes`; a list in the order of ids; or a file. An id called "" is never
     found. `templates`: as in zero-shot classification. `ignore`: ids whose pixels do not count.
-    `background_words`: a list, a file, or "stuff". Metrics in percent over all pixels of the data: `miou`, the mean over
-    classes that occur in the ground truth or in a prediction; `mean_accuracy`, over classes in the ground truth;
-    `pixel_accuracy`; with a background, `foreground_iou`, all other classes taken together. `baseline_...` of each is
-    what the most frequent class everywhere would have (for `foreground_iou`: foreground everywhere).
+    `background_words`: a list, a file, or "stuff".
+
+    Metrics in percent over all pixels of the data: `miou`, the mean over classes that occur in the ground truth or in a
+    prediction (all 21 of Pascal VOC's val do); `mean_accuracy`, over classes in the ground truth; `pixel_accuracy`;
+    with a background, `foreground_iou`, all other classes taken together. `baseline_...` of each is what the most
+    frequent class everywhere would have (for `foreground_iou`: foreground everywhere).
     """
 
     def __init__(

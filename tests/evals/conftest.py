@@ -85,6 +85,17 @@ class Fake(Functions):
         whole = self.exchange(self.process_index, dict(batch))
         return {k: v[whole["_mask"]] for k, v in whole.items() if k != "_mask"}
 
+    def want(self, config_data, *pools):
+        self.calls.append(("want", *pools))
+
+    def features(self, params, config_data, batch_size, pool):
+        parts = []
+        for batch in self.batches(config_data, batch_size):
+            others = {k: v for k, v in batch.items() if k not in ("image", "text")}
+            image = self.embed(params, {k: batch[k] for k in ("image", "_mask")})["image"]
+            parts.append({"image": image, **(self.rows(others) if len(others) > 1 else {})})
+        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
     def compile(self, function):
         import jax
 

@@ -1,0 +1,33 @@
+import jax
+import numpy as np
+import pytest
+
+from maeclip_jax.evals.pictures import class_colours, colour_mask, heat, square, upsample
+
+
+@pytest.mark.parametrize("new", [(8, 8), (12, 9), (4, 3)])
+def test_upsampling_is_the_bilinear_one(new):
+    maps = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    np.testing.assert_allclose(upsample(maps, *new), jax.image.resize(maps, (2, *new), "linear"), atol=1e-6)
+
+
+def test_patches_are_row_major():
+    assert square(np.arange(4)).tolist() == [[0, 1], [2, 3]]
+    up = upsample(square(np.eye(4)[1]), 4, 4)  # the second of four patches is top right
+    assert np.unravel_index(up.argmax(), up.shape) == (0, 3)
+
+
+def test_heat_is_scaled_by_the_map_itself():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    got = heat(image, np.array([[-5.0, 0], [0, 5.0]]))
+    np.testing.assert_array_equal(got, heat(image, np.array([[0.0, 1], [1, 2]])))
+    assert got[0, 0].sum() < got[0, 1].sum() < got[1, 1].sum()  # dark to bright
+    flat = heat(image, np.zeros((2, 2)))
+    assert (flat == flat[0, 0]).all()
+
+
+def test_colours_differ_and_what_has_none_is_white():
+    colours = class_colours(60)
+    assert len({tuple(c) for c in colours.tolist()}) == 60
+    got = colour_mask(np.array([[0, 59, 255]], np.uint8), colours)
+    assert got.tolist() == [[colours[0].tolist(), colours[59].tolist(), [255, 255, 255]]]
