@@ -55,7 +55,8 @@ class Reader:
             if found and name not in self._renamed:
                 self._renamed[name] = found
         taken = set(self._renamed.values())
-        self._rest = [(path, place) for path, place in places.items() if path not in taken]
+        hidden = taken | set(self._renamed)  # a feature gives way to another one that takes its name
+        self._rest = [(path, place) for path, place in places.items() if path not in hidden]
         needed = {place[0] for place in places.values()} | {path.partition("/")[0] for path in taken}
         self._slow = slow if slow and needed & set(slow) else None
 
