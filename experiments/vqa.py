@@ -3,7 +3,7 @@
     python -m maeclip_jax.main --config=experiments/vqa.py:of=clip --workdir=runs/vqa --config.init_from=runs/clip
     python -m maeclip_jax.main --config=experiments/vqa.py:of=m3ae,scale=high,data=clevr --workdir=gs://bucket/clevr
 
-Argument: data = scenes | clevr | vqav2 | gqa | the name of a set built by maeclip_jax.data.builders.vqa_jsonl; of = clip
+Argument: data = scenes | clevr | vqav2 | gqa | the name of a set of maeclip_jax.data.builders.vqa_jsonl; of = clip
 | mae_clip | m3ae with scale and size, whose towers are taken (and --config.init_from: the workdir with their weights;
 without it they start from scratch); or, init = that workdir, instead of all these: objective, sizes and tokenizer come
 from its config.json; pool (of either stream after fusion); blind (grey pictures: what the same model learns from

@@ -15,20 +15,24 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.evals.protocol import Functions, embed_texts, need_shared_space, select, unit
+from maeclip_jax.evals.protocol import Functions, embed_texts, need_shared_space, unit
 
 WORDS = Path(__file__).parent / "words"
+AMONG = ("all", "occurring")
 
 
 class ZeroShot:
-    """`data`: config of the pictures; its ops keep "image" and "label". `length`: tokens of a prompt.
+    """`data`: config of the pictures; its ops keep "image" and "label", or "labels" where a picture has several.
 
-    `classes`: None = the class names of the source; a list in label order; or a file: .txt with a name a line (or
-    `source name<TAB>readable name`), .json with a list or {source name: readable name}. `templates`: the name of a
-    packaged set, a file with a list, or a list; "{}" is the class name and "{a}" the article that fits it ("a",
-    "an"). Metrics in percent: `top1`, `top5` (more than 5 classes), `mean_per_class`; chance: `chance`,
-    `chance_top5`. A wrong class that scores the same as the right one counts as before it: a collapsed model scores
-    0.
+    `length`: tokens of a prompt. `classes`: None = the class names of the source; a list in label order; a packaged set
+    ("imagenet", by synset); or a file: .txt with a name a line (or `source name<TAB>readable name`), .json with a list
+    or {source name: readable name}. `templates`: the name of a packaged set, a file with a list, or a list; "{}" is the
+    class name and "{a}" the article that fits it ("a", "an"). `among`: all classes, or only those that are `occurring`
+    in the data (ImageNet-A and -R have 200 of 1,000).
+
+    Metrics in percent: `top1`, `top5` (more than 5 classes), `mean_per_class` (one label a picture); chance: `chance`,
+    `chance_top5`. A wrong class that scores the same as the right one counts as before it: a collapsed model scores 0.
+    With several labels, finding any of them is right; pictures without one are left out and counted.
     """
 
     def __init__(
@@ -39,14 +43,18 @@ class ZeroShot:
         length: int,
         classes: str | Sequence[str] | None = None,
         templates: str | Sequence[str] = "plain",
+        among: str = "all",
         batch_size: int = 256,
     ):
         need_shared_space(fns.objective, "zero-shot classification")
-        self.fns, self.data, self.batch_size = fns, data, batch_size
+        if among not in AMONG:
+            raise unknown("zero_shot among", among, AMONG)
+        self.fns, self.data, self.batch_size, self.among = fns, data, batch_size, among
         self.classes = class_names(classes, getattr(fns.source(data), "classes", None))
         self.templates = read_templates(templates)
         prompts = [fill(t, c) for c in self.classes for t in self.templates]
         self.prompts_PxT = np.stack([fns.tokenizer(p, length) for p in prompts])
+        fns.want(data, "embed")
 
     def class_embeddings(self, params: Any) -> np.ndarray:
         """[C, D] float32, rows of length 1."""
@@ -61,54 +69,77 @@ class ZeroShot:
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, then the table of classes."""
         z_CxD = self.class_embeddings(params)
-        ranks, labels, guesses = [], [], []
-        for batch in self.fns.batches(self.data, self.batch_size):
-            z_BxD = self.fns.embed(params, select(batch, "image", who="zero_shot"))["image"]
-            label_B = self.fns.rows(select(batch, "label", who="zero_shot"))["label"]
-            if len(label_B) == 0:
-                continue
-            self._check(label_B)
-            score_BxC = unit(z_BxD) @ z_CxD.T
-            true_B = score_BxC[np.arange(len(label_B)), label_B]
-            # Classes that are not strictly worse: ties, and anything that is not a number, count against the model.
-            ranks.append(len(self.classes) - 1 - (score_BxC < true_B[:, None]).sum(1))
-            score_BxC[np.arange(len(label_B)), label_B] = np.where(ranks[-1] == 0, np.inf, -np.inf)
-            guesses.append(score_BxC.argmax(1))  # the best class; of a tie, the wrong one
-            labels.append(label_B)
-        if not labels:
-            raise UserError("zero_shot found no pictures in its data; check the split")
-        rank_N, label_N, guess_N = (np.concatenate(x) for x in (ranks, labels, guesses))
-        count, seen_C = len(self.classes), np.bincount(label_N, minlength=len(self.classes))
-        right_C = np.bincount(label_N, weights=rank_N == 0, minlength=count)
+        found = self.fns.features(params, self.data, self.batch_size, "embed")
+        right_NxC = self._right(found)
+        has_N = right_NxC.any(1)
+        z_NxD, right_NxC = unit(found["image"])[has_N], right_NxC[has_N]
+        if not len(z_NxD):
+            raise UserError("zero_shot found no labelled pictures in its data; check the split")
+        competes_C = right_NxC.any(0) if self.among == "occurring" else np.ones(len(z_CxD), bool)
+        ranks, guesses = [], []
+        for start in range(0, len(z_NxD), self.batch_size):
+            right_BxC = right_NxC[start : start + self.batch_size]
+            score_BxC = z_NxD[start : start + self.batch_size] @ z_CxD.T
+            best_B = np.where(right_BxC, score_BxC, -np.inf).max(1)
+            # Wrong classes that are not strictly worse: ties, and anything that is no number, count against the model.
+            before_BxC = ~(score_BxC < best_B[:, None]) & ~right_BxC & competes_C
+            ranks.append(before_BxC.sum(1))
+            ahead_BxC = np.where(ranks[-1][:, None] == 0, right_BxC, before_BxC)
+            guesses.append(np.where(ahead_BxC, np.nan_to_num(score_BxC, nan=2), -np.inf).argmax(1))
+        rank_N, guess_N = np.concatenate(ranks), np.concatenate(guesses)
+        count, one = int(competes_C.sum()), bool((right_NxC.sum(1) == 1).all())
+        seen_C = right_NxC.sum(0)
+        hit_C = (right_NxC & (guess_N[:, None] == np.arange(len(z_CxD)))).sum(0)
         yield "top1", 100 * float(np.mean(rank_N == 0))
-        yield "mean_per_class", 100 * float(np.mean(right_C[seen_C > 0] / seen_C[seen_C > 0]))
-        yield "chance", 100 / count
+        if one:
+            yield "mean_per_class", 100 * float(np.mean(hit_C[seen_C > 0] / seen_C[seen_C > 0]))
+        yield "chance", chance(right_NxC.sum(1), count, 1)
         if count > 5:
             yield "top5", 100 * float(np.mean(rank_N < 5))
-            yield "chance_top5", 500 / count
-        yield "classes", self._table(label_N, guess_N, seen_C, right_C)
+            yield "chance_top5", chance(right_NxC.sum(1), count, 5)
+        yield "classes", self._table(right_NxC, guess_N, seen_C, hit_C, int((~has_N).sum()), count)
 
-    def _check(self, label_B: np.ndarray) -> None:
-        low, high = int(label_B.min()), int(label_B.max())
-        if low < 0 or high >= len(self.classes):
+    def _right(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
+        """bool [N, C]: which classes a picture shows."""
+        name = "labels" if "labels" in found else "label"
+        if name not in found:
+            held = ", ".join(["image", *(k for k in found if k != "image")])
             raise UserError(
-                f"zero_shot: label {low if low < 0 else high} in the data, but there are {len(self.classes)} class "
+                f'zero_shot needs "label" or "labels" in its batches, which hold: {held}; end the ops with '
+                'keep("image","label")'
+            )
+        label_NxK = np.asarray(found[name]).reshape(len(found["image"]), -1)
+        bad = label_NxK[(label_NxK >= len(self.classes)) | (label_NxK < (-1 if name == "labels" else 0))]
+        if bad.size:
+            raise UserError(
+                f"zero_shot: label {bad[0]} in the data, but there are {len(self.classes)} class "
                 f"names (valid labels: 0 to {len(self.classes) - 1}); set `classes` to the names in label order"
             )
+        right_NxC = np.zeros((len(label_NxK), len(self.classes)), bool)
+        n, k = np.nonzero(label_NxK >= 0)
+        right_NxC[n, label_NxK[n, k]] = True
+        return right_NxC
 
-    def _table(self, label_N, guess_N, seen_C, right_C) -> dict:
+    def _table(self, right_NxC, guess_N, seen_C, hit_C, without: int, competing: int) -> dict:
         rows = []
         for c in np.flatnonzero(seen_C):
-            wrong = guess_N[(label_N == c) & (guess_N != c)]
+            wrong = guess_N[right_NxC[:, c] & (guess_N != c)]
             taken_for = self.classes[np.bincount(wrong).argmax()] if len(wrong) else ""
-            rows.append([self.classes[c], int(seen_C[c]), 100 * float(right_C[c] / seen_C[c]), taken_for])
+            rows.append([self.classes[c], int(seen_C[c]), 100 * float(hit_C[c] / seen_C[c]), taken_for])
         columns = ["class", "pictures", "top-1 (%)", "most often taken for"]
         example = fill(self.templates[0], self.classes[0])
-        note = (
-            f"{len(self.classes)} classes, {len(label_N)} pictures, {len(self.templates)} prompts a class: {example!r}"
-        )
+        note = f"{competing} classes, {len(guess_N)} pictures, {len(self.templates)} prompts a class: {example!r}"
         note += ", ..." if len(self.templates) > 1 else ""
+        note += f"; {without} pictures without a label are left out" if without else ""
         return {"kind": "table", "columns": columns, "rows": rows, "note": note}
+
+
+def chance(labels_N: np.ndarray, classes: int, k: int) -> float:
+    """Percent of pictures of which k different classes, drawn at random, name at least one of `labels_N` right ones."""
+    missed_N = np.ones(len(labels_N))
+    for i in range(k):
+        missed_N *= np.maximum(classes - labels_N - i, 0) / (classes - i)
+    return 100 * float(np.mean(1 - missed_N))
 
 
 def read_list(path: str, what: str) -> list | dict:
@@ -118,7 +149,7 @@ def read_list(path: str, what: str) -> list | dict:
         value = json.loads(text) if path.endswith(".json") else [x for x in text.splitlines() if x.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise UserError(f"cannot read {what} from {path!r}: {e}") from e
-    if isinstance(value, dict) and isinstance(value.get(what), list):
+    if isinstance(value, dict) and isinstance(value.get(what), list | dict):
         value = value[what]
     strings = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     if not value or not isinstance(value, list | dict) or not all(isinstance(x, str) for x in strings):
@@ -135,6 +166,8 @@ def class_names(classes: str | Sequence[str] | None, source: Sequence[str] | Non
             )
         return [c.replace("_", " ") for c in source]
     named = f"the file {classes!r}" if isinstance(classes, str) else "`classes`"
+    if isinstance(classes, str) and (WORDS / f"{classes}.json").exists():
+        classes = str(WORDS / f"{classes}.json")
     names = read_list(classes, "classes") if isinstance(classes, str) else list(classes)
     if isinstance(names, list) and names and all("\t" in n for n in names):
         names = dict(n.split("\t", 1) for n in names)

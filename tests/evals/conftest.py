@@ -158,3 +158,64 @@ def pictures(values, size=4):
 @pytest.fixture(name="pictures")
 def _pictures():
     return pictures
+
+
+class Sets(Fake):
+    """Named sets of labelled features, {"train": (x, label)}: a data config is dict(set="train"), a picture its x."""
+
+    def __init__(self, sets, classes=None):
+        def apply(variables, batch, pools, method):
+            assert method == "features"
+            return {pool: batch["image"] for pool in pools}
+
+        super().__init__({}, objective=SimpleNamespace(apply=apply))
+        self.sets, self.by_set, self.wanted = sets, classes or {}, []
+
+    def source(self, config_data):
+        name = config_data["set"]
+        return Sized(len(self.sets[name][0]), classes=self.by_set.get(name))
+
+    def want(self, config_data, *pools):
+        self.wanted.append((config_data["set"], *pools))
+
+    def features(self, params, config_data, batch_size, pool):
+        assert (config_data["set"], pool) in self.wanted, "announce what is needed"
+        x, label = self.sets[config_data["set"]]
+        return {"image": np.asarray(x, np.float32)} | ({} if label is None else {"label": np.asarray(label, np.int32)})
+
+    def train_batches(self, config_data, batch_size, seed):
+        x, label = self.sets[config_data["set"]]
+        draw = np.random.default_rng(seed)
+        while True:
+            rows = draw.permutation(len(x))[:batch_size]
+            yield {"image": np.asarray(x, np.float32)[rows], "label": np.asarray(label, np.int32)[rows],
+                   "_mask": np.ones(len(rows), bool)}  # fmt: skip
+
+
+class Sized(SimpleNamespace):
+    """A source that knows its length and its classes."""
+
+    def __init__(self, length, **kwargs):
+        super().__init__(**kwargs)
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.fixture
+def labelled_sets():
+    return Sets
+
+
+@pytest.fixture
+def clouds():
+    """(x, label) of `count` points around one centre per class; the same centres for every seed."""
+
+    def make(count, seed=0, classes=6, width=10, spread=1.0, far=2.0):
+        draw = np.random.default_rng(seed)
+        centres = far * np.random.default_rng(99).normal(size=(classes, width))
+        label = draw.permutation(np.arange(count) % classes)
+        return (centres[label] + spread * draw.normal(size=(count, width)) + 5).astype(np.float32), label
+
+    return make

@@ -91,7 +91,43 @@ def test_templates():
     assert {n: fill("{a} {}", n).split()[0] for n in heard} == heard
     for name in ("plain", "scenes", "photos"):
         assert all("{}" in t for t in read_templates(name))
-    with pytest.raises(UserError, match=r"prompt templates 'plane' \(did you mean 'plain'\?\); valid: photos, plain"):
+    words = r"prompt templates 'plane' \(did you mean 'plain'\?\); valid: actions, imagenet, photos, plain"
+    with pytest.raises(UserError, match=words):
         read_templates("plane")
     with pytest.raises(UserError, match=r"prompt template 'a photo' .* has no \{\} for the class name"):
         read_templates(["a photo"])
+
+
+def test_several_labels_finding_any_is_right(fake, pictures):
+    """Four classes on the axes, seven pictures between two of them."""
+    z = np.eye(6, dtype=np.float32)
+    images = np.stack([3 * z[0] + 2 * z[1], 3 * z[2] + 2 * z[0], z[5] + 2 * z[3], z[1], z[4]])
+    labels = np.array([[1, 3, -1], [0, -1, -1], [3, 5, -1], [-1, -1, -1], [0, 1, 2]], np.int32)
+    fns = fake({"image": pictures(range(5)), "labels": labels}, image=images, text=z[[0, 0, 1, 2, 3, 4, 5]])
+    found = dict(ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abcdef"), batch_size=2).run(None))
+    # Places of the best right class: 1 (after a), 1 (after c), 0, none to find, 3 (after e, and all others tie with the right ones).
+    assert found["top1"] == 25 and found["top5"] == 100 and "mean_per_class" not in found
+    assert found["chance"] == pytest.approx(100 * np.mean([2, 1, 2, 3]) / 6)
+    assert found["chance_top5"] == pytest.approx(100 * np.mean([1, 5 / 6, 1, 1]))
+    assert "1 pictures without a label are left out" in found["classes"]["note"]
+    assert [r[1] for r in found["classes"]["rows"]] == [2, 2, 1, 2, 1]  # class e, of no picture, is not listed
+
+
+def test_only_the_classes_that_occur_may_compete(fake, pictures):
+    z = np.eye(3, dtype=np.float32)
+    fns = fake({"image": pictures([0, 1]), "label": np.array([0, 1], np.int32)},
+               image=np.stack([z[0] + 2 * z[2], z[1]]), text=z[[0, 0, 1, 2]])  # fmt: skip
+    results = {
+        among: dict(ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abc"), among=among).run(None))
+        for among in ("all", "occurring")
+    }
+    assert results["all"]["top1"] == 50 and results["all"]["chance"] == pytest.approx(100 / 3)
+    assert results["occurring"]["top1"] == 100 and results["occurring"]["chance"] == 50
+    with pytest.raises(UserError, match="unknown zero_shot among 'some'; valid: all, occurring"):
+        ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abc"), among="some")
+
+
+def test_packaged_names_go_by_the_names_of_the_source():
+    assert class_names("imagenet", ["n12998815", "n01440764"]) == ["agaric mushroom", "tench"]
+    with pytest.raises(UserError, match="has no name for class 'tench'"):
+        class_names("imagenet", ["tench", "n01440764"])
