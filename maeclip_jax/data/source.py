@@ -226,6 +226,9 @@ def _missing(root, base: str, path) -> str:
         command = f"python -m maeclip_jax.data.builders.scenes --config {config} --data_dir {root}"
     elif (epath.resource_path("maeclip_jax") / "data" / "builders" / f"{parts[0]}.py").exists():
         command = f"python -m maeclip_jax.data.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
+    elif _in_catalogue(parts[0]):  # building these, unlike reading them, needs TensorFlow: setup.cfg, [catalog]
+        build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"
+        command = f'pip install "maeclip_jax[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
     else:
         command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> --out {path}"
     there = []
@@ -235,6 +238,12 @@ def _missing(root, base: str, path) -> str:
             there.append(f"{'/'.join(folders)}:{version}" if _VERSION.match(version) else "/".join([*folders, version]))
     note = f"data sets in {root}: {', '.join(there)}" if there else f"{root} holds no data set"
     return f"no data set {base!r} at {path} ({note}); prepare it with `{command}`"
+
+
+def _in_catalogue(name: str) -> bool:
+    import tensorflow_datasets as tfds
+
+    return name in tfds.list_builders(with_community_datasets=False)
 
 
 def _folders(path) -> list:

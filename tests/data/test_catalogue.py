@@ -9,6 +9,7 @@ from PIL import Image
 
 from maeclip_jax.data import source
 from maeclip_jax.data.ops import parse
+from maeclip_jax.errors import UserError
 from tests.data.labelled_sources import opened
 from tests.data.test_source import write
 
@@ -143,3 +144,11 @@ def test_versions_and_configs_are_found(catalogue, tmp_path):
     (tmp_path / "eurosat" / "rgb" / "2.0.0").symlink_to(found.folder)
     for name in ("eurosat/rgb", "eurosat/rgb:2.0.0"):
         assert len(source.make({"kind": "tfds", "dir": str(tmp_path), "name": name})) == 3
+
+
+@pytest.mark.parametrize("name", ["cifar10", "eurosat/rgb", "coco_captions"])
+def test_a_missing_set_of_the_catalogue_says_how_it_is_built(tmp_path, name):
+    with pytest.raises(UserError) as e:
+        source.make({"kind": "tfds", "dir": str(tmp_path), "name": name})
+    command = f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
+    assert command in str(e.value) and "maeclip_jax[catalog]" in str(e.value) and "\n" not in str(e.value)

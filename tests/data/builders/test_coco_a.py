@@ -119,7 +119,7 @@ def test_pictures_in_zips(tmp_path):
         ({"cocoa_beta2015.json": annotations(annotations={"2": entries([(1, 2, 3, [99])])})}, "has action 99, which"),
         ({"visual_verbnet_beta2015.json": '{"visual_actions": [{"id": 1}]}'}, "is another file: an action has"),
         ({"val2014/COCO_val2014_000000222016.jpg": None}, "1 of 2 pictures of COCO-a are not in "),
-        ({"val2014/COCO_val2014_000000222016.jpg": None}, "COCO_train2014_000000222016.jpg; expected: val2014, or as val2014.zip"),
+        ({"val2014/COCO_val2014_000000222016.jpg": None}, "222016.jpg; expected: val2014, or as val2014.zip"),
     ],
 )  # fmt: skip
 def test_wrong_and_missing_files_are_named(tmp_path, files, message):

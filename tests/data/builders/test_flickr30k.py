@@ -72,7 +72,7 @@ def test_the_tables_of_splits_serve_too(tmp_path):
     [
         (
             {},
-            "dataset_flickr30k.json is expected: dataset_flickr30k.json, or as flickr30k/dataset.json (captions and spl",
+            "dataset_flickr30k.json is expected: dataset_flickr30k.json, or as flickr30k/dataset.json (capt",
         ),
         ({"dataset_flickr30k.json": karpathy(), "flickr30k-images": None}, "flickr30k-images is expected: "),
         ({"dataset_flickr30k.json": "[1"}, "dataset_flickr30k.json cannot be read as JSON ("),
