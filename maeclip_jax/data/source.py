@@ -228,7 +228,7 @@ def _missing(root, base: str, path) -> str:
         command = f"python -m maeclip_jax.data.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
     elif _in_catalogue(parts[0]):  # building these, unlike reading them, needs TensorFlow: setup.cfg, [catalog]
         build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"
-        command = f'pip install "maeclip_jax[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
+        command = f'pip install -e ".[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
     else:
         command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> --out {path}"
     there = []

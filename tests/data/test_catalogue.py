@@ -151,4 +151,4 @@ def test_a_missing_set_of_the_catalogue_says_how_it_is_built(tmp_path, name):
     with pytest.raises(UserError) as e:
         source.make({"kind": "tfds", "dir": str(tmp_path), "name": name})
     command = f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
-    assert command in str(e.value) and "maeclip_jax[catalog]" in str(e.value) and "\n" not in str(e.value)
+    assert command in str(e.value) and "[catalog]" in str(e.value) and "\n" not in str(e.value)

@@ -59,7 +59,7 @@ class Archive:
         return {os.path.basename(path): path for path in reversed(self._members)}
 
     def pictures(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of the files with these names, wherever they lie, in stored order: a tar.gz is read once.
+        """(name, bytes) of the files with these names, wherever they lie, in stored order (a tar.gz reads forwards).
 
         Raises UserError, before the first one, if any is not there.
         """

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import tensorflow_datasets as tfds
 
 from maeclip_jax.data.builders import manual
 from maeclip_jax.data.builders.flickr30k import Flickr30k, read_captions
@@ -46,6 +47,19 @@ def test_splits_and_captions(tmp_path):
         found = records(folder, split)
         assert {n: r["texts"] for n, r in found.items()} == {n: captions(n) for n in names}
         assert all(r["image"] == picture(int(n[:2])) for n, r in found.items())
+
+
+def test_tfds_runs_the_builder_by_its_name(tmp_path):
+    """As any builder of TFDS, without the command line of ours."""
+    root = write_tree(tmp_path / "src", {"dataset_flickr30k.json": karpathy(), **pictures()})
+    builder = tfds.builder("flickr30k", data_dir=str(tmp_path / "data"), file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(root)))
+    assert {split: info.num_examples for split, info in builder.info.splits.items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 2,
+    }
+    assert len(builder.as_data_source("test")) == 2
 
 
 @pytest.mark.parametrize("kind", ["gztar", "zip"])
