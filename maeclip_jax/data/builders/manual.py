@@ -187,23 +187,26 @@ def build(
             raise UserError(f"{target} holds another data set; valid: another --name or --data_dir, or --overwrite")
         return target
     builder.info.metadata["made_from"] = made_from
-    _prepare(builder, folder, name, progress)
+    with shown(builder, name, progress):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
     if builder.dropped:
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in builder.dropped]
         (target / "dropped.jsonl").write_text("".join(lines))
     return target
 
 
-def _prepare(builder: Builder, folder: Path, name: str, progress: bool) -> None:
+@contextlib.contextmanager
+def shown(builder: Any, name: str, progress: bool, total: int | None = None) -> Iterator[None]:
+    """While a builder works: one bar with the whole in view (`builder.bar`) in place of the many of TFDS."""
     from tqdm import tqdm
 
-    tfds.display_progress_bar(enable=False)  # its bars are many; one with the whole in view takes their place
+    tfds.display_progress_bar(enable=False)
     try:
         with (
-            tqdm(desc=name, unit=" pictures", disable=not progress) as builder.bar,
+            tqdm(total=total, desc=name, unit=" pictures", disable=not progress) as builder.bar,
             contextlib.redirect_stdout(io.StringIO()),  # it says "Downloading", which nothing here does
         ):
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
+            yield
     finally:
         tfds.display_progress_bar(enable=True)
 
