@@ -7,13 +7,15 @@ PY      = $(VENV)/bin/python
 DATA   ?= data
 CONFIG ?= experiments/mae_clip.py:scale=demo,pool=max
 WORKDIR ?= runs/mine
+WORKDIRS ?= $(WORKDIR)
+OUT    ?= runs/tables
 ARGS   ?=
 STAMP   = $(VENV)/.installed-$(subst $(eval ) ,,$(subst $(comma),-,$(EXTRAS)))
 comma  := ,
 export MAECLIP_DATA_DIR ?= $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report sweep bench bench-input doctor test lint golden clean
+.PHONY: help install demo data train eval report tables sweep bench bench-input doctor test lint golden clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +45,9 @@ eval: $(STAMP)  ## run CONFIG's evaluators on the newest checkpoint of WORKDIR
 
 report: $(STAMP)  ## write WORKDIR/report/index.html
 	$(PY) -m maeclip_jax.report $(WORKDIR)
+
+tables: $(STAMP)  ## write the paper's tables from the evaluations of WORKDIRS="runs/a runs/b ..." to OUT=runs/tables
+	$(PY) -m maeclip_jax.report --tables $(WORKDIRS) --out $(OUT)
 
 sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table
 	$(PY) -m maeclip_jax.sweep $(SWEEP)

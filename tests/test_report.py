@@ -200,7 +200,7 @@ def test_tiles_show_the_picture_they_name(view):
 
 def test_contact_sheets_are_cut_into_rows(view):
     (sheet,) = view["sheets"]
-    sizes = [Image.open(io.BytesIO(p.data)).size for p in sheet["rows"]]
+    sizes = [Image.open(io.BytesIO(p.data)).size for p, _ in sheet["rows"]]
     assert sizes == [(10, 4), (10, 4)]
 
 

@@ -1,7 +1,9 @@
-"""Reports of runs: one page per workdir, and one table over several. They read the workdir and nothing else.
+"""Reports of runs: a page per workdir, a table over several, and the paper's tables. They read workdirs, nothing else.
 
-python -m maeclip_jax.report WORKDIR...             report/index.html and report/report.md in each
-python -m maeclip_jax.report A B C --out DIR        one table: DIR/index.html and DIR/report.md
+python -m maeclip_jax.report WORKDIR...                     report/index.html and report/report.md in each
+python -m maeclip_jax.report WORKDIR... --out DIR           one table, a row a run: DIR/index.html and DIR/report.md
+python -m maeclip_jax.report --tables WORKDIR... --out DIR  the paper's tables, seeds taken together, with curves and
+                                                            pictures: DIR/index.html and DIR/report.md
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-__all__ = ["compare", "write"]
+__all__ = ["collect", "compare", "write"]
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
@@ -30,3 +32,11 @@ def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Pa
 
     out = epath.Path(out)
     return page.write(comparison.view([run.read(w) for w in workdirs], out), "comparison", out)
+
+
+def collect(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
+    """Writes the paper's tables, of all that the runs were evaluated on, to `out`; returns the path of the page."""
+    from maeclip_jax.report import page, run, selection
+
+    out = epath.Path(out)
+    return page.write(selection.view([run.read(w) for w in workdirs], out), "tables", out)

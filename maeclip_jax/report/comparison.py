@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax.report import cost
 from maeclip_jax.report.page import amount
 from maeclip_jax.report.run import Metric, Run, number, words
 
@@ -29,13 +30,11 @@ def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
         cells = [
             (amount(one[k].value, one[k].unit), one[k].value == best[k]) if k in one else ("", False) for k in keys
         ]
-        seconds = run.costs.get("seconds") or {}
-        total = sum(v for k, v in seconds.items() if k != "input_wait" and number(v))
-        hours = total * (run.costs.get("devices") or 1) / 3600
+        hours = cost.chip_hours(run)
         rows.append({
-            "name": run.workdir.name, "link": _link(run, out), "objective": run.objective, "pool": run.pool,
+            "name": run.workdir.name, "link": link(run, out), "objective": run.objective, "pool": run.pool,
             "scale": run.scale, "step": run.step, "examples": f"{run.examples(run.step):,.0f}" if run.step else "",
-            "parameters": run.costs.get("parameters"), "hours": f"{hours:.2g}" if total else "", "cells": cells,
+            "parameters": run.costs.get("parameters"), "hours": f"{hours:.2g}" if hours else "", "cells": cells,
         })  # fmt: skip
     missing = [f"{run.workdir.name} has not been evaluated." for run, one in zip(runs, found) if not one]
     return {"columns": columns, "rows": rows, "missing": missing}
@@ -55,7 +54,7 @@ def _best(metrics: Sequence[Metric]) -> float | None:
     return min(values) if metrics[0].lower_is_better else max(values)
 
 
-def _link(run: Run, out: epath.Path) -> str:
+def link(run: Run, out: epath.Path) -> str:
     """From the table to the run's own page, if both are on one disk and it is there."""
     page = run.workdir / "report" / "index.html"
     if "://" in f"{run.workdir}{out}" or not page.exists():

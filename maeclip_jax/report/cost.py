@@ -71,6 +71,13 @@ def _text(value: Any, form) -> tuple[Any, str]:
     return value, form(value) if number(value) else ""
 
 
+def chip_hours(run: Run) -> float:
+    """Hours of all devices together, restarts included; 0 if nothing is recorded."""
+    seconds = run.costs.get("seconds") or {}
+    total = sum(v for k, v in seconds.items() if k != "input_wait" and number(v))
+    return total * (run.costs.get("devices") or 1) / 3600
+
+
 def median(run: Run, key: str) -> float | None:
     """Of the logged values after the first step, which also holds the start-up; None if there are none."""
     values = [r[key] for r in run.rows if r["step"] > 1 and number(r.get(key))]

@@ -91,10 +91,10 @@ def _accuracy(lines: dict[str, tuple[str, Series, Series]], ax) -> None:
 
 def _figure(plt, title: str, draw: Draw):
     figure, ax = plt.subplots(figsize=(5.2, 3.3), layout="constrained")
-    draw(ax)
     ax.set_title(title)
     ax.set_xlabel("examples seen")
     ax.xaxis.set_major_formatter(lambda x, _: compact(x))
+    draw(ax)  # may have another x axis
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25, linewidth=0.7)
     ax.margins(x=0.03)

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
-import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from maeclip_jax.report import cost, figures
-from maeclip_jax.report.run import Metric, Result, Run, words
+from maeclip_jax.report import cost, details, figures
+from maeclip_jax.report.details import Picture
+from maeclip_jax.report.run import Metric, Run, words
 
 TEMPLATES = epath.resource_path("maeclip_jax") / "templates"
 CARDS = ("top1", "image_to_text_R@1", "text_to_image_R@1", "token_accuracy")
-SMALL_PNG = 6000  # bytes; larger crops are stored as JPEG where that is smaller
-TABLE_ROWS = 200
 INCIDENTS = (("skipped", "updates skipped (not finite)"), ("bad_records", "bad records replaced"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """Bytes of a picture; `dark` and `file` (for markdown) where they differ from `data`."""
-
-    name: str
-    data: bytes
-    dark: bytes = b""
-    file: bytes = b""
-    width: int = 0
-
-    @property
-    def kind(self) -> str:
-        """File extension of `data`."""
-        if self.data[:4] == b"\x89PNG":
-            return "png"
-        return "jpg" if self.data[:2] == b"\xff\xd8" else "svg"
 
 
 def view(run: Run) -> dict[str, Any]:
@@ -56,14 +35,7 @@ def view(run: Run) -> dict[str, Any]:
         missing.append("No training losses are logged in metrics.jsonl, so there are no loss curves.")
     if run.unreadable_rows:
         missing.append(f"{run.unreadable_rows} lines of metrics.jsonl could not be read and are left out.")
-    shown = {"tiles": [], "sheet": [], "captions": [], "table": []}
-    for r in results:
-        for name, detail in r.details.items():
-            kind = detail.get("kind") if isinstance(detail, Mapping) else None
-            if kind in shown:
-                shown[kind] += [
-                    {"evaluator": r.evaluator, "step": r.step, "name": name} | BUILD[kind](run, r, detail, missing)
-                ]
+    shown = details.shown(run, results, missing)
     spent = cost.view(run)
     if not spent["rows"]:
         missing.append("Nothing is recorded of what the run cost (costs.json is written with its checkpoints).")
@@ -114,102 +86,13 @@ def _first(tree: Any, key: str) -> Any:
     return None
 
 
-def curves(name: str, drawings: list[tuple[str, figures.Draw]]) -> list[tuple[str, Picture]]:
+def curves(name: str, drawings: Sequence[tuple[str, figures.Draw]]) -> list[tuple[str, Picture]]:
     """(title, figure in all its forms) of each drawing."""
     out = []
     for n, (title, draw) in enumerate(drawings):
         light, dark = (figures.render(title, draw, "svg", theme) for theme in ("light", "dark"))
         out.append((title, Picture(f"{name}-{n}", light, dark, figures.render(title, draw, "png"))))
     return out
-
-
-def _sheet(run: Run, r: Result, name: str, missing: list[str]):
-    """The picture an evaluator saved as `name`, opened; None, said in `missing`, if it is not there."""
-    path = r.pictures.get(name)
-    data = run.picture(path) if path else None
-    if data is None:
-        missing.append(f"The pictures of {words(r.evaluator)} are not in the workdir ({path or name}).")
-        return None
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def _crop(image, box: tuple[int, int, int, int], name: str) -> Picture:
-    """A part of a picture: PNG while small, else the smaller of PNG and JPEG."""
-    part, out = image.crop(box), io.BytesIO()
-    part.save(out, "PNG", optimize=True)
-    if out.tell() > SMALL_PNG:
-        jpeg = io.BytesIO()
-        part.save(jpeg, "JPEG", quality=90, subsampling=0)
-        out = min(out, jpeg, key=lambda b: b.tell())
-    return Picture(name, out.getvalue(), width=part.width)
-
-
-def _tiles(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
-    """Retrieval examples, each tile cut out of the evaluator's sheet."""
-    image = _sheet(run, r, detail["picture"], missing)
-    size, columns = detail["tile"], detail["columns"]
-    cut: dict[int, Picture | None] = {}
-
-    def tile(place: int) -> Picture | None:
-        if place not in cut:
-            y, x = place // columns * size, place % columns * size
-            inside = image is not None and y + size <= image.height and x + size <= image.width
-            cut[place] = _crop(image, (x, y, x + size, y + size), f"{r.evaluator}-{place:03}") if inside else None
-        return cut[place]
-
-    def query(q: Mapping) -> dict:
-        found = [dict(f) | ({"picture": tile(f["tile"])} if "tile" in f else {}) for f in q["found"]]
-        return dict(q) | {"picture": tile(q["tile"]), "found": found, "among": any(f["right"] for f in found)}
-
-    ways = {way: [query(q) for q in detail.get(way, ())] for way in ("image_to_text", "text_to_image")}
-    return {"note": detail.get("note", ""), "size": size} | ways
-
-
-def _contact_sheet(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
-    """The rows of a contact sheet, each one picture."""
-    image, rows, gap = _sheet(run, r, detail["picture"], missing), detail["rows"], detail.get("gap", 0)
-    pictures = []
-    if image is not None and rows:
-        height = (image.height + gap) // rows
-        boxes = [(0, n * height, image.width, n * height + height - gap) for n in range(rows)]
-        pictures = [_crop(image, box, f"{r.evaluator}-{n:02}") for n, box in enumerate(boxes)]
-    return {"note": detail.get("note", ""), "columns": detail["columns"], "rows": pictures}
-
-
-def _captions(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
-    """Captions as words with what was filled in; `glued` pieces belong to the word before."""
-    lines = []
-    for line in detail["captions"]:
-        out = []
-        for token in line:
-            true, glued = spell(token["true"])
-            entry = {"true": true, "glued": glued and bool(out), "masked": "filled" in token}
-            if entry["masked"]:
-                entry |= {"filled": spell(token["filled"])[0], "right": token["filled"] == token["true"]}
-            out.append(entry)
-        lines.append(out)
-    return {"note": detail.get("note", ""), "lines": lines}
-
-
-def _table(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:
-    """A table of an evaluator; the first TABLE_ROWS rows of it."""
-    note = detail.get("note", "")
-    if len(detail["rows"]) > TABLE_ROWS:
-        note += f" The first {TABLE_ROWS} of {len(detail['rows'])} rows."
-    rows = [[f"{c:.1f}" if isinstance(c, float) else c for c in row] for row in detail["rows"][:TABLE_ROWS]]
-    return {"columns": detail["columns"], "rows": rows, "note": note}
-
-
-BUILD = {"tiles": _tiles, "sheet": _contact_sheet, "captions": _captions, "table": _table}
-
-
-def spell(token: str) -> tuple[str, bool]:
-    """(text, whether it continues the word before) of WordPiece `##s`, CLIP `cat</w>`, SentencePiece `▁cat`."""
-    if token.startswith("##"):
-        return token[2:], True
-    return token.removesuffix("</w>").replace("▁", "") or token, False
 
 
 def amount(value: float, unit: str = "") -> str:
@@ -272,6 +155,7 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
     html.filters |= common | {"src": lambda p: inline(p.data, p.kind), "dark": lambda p: inline(p.dark, p.kind)}
     text = jinja2.Environment(finalize=plain, undefined=jinja2.StrictUndefined, **setting)
     text.filters |= common | {"src": beside, "fence": fence}
+    text.globals["raw"] = Markdown  # what a macro made is escaped already
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     page.write_text(html.get_template(f"{template}.html.j2").render(values))

@@ -14,19 +14,28 @@ from etils import epath
 from maeclip_jax.errors import UserError
 
 OBJECTIVES = {"mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP"}
-_PERCENT = re.compile(r"R@\d|top\d|accuracy|mean_per_class|recall")
+_PERCENT = re.compile(r"R@\d|top\d|accuracy|mean_per_class|recall|_shot|iou|pointing|knn")
 _REFERENCES = ("chance", "baseline")
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number of an evaluator and, if any, what it is held against: `reference`, of kind "chance" or "baseline"."""
+    """A number of an evaluator, and what it is held `against`: ("chance" or "baseline", value), the first the main."""
 
     evaluator: str
     name: str
     value: float
-    reference: float | None = None
-    kind: str = ""
+    against: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def reference(self) -> float | None:
+        """What it is mainly held against, if anything."""
+        return self.against[0][1] if self.against else None
+
+    @property
+    def kind(self) -> str:
+        """ "chance", "baseline" or nothing."""
+        return self.against[0][0] if self.against else ""
 
     @property
     def unit(self) -> str:
@@ -47,6 +56,7 @@ class Metric:
             "mean_per_class": "mean per-class accuracy",
             "masked_mse": "masked-pixel error (MSE, pixels 0–1)",
             "token_accuracy": "masked-word accuracy",
+            "miou": "mean IoU",
         }
         return known.get(self.name, self.name.replace("_to_", " → ").replace("_", " "))
 
@@ -60,6 +70,7 @@ class Result:
     metrics: list[Metric]
     details: Mapping[str, Mapping]
     pictures: Mapping[str, str]
+    settings: Mapping  # the evaluator's part of the config, `type` and `data` among it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +121,11 @@ class Run:
         return str(self.find("scale") or self.argument.get("scale", ""))
 
     @property
+    def size(self) -> str:
+        """Name of the model size, or empty."""
+        return str(self.find("arg.size") or self.argument.get("size", ""))
+
+    @property
     def step(self) -> int:
         """The last step that anything is known of."""
         return max([r["step"] for r in self.rows] + [e["step"] for e in self.evals] + [int(self.costs.get("step", 0))])
@@ -132,8 +148,12 @@ class Run:
         for one in self.evals:
             for name in evaluators_of(one):
                 # Replacing keeps the place of the first in the dict's order.
-                newest[name] = result(one, name)
+                newest[name] = self.result(one, name)
         return list(newest.values())
+
+    def result(self, one: Mapping, name: str) -> Result:
+        """Of the evaluator `name` in an evals/<step>.json; of older files, its settings are those of config.json."""
+        return result(one, name, one.get("settings", {}).get(name) or self.find(f"evals.{name}") or {})
 
     def history(self) -> Iterator[tuple[int, Metric]]:
         """(step, metric) of every evaluation, oldest first."""
@@ -167,22 +187,30 @@ def evaluators_of(one: Mapping) -> list[str]:
     return list(dict.fromkeys(k.split("/", 1)[0] for k in keys))
 
 
-def result(one: Mapping, evaluator: str) -> Result:
-    """What an evals/<step>.json holds of one evaluator, metrics joined with their chance or baseline."""
+def result(one: Mapping, evaluator: str, settings: Mapping | None = None) -> Result:
+    """What an evals/<step>.json holds of one evaluator, metrics joined with their chance and baseline.
+
+    `gradcam_iou` is held against `chance_gradcam_iou`, or else `chance_iou`, or else, if in percent, `chance`.
+    """
 
     def mine(section: str) -> dict:
         prefix = evaluator + "/"
         return {k.removeprefix(prefix): v for k, v in one.get(section, {}).items() if k.startswith(prefix)}
 
-    values, metrics = {k: v for k, v in mine("metrics").items() if isinstance(v, int | float)}, []
-    for name, value in values.items():
-        if name.split("_", 1)[0] in _REFERENCES:
-            continue
-        held = [(values[f"{k}_{name}"], k) for k in _REFERENCES if f"{k}_{name}" in values]
-        if not held and "chance" in values and _PERCENT.search(name):
-            held = [(values["chance"], "chance")]
-        metrics.append(Metric(evaluator, name, value, *(held[0] if held else ())))
-    return Result(evaluator, one["step"], metrics, mine("details"), mine("pictures"))
+    values, metrics, held = {k: v for k, v in mine("metrics").items() if isinstance(v, int | float)}, [], set()
+    references = [k for k in values if k.split("_", 1)[0] in _REFERENCES]
+    for name in [k for k in values if k not in references]:
+        parts = name.split("_")
+        against = []
+        for kind in _REFERENCES if parts[-1] != "sd" else ():
+            names = [f"{kind}_{'_'.join(parts[n:])}" for n in range(len(parts))]
+            found = next((n for n in names if n in values), kind if kind in values and _PERCENT.search(name) else None)
+            against += [(kind, values[found])] if found else []
+            held.add(found)
+        metrics.append(Metric(evaluator, name, values[name], tuple(against)))
+    # What nothing is held against is a number like others.
+    metrics += [Metric(evaluator, name, values[name]) for name in references if name not in held]
+    return Result(evaluator, one["step"], metrics, mine("details"), mine("pictures"), settings or {})
 
 
 def read(workdir: epath.PathLike) -> Run:

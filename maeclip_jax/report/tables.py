@@ -1,0 +1,218 @@
+"""The paper's tables from any number of runs, as plain values; nothing in them that no run measured.
+
+Rows are models and columns what was measured, as in the paper, or the other way round where there is much to measure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maeclip_jax.report import paper
+from maeclip_jax.report.cells import Cell, cell, line, mark_best, settle
+from maeclip_jax.report.figures import compact
+from maeclip_jax.report.models import Entry, Model
+from maeclip_jax.report.paper import Column
+from maeclip_jax.report.run import Metric, words
+
+TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
+SHORT = {"image_to_text_R@1": "I→T R@1", "text_to_image_R@1": "T→I R@1", "top1": "top-1", "top5": "top-5"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """`heads`: names of the first columns, which say what a row is; `columns`: (data set, metric, chance)."""
+
+    title: str
+    note: str
+    heads: tuple[str, ...]
+    columns: tuple[tuple[str, str, str], ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
+
+
+def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[list[Table], list[str]]:
+    """T1 to T4 and those of segmentation, grounding and VTAB; and the titles of those that no run measured."""
+    vtab = {data for tasks in paper.VTAB.values() for _, data, _ in tasks}
+    own = [e for e in entries if not e.finetuned]
+    probe = [e for e in own if e.type == "linear_probe" and e.metric.name == "top1" and e.data not in vtab]
+    zero = [e for e in own if e.type == "zero_shot" and e.metric.name == "top1" and e.data != "coco_a"]
+    actions = [e for e in own if e.column in paper.ACTIONS]
+    recall = [e for e in own if e.type == "retrieval" and e.metric.name.endswith("_R@1")]
+    asked = [e for e in entries if e.type == "vqa" and e.metric.name == "accuracy"]
+    own_pool = "Features are pooled as the model pools its own, before the projection."
+    tables = [_scales(models, probe, own_pool)]
+    columns = (
+        ("T2. VQA finetuning", asked, "Finetuned end to end; accuracy in percent."),
+        ("T3. Pooling: zero-shot and linear probe", [*zero, *probe], f"Top-1 accuracy in percent. {own_pool}"),
+        ("T4. Zero-shot retrieval and visual actions", [*recall, *actions], "R@1 and top-k accuracy in percent."),
+    )  # fmt: skip
+    tables += [_columns(title, note, models, found, _of_paper(title)) for title, found, note in columns]
+    for kind, title, note in (
+        ("segmentation", "Zero-shot segmentation", "Patches against prompts."),
+        ("grounding", "Grounding", "Pointing: the highest point of the map lies in the mask."),
+    ):
+        tables.append(_columns(title, note, models, [e for e in own if e.type == kind], ()))
+    tables.append(_vtab(models, [e for e in own if e.type == "linear_probe" and e.metric.name == "top1"]))
+    return [t for t in tables if t.rows], [t.title for t in tables if not t.rows]
+
+
+def _of_paper(title: str) -> tuple[Column, ...]:
+    return next(columns for name, (columns, _, _) in paper.TABLES.items() if name[:2] == title[:2])
+
+
+def everything(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
+    """All that was measured: a row a number, a column a model."""
+    keys = [(e.type, e.evaluator, e.finetuned, e.data, e.split, e.metric.name) for e in entries]
+    found: dict[tuple, list[Entry]] = {}
+    for key, e in zip(keys, entries):
+        found.setdefault(key, []).append(e)
+    heads, rows = ("evaluation", "data", "split", "number", "held against"), []
+    for (kind, name, finetuned, data, split, _), several in sorted(found.items(), key=lambda f: f[0][:5]):
+        what = (name if name == kind else f"{name} ({kind})") + (", finetuned" if finetuned else "")
+        chance, cells = settle([cell([e for e in several if e.model is m], listed=True) for m in models])
+        row = (what.replace("_", " "), data_name(data), split, several[0].metric.label, chance)
+        rows.append((row, tuple(cells)))
+    columns = tuple((m.label, "", "") for m in models)
+    return Table("All numbers", "The newest evaluation of every run.", heads, columns, tuple(rows))
+
+
+def _scales(models: Sequence[Model], entries: Sequence[Entry], note: str) -> Table:
+    """T1: rows are data set, objective, pooling, size; columns are scales of pretraining."""
+    scales = sorted({e.model.scale for e in entries}, key=lambda s: (s in paper.SCALES, s != "low", s))
+    if any(e.data == paper.PROBE.data for e in entries):
+        scales = [s for s in scales if s not in paper.SCALES] + list(paper.SCALES)
+    rows = []
+    for data in _ordered({e.data for e in entries}, [paper.PROBE.data]):
+        measured = [e for e in entries if e.data == data]
+        keys = dict.fromkeys((m.objective, m.pool, m.size, m.note) for m in _of(models, measured))
+        for key in keys:
+            same = [m for m in models if (m.objective, m.pool, m.size, m.note) == key]
+            mine = [e for e in measured if e.model in _Same(same)]
+            chance, cells = settle([cell([e for e in mine if e.model.scale == s]) for s in scales])
+            objective, pool, size, more = key
+            rows.append(((data_name(data), objective, pool.upper(), size, more, chance), tuple(cells)))
+    columns = tuple((s or "scale unknown", f"{paper.SCALES[s]} pairs" if s in paper.SCALES else "", "") for s in scales)
+    heads = ("data", "objective", "pooling", "size", "", "held against")
+    note = f"Top-1 accuracy in percent; columns: scale of pretraining. {note}"
+    return _trim(Table("T1. Linear probe", note, heads, columns, tuple(rows)))
+
+
+class _Same:
+    """`in` by identity: models hold whole runs, which are slow to compare."""
+
+    def __init__(self, items: Iterable[Any]):
+        self.ids = {id(i) for i in items}
+
+    def __contains__(self, item: Any) -> bool:
+        return id(item) in self.ids
+
+
+def _of(models: Sequence[Model], entries: Sequence[Entry]) -> list[Model]:
+    """The models that entries are of, in the order of `models`."""
+    held = _Same(e.model for e in entries)
+    return [m for m in models if m in held]
+
+
+def _columns(
+    title: str, note: str, models: Sequence[Model], entries: Sequence[Entry], first: Sequence[Column]
+) -> Table:
+    """Rows are models, columns what was measured; all of the paper's columns if any of them was."""
+    found = list(dict.fromkeys(e.column for e in entries))
+    wanted = list(first) if set(first) & set(found) else []
+    columns = wanted + sorted((c for c in found if c not in wanted), key=lambda c: c.data)
+    several = _of(models, entries)
+    settled = []  # column by column
+    for c in columns:
+        made = [cell([e for e in entries if e.model is m and e.column == c]) for m in several]
+        settled.append(settle(mark_best(several, made, c.metric)))
+    heads = tuple((data_name(c.data), _head(c), chance) for c, (chance, _) in zip(columns, settled))
+    rows = tuple((_who(m), tuple(cells[n] for _, cells in settled)) for n, m in enumerate(several))
+    return _trim(Table(title, note, ("objective", "pooling", "scale", "size", "", "examples seen"), heads, rows))
+
+
+def _who(m: Model) -> tuple[str, ...]:
+    """What the first columns say of a model."""
+    seen = " to ".join(dict.fromkeys(compact(n) for n in (m.examples[:1] + m.examples[-1:]) if n))
+    return m.objective, m.pool.upper(), m.scale, m.size, m.note, seen
+
+
+def _head(column: Column) -> str:
+    """What stands at the head of a column."""
+    kinds = {"zero_shot": "zero-shot", "linear_probe": "linear probe"}
+    return " ".join(filter(None, (kinds.get(column.type), metric_name(column.metric))))
+
+
+def metric_name(name: str) -> str:
+    """`image_to_text_R@1` -> `I→T R@1`."""
+    return SHORT.get(name, Metric("", name, 0).label)
+
+
+def _vtab(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
+    """Rows are the 19 tasks, and means of what was measured in full; columns are models."""
+    found = [(_task(e), e) for e in entries]
+    several = _of(models, [e for t, e in found if t])
+    groups = {group: [t for t, _, _ in tasks] for group, tasks in paper.VTAB.items()}
+    rows = []
+    groups["all"] = [t for names in groups.values() for t in names]
+    for group, names in groups.items() if several else ():
+        for name in names if group != "all" else ():
+            chance, cells = settle([cell([e for t, e in found if t == name and e.model is m]) for m in several])
+            rows.append(((group, name, chance), tuple(cells)))
+        means = [_mean(names, [(t, e) for t, e in found if e.model is m]) for m in several]
+        rows += [((group, f"mean of {len(names)}", ""), tuple(means))] if any(c.lines for c in means) else []
+    note = "Linear probe, top-1 accuracy in percent. A mean stands only where every task of it was measured."
+    columns = tuple((m.label, "", "") for m in several)
+    return Table("VTAB", note, ("group", "task", "held against"), columns, tuple(rows))
+
+
+def _task(e: Entry) -> str:
+    """The task of VTAB that a number is of, or nothing."""
+    said = " ".join([e.evaluator, *map(str, e.settings.values())])
+    tasks = [t for several in paper.VTAB.values() for t in several]
+    fit = [t for t, data, word in tasks if data == e.data and re.search(word, said)]
+    return fit[0] if len(fit) == 1 else ""
+
+
+def _mean(tasks: Sequence[str], found: Sequence[tuple[str, Entry]]) -> Cell:
+    """Over tasks, run by run; empty unless a run has exactly one number for each of them."""
+    values = []
+    for run in {id(e.run): e.run for _, e in found}.values():
+        of_task = [[e.metric.value for t, e in found if t == task and e.run is run] for task in tasks]
+        if all(len(v) == 1 for v in of_task):
+            values.append(statistics.mean(v[0] for v in of_task))
+    return Cell((line(values, "%"),)) if values else Cell()
+
+
+def data_name(data: str) -> str:
+    """`imagenet2012` -> `ImageNet`."""
+    return paper.NAMES.get(data, data or "data unknown")
+
+
+def type_name(kind: str) -> str:
+    """`linear_probe` -> `Linear probe`."""
+    return TYPES.get(kind, words(kind))
+
+
+def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    names = set(names)
+    return [n for n in first if n in names] + sorted(names - set(first))
+
+
+def _trim(table: Table) -> Table:
+    """Without head columns that are empty in every row."""
+    keep = [n for n in range(len(table.heads)) if any(row[n] for row, _ in table.rows)]
+    rows = tuple((tuple(row[n] for n in keep), cells) for row, cells in table.rows)
+    return dataclasses.replace(table, heads=tuple(table.heads[n] for n in keep), rows=rows)
+
+
+def of_paper() -> list[Mapping[str, Any]]:
+    """The paper's own tables: `title`, `note`, `columns`, `rows` of (objective, pooling, scale, values)."""
+    out = []
+    for title, (columns, values, note) in paper.TABLES.items():
+        rows = [(o, p.upper(), paper.SCALES[s], [f"{v:.1f}" for v in v_]) for (o, p, s), v_ in values.items()]
+        heads = [f"{data_name(c.data)} {_head(c)}" for c in columns]
+        out.append({"title": title, "note": note, "columns": heads, "rows": rows})
+    return out
