@@ -3,7 +3,8 @@
 Batch normalisation without scale and shift, then a linear layer drawn from N(0, 0.01); LARS with momentum 0.9 and no
 weight decay; the rate is for 256 rows and grows with the batch; linear warm-up, then half a cosine to zero (He et al.
 2022, appendix A.2, and facebookresearch/mae). The features of every batch are computed anew, which is what
-augmentation costs.
+augmentation costs. A step of LARS is about rate / 1000 of the weights' own length, so that a head needs thousands of
+steps: on few pictures take more epochs, not a larger rate, which the intercept (not scaled by LARS) cannot bear.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import optax
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.accuracy import check_labels
+from maeclip_jax.evals.logistic import one_device
 from maeclip_jax.evals.protocol import Functions, select
 
 EPSILON = 1e-6  # of the normalisation
@@ -70,16 +72,18 @@ def train(
         made = objective.apply({"params": params}, {"image": batch["image"]}, (pool,), method="features")
         return {"x": made[pool].astype(jnp.float32), "label": batch["label"]}
 
+    # The head is small: every process trains the same one, on the same rows and on one device.
     features, update = fns.compile(pooled), jax.jit(partial(_update, optimizer))
     head, state, history, sums = None, None, [], np.zeros(2)
     with closing(fns.train_batches(data, batch_size, seed)) as batches, fns.progress("steps", steps) as progress:
         for step, batch in zip(range(steps), batches):
             made = features(params, select(batch, "image", "label", who="linear_probe"))
             check_labels(made["label"], classes, "linear_probe: train")
-            if head is None:
-                head = _start(made["x"].shape[1], classes, seed)
-                state = optimizer.init({"w": head.w, "b": head.b})
-            head, state, metrics = update(head, state, made["x"], made["label"])
+            with one_device():
+                if head is None:
+                    head = _start(made["x"].shape[1], classes, seed)
+                    state = optimizer.init({"w": head.w, "b": head.b})
+                head, state, metrics = update(head, state, made["x"], made["label"])
             sums += np.asarray(metrics)
             if (step + 1) % per_epoch == 0 or step + 1 == steps:
                 history.append((sums / (step % per_epoch + 1)).tolist())
@@ -91,16 +95,15 @@ def train(
 def _start(width: int, classes: int, seed: int) -> Head:
     w = 0.01 * np.random.default_rng(seed).normal(size=(width, classes))
     head = Head(w, np.zeros(classes), np.zeros(width), np.ones(width))
-    # One device of this process: the head is small, and every process trains the same one on the same rows.
-    return jax.device_put(Head(*(part.astype(np.float32) for part in head)), jax.local_devices()[0])
+    return Head(*(part.astype(np.float32) for part in head))
 
 
 def _update(optimizer, head: Head, state, x_BxD, label_B):
     mean, variance = jnp.mean(x_BxD, axis=0), jnp.var(x_BxD, axis=0)
-    normal = (x_BxD - mean) * jax.lax.rsqrt(variance + EPSILON)
+    normal = (x_BxD - mean[None]) * jax.lax.rsqrt(variance + EPSILON)[None]
 
     def loss(linear):
-        logit_BxC = normal @ linear["w"] + linear["b"]
+        logit_BxC = normal @ linear["w"] + linear["b"][None]
         own = jnp.take_along_axis(logit_BxC, label_B[:, None], axis=1)
         others = jnp.sum(logit_BxC >= own, axis=1) - 1
         entropy = optax.softmax_cross_entropy_with_integer_labels(logit_BxC, label_B)

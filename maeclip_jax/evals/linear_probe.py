@@ -31,9 +31,9 @@ SOLVERS: dict[str, dict[str, Any]] = {
 
 
 class LinearProbe:
-    """`data`: pictures it is tested on; `train`, `val`: what it learns from and validates on; ops keep "image", "label".
-    `pool`: own | embed | gap | max | cls | ... `solver`: a name, or dict(type=name, setting=...); with "lars"
-    the ops of `train` are the augmentation, and `val` is not used. `classes`: how many, where the data does not say.
+    """`data`: pictures it is tested on; `train`, `val`: what it learns from and validates on, with "image" and "label".
+    `pool`: own | embed | gap | max | cls | ... `solver`: a name, or dict(type=name, setting=...); with "lars" the ops
+    of `train` are the augmentation, and `val` is not used. `classes`: how many, where the data does not say.
 
     Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `train_top1`; `chance`, `chance_top5`.
     """

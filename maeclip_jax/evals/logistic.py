@@ -88,7 +88,6 @@ class Problem:
             part = x_NxD[start : start + block]
             x_NxK[start : start + len(part), :-1] = (part - self.mean) @ self.axes
         x_NxK[: self.rows, -1] = 1
-        # Committed to one device of this process, so that no mesh around it takes the arrays apart.
         self._put = partial(jax.device_put, device=jax.local_devices()[0])
         self._x = self._put(x_NxK.reshape(-1, block, self.width + 1))
         self._label = self._put(np.pad(label_N.astype(np.int32), (0, fill)).reshape(-1, block))
@@ -118,7 +117,8 @@ class Problem:
         if not len(l2_L) or not np.all(np.isfinite(l2_L)) or l2_L.min() <= 0:
             raise ValueError(f"l2 must be positive and finite, got {l2_L.tolist()}")
         groups = np.array_split(np.arange(len(l2_L)), -(-len(l2_L) // self.together))
-        fits = [self._solve(l2_L[g], start, tolerance, iterations, tick) for g in groups]
+        with one_device():
+            fits = [self._solve(l2_L[g], start, tolerance, iterations, tick) for g in groups]
         return Fit(*(np.concatenate(parts) for parts in zip(*fits)))
 
     def _solve(self, l2_L, start, tolerance, limit, tick) -> Fit:
@@ -158,6 +158,12 @@ class Problem:
         weights_LxDxC[..., self.present] = back_LxDxC
         bias_LxC[:, self.present] = found[-1] - np.einsum("d,ldc->lc", self.mean, back_LxDxC)
         return Fit(l2_L, weights_LxDxC, bias_LxC, value, used, done)
+
+
+def one_device():
+    """A context in which programs run on the first device of this process, whatever mesh is around it."""
+    automatic = (jax.sharding.AxisType.Auto,)
+    return jax.set_mesh(jax.make_mesh((1,), ("one",), axis_types=automatic, devices=jax.local_devices()[:1]))
 
 
 class Search(NamedTuple):

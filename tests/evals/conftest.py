@@ -166,7 +166,7 @@ class Sets(Fake):
     def __init__(self, sets, classes=None):
         def apply(variables, batch, pools, method):
             assert method == "features"
-            return {pool: batch["image"] for pool in pools}
+            return dict.fromkeys(pools, batch["image"])
 
         super().__init__({}, objective=SimpleNamespace(apply=apply))
         self.sets, self.by_set, self.wanted = sets, classes or {}, []

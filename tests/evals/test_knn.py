@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from maeclip_jax import evals
+from maeclip_jax.errors import UserError
+from maeclip_jax.evals import knn
+
+SETS = dict(data={"set": "test"}, train={"set": "train"})
+
+
+def oracle(x, bank, own, k, temperature, classes):
+    """Predictions, one row at a time."""
+    out = []
+    for row in x:
+        near = bank @ row / np.linalg.norm(bank, axis=1) / np.linalg.norm(row)
+        votes = np.zeros(classes)
+        for i in sorted(range(len(near)), key=lambda i: -near[i])[:k]:
+            votes[own[i]] += np.exp(near[i] / temperature)
+        out.append(votes.argmax())
+    return np.array(out)
+
+
+def test_it_agrees_with_an_oracle(labelled_sets, clouds, monkeypatch):
+    monkeypatch.setattr(knn, "BLOCK_BYTES", 4 * 120 * 7)  # seven rows at a time
+    sets = {"train": clouds(120, 1, far=0.5), "test": clouds(90, 2, far=0.5)}
+    fns = labelled_sets(sets)
+    got = dict(evals.make("knn", fns, k=(20, 1, 120), pool="gap", **SETS).run(None))
+    assert set(fns.wanted) == {("train", "gap"), ("test", "gap")}
+    (x, label), (bank, own) = sets["test"], sets["train"]
+    for k, name in ((20, "top1"), (1, "top1_k1"), (120, "top1_k120")):
+        right = oracle(x.astype(np.float64), bank.astype(np.float64), own, k, 0.07, 6) == label
+        assert got[name] == pytest.approx(100 * right.mean()) and 17 < got[name] < 100
+    assert got["top5"] >= got["top1"] and got["chance"] == pytest.approx(100 / 6)
+    assert [row[0] for row in got["neighbours"]["rows"]] == [20, 1, 120]
+
+
+def test_a_collapsed_representation_scores_nothing_above_chance(labelled_sets, clouds):
+    x, label = clouds(60, 1)
+    same = {"train": (np.ones_like(x), label), "test": (np.ones_like(x), label)}
+    got = dict(evals.make("knn", labelled_sets(same), k=60, **SETS).run(None))
+    assert got["top1"] == 0  # every class ties with the right one
+
+
+def test_what_a_user_can_get_wrong(labelled_sets, clouds):
+    fns = labelled_sets({"train": clouds(12, 1), "test": clouds(12, 2)})
+    with pytest.raises(UserError, match="knn: k=20, but train has 12 pictures; set k to at most 12"):
+        dict(evals.make("knn", fns, **SETS).run(None))
+    with pytest.raises(UserError, match=r"k=0, temperature=0\.07 is not valid; valid: k of 1 or more, temperature > 0"):
+        evals.make("knn", fns, k=0, **SETS)

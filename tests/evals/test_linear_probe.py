@@ -1,0 +1,105 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from maeclip_jax import evals
+from maeclip_jax.errors import UserError
+
+SETS = dict(data={"set": "test"}, train={"set": "train"})
+
+
+def probe(fns, **config):
+    return dict(evals.make("linear_probe", fns, **SETS, **config).run(None))
+
+
+@pytest.fixture
+def three(clouds):
+    return {"train": clouds(240, 1), "val": clouds(120, 2), "test": clouds(300, 3)}
+
+
+def test_sweep_and_final_fit(labelled_sets, three):
+    fns = labelled_sets(three)
+    got = probe(fns, val={"set": "val"}, pool="max")
+    assert fns.wanted == [("test", "max"), ("train", "max"), ("val", "max")]
+    assert 85 < got["top1"] <= got["top5"] and got["chance"] == pytest.approx(100 / 6) and got["train_top1"] > 85
+    assert got["mean_per_class"] == pytest.approx(got["top1"])  # as many of every class
+    table = got["solver"]
+    assert table["columns"] == ["l2", "validation top-1 (%)", "iterations", "converged"] and len(table["rows"]) >= 13
+    best = max(table["rows"], key=lambda row: (row[1], row[0]))
+    assert f"Best l2 {best[0]:.4g} (C = {1 / best[0]:.4g})" in table["note"]
+    assert "120 validation rows; final fit on 360 rows of 10 features (max)" in table["note"]
+    json.dumps(table)
+
+
+def test_accuracy_is_that_of_scikit_learn(labelled_sets, clouds):
+    """The same strength on the same rows: the same classifier, to half a point and better."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits
+    hard = dict(far=0.4)
+    sets = {"train": clouds(240, 1, **hard), "val": clouds(120, 2, **hard), "test": clouds(600, 3, **hard)}
+    x, label = (np.concatenate(pair) for pair in zip(sets["train"], sets["val"]))
+    for l2 in (0.1, 10.0):
+        got = probe(labelled_sets(sets), val={"set": "val"}, solver=dict(type="lbfgs", l2=[l2]))
+        with warnings.catch_warnings(), limits(1):
+            warnings.simplefilter("ignore")
+            theirs = linear_model.LogisticRegression(C=1 / l2, tol=1e-8, max_iter=5000).fit(x, label)
+        assert 20 < got["top1"] < 90
+        assert got["top1"] == pytest.approx(100 * theirs.score(*sets["test"]), abs=0.2)
+
+
+def test_the_edge_of_the_sweep_and_missing_classes_are_said(labelled_sets, three):
+    x, label = three["train"]
+    three["train"] = (x[label != 2], label[label != 2])
+    del three["val"]
+    got = probe(labelled_sets(three), solver=dict(l2=(1.0, 1e5, 1e6)))
+    assert "at the EDGE of what was tried" in got["solver"]["note"]
+    assert "40 validation rows; final fit on 200 rows" in got["solver"]["note"]  # a fifth was held out
+    assert "1 of 6 classes have no training row (2, ...)" in got["solver"]["note"]
+    assert got["top1"] < 84 and got["mean_per_class"] < 84  # no prediction of the class that was never seen
+
+
+def test_lars_learns_the_same_classes(labelled_sets, three):
+    settings = dict(type="lars", epochs=60, warmup=6, batch_size=64, rate=40.0)
+    fns = labelled_sets(three)
+    got = probe(fns, solver=settings)
+    assert fns.wanted == [("test", "own")]
+    assert got["top1"] > 85 and got["train_top1"] > 85
+    rows = got["solver"]["rows"]
+    assert len(rows) == 60 and rows[0][0] == 1 and rows[-1][1] < rows[0][1]
+    assert got == probe(labelled_sets(three), solver=settings)
+    json.dumps(got["solver"])
+
+
+def test_what_a_user_can_get_wrong(labelled_sets, three):
+    def fails(match, names=None, **config):
+        with pytest.raises(UserError, match=match):
+            probe(labelled_sets(three, names), **config)
+
+    fails(r"unknown solver of linear_probe 'sgd'; valid: lars, lbfgs", solver="sgd")
+    fails(
+        r"unknown setting of solver 'lars': 'l2'; valid: batch_size, epochs, rate, warmup",
+        solver=dict(type="lars", l2=1),
+    )
+    fails(r"l2=\(0,\) is not valid; valid: numbers above 0", solver=dict(l2=(0,)))
+    fails(r"holdout=0.0 of 240 training rows leaves none", solver=dict(holdout=0.0))
+    fails(r"train has 240 pictures, fewer than a batch; set batch_size to at most 240", solver="lars")
+    names = {"test": ["a", "b", "c", "d", "e", "f"], "train": ["a", "c", "b", "d", "e", "f"]}
+    fails(r"the classes of data and train differ: 6 \(a, b, c, \.\.\.\) and 6 \(a, c, b, \.\.\.\); they must", names)
+    fails(r"data has label 5, but there are 5 classes \(0 to 4\)", {"test": names["test"][:5]})
+    fails(r"classes=7, but data has 6 classes \(a, b, c, \.\.\.\)", {"test": names["test"]}, classes=7)
+
+
+def test_what_is_wrong_with_the_features(labelled_sets, three):
+    def fails(match, **sets):
+        with pytest.raises(UserError, match=match):
+            probe(labelled_sets(three | sets))
+
+    x, label = three["train"]
+    fails(r'train has no "label"; end its ops with label\|keep\("image","label"\)', train=(x, None))
+    fails("train has no pictures; check the split", train=(x[:0], label[:0]))
+    fails("train has label -1, but there are 6 classes", train=(x, np.where(label == 3, -1, label)))
+    x, label = three["test"]
+    x[7, 3] = np.nan
+    fails("1 of 300 features of data are not finite", test=(x, label))
