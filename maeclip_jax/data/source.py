@@ -3,7 +3,8 @@
 A source is random access: `source[i]` is record i, a dict with `key` (str), `image` (encoded bytes, or uint8 [H,W,3]
 where it is drawn), `texts` (list of str) or `text` (str), and whatever else the data set holds. `len(source)` is the
 number of records; an endless source says `endless` and has no order of its own: record i is a pure function of
-(its seed, i). Any object with `[]` and `len` may be given instead of a config: a notebook's own list of records, say.
+(its seed, i). `classes` and `mask_classes` name the labels and the ids of masks (None: not known). Any object with
+`[]` and `len` may be given instead of a config: a notebook's own list of records, say.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class NoiseSource:
             "count": count,
         }
         self.name, self.endless = f"noise(seed={seed})", count is None
-        self.classes = [f"class {i}" for i in range(labels)]
+        self.classes, self.mask_classes = [f"class {i}" for i in range(labels)], None
         self.__dict__.update(self._config)
         size = max(self._BUFFER, 2 * 3 * resolution**2)
         self._pixels = np.frombuffer(np.random.default_rng(seed).bytes(size), np.uint8)
