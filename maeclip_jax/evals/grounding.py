@@ -153,12 +153,8 @@ class Grounding:
             for i, mask_HxW in enumerate(rows["mask"]):
                 present = self._present(mask_HxW)
                 queries += len(present)
-                yield (
-                    rows["image"][i] if "image" in rows else None,
-                    mask_HxW,
-                    present,
-                    {n: x[i] for n, x in maps.items()},
-                )
+                image_HxWx3 = rows["image"][i] if "image" in rows else None
+                yield image_HxWx3, mask_HxW, present, {name: maps[name][i] for name in self.maps}
 
     def _present(self, mask_HxW: np.ndarray) -> list[int]:
         """The classes to be asked for, largest first."""

@@ -134,9 +134,9 @@ def gradcam(
     """[B, Q, N] float32 >= 0: ReLU of the tokens entering `block` (before its first norm), weighed by channel.
 
     A channel's weight is the mean over patches of the gradient of the cosine of picture and text. The usual choice is
-    the last block, from where a class token still looks at the patches. Under `max` that says little: LayerNorm does not
-    care for the length of a token, so the gradient at the patch that wins a channel is at right angles to that patch,
-    and what lights up is the others. There the tokens that leave the final norm are what to weigh (`embedding`).
+    the last block, from where a class token still looks at the patches. Under `max` that says little: LayerNorm does
+    not care for the length of a token, so the gradient at the patch that wins a channel is at right angles to it, and
+    what lights up is the others. There the tokens that leave the final norm are what to weigh (`embedding`).
     """
     x_BxTxD, gradient_QxBxTxD = gradients(objective, params, image_BxHxWx3, text_BxQxE, pool=pool, block=block)
     first = x_BxTxD.shape[1] - patches(objective)

@@ -107,10 +107,11 @@ class Segmentation:
         yield "classes", self._table(counts_CxC1)
         if tiles:
             gap, colours = max(2, self.tile // 32), class_colours(count)
+            hidden = {*self.ignore, *([] if self.background == "none" else [0])}
             named = [c for c in sorted(legend - set(self.ignore)) if c < count]
             yield "sheet", {
                 "kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "rows": len(shown), "gap": gap,
-                "rows_text": [", ".join(self.classes[c] for c in ids if c and c not in self.ignore) for ids in shown],
+                "rows_text": [", ".join(self.classes[c] for c in ids if c not in hidden) for ids in shown],
                 "legend": [[self.classes[c], "#" + bytes(colours[c]).hex()] for c in named],
                 "note": "White pixels do not count. The legend leaves out what was found on small patches only.",
             }  # fmt: skip
