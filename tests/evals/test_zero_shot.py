@@ -105,7 +105,7 @@ def test_several_labels_finding_any_is_right(fake, pictures):
     labels = np.array([[1, 3, -1], [0, -1, -1], [3, 5, -1], [-1, -1, -1], [0, 1, 2]], np.int32)
     fns = fake({"image": pictures(range(5)), "labels": labels}, image=images, text=z[[0, 0, 1, 2, 3, 4, 5]])
     found = dict(ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abcdef"), batch_size=2).run(None))
-    # Places of the best right class: 1 (after a), 1 (after c), 0, none to find, 3 (after e, and all others tie with the right ones).
+    # Places of the best right class: 1 (after a), 1 (after c), 0, none to find, 3 (after e; the rest ties).
     assert found["top1"] == 25 and found["top5"] == 100 and "mean_per_class" not in found
     assert found["chance"] == pytest.approx(100 * np.mean([2, 1, 2, 3]) / 6)
     assert found["chance_top5"] == pytest.approx(100 * np.mean([1, 5 / 6, 1, 1]))

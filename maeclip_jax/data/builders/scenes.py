@@ -12,10 +12,8 @@ objects) with the (colour, shape) pairs that never occur in training.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import shutil
@@ -27,6 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from maeclip_jax.data.builders import manual
 from maeclip_jax.data.scenes import world
 from maeclip_jax.data.scenes.pool import Job, draw
 from maeclip_jax.data.scenes.world import SPLITS, SceneSpec
@@ -193,21 +192,13 @@ def build(
         return target
     _clear_abandoned(target)
     builder.workers = workers
-    from tqdm import tqdm
-
     total = sum(recipe.sizes.values())
-    tfds.display_progress_bar(enable=False)  # its bars are many; one with the whole in view takes their place
     try:
-        with (
-            tqdm(total=total, desc=f"scenes/{name}", unit=" pictures", disable=not progress) as builder.bar,
-            contextlib.redirect_stdout(io.StringIO()),  # it says "Downloading", which nothing here does
-        ):
+        with manual.shown(builder, f"scenes/{name}", progress, total):
             builder.download_and_prepare()
     except OSError:
         if not target.exists():  # else another process was faster
             raise
-    finally:
-        tfds.display_progress_bar(enable=True)
     return target
 
 

@@ -1,0 +1,63 @@
+"""What the suites in experiments/eval/ share: evaluators on a data set, with pictures as large as the run's.
+
+A suite is `get_evals(config, arg) -> {name: evaluator config}`, given the config of the run it evaluates.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+
+def tfds(name: str, split: str) -> dict:
+    """A split of a prepared data set."""
+    return dict(kind="tfds", dir="", name=name, split=split)
+
+
+def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "crop", **keep: str) -> dict:
+    """Data of pictures as large as the run's. `resize`: crop (shorter side, then the middle) | squash (all of it).
+
+    `keep`: name in the batch -> op that makes it ("" for none): label="label", mask="mask|object_classes".
+    """
+    side = config.model.image_tower.size
+    geometry = {"crop": f"resize_small({side})|center_crop({side})", "squash": f"resize({side})"}[resize]
+    before = [op for op in keep.values() if "mask" in op]  # a mask is cut and resized along with its picture
+    after = [op for op in keep.values() if op and op not in before]
+    names = ",".join(f'"{n}"' for n in ("image", *keep))
+    return dict(source=tfds(name, split), ops="|".join(["decode", *before, geometry, *after, f"keep({names})"]))
+
+
+def length(config: ml_collections.ConfigDict) -> int:
+    """Tokens of a prompt; a run that reads no text needs none."""
+    tower = config.model.get("text_tower") or {}
+    return tower.get("length", 1)
+
+
+def classification(config, title: str, train: tuple, test: tuple, *, templates: str = "photos", **zero_shot) -> dict:
+    """Zero-shot, linear probe, k-NN and few-shot. `train`, `test`: (data set, split)."""
+    data, bank = (pictures(config, *where, label="label") for where in (test, train))
+    return {
+        f"{title}_zero_shot": dict(
+            type="zero_shot", data=data, length=length(config), templates=templates, **zero_shot
+        ),
+        f"{title}_linear_probe": dict(type="linear_probe", data=data, train=bank),
+        f"{title}_knn": dict(type="knn", data=data, train=bank),
+        f"{title}_few_shot": dict(type="few_shot", data=data, train=bank),
+    }  # fmt: skip
+
+
+def retrieval(config, name: str, split: str, *, captions: int = 5, duplicates: str = "apart") -> dict:
+    """The protocol of COCO and Flickr30k: `captions` a picture, recall both ways."""
+    side = config.model.image_tower.size
+    ops = f"decode|resize_small({side})|center_crop({side})|captions({captions})|tokenize({length(config)})"
+    data = dict(source=tfds(name, split), ops=f'{ops}|keep("image","text")')
+    return dict(type="retrieval", data=data, duplicates=duplicates, batch_size=100)
+
+
+def dense(config, title: str, name: str, split: str, *, mask="mask", templates="photos", **segmentation) -> dict:
+    """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX."""
+    data = pictures(config, name, split, resize="squash", mask=mask)
+    shared = dict(data=data, length=length(config), templates=templates)
+    return {
+        f"{title}_segmentation": dict(type="segmentation", **shared, **segmentation),
+        f"{title}_grounding": dict(type="grounding", pools=("own", "gap", "max"), **shared),
+    }

@@ -1,0 +1,55 @@
+"""The paper's tables: ImageNet zero-shot and linear probe, COCO and Flickr30k retrieval, COCO-a; segmentation on VOC.
+
+    python -m maeclip_jax.main --mode=eval --config=runs/a/config.json --workdir=runs/a
+        --config.evals=experiments/eval/paper.py:only=imagenet+coco
+
+Argument: only = some of imagenet, imagenet_v2, coco, flickr, coco_a, voc, ade joined by "+" (default: all but ade);
+probe = lbfgs | lars (MAE's recipe, with augmentation); pool = what the probe sees: own | gap | max | cls | ... VTAB has
+a suite of its own (vtab.py), VQA an experiment (experiments/vqa.py). COCO-a is our reading of the paper's columns
+"COCOA" (most likely, not certain): whole pictures, any action that annotators agree on counts. Prompts are ours;
+others can be passed with --config.evals.imagenet_zero_shot.templates=FILE.json. GradCAM and segmentation are pictures
+in the paper, without numbers.
+"""
+
+from __future__ import annotations
+
+from experiments import common, common_evals
+
+SETS = ("imagenet", "imagenet_v2", "coco", "flickr", "coco_a", "voc", "ade")
+
+
+def get_evals(config, arg=None):
+    arg = common.parse_arg(arg, only="+".join(SETS[:-1]), probe="lbfgs", pool="own")
+    chosen = arg.only.split("+")
+    for name in chosen:
+        common.errors.choose("set", name, dict.fromkeys(SETS))
+    common.errors.choose("probe", arg.probe, dict.fromkeys(("lbfgs", "lars")))
+    evals, length = {}, common_evals.length(config)
+    prompts = dict(classes="imagenet", templates="imagenet", length=length)
+    if "imagenet" in chosen:
+        test = common_evals.pictures(config, "imagenet2012", "validation", label="label")
+        train = common_evals.pictures(config, "imagenet2012", "train[:99%]", label="label")
+        val = common_evals.pictures(config, "imagenet2012", "train[99%:]", label="label")
+        if arg.probe == "lars":
+            side = config.model.image_tower.size
+            train["ops"] = f'decode|random_resized_crop({side},area=(0.08,1))|flip_lr|label|keep("image","label")'
+        evals["imagenet_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
+        evals["imagenet_linear_probe"] = dict(
+            type="linear_probe", data=test, train=train, val=val, solver=arg.probe, pool=arg.pool
+        )
+        evals["imagenet_knn"] = dict(type="knn", data=test, train=train, pool=arg.pool)
+    if "imagenet_v2" in chosen:
+        test = common_evals.pictures(config, "imagenet_v2/matched-frequency", "test", label="label")
+        evals["imagenet_v2_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
+    if "coco" in chosen:
+        evals["coco_retrieval"] = common_evals.retrieval(config, "coco_captions", "test")
+    if "flickr" in chosen:
+        evals["flickr_retrieval"] = common_evals.retrieval(config, "flickr30k", "test")
+    if "coco_a" in chosen:
+        data = common_evals.pictures(config, "coco_a", "test", labels="labels(32)")
+        evals["coco_a_zero_shot"] = dict(type="zero_shot", data=data, length=length, templates="actions")
+    for name, split, words in (("voc", "val", "stuff"), ("ade", "test", ("background",))):
+        if name in chosen:
+            title = {"voc": "voc_segmentation", "ade": "scene_parse150"}[name]
+            evals |= common_evals.dense(config, name, title, split, background_words=words)
+    return evals

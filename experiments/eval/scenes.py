@@ -1,0 +1,26 @@
+"""Everything that can be measured on the drawn scenes (the embedded data set), except VQA: see experiments/vqa.py.
+
+    python -m maeclip_jax.main --mode=eval --config=runs/demo/config.json --workdir=runs/demo
+        --config.evals=experiments/eval/scenes.py
+
+Zero-shot, linear probe, k-NN and few-shot over the classes of single objects (half of the split `classify` to learn
+from, half to be tested on), retrieval, zero-shot segmentation, and grounding maps with the pointing game, where the
+phrase is colour and shape of an object and the truth is its mask. Argument: none.
+"""
+
+from __future__ import annotations
+
+from experiments import common, common_evals
+
+NAME = "scenes/demo"
+
+
+def get_evals(config, arg=None):
+    common.parse_arg(arg)
+    evals = common_evals.classification(
+        config, "scenes", (NAME, "classify[:50%]"), (NAME, "classify[50%:]"), templates="scenes"
+    )
+    evals["scenes_retrieval"] = common_evals.retrieval(config, NAME, "test", captions=3, duplicates="merge")
+    return evals | common_evals.dense(
+        config, "scenes", NAME, "test[:500]", mask="mask|object_classes", templates="scenes"
+    )
