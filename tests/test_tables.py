@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from maeclip_jax import report
+from maeclip_jax.data import vtab
 from maeclip_jax.evals import zero_shot
 from maeclip_jax.report import figures, paper, selection, tables, trends
 from maeclip_jax.report import models as grouping
@@ -185,6 +186,16 @@ def test_finetuned_runs_belong_to_the_row_of_their_pretrained_run(tmp_path):
     assert not any("zero" in str(t) for t in tables.paper_tables(*read(*paths)[:2])[0])
 
 
+def test_answers_without_looking_are_apart(tmp_path):
+    start = make(tmp_path / "clip", scale="high")
+    paths = [
+        vqa(tmp_path / "v", start, 80.0, arg={"blind": False}),
+        vqa(tmp_path / "b", start, 45.0, arg={"blind": True}),
+    ]
+    assert list(cells(table("T2", *paths)).values()) == ["80.0 (not blind); 45.0 (blind) | 87.8"]
+    assert list(cells(table("T2", *paths[1:])).values()) == ["45.0"]
+
+
 def test_a_finetuned_run_without_its_pretrained_one_stands_beside_no_number_of_the_paper(tmp_path):
     path = vqa(tmp_path / "v", tmp_path / "gone", 80.0, scale="high", arg={"of": "mae_clip"})
     scratch = vqa(tmp_path / "s", "", 70.0, scale="high")
@@ -215,24 +226,17 @@ def test_retrieval_and_actions(tmp_path):
 
 
 def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
-    names = {
-        "clevr_count": ("clevr", {"ops": 'vtab_label("clevr_count_all")'}), "clevr_distance": ("clevr", {}),
-        "dsprites_location": ("dsprites", {}), "dsprites_orientation": ("dsprites", {}),
-        "smallnorb_azimuth": ("smallnorb", {}), "smallnorb_elevation": ("smallnorb", {}),
-    }  # fmt: skip
-    every = [d for tasks in paper.VTAB.values() for _, d, word in tasks if not word]
-    evals = [probe(10.0 + n, d, "test", f"vtab_{d}") for n, d in enumerate(every)]
-    evals += [probe(40.0 + n, d, "test", name, **more) for n, (name, (d, more)) in enumerate(names.items())]
-    assert len(evals) == 19
+    made = vtab.evaluators(32)
+    evals = [(name, config, {"top1": 10.0 + n, "chance": 5.0}) for n, (name, config) in enumerate(made.items())]
+    evals.append(probe(99.0, "cifar100", "test", "full"))  # the same data set, but not the task
     found = cells(table("VTAB", make(tmp_path / "all", evals=evals)))
-    assert len(found) == 19 + 4 and found["Structured Clevr-Dist chance 0.1 %", "CLIP MAX low B/16"] == "41.0"
-    natural = statistics.mean(10.0 + n for n in range(7))
-    assert found["Natural mean of 7", "CLIP MAX low B/16"] == f"{natural:.1f}"
-    values = [e[2]["top1"] for e in evals]
-    assert found["all mean of 19", "CLIP MAX low B/16"] == f"{statistics.mean(values):.1f}"
+    assert len(found) == 19 + 4 and found["structured clevr count all chance 5.0 %", "CLIP MAX low B/16"] == "21.0"
+    means = {k[0]: v for k, v in found.items() if "mean" in k[0]}
+    assert means == {"natural mean of 7": "13.0", "specialized mean of 4": "18.5", "structured mean of 8": "24.5",
+                     "all mean of 19": "19.0"}  # fmt: skip
     some = cells(table("VTAB", make(tmp_path / "some", evals=evals[1:])))
-    groups = sorted(k[0] for k in some if "mean" in k[0])
-    assert groups == ["Specialized mean of 4", "Structured mean of 8"]
+    assert sorted(k[0] for k in some if "mean" in k[0]) == ["specialized mean of 4", "structured mean of 8"]
+    assert list(cells(table("T1", tmp_path / "all")).values()) == ["99.0"]
 
 
 def test_references_of_kinds_of_metrics():
@@ -299,6 +303,7 @@ def everything(folder):
     large = make(folder / "max", scale="high", evals=evals, steps=(50, 100))
     one = json.loads((large / "evals" / "100.json").read_text())
     sheet = {"kind": "sheet", "picture": "sheet", "columns": ["image", "mask", "map"], "rows": 2, "gap": 2, "note": ""}
+    sheet |= {"legend": [["dog", "#00ff00"], ["evil", "red;x:y"]]}
     one["details"] = {"ground/sheet": sheet | {"rows_text": ["a <red> cube", "a dog"]}}
     one["pictures"] = {"ground/sheet": "sheet.png"}
     (large / "evals" / "100.json").write_text(json.dumps(one))
@@ -318,8 +323,9 @@ def test_the_page_is_one_file_and_shows_everything(page):
     links = re.findall(r'(?:src|href|srcset)="([^"]*)"', html)
     assert links and all(x.startswith("data:image/") for x in links)
     for piece in ("T1. Linear probe", "T2. VQA finetuning", "T3. Pooling", "Zero-shot segmentation", "Grounding",
-                  "a &lt;red&gt; cube", "Accuracy against examples seen", "Accuracy against scale", "chance 7.5 %",
-                  "Not measured by any of these runs: T4. Zero-shot retrieval and visual actions; VTAB.",
+                  "a &lt;red&gt; cube", "background:#00ff00",
+                  "Accuracy against examples seen", "Accuracy against scale", "chance 7.5 %",
+                  "T4. Zero-shot retrieval and visual actions; Nearest neighbours and few shots; VTAB.",
                   "63.0", "paper, 1.4B: 63.7 (slides)", "± 0.7 (n=2)", "VQA finetuning"):  # fmt: skip
         assert piece in html or piece in re.sub(r"<[^>]+>", " ", html), piece
     sizes = [
@@ -391,8 +397,8 @@ def test_curves(page):
 
 def test_runs_without_evaluations_and_runs_given_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "render", lambda *_: b"\x89PNG")
-    path = make(tmp_path / "a", steps=())
-    report.collect([path, f"{path}/"], tmp_path / "out")
+    path = make(tmp_path / "sweep" / "a", steps=())
+    report.collect([path, f"{path}/", tmp_path / "sweep"], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "tables from 1 run\n" in text and "- a has not been evaluated." in text
     assert "T1. Linear probe; T2. VQA finetuning;" in text

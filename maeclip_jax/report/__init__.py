@@ -35,8 +35,11 @@ def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Pa
 
 
 def collect(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
-    """Writes the paper's tables, of all that the runs were evaluated on, to `out`; returns the path of the page."""
+    """Writes the paper's tables, of all that the runs were evaluated on, to `out`; returns the path of the page.
+
+    A folder that is no workdir but holds some (of a sweep, say) stands for these.
+    """
     from maeclip_jax.report import page, run, selection
 
     out = epath.Path(out)
-    return page.write(selection.view([run.read(w) for w in workdirs], out), "tables", out)
+    return page.write(selection.view([run.read(w) for w in run.workdirs(workdirs)], out), "tables", out)

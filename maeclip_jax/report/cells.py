@@ -62,8 +62,8 @@ def cell(entries: Sequence[Entry], *, listed: bool = False) -> Cell:
 
 
 def _paper(e: Entry) -> float | None:
-    m = e.model
-    return paper.number(e.column, m.objective, m.image_pool, m.scale, e.split) if m.papers else None
+    m, blind = e.model, e.settings.get("arg.blind")  # answers to questions about grey pictures are not the paper's
+    return paper.number(e.column, m.objective, m.image_pool, m.scale, e.split) if m.papers and not blind else None
 
 
 def line(values: Sequence[float], unit: str, label: str = "", held: str = "") -> Line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Collection, Iterable, Mapping
 
 from maeclip_jax.report.run import Result, Run, words
@@ -93,7 +94,9 @@ def _contact_sheet(run: Run, r: Result, detail: Mapping, missing: list[str]) -> 
     texts += [""] * (len(pictures) - len(texts))
     rows = list(zip(pictures, texts))
     title = TITLES.get(r.settings.get("type", r.evaluator), words(r.evaluator))
-    return {"note": detail.get("note", ""), "title": title, "columns": detail["columns"], "rows": rows}
+    legend = [(str(n), c) for n, c in detail.get("legend") or () if re.fullmatch("#[0-9a-fA-F]{6}", str(c))]
+    shown = {"title": title, "columns": detail["columns"], "rows": rows, "legend": legend}
+    return {"note": detail.get("note", "")} | shown
 
 
 def _captions(run: Run, r: Result, detail: Mapping, missing: list[str]) -> dict:

@@ -16,6 +16,7 @@ from maeclip_jax.report.run import OBJECTIVES, Metric, Result, Run, read
 
 # Parts of a config that do not change what is learned, only where, how often and from where it is looked at.
 ASIDE = ("seed", "evals", "log", "checkpoint", "resume", "mesh", "sharding_rules")
+ORIGIN = ("init_from", "arg.init")  # where a finetuned run began: seeds of the pretrained one differ in it
 # Settings that do not change what is measured.
 UNSEEN = ("every", "batch_size", "dir", "num_workers", "max_bad")
 
@@ -108,7 +109,7 @@ def models(runs: Sequence[Run], notes: list[str]) -> list[Model]:
         else:
             of = str(run.find("arg.of") or "unknown")
             note = "pretrained run not found" if run.find("init_from") else "not pretrained"
-            objective, pool = OBJECTIVES.get(of, of), str(run.find("arg.pool") or "")
+            objective, pool = OBJECTIVES.get(of, of), str(run.find("arg.pretrained_pool", "arg.pool") or "")
             alone.append(Model(objective, pool, run.scale, run.size, note, (), (run,)))
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in pretrained.values():
@@ -147,7 +148,13 @@ def differences(several: Sequence[Mapping[str, Any]], most: int = 3) -> list[lis
     keys = [k for k in keys if any(one.get(k) != several[0].get(k) for one in several)]
     keys = [k for k in keys if k.startswith("arg.")] or keys
     more = [f"and {len(keys) - most} more"] if len(keys) > most else []
-    return [[f"{k.removeprefix('arg.')} {one.get(k)}" for k in keys[:most]] + more for one in several]
+    return [[_word(k.removeprefix("arg."), one.get(k)) for k in keys[:most]] + more for one in several]
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return name if value else f"not {name}"
+    return f"{name} {value}"
 
 
 def learned(run: Run) -> dict[str, Any]:
@@ -193,7 +200,7 @@ def of_result(model: Model, run: Run, result: Result) -> Iterator[Entry]:
     data, split = data_set(result.settings)
     settings = flat(result.settings)
     if finetuned:
-        settings |= {k: v for k, v in learned(run).items() if k != "init_from"}
+        settings |= {k: v for k, v in learned(run).items() if k not in ORIGIN}
     for metric in result.metrics:
         yield Entry(model, run, result.evaluator, result.step, kind, data, split, settings, metric, finetuned)
 
@@ -215,5 +222,4 @@ def data_set(settings: Mapping) -> tuple[str, str]:
         name = next((p for p in reversed(parts) if not re.fullmatch(r"\d+\.\d+\.\d+", p)), "")
     name = (name or str(source.get("kind", ""))).split(":")[0]
     base = name.split("/")[0]
-    known = {*paper.NAMES, *(data for tasks in paper.VTAB.values() for _, data, _ in tasks)}
-    return base if base in known else name, str(settings.get("split") or source.get("split") or "")
+    return base if base in paper.NAMES else name, str(settings.get("split") or source.get("split") or "")

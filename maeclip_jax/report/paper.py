@@ -82,22 +82,3 @@ def number(column: Column, objective: str, pool: str, scale: str, split: str) ->
             if column in columns and key in rows:
                 return rows[key][columns.index(column)]
     return None
-
-
-# Zhai et al. 2019: group -> task, data set, word that tells tasks of one data set apart in settings or names.
-VTAB = {
-    "Natural": (
-        ("Caltech101", "caltech101", ""), ("CIFAR-100", "cifar100", ""), ("DTD", "dtd", ""),
-        ("Flowers102", "oxford_flowers102", ""), ("Pets", "oxford_iiit_pet", ""), ("SVHN", "svhn_cropped", ""),
-        ("Sun397", "sun397", ""),
-    ),
-    "Specialized": (
-        ("Camelyon", "patch_camelyon", ""), ("EuroSAT", "eurosat", ""), ("Resisc45", "resisc45", ""),
-        ("Retinopathy", "diabetic_retinopathy_detection", ""),
-    ),
-    "Structured": (
-        ("Clevr-Count", "clevr", "count"), ("Clevr-Dist", "clevr", "dist"), ("DMLab", "dmlab", ""),
-        ("KITTI-Dist", "kitti", ""), ("dSpr-Loc", "dsprites", r"x_pos|location"), ("dSpr-Ori", "dsprites", "orient"),
-        ("sNORB-Azim", "smallnorb", "azim"), ("sNORB-Elev", "smallnorb", "elev"),
-    ),
-}  # fmt: skip

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -211,6 +211,15 @@ def result(one: Mapping, evaluator: str, settings: Mapping | None = None) -> Res
     # What nothing is held against is a number like others.
     metrics += [Metric(evaluator, name, values[name]) for name in references if name not in held]
     return Result(evaluator, one["step"], metrics, mine("details"), mine("pictures"), settings or {})
+
+
+def workdirs(folders: Iterable[epath.PathLike]) -> list[epath.Path]:
+    """The folders; in place of one that is no workdir, those in it that are, if there are any."""
+    out = []
+    for folder in map(epath.Path, folders):
+        inside = [] if (folder / "config.json").exists() else sorted(p.parent for p in folder.glob("*/config.json"))
+        out += inside or [folder]
+    return out
 
 
 def read(workdir: epath.PathLike) -> Run:

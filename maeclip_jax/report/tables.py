@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from maeclip_jax.data import vtab
 from maeclip_jax.report import paper
 from maeclip_jax.report.cells import Cell, cell, line, mark_best, settle
 from maeclip_jax.report.figures import compact
@@ -19,6 +20,10 @@ from maeclip_jax.report.paper import Column
 from maeclip_jax.report.run import Metric, words
 
 TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
+POINTING = (
+    "Percent. Pointing: the highest point of the map lies in the mask. A pooling in a name is that of the map, on the "
+    "same weights; otherwise it is the model's own. What is called a baseline looks at no picture."
+)
 SHORT = {"image_to_text_R@1": "I→T R@1", "text_to_image_R@1": "T→I R@1", "top1": "top-1", "top5": "top-5"}
 
 
@@ -35,9 +40,9 @@ class Table:
 
 def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[list[Table], list[str]]:
     """T1 to T4 and those of segmentation, grounding and VTAB; and the titles of those that no run measured."""
-    vtab = {data for tasks in paper.VTAB.values() for _, data, _ in tasks}
     own = [e for e in entries if not e.finetuned]
-    probe = [e for e in own if e.type == "linear_probe" and e.metric.name == "top1" and e.data not in vtab]
+    probe = [e for e in own if e.type == "linear_probe" and e.metric.name == "top1"]
+    tasks, probe = [e for e in probe if _task(e)], [e for e in probe if not _task(e)]
     zero = [e for e in own if e.type == "zero_shot" and e.metric.name == "top1" and e.data != "coco_a"]
     actions = [e for e in own if e.column in paper.ACTIONS]
     recall = [e for e in own if e.type == "retrieval" and e.metric.name.endswith("_R@1")]
@@ -50,12 +55,15 @@ def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[lis
         ("T4. Zero-shot retrieval and visual actions", [*recall, *actions], "R@1 and top-k accuracy in percent."),
     )  # fmt: skip
     tables += [_columns(title, note, models, found, _of_paper(title)) for title, found, note in columns]
-    for kind, title, note in (
-        ("segmentation", "Zero-shot segmentation", "Patches against prompts."),
-        ("grounding", "Grounding", "Pointing: the highest point of the map lies in the mask."),
-    ):
-        tables.append(_columns(title, note, models, [e for e in own if e.type == kind], ()))
-    tables.append(_vtab(models, [e for e in own if e.type == "linear_probe" and e.metric.name == "top1"]))
+    few = [e for e in own if e.type == "knn" and e.metric.name == "top1"]
+    few += [e for e in own if e.type == "few_shot" and e.metric.name.endswith("_shot")]
+    others = (
+        ("Nearest neighbours and few shots", few, f"Top-1 accuracy in percent. {own_pool}"),
+        ("Zero-shot segmentation", [e for e in own if e.type == "segmentation"], "Percent; patches against prompts."),
+        ("Grounding", [e for e in own if e.type == "grounding"], POINTING),
+    )
+    tables += [_columns(title, note, models, found, ()) for title, found, note in others]
+    tables.append(_vtab(models, tasks))
     return [t for t in tables if t.rows], [t.title for t in tables if not t.rows]
 
 
@@ -141,7 +149,7 @@ def _who(m: Model) -> tuple[str, ...]:
 
 def _head(column: Column) -> str:
     """What stands at the head of a column."""
-    kinds = {"zero_shot": "zero-shot", "linear_probe": "linear probe"}
+    kinds = {"zero_shot": "zero-shot", "linear_probe": "linear probe", "knn": "k-NN"}
     return " ".join(filter(None, (kinds.get(column.type), metric_name(column.metric))))
 
 
@@ -152,35 +160,32 @@ def metric_name(name: str) -> str:
 
 def _vtab(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
     """Rows are the 19 tasks, and means of what was measured in full; columns are models."""
-    found = [(_task(e), e) for e in entries]
-    several = _of(models, [e for t, e in found if t])
-    groups = {group: [t for t, _, _ in tasks] for group, tasks in paper.VTAB.items()}
+    several = _of(models, entries)
+    groups = {group: [name for name, t in vtab.TASKS.items() if t.group == group] for group in vtab.GROUPS}
     rows = []
-    groups["all"] = [t for names in groups.values() for t in names]
-    for group, names in groups.items() if several else ():
-        for name in names if group != "all" else ():
-            chance, cells = settle([cell([e for t, e in found if t == name and e.model is m]) for m in several])
-            rows.append(((group, name, chance), tuple(cells)))
-        means = [_mean(names, [(t, e) for t, e in found if e.model is m]) for m in several]
-        rows += [((group, f"mean of {len(names)}", ""), tuple(means))] if any(c.lines for c in means) else []
+    for group, tasks in [*groups.items(), ("all", list(vtab.TASKS))] if several else ():
+        for task in tasks if group != "all" else ():
+            same = [e for e in entries if _task(e) == task]
+            chance, cells = settle([cell([e for e in same if e.model is m]) for m in several])
+            rows.append(((group, task.replace("_", " "), chance), tuple(cells)))
+        means = [_mean(tasks, [e for e in entries if e.model is m]) for m in several]
+        rows += [((group, f"mean of {len(tasks)}", ""), tuple(means))] if any(c.lines for c in means) else []
     note = "Linear probe, top-1 accuracy in percent. A mean stands only where every task of it was measured."
     columns = tuple((m.label, "", "") for m in several)
     return Table("VTAB", note, ("group", "task", "held against"), columns, tuple(rows))
 
 
 def _task(e: Entry) -> str:
-    """The task of VTAB that a number is of, or nothing."""
-    said = " ".join([e.evaluator, *map(str, e.settings.values())])
-    tasks = [t for several in paper.VTAB.values() for t in several]
-    fit = [t for t, data, word in tasks if data == e.data and re.search(word, said)]
-    return fit[0] if len(fit) == 1 else ""
+    """The task of VTAB that a number is of, or nothing: the op that makes its labels names it."""
+    named = re.search(r'\bvtab\("(\w+)"\)', str(e.settings.get("data.ops", "")))
+    return named[1] if named and named[1] in vtab.TASKS else ""
 
 
-def _mean(tasks: Sequence[str], found: Sequence[tuple[str, Entry]]) -> Cell:
+def _mean(tasks: Sequence[str], entries: Sequence[Entry]) -> Cell:
     """Over tasks, run by run; empty unless a run has exactly one number for each of them."""
     values = []
-    for run in {id(e.run): e.run for _, e in found}.values():
-        of_task = [[e.metric.value for t, e in found if t == task and e.run is run] for task in tasks]
+    for run in {id(e.run): e.run for e in entries}.values():
+        of_task = [[e.metric.value for e in entries if _task(e) == task and e.run is run] for task in tasks]
         if all(len(v) == 1 for v in of_task):
             values.append(statistics.mean(v[0] for v in of_task))
     return Cell((line(values, "%"),)) if values else Cell()
