@@ -31,7 +31,7 @@ from maeclip_jax.evals.accuracy import ranks
 MEMORY = 10  # pairs of L-BFGS
 BLOCK_BYTES = 1 << 27  # logits of one block of rows
 STATE_BYTES = 1 << 31  # of L-BFGS, for the problems that are solved together
-NARROW_FROM = 1e10  # products of an evaluation from which leaving out problems that are done is worth a compilation
+NARROW_FROM = 3e9  # products of an evaluation from which leaving out problems that are done is worth a compilation
 COARSE = tuple(10.0**e for e in range(-6, 7, 2))  # strengths of the first round of `search`
 
 
