@@ -41,7 +41,8 @@ def evaluation(step, top1=60.0):
                 "text_to_image": [query | {"text": EVIL, "found": grey}],
             },
             "reconstruction/sheet": {"kind": "sheet", "picture": "pictures", "columns": ["original", "masked"],
-                                     "rows": 2, "gap": 2, "note": "Grey."},
+                                     "rows": 2, "gap": 2, "note": "Grey.", "rows_text": ["the upper row", "the lower one"],
+                                     "legend": [["dog", "#00ff00"]]},
             "reconstruction/captions": {"kind": "captions", "note": "", "captions": [
                 [{"true": "a"}, {"true": "red", "filled": "red"}, {"true": EVIL, "filled": "##s"}, {"true": "##es"}]]},
             "zero_shot/classes": {"kind": "table", "columns": ["class", "%"], "rows": [[EVIL, 61.25]], "note": ""},
@@ -202,6 +203,13 @@ def test_contact_sheets_are_cut_into_rows(view):
     (sheet,) = view["sheets"]
     sizes = [Image.open(io.BytesIO(p.data)).size for p, _ in sheet["rows"]]
     assert sizes == [(10, 4), (10, 4)]
+
+
+def test_rows_of_sheets_have_their_words_and_colours(html, markdown):
+    text = Tags(html).text
+    assert "Masked pictures, filled in" in text and 'style="background:#00ff00"></i>dog' in html
+    for words in ("the upper row", "the lower one"):
+        assert words in text and f"{words}:\n" in markdown
 
 
 def test_filled_captions(view):

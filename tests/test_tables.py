@@ -148,7 +148,7 @@ def test_seeds_evaluated_at_different_times_are_said(tmp_path):
 def test_two_ways_of_measuring_are_two_lines(tmp_path):
     ways = [probe(50.0), probe(55.0, name="lars", solver="lars"), probe(60.0, name="gap", pool="gap")]
     (text,) = cells(table("T1", make(tmp_path / "a", evals=ways))).values()
-    assert text.startswith("50.0 (evaluation probe, solver None); 55.0 (evaluation lars, solver lars)")
+    assert text.startswith("50.0 (probe); 55.0 (lars)")
     assert "60.0" not in text  # features pooled otherwise
     models, numbers, _ = read(tmp_path / "a")
     assert "60.0 (pool gap)" in cells(tables.everything(models, numbers)).values()
@@ -183,6 +183,8 @@ def test_finetuned_runs_belong_to_the_row_of_their_pretrained_run(tmp_path):
     assert heads == ["CLEVR baseline 40.0 %", "VQAv2 ", "GQA ", "daquar baseline 25.0 %"]
     alone = table("T2", *paths)  # the pretrained run was not given, but is there
     assert cells(alone) == cells(one)
+    elsewhere = vqa(tmp_path / "x", "clip/checkpoints", 90.0, seed=2, scale="", size="")  # as said from another folder
+    assert "84.0 ± 5.3 (n=3)" in next(iter(cells(table("T2", start, *paths, elsewhere)).values()))
     assert not any("zero" in str(t) for t in tables.paper_tables(*read(*paths)[:2])[0])
 
 
@@ -237,6 +239,26 @@ def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
     some = cells(table("VTAB", make(tmp_path / "some", evals=evals[1:])))
     assert sorted(k[0] for k in some if "mean" in k[0]) == ["specialized mean of 4", "structured mean of 8"]
     assert list(cells(table("T1", tmp_path / "all")).values()) == ["99.0"]
+
+
+def test_grounding_has_scores_as_rows(tmp_path):
+    found = {"gradcam_iou": 9.0, "gradcam_pointing": 56.0, "gradcam_gap_matched_iou": 36.0, "chance_pointing": 12.0,
+             "chance_matched_iou": 6.0, "similarity_matched_iou": 40.0, "baseline_center_pointing": 28.7}  # fmt: skip
+    paths = [
+        make(
+            tmp_path / pool,
+            pool=pool,
+            evals=[("g", settings("grounding", "scenes/demo"), found | {"gradcam_iou": iou})],
+        )
+        for pool, iou in (("gap", 9.0), ("max", 5.0))
+    ]
+    one = table("Grounding", *paths)
+    assert [r[1:] for r, _ in one.rows] == [
+        ("pointing", "Grad-CAM", "chance 12.0 %"), ("pointing", "the centre, no map", ""),
+        ("matched iou", "Grad-CAM, GAP", "chance 6.0 %"), ("matched iou", "similarity", "chance 6.0 %"),
+        ("iou", "Grad-CAM", ""),
+    ]  # fmt: skip
+    assert [[c.lines[0].best for c in held] for _, held in one.rows] == [[False, False]] * 4 + [[True, False]]
 
 
 def test_references_of_kinds_of_metrics():

@@ -47,14 +47,19 @@ def cell(entries: Sequence[Entry], *, listed: bool = False) -> Cell:
     for e in entries:
         ways.setdefault((e.evaluator, *sorted((k, str(v)) for k, v in e.settings.items())), []).append(e)
     several = list(ways.values())
-    settings = [{"evaluation": e[0].evaluator} | dict(e[0].settings) for e in several]
-    labels = [", ".join(d) for d in differences(settings)] if len(several) > 1 else [""]
+    labels = [e[0].evaluator.replace("_", " ") for e in several]
+    if len(set(labels)) < len(labels):
+        labels = [", ".join(d) for d in differences([e[0].settings for e in several])]
+    if len(several) == 1:
+        labels = [""]
     lines = []
     for label, same in zip(labels, several):
         first = same[0]
         if not label and not first.own_pool:
             label = f"pool {first.settings['pool']}"
         lines.append(line([e.metric.value for e in same], first.metric.unit, label, chance(e.metric for e in same)))
+    if len({(x.text, x.spread, x.chance) for x in lines}) == 1:
+        lines = [dataclasses.replace(lines[0], label="" if len(lines) > 1 else lines[0].label)]
     shown = {_paper(e) for e in entries if e.own_pool and not listed} - {None}
     if len(shown) != 1:
         return Cell(tuple(lines))
@@ -100,7 +105,7 @@ def settle(cells: Sequence[Cell]) -> tuple[str, list[Cell]]:
 
 
 def mark_best(models: Sequence[Model], cells: Sequence[Cell], metric: str) -> list[Cell]:
-    """The best of a column among models of one scale and size, if there are several with one number each."""
+    """The best of a column among models of one scale and size, if several have one number each and these differ."""
     groups: dict[tuple[str, str], list[int]] = {}
     for n, m in enumerate(models):
         if len(cells[n].lines) == 1:
@@ -108,7 +113,8 @@ def mark_best(models: Sequence[Model], cells: Sequence[Cell], metric: str) -> li
     best = min if Metric("", metric, 0).lower_is_better else max
     out = list(cells)
     for places in (g for g in groups.values() if len(g) > 1):
-        top = best(cells[n].lines[0].value for n in places)
+        values = [cells[n].lines[0].value for n in places]
+        top = best(values) if len(set(values)) > 1 else None
         for n in (n for n in places if cells[n].lines[0].value == top):
             out[n] = dataclasses.replace(cells[n], lines=(dataclasses.replace(cells[n].lines[0], best=True),))
     return out

@@ -62,15 +62,22 @@ def _loss(train: Series, validation: dict[str, Series], batch: int | None, ax) -
 
 
 def accuracies(run: Run) -> list[tuple[str, Draw]]:
-    """(title, drawing) of the percent metrics that have a chance level or baseline against examples seen."""
+    """(title, drawing) of the percent metrics that have a chance level or baseline against examples seen.
+
+    What was measured once only is left to the tables, and so are grounding scores other than pointing.
+    """
     panels: dict[tuple[str, str], dict[str, tuple[str, Series, Series]]] = {}
     for step, m in run.history():
         if m.unit == "%" and m.reference is not None and math.isfinite(m.value):
-            group = panels.setdefault((m.evaluator, re.sub(r"_?R@\d+$|top\d$|mean_per_class$", "", m.name)), {})
+            if re.search("_(matched_)?iou$", m.name):
+                continue
+            way = re.sub(r"_?R@\d+$|top\d$|mean_per_class$|\d+_shot$|.*_(?=pointing$)", "", m.name)
+            group = panels.setdefault((m.evaluator, way), {})
             label = m.name.rsplit("_", 1)[1] if "_R@" in m.name else m.label
             _, values, chance = group.setdefault(label, (m.kind, [], []))
             values.append((run.examples(step), m.value))
             chance.append((run.examples(step), m.reference))
+    panels = {k: lines for k, lines in panels.items() if any(len(values) > 1 for _, values, _ in lines.values())}
     out = []
     for (evaluator, way), lines in sorted(panels.items(), key=lambda p: next(iter(p[1].values()))[0] != "chance"):
         title = words(evaluator) + (f": {way.replace('_to_', ' → ').replace('_', ' ')}" if way else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -96,7 +96,7 @@ def models(runs: Sequence[Run], notes: list[str]) -> list[Model]:
     began: dict[str, list[Run]] = {}
     alone: list[Model] = []
     for run in finetuned:
-        place = _origin(run)
+        place = _origin(run, pretrained)
         if place and place not in pretrained:
             try:  # not among the given runs: it says what it is, its evaluations were not asked for
                 there = read(place)
@@ -143,10 +143,11 @@ def _apart(model: Model, others: Sequence[Model]) -> list[str]:
 
 def differences(several: Sequence[Mapping[str, Any]], most: int = 3) -> list[list[str]]:
     """Of flat dicts, what each has that not all have: `["optim.lr 0.1", ...]`, words of the argument rather than what
-    follows from them."""
+    follows from them, short values rather than long ones."""
     keys = list(dict.fromkeys(k for one in several for k in one))
     keys = [k for k in keys if any(one.get(k) != several[0].get(k) for one in several)]
     keys = [k for k in keys if k.startswith("arg.")] or keys
+    keys = [k for k in keys if all(len(str(one.get(k))) <= 32 for one in several)] or keys
     more = [f"and {len(keys) - most} more"] if len(keys) > most else []
     return [[_word(k.removeprefix("arg."), one.get(k)) for k in keys[:most]] + more for one in several]
 
@@ -179,10 +180,15 @@ def _place(path: epath.PathLike) -> str:
     return str(epath.Path(path) if "://" in str(path) else epath.Path(path).resolve())
 
 
-def _origin(run: Run) -> str:
-    """The workdir of the run that a run began with, or empty."""
-    path = str(run.find("init_from") or "").rstrip("/")
-    return _place(re.sub(r"/(checkpoints(/\d+)?|\d+)$", "", path)) if path else ""
+def _origin(run: Run, known: Iterable[str]) -> str:
+    """The workdir of the run that a run began with, or empty. A relative path may have been meant from elsewhere: then
+    it is the one of `known` that ends with it."""
+    path = re.sub(r"/(checkpoints(/\d+)?|\d+)$", "", str(run.find("init_from") or "").rstrip("/"))
+    place = _place(path) if path else ""
+    if place in known or not path or path.startswith("/") or "://" in path:
+        return place
+    ends = [k for k in known if k.endswith("/" + path.removeprefix("./"))]
+    return ends[0] if len(ends) == 1 else place
 
 
 def entries(several: Sequence[Model]) -> Iterator[Entry]:

@@ -15,7 +15,7 @@ from maeclip_jax.report.details import Picture
 from maeclip_jax.report.run import Metric, Run, words
 
 TEMPLATES = epath.resource_path("maeclip_jax") / "templates"
-CARDS = ("top1", "image_to_text_R@1", "text_to_image_R@1", "token_accuracy")
+CARDS = ("accuracy", "top1", "image_to_text_R@1", "text_to_image_R@1", "miou", "token_accuracy")
 INCIDENTS = (("skipped", "updates skipped (not finite)"), ("bad_records", "bad records replaced"))
 
 
@@ -23,7 +23,8 @@ def view(run: Run) -> dict[str, Any]:
     """Everything on the page of a run. What is not there is None or empty, with a sentence in `missing`."""
     results, missing = run.results(), []
     metrics = [m for r in results for m in r.metrics]
-    held = sorted((m for m in metrics if m.reference is not None), key=lambda m: m.kind != "chance")
+    minor = [m for m in metrics if m.reference is None or re.search("^train_|_matched_iou$", m.name)]
+    held = sorted((m for m in metrics if m not in minor), key=lambda m: m.kind != "chance")
     order = {name: n for n, name in enumerate(CARDS)}
     cards = sorted((m for m in held if m.name in order), key=lambda m: order[m.name])
     if not results:
@@ -47,7 +48,7 @@ def view(run: Run) -> dict[str, Any]:
         missing.append("The versions of the libraries are not recorded.")
     return {
         "title": run.objective, "facts": facts(run), "name": run.workdir.name, "step": run.step,
-        "cards": cards[:4], "held": held, "others": [m for m in metrics if m.reference is None],
+        "cards": cards[:8], "held": held, "others": minor,
         "steps": sorted({r.step for r in results}), "losses": losses, "accuracies": accuracies,
         "retrieval": shown["tiles"], "sheets": shown["sheet"], "captions": shown["captions"],
         "tables": shown["table"], "cost": spent,

@@ -20,10 +20,12 @@ from maeclip_jax.report.paper import Column
 from maeclip_jax.report.run import Metric, words
 
 TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
-POINTING = (
-    "Percent. Pointing: the highest point of the map lies in the mask. A pooling in a name is that of the map, on the "
-    "same weights; otherwise it is the model's own. What is called a baseline looks at no picture."
+GROUNDING = (
+    "Percent. Pointing: the highest point of the map lies in the mask; matched iou: of the mask and as many of the "
+    "highest points. Maps under another pooling than the model's own are of the same weights."
 )
+MAPS = {"gradcam": "Grad-CAM", "rollout": "roll-out", "center": "the centre, no map", "whole": "everything, no map"}
+SCORES = ("pointing", "matched iou", "iou")
 SHORT = {"image_to_text_R@1": "I→T R@1", "text_to_image_R@1": "T→I R@1", "top1": "top-1", "top5": "top-5"}
 
 
@@ -60,9 +62,9 @@ def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[lis
     others = (
         ("Nearest neighbours and few shots", few, f"Top-1 accuracy in percent. {own_pool}"),
         ("Zero-shot segmentation", [e for e in own if e.type == "segmentation"], "Percent; patches against prompts."),
-        ("Grounding", [e for e in own if e.type == "grounding"], POINTING),
     )
     tables += [_columns(title, note, models, found, ()) for title, found, note in others]
+    tables.append(_grounding(models, [e for e in own if e.type == "grounding"]))
     tables.append(_vtab(models, tasks))
     return [t for t in tables if t.rows], [t.title for t in tables if not t.rows]
 
@@ -156,6 +158,29 @@ def _head(column: Column) -> str:
 def metric_name(name: str) -> str:
     """`image_to_text_R@1` -> `I→T R@1`."""
     return SHORT.get(name, Metric("", name, 0).label)
+
+
+def _grounding(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
+    """Rows are scores of maps, columns are models."""
+    several = _of(models, entries)
+    rows = []
+    for c in dict.fromkeys(e.column for e in entries):
+        made = [cell([e for e in entries if e.model is m and e.column == c]) for m in several]
+        chance, cells = settle(mark_best(several, made, c.metric))
+        score, shown = score_of_map(c.metric)
+        rows.append(((data_name(c.data), score, shown, chance), tuple(cells)))
+    rows.sort(key=lambda row: (row[0][0], SCORES.index(row[0][1]) if row[0][1] in SCORES else len(SCORES)))
+    columns = tuple((m.label, "", "") for m in several)
+    return Table("Grounding", GROUNDING, ("data", "score", "map", "held against"), columns, tuple(rows))
+
+
+def score_of_map(metric: str) -> tuple[str, str]:
+    """`gradcam_gap_pointing` -> ("pointing", "Grad-CAM, GAP")."""
+    found = re.fullmatch(r"(?:baseline_)?([a-z]+)(?:_(?!matched_)(\w+?))?_(pointing|matched_iou|iou)", metric)
+    if not found:
+        return metric_name(metric), ""
+    name, pool, score = found.groups()
+    return score.replace("_", " "), MAPS.get(name, name) + (f", {pool.upper()}" if pool else "")
 
 
 def _vtab(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
