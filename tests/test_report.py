@@ -41,7 +41,8 @@ def evaluation(step, top1=60.0):
                 "text_to_image": [query | {"text": EVIL, "found": grey}],
             },
             "reconstruction/sheet": {"kind": "sheet", "picture": "pictures", "columns": ["original", "masked"],
-                                     "rows": 2, "gap": 2, "note": "Grey.", "rows_text": ["the upper row", "the lower one"],
+                                     "rows": 2, "gap": 2, "note": "Grey.",
+                                     "rows_text": ["the upper row", "the lower one"],
                                      "legend": [["dog", "#00ff00"]]},
             "reconstruction/captions": {"kind": "captions", "note": "", "captions": [
                 [{"true": "a"}, {"true": "red", "filled": "red"}, {"true": EVIL, "filled": "##s"}, {"true": "##es"}]]},

@@ -92,6 +92,8 @@ def test_linear_probe_has_scales_as_columns_and_the_paper_only_beside_its_own_se
         ("ImageNet MAE-CLIP MAX B/16 chance 0.1 %", "low 11.3M pairs"): "60.0",
     }
     assert [r[0][1] for r in table("T1", *paths).rows] == ["MAE", "CLIP", "CLIP", "CLIP", "MAE-CLIP"]
+    assert "the pooling of the 11.3M models is not known" in table("T1", *paths).note
+    assert "11.3M" not in table("T1", paths[2]).note
     assert table("T1", paths[2]).columns[0][0] == "demo" and len(table("T1", paths[2]).columns) == 3
 
 

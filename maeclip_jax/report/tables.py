@@ -52,7 +52,7 @@ def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[lis
     own_pool = "Features are pooled as the model pools its own, before the projection."
     tables = [_scales(models, probe, own_pool)]
     columns = (
-        ("T2. VQA finetuning", asked, "Finetuned end to end; accuracy in percent."),
+        ("T2. VQA finetuning", asked, "Finetuned end to end; accuracy in percent. Baseline: without the picture."),
         ("T3. Pooling: zero-shot and linear probe", [*zero, *probe], f"Top-1 accuracy in percent. {own_pool}"),
         ("T4. Zero-shot retrieval and visual actions", [*recall, *actions], "R@1 and top-k accuracy in percent."),
     )  # fmt: skip
@@ -66,7 +66,15 @@ def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[lis
     tables += [_columns(title, note, models, found, ()) for title, found, note in others]
     tables.append(_grounding(models, [e for e in own if e.type == "grounding"]))
     tables.append(_vtab(models, tasks))
-    return [t for t in tables if t.rows], [t.title for t in tables if not t.rows]
+    return [_annotated(t) for t in tables if t.rows], [t.title for t in tables if not t.rows]
+
+
+def _annotated(table: Table) -> Table:
+    """With what has to be known of the paper's numbers, if there are any beside ours."""
+    about = [note for name, (_, _, note) in paper.TABLES.items() if name[:2] == table.title[:2]]
+    if about and any(c.paper for _, cells in table.rows for c in cells):
+        return dataclasses.replace(table, note=f"{table.note} Of the paper's numbers: {about[0]}")
+    return table
 
 
 def _of_paper(title: str) -> tuple[Column, ...]:
