@@ -1,5 +1,4 @@
 import base64
-import dataclasses
 import io
 import json
 import math
@@ -12,7 +11,6 @@ from PIL import Image
 
 from maeclip_jax import report
 from maeclip_jax.data import vtab
-from maeclip_jax.evals import zero_shot
 from maeclip_jax.report import figures, paper, selection, tables, trends
 from maeclip_jax.report import models as grouping
 from maeclip_jax.report import run as runs
@@ -457,17 +455,3 @@ def test_numbers_of_the_paper():
     # T1 and T3 agree where both have a number.
     t1, t3 = paper.T1[1], paper.T3[1]
     assert all(v[0] == t3[k][1] for k, v in t1.items() if k in t3)
-    assert dataclasses.is_dataclass(tables.Table)
-
-
-def test_packaged_words_for_imagenet():
-    value = json.loads((zero_shot.WORDS / "imagenet.json").read_text(encoding="utf-8"))
-    names = value["classes"]
-    assert len(names) == 1000 and list(names) == sorted(names)
-    assert all(re.fullmatch(r"n\d{8}", synset) for synset in names)
-    assert len({n.lower() for n in names.values()}) == 1000 and all(n == n.strip() and n for n in names.values())
-    crane = {synset: n for synset, n in names.items() if "crane" in n}
-    assert crane == {"n02012849": "crane bird", "n03126707": "construction crane"}
-    for packaged in ("imagenet", "actions"):
-        templates = zero_shot.read_templates(packaged)
-        assert len(set(templates)) == len(templates) and all(t.count("{}") == 1 for t in templates)
