@@ -54,10 +54,16 @@ def retrieval(config, name: str, split: str, *, captions: int = 5, duplicates: s
 
 
 def dense(config, title: str, name: str, split: str, *, mask="mask", templates="photos", **segmentation) -> dict:
-    """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX."""
+    """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX.
+
+    Grad-CAM weighs the tokens that leave the final norm: before it, a tower under max pooling shows next to nothing
+    (see evals/saliency.py).
+    """
     data = pictures(config, name, split, resize="squash", mask=mask)
     shared = dict(data=data, length=length(config), templates=templates)
     return {
         f"{title}_segmentation": dict(type="segmentation", **shared, **segmentation),
-        f"{title}_grounding": dict(type="grounding", pools=("own", "gap", "max"), **shared),
+        f"{title}_grounding": dict(
+            type="grounding", pools=("own", "gap", "max"), block=config.model.image_tower.depth, **shared
+        ),
     }

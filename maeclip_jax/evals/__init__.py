@@ -7,15 +7,11 @@ import inspect
 from maeclip_jax import errors
 from maeclip_jax.evals.protocol import Functions, NotApplicable
 
-__all__ = ["Functions", "NotApplicable", "make"]
+__all__ = ["Functions", "NotApplicable", "make", "table"]
 
 
-def make(type: str, fns: Functions, **config):
-    """The evaluator `type` with the config's settings.
-
-    Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
-    the valid ones) or a missing one.
-    """
+def table() -> dict[str, type]:
+    """Type, as a config calls it -> the class."""
     from maeclip_jax.evals.few_shot import FewShot
     from maeclip_jax.evals.grounding import Grounding
     from maeclip_jax.evals.knn import Knn
@@ -27,7 +23,7 @@ def make(type: str, fns: Functions, **config):
     from maeclip_jax.evals.vqa import Vqa
     from maeclip_jax.evals.zero_shot import ZeroShot
 
-    table = {
+    return {
         "few_shot": FewShot,
         "grounding": Grounding,
         "knn": Knn,
@@ -39,7 +35,15 @@ def make(type: str, fns: Functions, **config):
         "vqa": Vqa,
         "zero_shot": ZeroShot,
     }
-    evaluator = errors.choose("evaluator", type, table)
+
+
+def make(type: str, fns: Functions, **config):
+    """The evaluator `type` with the config's settings.
+
+    Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
+    the valid ones) or a missing one.
+    """
+    evaluator = errors.choose("evaluator", type, table())
     settings = dict(list(inspect.signature(evaluator).parameters.items())[1:])  # without `fns`
     for name in config:
         if name not in settings:

@@ -18,7 +18,7 @@ def test_unknown_setting_lists_the_valid_ones(fake):
 
 
 def test_missing_setting_is_named(fake):
-    with pytest.raises(UserError, match=r"evaluator 'zero_shot' needs data, length; valid: batch_size, classes"):
+    with pytest.raises(UserError, match=r"evaluator 'zero_shot' needs data, length; valid: among, batch_size, classes"):
         evals.make("zero_shot", fake({}))
 
 

@@ -1,0 +1,150 @@
+"""Suites of evaluations on a checkpoint: the same numbers on 1 device, 8, and 2 processes; features made once; mistakes
+named, the others done."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from maeclip_jax import evaluate, functions, main
+from maeclip_jax.data import pipeline
+from tests import runs, suite
+
+ARG = "steps=12,save=6"
+SUITE = "--config.evals=tests/suite.py"
+
+
+def evaluated(workdir, devices):
+    config = runs.config(ARG, resume=str(runs.whole(8, ARG)))
+    config.evals = suite.get_evals(config)
+    evaluate.run(config, workdir, devices=jax.devices()[:devices])
+    return runs.result(workdir, 12)
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    return evaluated(runs.folder() / "suite-1", 1)
+
+
+def assert_same(have, want):
+    """To float tolerance; scores of maps to a few pixels, which rounding may put on either side of a border."""
+    assert have["metrics"].keys() == want["metrics"].keys()
+    for name, value in want["metrics"].items():
+        of_pixels = name.split("/")[0] in ("grounding", "segmentation")
+        atol = 0.05 if of_pixels else 1e-4  # percent; a pixel of a mask of 140 in one query of 20 is 0.04
+        np.testing.assert_allclose(have["metrics"][name], value, rtol=1e-4, atol=atol, err_msg=name)
+
+
+def test_eight_devices_give_what_one_gives(on_one, tmp_path):
+    have = evaluated(tmp_path, 8)
+    assert {n.split("/")[0] for n in have["metrics"]} == {
+        "zero_shot", "knn", "linear_probe", "few_shot", "segmentation", "grounding"
+    }  # fmt: skip
+    assert_same(have, on_one)
+
+
+def test_two_processes_give_what_one_gives(on_one, tmp_path):
+    given = [f"--config.resume={runs.whole(8, ARG)}", "--mode=eval", SUITE]
+    processes = runs.together(tmp_path / "two", ARG, *given, devices=1)
+    assert runs.wait(processes) == [0, 0], [runs.text(tmp_path / f"two.{i}.txt") for i in (0, 1)]
+    assert_same(runs.result(tmp_path / "two", 12), on_one)
+
+
+def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(tmp_path, monkeypatch):
+    passes = []
+    real = pipeline.evaluate
+    monkeypatch.setattr(
+        pipeline, "evaluate", lambda data, **kw: (passes.append(functions._key(data)), real(data, **kw))[1]
+    )
+    evaluated(tmp_path, 1)
+    evals = suite.get_evals(None)
+    wanted = (evals["knn"]["data"], evals["knn"]["train"], evals["grounding"]["data"])
+    test, train, masked = (functions._key(d) for d in wanted)
+    # Zero-shot, k-NN, probe and few-shot want three kinds of features of two data sets; maps need each picture anew.
+    assert sorted(passes) == sorted([test, train, masked, masked])
+
+
+def run_main(*argv):
+    return main.main(["main", f"--config=tests/tiny.py:{ARG}", "--mode=eval", "--cache=", *argv])
+
+
+def test_what_cannot_be_evaluated_is_named_and_the_rest_is_done(tmp_path, capfd, caplog):
+    reference = runs.whole(8, ARG)
+    code = run_main(f"--workdir={tmp_path}", f"--config.resume={reference}", f"{SUITE}:broken", "--cpu_devices=8")
+    out = capfd.readouterr()
+    assert code == 2
+    (line,) = [text for text in out.err.splitlines() if text.startswith("error: ")]
+    assert "evaluation missing failed: no data set 'nowhere' at " in line
+    assert "evaluation misnamed failed: zero_shot: `classes` has 2 class names, the data source 9" in line
+    assert "evaluation unmasked failed: segmentation needs the names" in line or "unmasked failed" in line
+    assert "eval unread: n/a, this objective answers no questions; finetune it with experiments/vqa.py" in out.out
+    done = runs.result(tmp_path, 12)
+    assert {"knn", "zero_shot", "grounding"} <= done["seconds"].keys() and "missing" not in done["seconds"]
+    assert done["settings"]["knn"]["type"] == "knn" and done["not_applicable"].keys() == {"unread"}
+
+
+def test_results_of_other_settings_are_made_again(tmp_path, capsys):
+    config = runs.config(ARG, resume=str(runs.whole(8, ARG)))
+    knn = suite.get_evals(config)["knn"]
+    config.evals = dict(knn=knn)
+    first = evaluate.run(config, tmp_path)
+    assert evaluate.run(config, tmp_path) == {} and "delete it to evaluate again" in capsys.readouterr().out
+    config.evals = dict(knn=knn | dict(k=2))
+    second = evaluate.run(config, tmp_path)
+    assert first.keys() - second.keys() == {"knn/top1_k1"}
+    assert runs.result(tmp_path, 12)["metrics"].keys() == second.keys()  # nothing of the old settings stays
+
+
+def test_the_config_of_a_run_is_a_config(tmp_path):
+    workdir = runs.copy(runs.whole(8, ARG), tmp_path / "run")
+    values = main.parse(["main", f"--config={workdir}/config.json", f"--workdir={workdir}", "--config.seed=7"])
+    want = runs.config(ARG)
+    assert values.config.seed == 7 and values.config.model.to_dict() == want.model.to_dict()
+    assert json.loads(values.config.evals.to_json()) == json.loads(want.evals.to_json())
+    chosen = main.parse(["main", f"--config={workdir}/config.json", f"--workdir={workdir}", SUITE])
+    assert set(chosen.config.evals) == set(suite.get_evals(None))
+
+
+@pytest.mark.parametrize("argv, text", [
+    (["--config=runs/nowhere/config.json"], "cannot read --config=runs/nowhere/config.json: "),
+    (["--config=tests/tiny.py", "--config.evals=experiments/eval/nothing.py"],
+     "no evaluation file 'experiments/eval/nothing.py'; here are: experiments/eval/folders.py, "),
+    (["--config=tests/tiny.py", "--config.evals=experiments/eval/paper.py:only=imagnet"],
+     "unknown set 'imagnet' (did you mean 'imagenet'?); valid: ade, coco, "),
+    (["--config=tests/tiny.py", "--config.evals=experiments/eval/folders.py"],
+     "no data sets named; valid: folders.py:"),
+    (["--config=tests/tiny.py", "--config.evals=experiments/eval/vtab.py:which=nature"],
+     "unknown VTAB task 'nature' (did you mean 'natural'?); valid: all, natural, "),
+])  # fmt: skip
+def test_a_mistake_in_a_suite_is_one_line(argv, text, capfd):
+    assert main.main(["main", *argv, "--mode=eval", "--workdir=unused"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {text}")
+
+
+@pytest.mark.parametrize("name", ["scenes", "folders:classify=a+b,segment=c,retrieval=d", "paper", "vtab"])
+@pytest.mark.parametrize("objective", ["mae", "clip"])
+def test_suites_fit_any_objective(name, objective):
+    """Ops parse, pictures have the size of the run, and every setting is one that its evaluator has."""
+    import inspect
+    from types import SimpleNamespace
+
+    from maeclip_jax import evals
+    from maeclip_jax.data import ops
+
+    name, _, arg = name.partition(":")
+    found = main.parse(
+        ["main", f"--config=experiments/{objective}.py:scale=photos", "--workdir=x",
+         f"--config.evals=experiments/eval/{name}.py:{arg}"]
+    ).config.evals  # fmt: skip
+    assert len(found) >= 4
+    for entry in found.values():
+        settings = entry.to_dict()
+        kind = settings.pop("type")
+        made = evals.table()[kind]
+        assert set(settings) <= set(inspect.signature(made).parameters)
+        for which in {"data", "train", "val"} & settings.keys():
+            parsed = ops.parse(settings[which]["ops"], SimpleNamespace(tokenizer=object()))
+            geometry = [s for s in parsed.steps if s.function.__name__ in ("resize", "resize_small", "center_crop")]
+            assert "image" in parsed.names and geometry
+            assert all(96 in np.ravel([*s.args, *s.kwargs.values()]).tolist() for s in geometry)
