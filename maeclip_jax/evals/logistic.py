@@ -193,7 +193,8 @@ def search(
 
     l2: the strengths to try, all at once. None: COARSE, then twice six more around the best, until there are 8 to a
     decade (the interval search of Radford et al. 2021, appendix A.3, with more points a round and fewer rounds).
-    The fits are stopped early by default: it is only to rank strengths. `Problem.solve` again for the one to use.
+    The fits stop early, those of the first round ten times as early: it is only to rank strengths. `Problem.solve`
+    again for the one to use.
     """
     found = None
     spacing = 2.0  # decades between neighbours

@@ -29,10 +29,11 @@ def features(rows: int, width: int, classes: int, seed: int = 0) -> tuple[np.nda
     """x float32 [rows, width], labels [rows]."""
     draw = np.random.default_rng(seed)
     scale = (1.0 + np.arange(width, dtype=np.float32)) ** -0.5
-    centres = draw.normal(size=(classes, width)).astype(np.float32) * scale
+    apart = scale / np.linalg.norm(scale)  # most of what tells classes apart lies where most of the variance lies
+    centres = 5 * draw.normal(size=(classes, width)).astype(np.float32) * scale * apart
     label = draw.integers(0, classes, rows)
     x = draw.standard_normal((rows, width), np.float32) * scale
-    x += 3 * width**-0.5 * centres[label] + draw.standard_normal(width, np.float32)  # classes overlap, in any width
+    x += centres[label] + draw.standard_normal(width, np.float32)
     axes = np.linalg.qr(draw.normal(size=(width, width)))[0].astype(np.float32)
     return x @ axes, label
 

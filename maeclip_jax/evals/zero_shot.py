@@ -207,5 +207,5 @@ def read_templates(templates: str | Sequence[str]) -> list[str]:
 
 def fill(template: str, name: str) -> str:
     """`a photo of {a} {}`, `orange cube` -> `a photo of an orange cube`."""
-    article = "an" if re.match(r"(?i)[aeio]|u(?!n?i|s)|hour|heir", name) else "a"  # by ear, not by letter
+    article = "an" if re.match(r"(?i)(?!eu|one\b)[aeio]|u(?!n?i|s)|hour|heir", name) else "a"  # by ear, not by letter
     return template.replace("{a}", article).replace("{}", name)
