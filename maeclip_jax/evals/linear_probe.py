@@ -94,6 +94,8 @@ class LinearProbe:
             f"Best l2 {float(best.l2[0]):.4g} (C = {1 / float(best.l2[0]):.4g}) of {len(rows)} tried on {len(val[1])} "
             f"validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} features ({self.pool}){final}."
         )
+        if not search.fit.converged[search.best]:
+            note += " The sweep stopped before the best one had converged."
         if search.at_edge:
             note += " It is at the EDGE of what was tried: the best may lie beyond."
         absent = [c for c in range(classes) if c not in set(both[1].tolist())]

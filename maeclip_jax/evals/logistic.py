@@ -103,15 +103,16 @@ class Problem:
         l2_L: Sequence[float],
         *,
         start: Fit | None = None,
-        tolerance: float = 1e-6,
+        tolerance: float = 1e-5,
         iterations: int = 1000,
         tick: Callable[[int], None] = lambda n: None,
     ) -> Fit:
         """The minima for all strengths, in their order.
 
-        tolerance: stop where the value is estimated to be this close to the minimum (nats a row). start: solutions
-        of other strengths of the same classes; the nearest one is where each problem begins. tick(n): called as
-        problems finish.
+        tolerance: stop where the value is estimated to be this share of itself away from the minimum (a share,
+        because the loss of classes that can be told apart without a mistake tends to 0). start: solutions of other
+        strengths of the same classes; the nearest one is where each problem begins. tick(n): called as problems
+        finish.
         """
         l2_L = np.asarray(l2_L, np.float64)
         if not len(l2_L) or not np.all(np.isfinite(l2_L)) or l2_L.min() <= 0:
@@ -140,7 +141,7 @@ class Problem:
             decrement, step = np.asarray(state.decrement), np.asarray(state.step)
             # The estimate is worth something after a few steps. A step that shrinks and shrinks: float32 sees no
             # difference any more.
-            now = ((decrement <= tolerance) & (n >= 3)) | (step < 1e-4)
+            now = ((decrement <= tolerance * np.asarray(state.value)) & (n >= 3)) | (step < 1e-4)
             tick(int(np.count_nonzero(now & ~done[active])))
             used[active] = np.where(done[active], used[active], n)
             done[active] |= now
@@ -185,7 +186,7 @@ def search(
     label_V: np.ndarray,
     l2: Sequence[float] | None = None,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float = 2e-4,
     iterations: int = 100,
     tick: Callable[[int], None] = lambda n: None,
 ) -> Search:
@@ -200,9 +201,9 @@ def search(
     spacing = 2.0  # decades between neighbours
     strengths = np.unique(np.asarray(COARSE if l2 is None else l2, np.float64))
     while len(strengths):
-        fit = problem.solve(
-            strengths, start=found.fit if found else None, tolerance=tolerance, iterations=iterations, tick=tick
-        )
+        near = tolerance if found or l2 is not None else 10 * tolerance
+        start = found.fit if found else None
+        fit = problem.solve(strengths, start=start, tolerance=near, iterations=iterations, tick=tick)
         accuracy = np.array([100 * np.mean(ranks(fit.scores(x_VxD, i), label_V) == 0) for i in range(len(strengths))])
         if found:
             fit = Fit(*(np.concatenate(parts) for parts in zip(found.fit, fit)))

@@ -1,9 +1,11 @@
 import collections
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from maeclip_jax.data import ops, vtab
+from maeclip_jax.data import ops, tfds_record, vtab
 from maeclip_jax.errors import BadRecord, UserError
 
 RNG = np.random.default_rng(0)
@@ -145,3 +147,44 @@ def test_features_are_those_of_the_catalogue(task, tmp_path):
         )
         if name == "kitti":
             assert features["objects"]["type"].names[:4] == ["Car", "Van", "Truck", "Pedestrian"]
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def stored(name, tmp_path, **example):
+    """A record as it is read from a file of the catalogue's builder; `image` in PNG bytes."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.builder_cls(name)(data_dir=tmp_path).info.features
+    example["image"] = io.BytesIO(example["image"])
+    return tfds_record.Reader(features, {})(features.serialize_example(features.encode_example(example)))
+
+
+def test_records_of_the_catalogue(tmp_path):
+    import tensorflow_datasets as tfds
+
+    box, common = tfds.features.BBox(0.0, 0.0, 1.0, 1.0), dict(truncated=0.0, occluded=0, alpha=0.0, rotation_y=0.0)
+    seen = [dict(type=t, location=np.float32([1, 2, z]), bbox=box, dimensions=np.ones(3, np.float32), **common)
+            for t, z in (("Car", 21.0), ("Tram", 2.0))]  # fmt: skip
+    black = png(np.zeros((8, 8, 3), np.uint8))
+    record = stored("kitti", tmp_path, image=black, objects=seen, **{"image/file_name": "000001.png"})
+    assert label("kitti_closest_vehicle_distance", **record) == 2
+
+    ball = dict(color="red", material="metal", shape="sphere", size="large", rotation=0.0)
+    balls = [
+        ball | {"3d_coords": np.zeros(3, np.float32), "pixel_coords": np.float32([9, 9, z])} for z in (9.7, 8.2, 12, 11)
+    ]
+    record = stored("clevr", tmp_path, image=black, file_name="a.png", objects=balls, question_answer=[])
+    assert label("clevr_count_all", **record) == 1 and label("clevr_closest_object_distance", **record) == 1
+
+    latents = {f"label_{n}": 0 for n in ("shape", "scale", "y_position")} | {
+        f"value_{n}": 0.0 for n in ("shape", "scale", "orientation", "x_position", "y_position")
+    }
+    latents |= dict(label_orientation=39, label_x_position=31)
+    record = stored("dsprites", tmp_path, image=png(np.ones((64, 64), np.uint8)), **latents)
+    made = run("dsprites_label_orientation", **record)
+    assert made["label"] == 15 and made["image"].shape == (4, 4, 3) and (made["image"] == 255).all()
