@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, choose, unknown
-from maeclip_jax.evals import lars, logistic
+from maeclip_jax.evals import lars, logistic, strengths
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
 from maeclip_jax.evals.protocol import Functions
 
@@ -78,10 +78,10 @@ class LinearProbe:
             if not 0 < rows < len(y_N):
                 raise UserError(f"linear_probe: holdout={settings['holdout']} of {len(y_N)} training rows leaves none")
             train, val = ((x_NxD[n], y_N[n]) for n in (order[rows:], order[:rows]))
-        tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else len(logistic.COARSE) + 12)
+        tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else strengths.MOST)
         with self.fns.progress("fits", tries) as progress:
             problem = logistic.Problem(*train, classes)
-            search = logistic.search(problem, *val, settings["l2"], tick=progress.update)
+            search = strengths.search(problem, *val, settings["l2"], tick=progress.update)
             best = search.fit.take([search.best])
             both = [np.concatenate(pair) for pair in zip(train, val)]
             fit = logistic.Problem(*both, classes).solve(

@@ -26,13 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maeclip_jax.evals.accuracy import ranks
-
 MEMORY = 10  # pairs of L-BFGS
 BLOCK_BYTES = 1 << 27  # logits of one block of rows
 STATE_BYTES = 1 << 31  # of L-BFGS, for the problems that are solved together
 NARROW_FROM = 3e9  # products of an evaluation from which leaving out problems that are done is worth a compilation
-COARSE = tuple(10.0**e for e in range(-6, 7, 2))  # strengths of the first round of `search`
+TOGETHER = 7  # problems at most that are solved together
 
 
 class Fit(NamedTuple):
@@ -80,7 +78,7 @@ class Problem:
         # A class without a row would push its intercept to -infinity; it is left out instead.
         self.present, label_N = np.unique(np.asarray(label_N), return_inverse=True)
         self.mean, self.axes, variance = principal_axes(x_NxD)
-        self.together = max(1, min(len(COARSE), STATE_BYTES // (8 * (MEMORY + 3) * (self.width + 1) * self.kept)))
+        self.together = max(1, min(TOGETHER, STATE_BYTES // (8 * (MEMORY + 3) * (self.width + 1) * self.kept)))
         block = min(self.rows, max(256, BLOCK_BYTES // (4 * self.kept * self.together)))
         fill = -self.rows % block
         x_NxK = np.zeros((self.rows + fill, self.width + 1), np.float32)  # rows that fill a block are all zero
@@ -128,8 +126,8 @@ class Problem:
         if start is not None:
             nearest = np.abs(np.log(start.l2)[None] - np.log(l2_L)[:, None]).argmin(1)
             weights_LxDxC, bias_LxC = start.weights[nearest][..., self.present], start.bias[nearest][:, self.present]
-            w[:-1] = np.einsum("dk,ldc->klc", self.axes, weights_LxDxC)
-            w[-1] = np.where(np.isfinite(bias_LxC), bias_LxC, 0) + np.einsum("d,ldc->lc", self.mean, weights_LxDxC)
+            w[:-1] = np.matmul(self.axes.T, weights_LxDxC).swapaxes(0, 1)
+            w[-1] = np.where(np.isfinite(bias_LxC), bias_LxC, 0) + np.matmul(self.mean, weights_LxDxC)
         l2_KxL = np.broadcast_to(l2_L.astype(np.float32) / self.rows, (self.width + 1, count)).copy()
         l2_KxL[-1] = 0
         # At W = 0 the curvature is variance / classes, exactly.
@@ -142,7 +140,9 @@ class Problem:
             # The estimate is worth something after a few steps. A step that shrinks and shrinks: float32 sees no
             # difference any more.
             now = ((decrement <= tolerance * np.asarray(state.value)) & (n >= 3)) | (step < 1e-4)
-            tick(int(np.count_nonzero(now & ~done[active])))
+            finished = int(np.count_nonzero(now & ~done[active]))
+            if finished:
+                tick(finished)
             used[active] = np.where(done[active], used[active], n)
             done[active] |= now
             left = ~done[active]
@@ -152,12 +152,13 @@ class Problem:
                 if not left.any() or n == limit:
                     break
                 state, active = _narrow(state, np.flatnonzero(left)), active[left]
-        tick(int(np.count_nonzero(~done)))
+        if not done.all():
+            tick(int(np.count_nonzero(~done)))
         weights_LxDxC = np.zeros((count, self.width, self.classes), np.float32)
         bias_LxC = np.full((count, self.classes), -np.inf, np.float32)
-        back_LxDxC = np.einsum("dk,klc->ldc", self.axes, found[:-1])
+        back_LxDxC = np.matmul(self.axes, found[:-1].swapaxes(0, 1))
         weights_LxDxC[..., self.present] = back_LxDxC
-        bias_LxC[:, self.present] = found[-1] - np.einsum("d,ldc->lc", self.mean, back_LxDxC)
+        bias_LxC[:, self.present] = found[-1] - np.matmul(self.mean, back_LxDxC)
         return Fit(l2_L, weights_LxDxC, bias_LxC, value, used, done)
 
 
@@ -165,58 +166,6 @@ def one_device():
     """A context in which programs run on the first device of this process, whatever mesh is around it."""
     automatic = (jax.sharding.AxisType.Auto,)
     return jax.set_mesh(jax.make_mesh((1,), ("one",), axis_types=automatic, devices=jax.local_devices()[:1]))
-
-
-class Search(NamedTuple):
-    """All strengths tried, ascending: their fits, accuracy [L] in percent on validation rows, the place of the best."""
-
-    fit: Fit
-    accuracy: np.ndarray
-    best: int
-
-    @property
-    def at_edge(self) -> bool:
-        """The best strength is the smallest or the largest that was tried."""
-        return self.best in (0, len(self.accuracy) - 1)
-
-
-def search(
-    problem: Problem,
-    x_VxD: np.ndarray,
-    label_V: np.ndarray,
-    l2: Sequence[float] | None = None,
-    *,
-    tolerance: float = 2e-4,
-    iterations: int = 100,
-    tick: Callable[[int], None] = lambda n: None,
-) -> Search:
-    """The strength with the best accuracy on validation rows; of equal ones the largest.
-
-    l2: the strengths to try, all at once. None: COARSE, then twice six more around the best, until there are 8 to a
-    decade (the interval search of Radford et al. 2021, appendix A.3, with more points a round and fewer rounds).
-    The fits stop early, those of the first round ten times as early: it is only to rank strengths. `Problem.solve`
-    again for the one to use.
-    """
-    found = None
-    spacing = 2.0  # decades between neighbours
-    strengths = np.unique(np.asarray(COARSE if l2 is None else l2, np.float64))
-    while len(strengths):
-        near = tolerance if found or l2 is not None else 10 * tolerance
-        start = found.fit if found else None
-        fit = problem.solve(strengths, start=start, tolerance=near, iterations=iterations, tick=tick)
-        accuracy = np.array([100 * np.mean(ranks(fit.scores(x_VxD, i), label_V) == 0) for i in range(len(strengths))])
-        if found:
-            fit = Fit(*(np.concatenate(parts) for parts in zip(found.fit, fit)))
-            accuracy = np.concatenate([found.accuracy, accuracy])
-        order = np.argsort(fit.l2)
-        fit, accuracy = fit.take(order), accuracy[order]
-        found = Search(fit, accuracy, int(np.flatnonzero(accuracy == accuracy.max())[-1]))
-        if l2 is not None or spacing < 0.25:
-            break
-        spacing /= 4
-        around = fit.l2[found.best] * 10.0 ** (spacing * np.array([-3, -2, -1, 1, 2, 3]))
-        strengths = around[(around > COARSE[0]) & (around < COARSE[-1])]
-    return found
 
 
 def principal_axes(x_NxD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ import warnings
 import numpy as np
 
 from maeclip_jax import log
-from maeclip_jax.evals import logistic
+from maeclip_jax.evals import logistic, strengths
 from maeclip_jax.evals.accuracy import ranks
 
 
@@ -82,8 +82,8 @@ def measure(rows: int, width: int, classes: int, compare: bool = False, again: b
         one = problem.solve([1.0], tolerance=2e-4)
     result = {"one_iterations": int(one.iterations[0])}
     for name in ["sweep"] + ["sweep, programs compiled"] * again:
-        with clock(name), log.Eta("sweep", "fits", len(logistic.COARSE) + 12) as progress:
-            found = logistic.search(problem, *part["val"], tick=progress.update)
+        with clock(name), log.Eta("sweep", "fits", strengths.MOST) as progress:
+            found = strengths.search(problem, *part["val"], tick=progress.update)
     best = found.fit.take([found.best])
     with clock("last fit, on all rows"):
         final = logistic.Problem(*part["all"], classes).solve(best.l2, start=best)

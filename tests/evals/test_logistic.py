@@ -128,27 +128,6 @@ def test_inside_a_mesh_of_many_devices(solved):
         same(logistic.Problem(x, label, C).solve(L2, tolerance=1e-9), fit)
 
 
-def test_search_finds_the_strength_that_validates_best(solved):
-    x, label = problem(1, rows=2 * N)
-    x, label, x_val, label_val = x[:N], label[:N], x[N:], label[N:]
-    made, done = logistic.Problem(x, label, C), []
-    found = logistic.search(made, x_val, label_val, tick=done.append)
-    l2 = found.fit.l2
-    assert len(l2) == sum(done) == 19 and (np.diff(l2) > 0).all()
-    np.testing.assert_allclose(np.diff(np.log10(l2))[found.best - 1 : found.best + 1], 1 / 8, atol=1e-6)
-    for n in range(len(l2)):
-        right = found.fit.scores(x_val, n).argmax(1) == label_val
-        assert found.accuracy[n] == pytest.approx(100 * right.mean())
-    best = np.flatnonzero(found.accuracy == found.accuracy.max())
-    assert found.best == best[-1] and not found.at_edge
-
-
-def test_search_says_when_the_best_is_at_the_edge(solved):
-    x, label, _ = solved
-    found = logistic.search(logistic.Problem(x, label, C), x, label, [1e3, 1e5, 1e-1])
-    assert found.fit.l2.tolist() == [1e-1, 1e3, 1e5] and found.best == 0 and found.at_edge
-
-
 @pytest.mark.parametrize("l2", [[], [0.0], [1.0, np.nan]])
 def test_l2_must_be_positive(solved, l2):
     x, label, _ = solved

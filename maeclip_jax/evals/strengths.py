@@ -1,0 +1,66 @@
+"""Which l2 suits a linear classifier best: many strengths tried on validation rows, coarse to fine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from maeclip_jax.evals import logistic
+from maeclip_jax.evals.accuracy import ranks
+
+COARSE = tuple(10.0**e for e in range(-6, 7, 2))  # strengths of the first round
+MOST = len(COARSE) + 12  # strengths that are tried in all
+
+
+class Search(NamedTuple):
+    """All strengths tried, ascending: their fits, accuracy [L] in percent on validation rows, the place of the best."""
+
+    fit: logistic.Fit
+    accuracy: np.ndarray
+    best: int
+
+    @property
+    def at_edge(self) -> bool:
+        """The best strength is the smallest or the largest that was tried."""
+        return self.best in (0, len(self.accuracy) - 1)
+
+
+def search(
+    problem: logistic.Problem,
+    x_VxD: np.ndarray,
+    label_V: np.ndarray,
+    l2: Sequence[float] | None = None,
+    *,
+    tolerance: float = 2e-4,
+    iterations: int = 100,
+    tick: Callable[[int], None] = lambda n: None,
+) -> Search:
+    """The strength with the best accuracy on validation rows; of equal ones the largest.
+
+    l2: the strengths to try, all at once. None: COARSE, then twice six more around the best, until there are 8 to a
+    decade (the interval search of Radford et al. 2021, appendix A.3, with more points a round and fewer rounds).
+    The fits stop early, those of the first round ten times as early: it is only to rank strengths. `Problem.solve`
+    again for the one to use.
+    """
+    found = None
+    spacing = 2.0  # decades between neighbours
+    strengths = np.unique(np.asarray(COARSE if l2 is None else l2, np.float64))
+    while len(strengths):
+        near = tolerance if found or l2 is not None else 10 * tolerance
+        start = found.fit if found else None
+        fit = problem.solve(strengths, start=start, tolerance=near, iterations=iterations, tick=tick)
+        accuracy = np.array([100 * np.mean(ranks(fit.scores(x_VxD, i), label_V) == 0) for i in range(len(strengths))])
+        if found:
+            fit = logistic.Fit(*(np.concatenate(parts) for parts in zip(found.fit, fit)))
+            accuracy = np.concatenate([found.accuracy, accuracy])
+        order = np.argsort(fit.l2)
+        fit, accuracy = fit.take(order), accuracy[order]
+        found = Search(fit, accuracy, int(np.flatnonzero(accuracy == accuracy.max())[-1]))
+        if l2 is not None or spacing < 0.25:
+            break
+        spacing /= 4
+        around = fit.l2[found.best] * 10.0 ** (spacing * np.array([-3, -2, -1, 1, 2, 3]))
+        strengths = around[(around > COARSE[0]) & (around < COARSE[-1])]
+    return found
