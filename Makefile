@@ -15,7 +15,7 @@ comma  := ,
 export MAECLIP_DATA_DIR ?= $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report tables sweep bench bench-input doctor test lint golden clean
+.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input doctor test lint golden clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,8 +40,9 @@ demo: data  ## train MAE-CLIP on scenes, evaluate, write runs/demo/report/index.
 train: $(STAMP)  ## train CONFIG=experiments/x.py:arg in WORKDIR=runs/x (ARGS="--config.seed=1 ...")
 	$(PY) -m maeclip_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
-eval: $(STAMP)  ## run CONFIG's evaluators on the newest checkpoint of WORKDIR
-	$(PY) -m maeclip_jax.main --mode=eval --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+eval: $(STAMP)  ## evaluate the newest checkpoint of WORKDIR; SUITE=experiments/eval/x.py:arg instead of its own evaluators
+	$(PY) -m maeclip_jax.main --mode=eval --config=$(WORKDIR)/config.json --workdir=$(WORKDIR) \
+		$(if $(SUITE),--config.evals=$(SUITE)) $(ARGS)
 
 report: $(STAMP)  ## write WORKDIR/report/index.html
 	$(PY) -m maeclip_jax.report $(WORKDIR)
@@ -54,6 +55,9 @@ sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and
 
 bench: $(STAMP)  ## step time, images/s, MFU, memory, input speed of CONFIG, as table and JSON
 	$(PY) -m maeclip_jax.bench --config=$(CONFIG) $(ARGS)
+
+bench-probe: $(STAMP)  ## seconds of a linear probe on 50,000 x 768 features and 1000 classes (ARGS="--rows 4000 --compare")
+	$(PY) -m maeclip_jax.evals.probe_bench $(ARGS)
 
 bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillow (and tf.data if installed): IMAGES=folder
 	$(PY) -m maeclip_jax.data.bench --images $(IMAGES)
