@@ -285,7 +285,7 @@ class Eta:
     def update(self, n: int = 1) -> None:
         """`n` more are done."""
         self.done, now = min(self.done + n, self.total), time.perf_counter()
-        if now - self._said >= self.every and self.done < self.total:
+        if now - self._said >= self.every and 0 < self.done < self.total:
             self._said = now
             left = (now - self.start) / self.done * (self.total - self.done)
             share = f"{100 * self.done / self.total:3.0f}%"

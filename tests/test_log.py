@@ -197,3 +197,15 @@ def test_the_table_of_parameters_has_every_path_and_the_total():
     specs = sharding.named(sharding.specs(params, mesh, (("a/.*", ("fsdp", None)), (".*", ()))), mesh)
     table = log.parameter_table(jax.tree.map(jax.device_put, params, specs))
     assert "a/kernel" in table and "16" in table and "131" in table and "fsdp" in table
+
+
+def test_what_takes_long_says_how_far_it_is(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 20.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
+    with log.Eta("eval probe", "pictures", 100, every=15) as eta:
+        for n in (0, 25, 0, 25, 50):  # at 10, 20, 30, 40, 50 s
+            eta.update(n)
+    assert capsys.readouterr().out.splitlines() == [
+        "eval probe: 25 of 100 pictures  25% | eta 1m00s",
+        "eval probe: 50 of 100 pictures  50% | eta 40s",
+    ]
