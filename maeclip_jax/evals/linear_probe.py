@@ -23,8 +23,9 @@ from maeclip_jax.evals.protocol import Functions
 # Valid settings of each recipe with their defaults.
 SOLVERS: dict[str, dict[str, Any]] = {
     # l2: strengths to try; None = 19 from 1e-6 to 1e6, coarse to fine. holdout: share of the training rows that
-    # validates where there is no `val`. iterations: at most, for the final fit.
-    "lbfgs": dict(l2=None, holdout=0.2, iterations=1000),
+    # validates where there is no `val`. sweep_rows: strengths are ranked on at most so many training rows (None: all);
+    # the final fit takes all of them. iterations: at most, for the final fit.
+    "lbfgs": dict(l2=None, holdout=0.2, sweep_rows=10_000, iterations=1000),
     # rate: of 256 rows. batch_size: 16384 in the paper. epochs and warmup in epochs.
     "lars": dict(rate=0.1, batch_size=1024, epochs=90, warmup=10),
 }
@@ -80,7 +81,7 @@ class LinearProbe:
             train, val = ((x_NxD[n], y_N[n]) for n in (order[rows:], order[:rows]))
         tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else strengths.MOST)
         with self.fns.progress("fits", tries) as progress:
-            problem = logistic.Problem(*train, classes)
+            problem = logistic.Problem(*strengths.some(*train, settings["sweep_rows"], self.seed), classes)
             search = strengths.search(problem, *val, settings["l2"], tick=progress.update)
             best = search.fit.take([search.best])
             both = [np.concatenate(pair) for pair in zip(train, val)]
@@ -91,8 +92,9 @@ class LinearProbe:
         rows = [[*row, "yes" if done else "no"] for row, done in zip(rows, search.fit.converged)]
         final = "" if fit.converged[0] else f", stopped after {int(fit.iterations[0])} iterations"
         note = (
-            f"Best l2 {float(best.l2[0]):.4g} (C = {1 / float(best.l2[0]):.4g}) of {len(rows)} tried on {len(val[1])} "
-            f"validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} features ({self.pool}){final}."
+            f"Best l2 {float(best.l2[0]):.4g} (C = {1 / float(best.l2[0]):.4g}) of {len(rows)} tried on {problem.rows} "
+            f"training and {len(val[1])} validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} features "
+            f"({self.pool}){final}."
         )
         if not search.fit.converged[search.best]:
             note += " The sweep stopped before the best one had converged."

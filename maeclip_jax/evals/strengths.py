@@ -14,6 +14,17 @@ COARSE = tuple(10.0**e for e in range(-6, 7, 2))  # strengths of the first round
 MOST = len(COARSE) + 12  # strengths that are tried in all
 
 
+def some(x_NxD: np.ndarray, label_N: np.ndarray, rows: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `rows` of the rows, drawn at random; None: all.
+
+    The penalty stands beside a sum over rows, not a mean, so that the best l2 hardly depends on how many there are.
+    """
+    if rows is None or rows >= len(label_N):
+        return x_NxD, label_N
+    which = np.sort(np.random.default_rng(seed).permutation(len(label_N))[:rows])
+    return x_NxD[which], label_N[which]
+
+
 class Search(NamedTuple):
     """All strengths tried, ascending: their fits, accuracy [L] in percent on validation rows, the place of the best."""
 

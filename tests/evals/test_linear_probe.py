@@ -30,8 +30,14 @@ def test_sweep_and_final_fit(labelled_sets, three):
     assert table["columns"] == ["l2", "validation top-1 (%)", "iterations", "converged"] and len(table["rows"]) >= 13
     best = max(table["rows"], key=lambda row: (row[1], row[0]))
     assert f"Best l2 {best[0]:.4g} (C = {1 / best[0]:.4g})" in table["note"]
-    assert "120 validation rows; final fit on 360 rows of 10 features (max)" in table["note"]
+    assert "240 training and 120 validation rows; final fit on 360 rows of 10 features (max)" in table["note"]
     json.dumps(table)
+
+
+def test_strengths_may_be_ranked_on_some_rows(labelled_sets, three):
+    got = probe(labelled_sets(three), val={"set": "val"}, solver=dict(l2=(1.0, 10.0), sweep_rows=60))
+    assert "tried on 60 training and 120 validation rows; final fit on 360 rows" in got["solver"]["note"]
+    assert got["top1"] > 85
 
 
 def test_accuracy_is_that_of_scikit_learn(labelled_sets, clouds):
@@ -56,7 +62,7 @@ def test_the_edge_of_the_sweep_and_missing_classes_are_said(labelled_sets, three
     del three["val"]
     got = probe(labelled_sets(three), solver=dict(l2=(1.0, 1e5, 1e6)))
     assert "at the EDGE of what was tried" in got["solver"]["note"]
-    assert "40 validation rows; final fit on 200 rows" in got["solver"]["note"]  # a fifth was held out
+    assert "160 training and 40 validation rows; final fit on 200 rows" in got["solver"]["note"]  # a fifth was held out
     assert "1 of 6 classes have no training row (2, ...)" in got["solver"]["note"]
     assert got["top1"] < 84 and got["mean_per_class"] < 84  # no prediction of the class that was never seen
 

@@ -31,3 +31,12 @@ def test_search_says_when_the_best_is_at_the_edge(clouds):
     assert one.best == 0 and one.at_edge
     tied = strengths.Search(one.fit, np.array([1.0, 2.0, 1.0]), 1)
     assert not tied.at_edge and tied._replace(best=2).at_edge
+
+
+def test_some_rows_are_drawn_once_each(clouds):
+    x, label = clouds(60, 1)
+    few_x, few = strengths.some(x, label, 20, seed=3)
+    places = [int(np.flatnonzero((x == row).all(1))[0]) for row in few_x]
+    assert len(set(places)) == 20 and (label[places] == few).all() and max(places) > 40
+    for rows in (None, 60, 100):
+        assert strengths.some(x, label, rows, seed=3)[0] is x
