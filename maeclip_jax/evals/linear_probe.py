@@ -93,8 +93,8 @@ class LinearProbe:
         final = "" if fit.converged[0] else f", stopped after {int(fit.iterations[0])} iterations"
         note = (
             f"Best l2 {float(best.l2[0]):.4g} (C = {1 / float(best.l2[0]):.4g}) of {len(rows)} tried on {problem.rows} "
-            f"training and {len(val[1])} validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} features "
-            f"({self.pool}){final}."
+            f"training and {len(val[1])} validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} "
+            f"features ({self.pool}){final}."
         )
         if not search.fit.converged[search.best]:
             note += " The sweep stopped before the best one had converged."
