@@ -9,6 +9,8 @@ CONFIG ?= experiments/mae_clip.py:scale=demo,pool=max
 WORKDIR ?= runs/mine
 WORKDIRS ?= $(WORKDIR)
 OUT    ?= runs/tables
+TOPOLOGY ?= v5litepod-256
+SELECT ?=
 ARGS   ?=
 STAMP   = $(VENV)/.installed-$(subst $(eval ) ,,$(subst $(comma),-,$(EXTRAS)))
 comma  := ,
@@ -58,6 +60,12 @@ bench: $(STAMP)  ## step time, images/s, MFU, memory, input speed of CONFIG, as 
 
 bench-probe: $(STAMP)  ## seconds of a linear probe on 50,000 x 768 features and 1000 classes (ARGS="--rows 4000 --compare")
 	$(PY) -m maeclip_jax.evals.probe_bench $(ARGS)
+
+preflight: $(STAMP)  ## would CONFIG fit TOPOLOGY=v5litepod-256, how fast, at what cost? Needs no TPU (EXTRAS=test,tpu-compile)
+	$(PY) -m maeclip_jax.preflight --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
+
+preflight-all: $(STAMP)  ## table of the shipped experiments on their slices, minutes a row (SELECT=regex: some of them)
+	$(PY) -m maeclip_jax.preflight --all --select='$(SELECT)' $(ARGS)
 
 bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillow (and tf.data if installed): IMAGES=folder
 	$(PY) -m maeclip_jax.data.bench --images $(IMAGES)

@@ -1,0 +1,161 @@
+"""Compiles a program of an experiment for a slice: the figures of one that fits, and of one that does not."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maeclip_jax import errors, flops, program
+from maeclip_jax.errors import UserError
+from maeclip_jax.preflight import hlo
+from maeclip_jax.preflight.topology import Slice, mesh_text
+
+TIGHT = 0.9  # share of the memory that a remedy aims for
+UNITS = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
+# How much of the activations remat=full leaves (5.3 to 1.6 GiB in a two-tower B/16 of 12 layers).
+REMAT_LEAVES = 1 / 3
+# Bytes that leave a device for a byte of the whole array, on rings: there and back for all-reduce.
+TRAFFIC = {"all-reduce": 2.0}
+
+
+def train(prog: program.Program) -> tuple[Any, tuple]:
+    """(the step of training, what it takes)."""
+    bad = jax.ShapeDtypeStruct((prog.batch_size,), jnp.int32, sharding=next(iter(prog.inputs.values())).sharding)
+    return prog.step, (prog.abstract, prog.inputs | {"_bad": bad})
+
+
+def evaluate(prog: program.Program) -> tuple[Any, tuple]:
+    """The loss of a batch, as the evaluator `loss` has it."""
+
+    def step(params, batch):
+        rngs = {"mask": jax.random.key(0)}
+        return prog.objective.apply({"params": params}, batch, train=False, rngs=rngs)
+
+    return jax.jit(step), (prog.abstract.params, prog.inputs)
+
+
+def embed(prog: program.Program) -> tuple[Any, tuple]:
+    """Pooled features of a batch: what probes, zero-shot and retrieval run."""
+    return jax.jit(lambda params, batch: prog.objective.apply({"params": params}, batch, method="embed")), (
+        prog.abstract.params,
+        prog.inputs,
+    )
+
+
+PROGRAMS = {"train": train, "evaluate": evaluate, "embed": embed}
+
+
+def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", text_file: str = "") -> dict:
+    """Figures of the program `kind` of `config` on a slice, by name; sizes in GiB a device, times in seconds.
+
+    A program without room has `fits` False, what it would need if the compiler told, and a `remedy` as overrides of
+    the config. `text_file`: where to leave the compiled program's text. Raises UserError for what cannot be built.
+    """
+    errors.choose("--program", kind, PROGRAMS)
+    devices = where.devices()
+    prog = program.build(config, epoch=epoch, devices=devices)
+    step, args = PROGRAMS[kind](prog)
+    found = {
+        "slice": str(where), "chips": where.chips, "devices": len(devices), "device kind": devices[0].device_kind,
+        "program": kind, "mesh": mesh_text(dict(prog.mesh.shape)), "batch": prog.batch_size,
+        "batch per chip": prog.batch_size / where.chips, "steps": prog.total_steps,
+        "compute": dict(config.model.compute), "parameters": sum(x.size for x in jax.tree.leaves(prog.abstract.params)),
+        "parameters GiB": local_gib(prog.abstract.params), "HBM GiB": where.chip.hbm,
+        "optimizer GiB": local_gib(prog.abstract.opt_state) if kind == "train" else 0.0,
+    }  # fmt: skip
+    start = time.perf_counter()
+    try:
+        with jax.set_mesh(prog.mesh):
+            compiled = step.lower(*args).compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e
+        needs = needed_gib(str(e))
+        found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
+        return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, prog, found)}
+    text = compiled.as_text()
+    if text_file:
+        with open(text_file, "w") as f:
+            f.write(text)
+    found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
+    found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())
+    return found | speed(hlo.costs(text), prog, where, len(devices), model_flops(prog, kind, step, args))
+
+
+def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, model: float) -> dict:
+    """What follows from a compiled program's costs: time, MFU, traffic, profile."""
+    seconds = costs.cycles / where.chip.clock
+    peak = flops.PEAK[where.kind]
+    hours = prog.total_steps * seconds / 3600
+    traffic = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in costs.collectives.items())
+    return {
+        "model FLOPs": model, "counted FLOPs": costs.flops * devices, "step seconds": seconds,
+        "MFU": model / (seconds * devices * peak), "images/s": prog.batch_size / seconds,
+        "hours": hours, "chip-hours": hours * where.chips,
+        "collectives": dict(costs.collectives),
+        "collective seconds": traffic / where.chip.ici if where.chip.ici else None,
+        "custom calls without an estimate": dict(costs.uncosted), "loops of unknown length": costs.unknown_loops,
+        "top": [{"module": m, "share": c / costs.cycles, "seconds": c / where.chip.clock} for m, c in costs.top()],
+    }  # fmt: skip
+
+
+def model_flops(prog: program.Program, kind: str, step, args: tuple) -> float:
+    """Of one call on the global batch: flops.FORMULA in training, else the program's own matrix products."""
+    return prog.flops_per_step if kind == "train" else flops.forward_matmul_flops(step, *args)
+
+
+def local_gib(tree: Any) -> float:
+    """What one device holds of a tree of shapes with shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 2**30
+
+
+def peak_gib(memory: Any) -> float:
+    """Of the compiler's memory analysis: arguments, results that are not arguments, temporaries and code."""
+    parts = {
+        k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp", "generated_code")
+    }
+    parts["alias"] *= -1
+    return sum(parts.values()) / 2**30
+
+
+def needed_gib(message: str) -> float | None:
+    """What a program without room would take, as far as the compiler's message tells."""
+    number = r"([\d.]+)([KMGT]?)i?B?"
+    for pattern in (rf"\({number}\) exceeds available", rf"[Uu]sed {number} of", rf"total hbm usage >= {number}"):
+        found = re.search(pattern, message)
+        if found:
+            return float(found[1]) * UNITS[found[2]]
+    return None
+
+
+def remedy(config, prog: program.Program, found: dict) -> dict:
+    """Overrides of the config with which a program that has no room should have it: sharded parameters, remat, batch.
+
+    A guess from the memory it needs: activations go with the batch, parameters and optimizer with 1/fsdp. Empty if
+    the compiler did not tell the need and everything was tried. Run the pre-flight again with them.
+    """
+    room, changes = TIGHT * found["HBM GiB"], {}
+    state = found["parameters GiB"] + found["optimizer GiB"]
+    activations = max((found["peak HBM GiB"] or 4 * found["HBM GiB"]) - state, 0.0)
+    shards = math.prod(prog.mesh.shape[a] for a in ("replica", "fsdp"))
+    fsdp = prog.mesh.shape["fsdp"]
+    wanted = fsdp
+    while state * fsdp / wanted > room / 3 and wanted * 2 <= shards and shards % (wanted * 2) == 0:
+        wanted *= 2
+    if wanted > fsdp:
+        changes |= {"mesh.replica": -1, "mesh.fsdp": wanted}
+        state *= fsdp / wanted
+    if state + activations > room and config.model.compute.remat != "full":
+        changes["model.compute.remat"] = "full"
+        activations *= REMAT_LEAVES
+    batch = prog.batch_size
+    while state + activations * batch / prog.batch_size > room and batch % (2 * shards) == 0:
+        batch //= 2
+    if batch < prog.batch_size:
+        changes["batch_size"] = batch
+    return changes

@@ -1,0 +1,245 @@
+"""What a compiled TPU program costs, counted from its own text: cycles, FLOPs, collectives, calls without an estimate.
+
+The compiler writes its cost model's `estimated_cycles` beside most operations. A `while` (a scan over layers) stands
+there once, so whatever is in its body counts times its number of turns, read from its condition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+BYTES = {"pred": 1} | {f"{kind}{n}": n / 8 for kind in ("s", "u", "f", "bf", "c") for n in (2, 4, 8, 16, 32, 64)}
+    f"{kind}{bits}": bits / 8 for kind in ("s", "u", "f", "bf", "c") for bits in (2, 4, 8, 16, 32, 64)
+}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Custom calls that are notes to the compiler or parts of something counted elsewhere, and take no time themselves.
+FREE = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding",
+        "AsyncCollectiveStart", "AsyncCollectiveDone", "MoveToHost", "MoveToDevice", "SPMDFullToShardShape",
+        "SPMDShardToFullShape")  # fmt: skip
+_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_NAME = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
+# What jax wraps around the names of modules.
+_WRAPPERS = re.compile(r"^(jit|pjit|vmap|jvp|transpose|remat|checkpoint|custom_vjp)\(|^(while|body|cond|branch_\d+_fun|"
+                       r"closed_call|checkpoint|rematted_computation|remat|core_call|shard_map|custom_vjp_call)$")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One line: `name = shape kind(operands), rest`."""
+
+    name: str
+    shape: str
+    kind: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+    def attribute(self, name: str) -> str:
+        """`calls` -> the computation named there; empty without."""
+        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else ""
+
+    @functools.cached_property
+    def cycles(self) -> int:
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return int(found[1]) if found else 0
+
+    @property
+    def source(self) -> str:
+        """The traced path: `jit(_step)/transpose(jvp(Clip))/.../mlp/up/dot_general`."""
+        found = re.search(r'op_name="([^"]*)"', self.rest)
+        return found[1] if found else ""
+
+
+@dataclasses.dataclass
+class Costs:
+    """Of one device and one call. `collectives`: kind -> bytes of the whole arrays; `uncosted`: target -> calls."""
+
+    cycles: float = 0.0
+    flops: float = 0.0
+    collectives: Counter = dataclasses.field(default_factory=Counter)
+    uncosted: Counter = dataclasses.field(default_factory=Counter)
+    modules: Counter = dataclasses.field(default_factory=Counter)  # module and kind of operation -> cycles
+    unknown_loops: int = 0  # counted as one turn
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The dearest (module, cycles)."""
+        return self.modules.most_common(n)
+
+
+def costs(text: str) -> Costs:
+    """The costs of a module given as optimised HLO text."""
+    module, entry = computations(text)
+    found, channels, loops = Costs(), {}, set()
+    for op, here, times, fused in _walk(module, entry, 1, False, loops):
+        found.flops += times * _flops(op, here)
+        kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), None)
+        if kind:  # an asynchronous one stands in several fusions, piece by piece, under one channel
+            channel, size = op.attribute("channel_id") or op.name, times * _payload(op, here)
+            channels[channel] = max(channels.get(channel, (0, kind)), (size, kind))
+        if fused:  # its cycles are the fusion's
+            continue
+        found.cycles += times * op.cycles
+        found.modules[module_of(op.source) or op.kind] += times * op.cycles
+        target = re.search(r'custom_call_target="([^"]*)"', op.rest) if op.kind == "custom-call" else None
+        if target and not op.cycles and target[1] not in FREE:
+            found.uncosted[target[1]] += times
+    for size, kind in channels.values():
+        found.collectives[kind] += size
+    found.unknown_loops = len(loops)
+    return found
+
+
+def computations(text: str) -> tuple[dict[str, dict[str, Op]], str]:
+    """({computation: {operation: Op}}, name of the entry)."""
+    module, entry, here = {}, "", None
+    for line in text.splitlines():
+        if here is None:
+            head = _HEAD.match(line)
+            if head:
+                here = module.setdefault(head[2], {})
+                entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            here = None
+        elif op := _parse(line):
+            here[op.name] = op
+    return module, entry
+
+
+def _parse(line: str) -> Op | None:
+    head = _NAME.match(line)
+    if not head:
+        return None
+    at = head.end()
+    end = _closing(line, at) + 1 if line[at] == "(" else line.index(" ", at)
+    begin = line.index("(", end)
+    close = _closing(line, begin)
+    operands = tuple(re.findall(r"%([\w.\-]+)", line[begin:close]))
+    # What stands in the parentheses of a constant and a parameter is a number.
+    rest = line[close + 1 :] if operands else line[begin:]
+    return Op(head[2], line[at:end], line[end:begin].strip(), operands, rest, bool(head[1]))
+
+
+def _closing(line: str, at: int) -> int:
+    """Where the parenthesis that opens at `at` closes."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(line, at):
+        depth += 1 if found[0] == "(" else -1
+        if not depth:
+            return found.start()
+    return len(line) - 1
+
+
+def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, dict, int, bool]]:
+    """Every operation that runs: itself, its computation, how often, and whether inside a fusion."""
+    here = module[name]
+    for op in here.values():
+        yield op, here, times, fused
+        if op.kind == "while":
+            turns = _turns(op, module)
+            if turns is None:
+                loops.add(op.name)
+            yield from _walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
+        elif op.kind == "conditional":
+            both = (op.attribute("true_computation"), op.attribute("false_computation"))
+            listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
+            branches = re.findall(r"[\w.\-]+", listed[1]) if listed else filter(None, both)
+            ways = [list(_walk(module, branch, times, fused, loops)) for branch in branches]
+            yield from max(ways, key=lambda way: sum(o.cycles for o, *_, f in way if not f), default=[])  # the dearest
+        elif op.kind in ("fusion", "call", "async-start"):
+            called = op.attribute("calls") or op.attribute("to_apply")
+            if called in module:
+                yield from _walk(module, called, times, fused or op.kind == "fusion", loops)
+
+
+def _turns(loop: Op, module: dict) -> int | None:
+    """How often a while runs: what XLA notes of it, or the bound of a counter that starts at 0 and goes up by 1."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
+        return int(known[1])
+    ops = list(module.get(loop.attribute("condition"), {}).values())
+    for op in list(ops):
+        if op.kind == "fusion":
+            ops += module.get(op.attribute("calls"), {}).values()
+    bounds = [re.match(r"\((\d+)\)", op.rest) for op in ops if op.kind == "constant" and op.shape.startswith("s32")]
+    counts_up = any(op.kind == "compare" and "direction=LT" in op.rest for op in ops)
+    return int(bounds[0][1]) if counts_up and len(bounds) == 1 and bounds[0] else None
+
+
+def _dims(shape: str) -> tuple[int, ...]:
+    """Of the first array in a shape's text."""
+    found = _SHAPE.search(shape)
+    return tuple(map(int, filter(None, found[2].split(",")))) if found else ()
+
+
+def _bytes(shape: str) -> float:
+    """Of all arrays in a shape's text."""
+    return sum(
+        BYTES.get(kind, 1) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in _SHAPE.findall(shape)
+    )
+
+
+def _payload(op: Op, here: dict) -> float:
+    """Bytes of the whole arrays that a collective works on: the larger of what goes in and what comes out."""
+    given = sum(_bytes(here[name].shape) for name in op.operands if name in here)
+    made = _bytes(op.shape)
+    if op.kind.endswith("-start") and op.shape.startswith("(") and op.kind != "all-reduce-start":
+        made -= given  # the operands stand in the shape once more
+    return max(given, made)
+
+
+def _flops(op: Op, here: dict) -> float:
+    """2 per multiply-add of a matrix product; the TPU compiler writes most as convolutions."""
+    if op.kind not in ("dot", "convolution") or not all(name in here for name in op.operands[:2]):
+        return 0.0
+    lhs, rhs = (_dims(here[name].shape) for name in op.operands[:2])
+    if op.kind == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
+        axes = map(int, filter(None, contracted[1].split(","))) if contracted else ()
+        return 2.0 * math.prod(_dims(op.shape)) * math.prod(lhs[i] for i in axes)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+    if not labels:
+        return 0.0
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.rest) or ["", ""])[1]))
+    out = _dims(op.shape)
+    total = 2.0 * out[labels[3].index("b")] * out[labels[3].index("f")] * rhs[labels[2].index("i")]
+    for axis in filter(str.isdigit, labels[3]):
+        sizes = (lhs[labels[1].index(axis)], rhs[labels[2].index(axis)], out[labels[3].index(axis)])
+        total *= _taps(
+            *sizes, *(_window(window, name, int(axis)) for name in ("stride", "pad", "lhs_dilate", "rhs_dilate"))
+        )
+    return total
+
+
+def _window(window: dict, name: str, axis: int) -> int:
+    """A number of a convolution's window along one axis; of the padding, that in front."""
+    if name not in window:
+        return 0 if name == "pad" else 1
+    return int(window[name].split("x")[axis].split("_")[0])
+
+
+@functools.cache
+def _taps(given: int, kernel: int, made: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
+    """Pairs of output and kernel positions that meet a real input along one axis; batched products have one each."""
+    count = 0
+    for tap in range(kernel):
+        for i in range(made):
+            at = i * stride + tap * rhs_dilate - pad
+            count += at % lhs_dilate == 0 and 0 <= at // lhs_dilate < given
+    return count
+
+
+def module_of(source: str) -> str:
+    """`jit(_step)/transpose(jvp(Clip))/Clip._contrast/text/trunk/while/body/checkpoint/blocks/mlp/up/dot_general` ->
+    `text/trunk/blocks/mlp/up dot_general, backward`.
+    """
+    parts = [p for p in source.split("/") if p and not _WRAPPERS.search(p)]
+    parts = [p for p in parts if not re.match(r"[A-Z]\w*\._", p)]  # methods of the objective
+    when = ", recomputed" if "rematted_computation" in source else ", backward" if "transpose(" in source else ""
+    return ("/".join(parts[:-1]) + " " + parts[-1]).strip() + when if parts else ""

@@ -1,0 +1,113 @@
+"""Figures of pre-flights as text: one in full, two side by side, or many as the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from maeclip_jax import flops
+
+NOTE = (
+    "Compiler-estimated: cycles of the TPU compiler's cost model over the clock, on no TPU. Not in it: time spent "
+    "waiting for collectives, custom calls without an estimate, and the input."
+)
+
+
+def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
+    """What is printed of one pre-flight, label -> text."""
+    memory, room = found["peak HBM GiB"], found["HBM GiB"]
+    need = "the compiler does not tell" if memory is None else f"{memory:.2f} GiB of {room:.2f} ({memory / room:.0%})"
+    out = {
+        "slice": f"{found['slice']}, {found['devices']} devices {found['device kind']}",
+        "mesh": found["mesh"],
+        "program": f"{found['program']}; {', '.join(f'{k}={v}' for k, v in found['compute'].items())}",
+        "batch": f"{found['batch']:,} ({found['batch per chip']:,.4g} a chip)",
+        "parameters": f"{found['parameters']:,}; {found['parameters GiB']:.3f} GiB a device",
+        "optimizer": f"{found['optimizer GiB']:.3f} GiB a device",
+        "peak HBM (compiler)": f"{need} a device",
+        "verdict": verdict(found),
+        "compiled in": f"{found['compile seconds']:.0f} s on this machine",
+    }
+    if not found["fits"]:
+        return out | {"compiler says": found["compiler says"]}
+    moved = ", ".join(f"{k} {size / 2**20:,.1f} MiB" for k, size in sorted(found["collectives"].items())) or "none"
+    custom = found["custom calls without an estimate"]
+    ratio = found["counted FLOPs"] / found["model FLOPs"] if found["model FLOPs"] else 0.0
+    seconds = found["collective seconds"]
+    out |= {
+        "model FLOPs a step": f"{found['model FLOPs']:.4g}",
+        "FLOPs in the program": f"{found['counted FLOPs']:.4g} ({ratio:.1%} of the model's; above 100 %: recomputed)",
+        "step (compiler-estimated)": f"{1e3 * found['step seconds']:.1f} ms",
+        "MFU (compiler-estimated)": f"{found['MFU']:.1%}",
+        "images/s (compiler-estimated)": f"{found['images/s']:,.0f} ({found['images/s'] / found['chips']:,.0f} a chip)",
+        "collectives a step": moved,
+        "collectives alone": "no data sheet"
+        if seconds is None
+        else f"{1e3 * seconds:.2f} ms at the data sheet's speed",
+        "custom calls, no estimate": ", ".join(f"{n} x {t}" for t, n in custom.items()) or "0",
+    }
+    if found["loops of unknown length"]:
+        out["loops of unknown length"] = f"{found['loops of unknown length']}, counted as one turn: times are too low"
+    if found["program"] == "train":
+        out["whole run (compiler-estimated)"] = (
+            f"{found['steps']:,} steps: {found['hours']:,.2f} h, {found['chip-hours']:,.1f} chip-hours"
+            + (f", {price * found['chip-hours']:,.2f} at {price:g} a chip-hour" if price else "")
+        )
+    return out
+
+
+def verdict(found: Mapping) -> str:
+    """fits, or what to change."""
+    if found["fits"]:
+        return "fits"
+    flags = " ".join(f"--config.{k}={v}" for k, v in found["remedy"].items())
+    return f"DOES NOT FIT; try {flags} (guessed: run again with it)" if flags else "DOES NOT FIT; take a larger slice"
+
+
+def full(columns: Sequence[tuple[str, Mapping]], price: float = 0.0) -> str:
+    """(name, figures) of one pre-flight or of several, side by side, and the dearest operations of each."""
+    texts = [rows(found, price) for _, found in columns]
+    labels = list(dict.fromkeys(label for text in texts for label in text))
+    cells = [["", *(name for name, _ in columns)]] if len(columns) > 1 else [["config", columns[0][0]]]
+    cells += [[label, *(text.get(label, "-") for text in texts)] for label in labels]
+    lines = aligned(cells)
+    for name, found in columns:
+        if found["fits"]:
+            lines += ["", f"dearest operations{f' of {name}' if len(columns) > 1 else ''} (compiler-estimated)"]
+            lines += [f"  {1e3 * t['seconds']:8.2f} ms {t['share']:6.1%}  {t['module']}" for t in found["top"]]
+    return "\n".join([*lines, "", f"{flops.FORMULA}.", NOTE])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text with columns as wide as their widest cell; the last is left as it is."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]) - 1)]
+    return ["  ".join([*(cell.ljust(n) for cell, n in zip(row, widths)), row[-1]]).rstrip() for row in cells]
+
+
+HEADER = ("experiment", "slice", "batch/chip", "mesh", "layers, remat", "HBM GiB", "step ms", "MFU", "images/s",
+          "hours", "chip-hours", "verdict")  # fmt: skip
+
+
+def line(name: str, found: Mapping) -> tuple[str, ...]:
+    """One pre-flight as the cells of a row under HEADER; figures of time are compiler-estimated."""
+    compute = found["compute"]
+    memory = "?" if found["peak HBM GiB"] is None else f"{found['peak HBM GiB']:.1f} of {found['HBM GiB']:.1f}"
+    front = (
+        name,
+        found["slice"],
+        f"{found['batch per chip']:g}",
+        found["mesh"],
+        f"{compute['layers']}, {compute['remat']}",
+        memory,
+    )
+    if not found["fits"]:
+        return (*front, *("-",) * 5, verdict(found))
+    return (
+        *front, f"{1e3 * found['step seconds']:.1f}", f"{found['MFU']:.1%}", f"{found['images/s']:,.0f}",
+        f"{found['hours']:,.1f}", f"{found['chip-hours']:,.0f}", verdict(found),
+    )  # fmt: skip
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table, the first the header."""
+    body = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([body[0], "|" + "---|" * len(cells[0]), *body[1:]])

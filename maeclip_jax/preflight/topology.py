@@ -1,0 +1,148 @@
+"""TPU slices by the names people and libtpu use, and their devices for compilation, with no TPU at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+
+from maeclip_jax.errors import UserError, unknown
+
+# Before libtpu is loaded: ask no metadata server, and let several processes compile at a time.
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+INSTALL = "pip install -e '.[tpu-compile]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """`clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use; `ici`
+    bytes/s out of a device (data sheet; None: none published); `axes` of its torus; `devices` of jax in a chip.
+
+    Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them.
+    """
+
+    clock: float
+    hbm: float
+    ici: float | None
+    axes: int
+    devices: int = 1
+    cores_in_name: bool = False  # v4-128: 128 cores, two a chip
+    config: str = ""  # libtpu's chip configuration
+
+
+CHIPS = {
+    "v2": Chip(0.70e9, 7.48, None, 2, devices=2, cores_in_name=True),
+    "v3": Chip(0.94e9, 15.48, None, 2, devices=2, cores_in_name=True),
+    "v4": Chip(1.05e9, 30.75, 300e9, 3, cores_in_name=True, config="megacore"),
+    "v5e": Chip(1.50e9, 15.75, 200e9, 2),
+    "v5p": Chip(1.75e9, 95.73, 600e9, 3, cores_in_name=True),
+    "v6e": Chip(1.75e9, 31.24, 448e9, 2),
+}
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, or libtpu's v4:4x4x4, v5e:16x16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """`count` slices of one kind, joined over the data centre's network."""
+
+    kind: str
+    grid: tuple[int, ...]
+    count: int = 1
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def chips(self) -> int:
+        return self.count * math.prod(self.grid)
+
+    @property
+    def name(self) -> str:
+        """As libtpu has it: v5e:16x16."""
+        return f"{self.kind}:{'x'.join(map(str, self.grid))}"
+
+    def __str__(self) -> str:
+        cores = f", {self.chips * 2} cores" if self.chip.cores_in_name else ""
+        return f"{f'{self.count} slices of ' if self.count > 1 else ''}{self.name} ({self.chips} chips{cores})"
+
+    def devices(self) -> list:
+        """Devices to compile for, in the order of processes. UserError without libtpu, or for a grid it has not."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from jax.experimental import topologies
+
+        more = {"chip_config_name": self.chip.config} if self.chip.config else {}
+        more |= {"num_slices": self.count} if self.count > 1 else {}
+        if not installed():
+            raise UserError(f"pre-flight needs libtpu, the TPU compiler (no TPU): {INSTALL}")
+        try:
+            with _quiet():
+                found = topologies.get_topology_desc(topology_name=self.name, platform="tpu", **more).devices
+        except Exception as e:
+            raise UserError(f"libtpu has no topology {self.name}: {' '.join(str(e).split())[:160]}") from None
+        return sorted(found, key=lambda d: (getattr(d, "slice_index", None) or 0, d.process_index, d.id))
+
+
+def installed() -> bool:
+    """Whether libtpu is."""
+    import importlib.util
+
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def parse(name: str, count: int = 1) -> Slice:
+    """A slice by its name: `v5litepod-256`, `v4-128` (cores: 64 chips), `v4:4x4x4` (chips along the torus)."""
+    found = re.fullmatch(r"([a-z0-9]+?)(?:-(\d+)|:(\d+(?:x\d+)*))", name.strip().lower())
+    if not found:
+        raise UserError(f"--topology={name!r} is no slice; valid: {EXAMPLES}")
+    kind = ALIASES.get(found[1], found[1])
+    if kind not in CHIPS:
+        raise unknown("TPU", found[1], [*CHIPS, *ALIASES])
+    if count < 1:
+        raise UserError(f"--num_slices={count}: at least 1")
+    if found[3]:
+        grid = tuple(map(int, found[3].split("x")))
+        if len(grid) != CHIPS[kind].axes:
+            raise UserError(f"--topology={name}: a {kind} slice has {CHIPS[kind].axes} axes; valid: {EXAMPLES}")
+        return Slice(kind, grid, count)
+    return Slice(kind, _grid(name, kind, int(found[2])), count)
+
+
+def _grid(name: str, kind: str, number: int) -> tuple[int, ...]:
+    """Chips along each axis of the slice that a number names: as even as powers of two allow, smallest first."""
+    chip = CHIPS[kind]
+    chips, odd = divmod(number, 2) if chip.cores_in_name else (number, 0)
+    power = chips.bit_length() - 1
+    smallest = 4 if chip.cores_in_name else 1
+    if odd or chips < smallest or chips != 2**power:
+        raise UserError(
+            f"--topology={name}: the number counts {'cores (two a chip)' if chip.cores_in_name else 'chips'}, a power "
+            f"of two from {smallest * (1 + chip.cores_in_name)}; other grids as libtpu names them, such as {kind}:"
+            + "x".join(("4",) * (chip.axes - 1) + ("12",))
+        )
+    if chip.axes == 3 and power == 2:
+        return (2, 2, 1)
+    return tuple(2 ** ((power + i) // chip.axes) for i in range(chip.axes))
+
+
+def mesh_text(shape: dict[str, int]) -> str:
+    """`replica=256 fsdp=1 tensor=1`."""
+    return " ".join(f"{axis}={n}" for axis, n in shape.items())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps libtpu's warnings off stderr: that it finds no TPU, no host names and no accelerator type is the point."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
