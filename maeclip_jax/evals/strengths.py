@@ -45,7 +45,7 @@ def search(
     l2: Sequence[float] | None = None,
     *,
     tolerance: float = 2e-4,
-    iterations: int = 100,
+    iterations: int = 60,
     tick: Callable[[int], None] = lambda n: None,
 ) -> Search:
     """The strength with the best accuracy on validation rows; of equal ones the largest.
