@@ -13,9 +13,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+# Of one element, by the name of its type.
 BYTES = {"pred": 1} | {f"{kind}{n}": n / 8 for kind in ("s", "u", "f", "bf", "c") for n in (2, 4, 8, 16, 32, 64)}
-    f"{kind}{bits}": bits / 8 for kind in ("s", "u", "f", "bf", "c") for bits in (2, 4, 8, 16, 32, 64)
-}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Custom calls that are notes to the compiler or parts of something counted elsewhere, and take no time themselves.
 FREE = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding",
@@ -25,8 +24,10 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _NAME = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
 # What jax wraps around the names of modules.
-_WRAPPERS = re.compile(r"^(jit|pjit|vmap|jvp|transpose|remat|checkpoint|custom_vjp)\(|^(while|body|cond|branch_\d+_fun|"
-                       r"closed_call|checkpoint|rematted_computation|remat|core_call|shard_map|custom_vjp_call)$")  # fmt: skip
+_WRAPPERS = re.compile(
+    r"^(jit|pjit|vmap|jvp|transpose|remat|checkpoint|custom_vjp)\(|^(while|body|cond|branch_\d+_fun|closed_call|"
+    r"checkpoint|rematted_computation|remat|core_call|shard_map|custom_vjp_call)$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
