@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from maeclip_jax import startup
 from maeclip_jax.errors import UserError
 
 METRICS, COSTS, EXAMPLES = "metrics.jsonl", "costs.json", "examples"
@@ -159,28 +160,40 @@ class Clock:
     """Where the time of a run goes, in seconds by phase, summed over restarts (the sums travel in the checkpoint).
 
     `train` is the time in the loop that was no checkpoint and no evaluation; `input_wait` is the part of it spent
-    waiting for data.
+    waiting for data. `start` takes the phases of this start alone, up to its first step.
     """
 
     PAUSES = ("checkpoint", "eval")
     PHASES = ("compile", "restore", "train", "input_wait", *PAUSES)
 
-    def __init__(self, seconds: Mapping[str, float] | None = None):
+    def __init__(self, seconds: Mapping[str, float] | None = None, start: startup.Startup | None = None):
         self._seconds = dict.fromkeys(self.PHASES, 0.0) | dict(seconds or {})
         self._loop: tuple[float, float] | None = None
+        self._doing = ("", 0.0)  # phase, since when
+        self.start = start or startup.Startup(0)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to phase `name`."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._doing
+        self._doing = (name, start)
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+            self._doing = before  # last, so that `look` never counts a pause as training
 
     def add(self, name: str, seconds: float) -> None:
         """Adds to a phase."""
         self._seconds[name] += seconds
+        if self._loop is None:
+            self.start.add({"input_wait": "first batch"}.get(name, name), seconds)
+
+    def look(self) -> tuple[float, str, float]:
+        """(seconds of training, the phase it is in, seconds in it so far if it is a pause); from any thread."""
+        doing, since = self._doing
+        paused = time.perf_counter() - since if doing in self.PAUSES else 0.0
+        return self.seconds["train"], doing, paused
 
     def start_loop(self) -> None:
         """From now on time is training, unless a phase says otherwise."""

@@ -16,7 +16,6 @@ import importlib.util
 import logging
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -24,11 +23,12 @@ from typing import NoReturn
 from absl import flags
 from etils import epath
 
-from maeclip_jax import doctor
+from maeclip_jax import doctor, join, pod, startup, watchdog
 from maeclip_jax.errors import UserError, unknown
 
 MODES = ("train", "eval")
 PLATFORMS = ("cpu", "tpu", "gpu")
+CACHE = "~/.cache/maeclip_jax/xla"
 # What libraries warn of although all is well.
 HARMLESS = ("Reached preemption sync point",)
 
@@ -49,9 +49,25 @@ def define_flags(values: flags.FlagValues, config, argv: list[str]) -> None:
         "cpu_devices", 0, "so many CPU devices instead of one, to try out sharding", flag_values=values
     )
     flags.DEFINE_string("coordinator", "", "host:port of process 0 (needed outside TPU pods)", flag_values=values)
-    flags.DEFINE_integer("processes", 1, "number of processes of the run", flag_values=values)
+    flags.DEFINE_integer(
+        "processes",
+        0,
+        "number of processes (default: what a TPU slice says, else 1)",
+        flag_values=values,
+    )
     flags.DEFINE_integer("process", 0, "number of this process", flag_values=values)
-    flags.DEFINE_string("cache", "~/.cache/maeclip_jax/xla", "compilation cache; empty: none", flag_values=values)
+    flags.DEFINE_float("join_timeout", 300, "seconds to wait until all processes have come", flag_values=values)
+    flags.DEFINE_string(
+        "cache", None, f"compilation cache, local or gs://; empty: none; default: {CACHE}, or WORKDIR/xla where the "
+        "workdir is remote, so that new machines find it", flag_values=values,
+    )  # fmt: skip
+    limits = watchdog.Limits()
+    flags.DEFINE_float(
+        "stall_factor", limits.factor, "stacks are printed when a step takes so many median steps,", flag_values=values
+    )
+    flags.DEFINE_float(
+        "stall_seconds", limits.seconds, "... and at least so many seconds; 0: never", flag_values=values
+    )
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
@@ -189,21 +205,25 @@ def start_jax(values: flags.FlagValues) -> None:
     if values.platform:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(values.platform, values.platform))
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    if values.cache:
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", values.cache)
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-    if values.coordinator or values.processes > 1:
-        if not values.coordinator:
-            raise UserError(f"--processes={values.processes} needs --coordinator=host:port of process 0")
-        if not 0 <= values.process < values.processes:
-            raise UserError(
-                f"--process={values.process} of --processes={values.processes}; valid: 0 to {values.processes - 1}"
-            )
-        jax.distributed.initialize(values.coordinator, values.processes, values.process)
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()  # a TPU pod slice: the environment knows the rest
+    folder = cache_folder(values)
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+    on_cpu = values.cpu_devices or "cpu" in (values.platform, os.environ.get("JAX_PLATFORMS"))
+    found = pod.find(values.coordinator, values.processes, values.process, ask=not on_cpu)
+    if found:
+        card = pod.card(values.config, {"mode": values.mode, "workdir": values.workdir})
+        join.join(found, card, values.join_timeout)
     if not (values.platform or values.cpu_devices or os.environ.get("JAX_PLATFORMS")):
         doctor.refuse_fallback()
+
+
+def cache_folder(values: flags.FlagValues) -> str:
+    """Where compiled programs are kept: --cache, else jax's variable, else a folder of the user's or of the run's."""
+    folder = values.cache
+    if folder is None:
+        here = f"{values.workdir.rstrip('/')}/xla" if "://" in values.workdir else CACHE
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", here)
+    return os.path.expanduser(folder)
 
 
 def guarded(function: Callable[[], None]) -> int:
@@ -214,25 +234,42 @@ def guarded(function: Callable[[], None]) -> int:
     except UserError as e:
         if os.environ.get("MAECLIP_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr, flush=True)
+        text = " ".join(str(e).split())
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        join.failed(2, text)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr, flush=True)
+        join.failed(130, "interrupted")
         return 130
 
 
 def run(argv: list[str]) -> None:
     """Parses, sets up jax, trains or evaluates."""
+    start = startup.Startup()
     values = parse(argv)
     start_logging()
-    start_jax(values)
+    import jax
+
     from maeclip_jax import evaluate, train
 
-    {"train": train.run, "eval": evaluate.run}[values.mode](values.config, values.workdir)
+    start.add("import", start.so_far())
+    with start.phase("join"):
+        start_jax(values)
+    with start.phase("devices"):
+        jax.devices()
+    if values.mode == "eval":
+        evaluate.run(values.config, values.workdir)
+    else:
+        limits = watchdog.Limits(values.stall_factor, values.stall_seconds)
+        train.run(values.config, values.workdir, start=start, limits=limits)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's, 130 for Ctrl-C.
+
+    A process of several also exits with join.LOST, 75, when another is lost, and with the code of one that fails.
+    """
     argv = sys.argv if argv is None else argv
     if {"--help", "-help", "-h"} & set(argv):
         from ml_collections import ConfigDict
@@ -247,22 +284,17 @@ def main(argv: list[str] | None = None) -> int:
 def leave(command: Callable[[], int]) -> NoReturn:
     """Runs a command and exits with its code.
 
-    Where one of several processes fails alone, it waits 10 s for the others and goes: jax would wait 5 minutes, and so
-    would they.
+    Where one of several processes fails alone, all end, within seconds: jax would wait 5 minutes for it.
     """
     try:
         code = command()
-    except Exception:
+    except Exception as e:
+        join.settle()
         traceback.print_exc()
         code = 1
-    import jax
-
-    if code and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-        farewell.start()
-        farewell.join(10)
-        os._exit(code)
+        join.failed(code, f"{type(e).__name__}: {e}")
+    if code:
+        join.leave(code)
     sys.exit(code)
 
 

@@ -20,14 +20,22 @@ import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax import checkpoint, doctor, durations, evaluate, flops, log, program, sharding
+from maeclip_jax import checkpoint, doctor, durations, evaluate, flops, log, program, sharding, startup, watchdog
 from maeclip_jax.data import pipeline, tokenizer
 from maeclip_jax.errors import UserError, unknown
 
 
-def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> None:
+def run(
+    config,
+    workdir: epath.PathLike,
+    *,
+    devices: Sequence | None = None,
+    start: startup.Startup | None = None,
+    limits: watchdog.Limits | None = None,
+) -> None:
     """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
 
+    `start`: what starting has taken so far; `limits`: when a step is said to stall.
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
@@ -37,15 +45,18 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     prog = program.build(config, epoch=epoch, devices=devices)
     peak = flops.peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
     with jax.set_mesh(prog.mesh), _StopSignal() as stop:
-        _Run(config, workdir, words, epoch, prog, peak, stop).loop()
+        _Run(config, workdir, words, epoch, prog, peak, stop, start, limits).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
-    def __init__(self, config, workdir: epath.Path, words, epoch: int | None, prog, peak: tuple[float, str], stop):
+    def __init__(
+        self, config, workdir: epath.Path, words, epoch: int | None, prog, peak: tuple[float, str], stop, start, limits
+    ):
         self.config, self.workdir, self.prog, self.epoch = config, workdir, prog, epoch
         self.words, self.peak, self.stop = words, peak, stop
+        self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
             return durations.to_steps(duration, what, batch_size=prog.batch_size, epoch=epoch, total=prog.total_steps)
@@ -98,7 +109,7 @@ class _Run:
 
     def _start(self) -> tuple[program.State, log.Clock]:
         prog, config = self.prog, self.config
-        clock = log.Clock()
+        clock = log.Clock(start=self.start)
         latest = self.saved.latest()
         if latest is not None or config.resume:
             folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
@@ -121,7 +132,7 @@ class _Run:
                     f"checkpoint {folder} is past the end: total={config.total!r} is {prog.total_steps} steps; "
                     "raise total, or start a new --workdir"
                 )
-            clock = log.Clock(meta["seconds"])
+            clock = log.Clock(meta["seconds"], self.start)
             clock.add("restore", time.perf_counter() - start)
             log.say(f"continuing from step {step} of {prog.total_steps} ({folder})")
             return state, clock
@@ -147,11 +158,12 @@ class _Run:
             peak, peak_source = self.peak
             log.say(f"{flops.FORMULA}; {prog.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
             log.say(f"peak: {peak_source}; {log.memory_line(step.memory_analysis())}")
-            return self._steps(state, first, step, ahead)
+            with watchdog.Watchdog(self.limits, clock.look) as dog:
+                return self._steps(state, first, step, ahead, dog)
         finally:
             batches.close()
 
-    def _steps(self, state, first: int, step, ahead: _Ahead) -> program.State:
+    def _steps(self, state, first: int, step, ahead: _Ahead, dog: watchdog.Watchdog) -> program.State:
         prog, clock = self.prog, self.clock
         clock.start_loop()
         progress = log.Progress(
@@ -160,6 +172,7 @@ class _Run:
         trace = log.Examples(self.workdir, first) if self.config.log.examples else None
         pending = None
         for n in range(first, prog.total_steps):
+            dog.beat(n + 1)
             batch, keys = ahead.next()  # 1
             state, metrics = step(state, batch)  # 2
             if trace:
@@ -191,6 +204,9 @@ class _Run:
     def _report(self, step: int, metrics: Mapping, keys: list[str], progress: log.Progress) -> None:
         """Fetches one step's metrics, guards against non-finite and bad data, logs if due."""
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not self.start.done:
+            log.say(self.start.finish())
+            self._write_costs(step)
         self._guard(step, values, keys)
         if step % self.log_every and step != self.prog.total_steps and step != 1:
             return
@@ -237,6 +253,7 @@ class _Run:
     def _write_costs(self, step: int) -> None:
         log.write_costs(self.workdir, {
             "step": step, "examples_seen": step * self.prog.batch_size, "seconds": self.clock.seconds,
+            "start_seconds": self.start.seconds,
             "devices": self.prog.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
             "processes": jax.process_count(), "batch_size": self.prog.batch_size,
             "parameters": sum(x.size for x in jax.tree.leaves(self.prog.abstract.params)),

@@ -16,14 +16,16 @@ HEAVY = ("tensorflow", "torch", "transformers", "matplotlib", "apache_beam")
 
 # Top to bottom. A file may import from its own part and from parts further down, never from above or from beside.
 LAYERS = (
-    ("bench", "preflight", "sweep"),
+    ("bench", "preflight", "startup_bench", "sweep"),
     ("main",),
     ("train",),
     ("evaluate",),
-    ("functions", "program", "doctor", "report"),
+    ("functions", "program", "join", "report"),
+    ("pod",),
+    ("doctor",),
     ("checkpoint", "data", "evals", "interop", "objectives", "optim", "sharding"),
     ("log",),
-    ("durations", "flops", "losses", "nn", "paths"),
+    ("durations", "flops", "losses", "nn", "paths", "startup", "watchdog"),
     ("errors",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
