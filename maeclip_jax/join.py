@@ -172,7 +172,7 @@ def _listen(pod: pods.Pod) -> socket.socket:
         return socket.create_server(("", port), backlog=1024, **both)
     except OSError as e:
         raise UserError(
-            f"process 0 cannot listen on port {port} ({os.strerror(e.errno)}): end the run that is still there, or name "
+            f"process 0 cannot listen on port {port} ({os.strerror(e.errno)}): end the run that is there, or name "
             "another port with --coordinator=host:port"
         ) from e
 
