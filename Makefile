@@ -20,7 +20,7 @@ export MAECLIP_DATA_DIR ?= $(DATA)
 .PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input doctor test lint golden clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -85,3 +85,5 @@ golden: $(STAMP)  ## rewrite the golden files of all experiments (review the dif
 
 clean:  ## remove caches and build products (never data/ or runs/)
 	rm -rf .pytest_cache .ruff_cache build *.egg-info && find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
+
+include tpu/targets.mk

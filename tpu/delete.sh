@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Deletes the slice (or slices) NAME with everything on its disks. What is in WORKDIR stays.
+source "$(dirname "$0")/slice.sh"
+need NAME ZONE
+found=$(state READY)
+if [[ $found == MISSING ]]; then
+  echo "$NAME in $ZONE is not there"
+  exit
+fi
+confirm "delete $NAME in $ZONE, which is $found"
+if [[ -n $QUEUED ]]; then
+  tpus queued-resources delete "$NAME" --force
+else
+  tpus tpu-vm delete "$NAME"
+fi

@@ -1,0 +1,140 @@
+# shellcheck shell=bash
+# What the scripts here share: the variables that name a slice (README.md lists them), gcloud with DRY_RUN, the nodes of a
+# slice and their state, a command on all workers.
+set -euo pipefail
+
+# shellcheck disable=SC2034 # for the scripts that read this file
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+WORKER_SCRIPT=maeclip/code/tpu/worker.sh # in the home folder of every worker
+SLICES=${SLICES:-1}
+POLL=${POLL:-30} # seconds between two looks
+QUEUED=${QUEUED:-}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+((BASH_VERSINFO[0] * 10 + BASH_VERSINFO[1] >= 44)) || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
+[[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES; valid: 1, 2, 3, ..."
+((SLICES == 1)) || QUEUED=1 # several slices are to be had through the queue only
+
+# need VARIABLE...: one line that names all that are missing.
+need() {
+  local name missing=()
+  for name; do [[ -n ${!name:-} ]] || missing+=("$name=..."); done
+  ((${#missing[@]} == 0)) || fail "${0##*/} needs ${missing[*]}; tpu/README.md says what they mean"
+}
+
+# confirm WHAT: asks before something is lost; YES=1 is the answer where nobody sits at a terminal.
+confirm() {
+  local answer
+  [[ -z ${YES:-}${DRY_RUN:-} ]] || return 0
+  [[ -t 0 ]] || fail "$1: not without YES=1"
+  read -r -p "$1? [y/N] " answer
+  [[ $answer == [yY]* ]] || fail "$1: not done"
+}
+
+# shown WORD...: a command line that can be pasted.
+shown() {
+  local word words=()
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  echo "${words[*]}"
+}
+
+# tpus WORD...: `gcloud compute tpus WORD...` in the zone and project; with DRY_RUN=1 it is only printed.
+tpus() {
+  local command=(gcloud compute tpus "$@" --zone="$ZONE" --quiet)
+  [[ -z ${PROJECT:-} ]] || command+=(--project="$PROJECT")
+  if [[ -n ${DRY_RUN:-} ]]; then shown "${command[@]}"; else "${command[@]}"; fi
+}
+
+# The names of the slices' nodes, as `create.sh` gives them.
+nodes() {
+  # shellcheck disable=SC2153 # given by the caller
+  if ((SLICES == 1)); then echo "$NAME"; else seq -f "$NAME-%g" 0 $((SLICES - 1)); fi
+}
+
+# described KIND NAME FIELD: its state; MISSING where there is none, UNKNOWN where gcloud does not answer.
+described() {
+  local said errors
+  errors=$(mktemp)
+  if said=$(tpus "$1" describe "$2" --format="value($3)" 2>"$errors"); then
+    echo "$said"
+  elif grep -q -i -e NOT_FOUND -e 'not found' "$errors"; then
+    echo MISSING
+  else
+    tail -n 1 "$errors" >&2
+    echo UNKNOWN
+  fi
+  rm -f "$errors"
+}
+
+# READY, MISSING, UNKNOWN, or gcloud's word: CREATING, PREEMPTED, WAITING_FOR_RESOURCES, ... With DRY_RUN nobody is asked:
+# the answer is the caller's.
+state() {
+  local node found
+  if [[ -n ${DRY_RUN:-} ]]; then
+    echo "$1"
+    return
+  fi
+  if [[ -n $QUEUED ]]; then
+    found=$(described queued-resources "$NAME" state.state)
+    if [[ $found != ACTIVE ]]; then
+      echo "$found"
+      return
+    fi
+  fi
+  for node in $(nodes); do
+    found=$(described tpu-vm "$node" state)
+    [[ -z $QUEUED || $found != MISSING ]] || found=PREEMPTED # its request is still there
+    if [[ $found != READY ]]; then
+      echo "$found"
+      return
+    fi
+  done
+  echo READY
+}
+
+must_be_ready() {
+  local found
+  found=$(state READY)
+  [[ $found == READY ]] || fail "$NAME in $ZONE is $found, not READY; \`make tpu-create\` makes it, \`make tpu-status\` looks"
+}
+
+# remote VERB [ARGUMENT...]: the command line of worker.sh on a worker. DATA, PORT, EXTRAS and REMOTE_PYTHON go with it,
+# and ENV="NAME=VALUE ..." (quotes as in a shell).
+remote() {
+  local name words=(env)
+  for name in PORT EXTRAS REMOTE_PYTHON; do
+    [[ -z ${!name:-} ]] || words+=("$name=${!name}")
+  done
+  [[ -z ${DATA:-} ]] || words+=("MAECLIP_DATA_DIR=$DATA")
+  while IFS= read -r name; do words+=("$name"); done < <(split "${ENV:-}")
+  shown "${words[@]}" bash "$WORKER_SCRIPT" "$@"
+}
+
+# split TEXT: its words, one a line; quotes as in a shell.
+split() {
+  [[ -z $1 ]] || xargs -n 1 printf '%s\n' <<<"$1"
+}
+
+# on_workers COMMAND: on all workers of all slices at once (WORKER=0: on that one of every slice).
+on_workers() {
+  local node job jobs=() code=0 more=()
+  mapfile -t more < <(split "${SSH_FLAGS:-}")
+  more+=(--ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30) # a worker that is gone must not hold us
+  for node in $(nodes); do
+    if [[ -n ${DRY_RUN:-} ]]; then
+      tpus tpu-vm ssh "$node" --worker="${WORKER:-all}" --command="$1" "${more[@]}"
+    else
+      tpus tpu-vm ssh "$node" --worker="${WORKER:-all}" --command="$1" "${more[@]}" </dev/null &
+      jobs+=($!)
+    fi
+  done
+  for job in "${jobs[@]}"; do wait "$job" || code=$?; done
+  return "$code"
+}
