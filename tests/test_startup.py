@@ -1,4 +1,4 @@
-"""Start-up times: phases add up to the time from the start of the process to the first step; and what the cache keeps."""
+"""Start-up times: phases add up to the time from the start of the process to the first step; what the cache keeps."""
 
 import json
 import subprocess
