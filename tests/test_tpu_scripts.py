@@ -199,6 +199,8 @@ def test_one_host_joins_nobody(pod):
     "do, code, says, starts",
     [
         ("echo no tokenizer; exit 2", 2, "a mistake in its command or settings", 1),
+        # One left with 2 because another was missing: tried again.
+        ("[ $(cat $HOME/../attributes/agent-worker-number) = 0 ] && exit 2; exit 1", 2, "last: failed 1,failed 2", 2),
         ("echo a bug; exit 1", 2, "2 failures in a row, each within 600 s of its start; the last: failed 1", 2),
         # Told to leave by the machine, first time; then it comes to its end.
         ("[ -e $ALL/told ] || { touch $ALL/told; kill -TERM $$; }", 0, "interrupted", 2),

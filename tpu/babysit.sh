@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sees a run through to its end: makes the slice where it is missing or was taken away (PREEMPTED, ...), sets it up, starts
-# the run, which continues from its checkpoint, and looks every POLL=30 seconds. Variables as for create.sh and run.sh.
+# Sees a run through to its end: makes the slice where it is missing or was taken away (PREEMPTED, ...), sets it up,
+# starts the run, which continues from its checkpoint, and looks every POLL=30 seconds. Variables: create.sh and run.sh.
 # The code is that of the moment when this begins. Ends with 0: finished; 1: stopped with stop.sh; 2: a mistake in the
-# command (exit code 2 of the run), or RETRIES=3 failures in a row, each within STEADY=600 seconds of its start.
+# command (exit code 2 of every worker), or RETRIES=3 failures in a row, each within STEADY=600 seconds of its start.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE TYPE CONFIG WORKDIR
 here=$REPOSITORY/tpu
@@ -92,7 +92,7 @@ while true; do
       begin || say "not started; again in $POLL s"
       ;;
     READY,*failed* | READY,*lost,*)
-      if [[ -n $ours && ,$now, == *',failed 2,'* ]]; then
+      if [[ -n $ours && $now == 'failed 2' ]]; then # on all workers; where one is missing, the others leave with 2, too
         last_words
         fail "$NAME: the run ended with code 2, a mistake in its command or settings, which trying again does not cure"
       fi

@@ -11,7 +11,7 @@ runtime() {
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
-    *) fail "TYPE=$TYPE; valid: v2-8, v3-32, v4-128, v5litepod-256, v5p-256, v6e-256, ...; for others say RUNTIME=..., too" ;;
+    *) fail "TYPE=$TYPE; valid: v2-8, v3-32, v4-128, v5litepod-256, v5p-256, v6e-256, or another with RUNTIME=..." ;;
   esac
 }
 
@@ -23,7 +23,8 @@ make_it() {
   if [[ -z $QUEUED ]]; then
     tpus tpu-vm create "$NAME" --accelerator-type="$TYPE" --version="$RUNTIME" "${flags[@]}"
   elif ((SLICES == 1)); then
-    tpus queued-resources create "$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" --node-id="$NAME" "${flags[@]}"
+    tpus queued-resources create "$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
+      --node-id="$NAME" "${flags[@]}"
   else
     tpus queued-resources create "$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" \
       --node-count="$SLICES" --node-prefix="$NAME" "${flags[@]}"

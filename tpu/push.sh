@@ -5,7 +5,8 @@ source "$(dirname "$0")/slice.sh"
 
 pack() {
   local file=$1 folder
-  git -C "$REPOSITORY" rev-parse -q --verify HEAD >/dev/null || fail "$REPOSITORY is no git repository: what is to be sent is not known"
+  git -C "$REPOSITORY" rev-parse -q --verify HEAD >/dev/null ||
+    fail "$REPOSITORY is no git repository: what is to be sent is not known"
   folder=$(mktemp -d)
   {
     git -C "$REPOSITORY" rev-parse HEAD
@@ -39,4 +40,5 @@ mapfile -t more < <(split "${SSH_FLAGS:-}")
 for node in $(nodes); do
   tpus tpu-vm scp "$archive" "$node:maeclip-code.tgz" --worker=all "${more[@]}"
 done
-on_workers "rm -rf maeclip/new && mkdir -p maeclip/new && tar -xzf maeclip-code.tgz -C maeclip/new && bash maeclip/new/tpu/worker.sh receive"
+unpack="rm -rf maeclip/new && mkdir -p maeclip/new && tar -xzf maeclip-code.tgz -C maeclip/new"
+on_workers "$unpack && bash maeclip/new/tpu/worker.sh receive"

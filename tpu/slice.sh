@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the scripts here share: the variables that name a slice (README.md lists them), gcloud with DRY_RUN, the nodes of a
-# slice and their state, a command on all workers.
+# What the scripts here share: the variables that name a slice (README.md lists them), gcloud with DRY_RUN, the nodes of
+# a slice and their state, a command on all workers.
 set -euo pipefail
 
 # shellcheck disable=SC2034 # for the scripts that read this file
@@ -73,8 +73,8 @@ described() {
   rm -f "$errors"
 }
 
-# READY, MISSING, UNKNOWN, or gcloud's word: CREATING, PREEMPTED, WAITING_FOR_RESOURCES, ... With DRY_RUN nobody is asked:
-# the answer is the caller's.
+# READY, MISSING, UNKNOWN, or gcloud's word: CREATING, PREEMPTED, WAITING_FOR_RESOURCES, ... With DRY_RUN nobody is
+# asked: the answer is the caller's.
 state() {
   local node found
   if [[ -n ${DRY_RUN:-} ]]; then
@@ -102,7 +102,8 @@ state() {
 must_be_ready() {
   local found
   found=$(state READY)
-  [[ $found == READY ]] || fail "$NAME in $ZONE is $found, not READY; \`make tpu-create\` makes it, \`make tpu-status\` looks"
+  [[ $found == READY ]] ||
+    fail "$NAME in $ZONE is $found, not READY; \`make tpu-create\` makes it, \`make tpu-status\` looks"
 }
 
 # remote VERB [ARGUMENT...]: the command line of worker.sh on a worker. DATA, PORT, EXTRAS and REMOTE_PYTHON go with it,

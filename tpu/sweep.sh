@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs SWEEP (experiments/sweeps/SWEEP.py) on the slice, one run after the other, each seen through by babysit.sh, in
-# ROOT=gs://bucket/runs; again, runs that are done cost a start each. ARGS go to every run. Python here: PY=.venv/bin/python.
+# ROOT=gs://bucket/runs; again, runs that are done cost a start each. ARGS go to every run. Python: PY=.venv/bin/python.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE TYPE SWEEP ROOT
 cd "$REPOSITORY"

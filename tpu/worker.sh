@@ -15,7 +15,8 @@ fail() {
 
 # metadata NAME: what the machine knows about itself.
 metadata() {
-  curl -s -f -m 20 -H 'Metadata-Flavor: Google' "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1" ||
+  local url=http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1
+  curl -s -f -m 20 -H 'Metadata-Flavor: Google' "$url" ||
     fail "the metadata server does not say $1; without it this worker does not know its place in the slice"
 }
 
@@ -44,8 +45,8 @@ running() { # a number may have gone to another program since, after a restart o
   [[ -s $run/pid ]] && grep -q -a maeclip_jax "/proc/$(cat "$run/pid")/cmdline" 2>/dev/null
 }
 
-# How the job fares: idle, running, stopped (on request), interrupted (told to leave by the machine), finished, failed CODE,
-# lost (no word of its end). Given a command line: busy where another runs, idle where another ran.
+# How the job fares: idle, running, stopped (on request), interrupted (told to leave by the machine), finished, failed
+# CODE, lost (no word of its end). Given a command line: busy where another runs, idle where another ran.
 job_state() {
   local code
   if running; then
@@ -89,7 +90,8 @@ install() { # the images' own Python is older than 3.11, so uv brings one where 
     fi
   fi
   # Not the TPU: one process that asks for the chips of a slice waits for all others.
-  JAX_PLATFORMS=cpu "$python" -c 'import sys, jax, maeclip_jax; print("worker: python", sys.version.split()[0], "jax", jax.__version__)'
+  JAX_PLATFORMS=cpu "$python" -c 'import sys, jax, maeclip_jax
+print("worker: python", sys.version.split()[0], "jax", jax.__version__)'
 }
 
 start() {
@@ -105,14 +107,16 @@ start() {
     busy) fail "worker $slice.$worker: another job runs: $(cat "$run/command"); \`make tpu-stop\` first" ;;
   esac
   if ((workers * slices > 1)); then
-    peers=("--coordinator=$leader:${PORT:-8476}" "--processes=$((workers * slices))" "--process=$((slice * workers + worker))")
+    peers=("--coordinator=$leader:${PORT:-8476}" "--processes=$((workers * slices))")
+    peers+=("--process=$((slice * workers + worker))")
   fi
   mkdir -p "$run"
   rm -f "$run"/{pid,exit,stopped}
   echo "$*" >"$run/command"
   [[ ! -e $run/log.txt ]] || mv "$run/log.txt" "$run/log.before.txt"
   cd "$base/code"
-  setsid nohup bash tpu/worker.sh job "$python" -u -m maeclip_jax.main "$@" "${peers[@]}" </dev/null >"$run/log.txt" 2>&1 &
+  setsid nohup bash tpu/worker.sh job "$python" -u -m maeclip_jax.main "$@" "${peers[@]}" \
+    </dev/null >"$run/log.txt" 2>&1 &
   for ((i = 0; i < 100; i++)); do
     [[ ! -s $run/pid ]] || break
     sleep 0.1
