@@ -70,11 +70,16 @@ def text(path: Path) -> str:
     return path.read_text()[-3000:] if path.exists() else "nothing"
 
 
-def together(workdir: Path, arg: str, *more: str, processes: int = 2, devices: int = 4) -> list[subprocess.Popen]:
-    """Starts a run on several processes of this machine; what process i says goes to `<workdir>.<i>.txt`."""
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def together(workdir: Path, arg: str, *more: str, processes: int = 2, devices: int = 4) -> list[subprocess.Popen]:
+    """Starts a run on several processes of this machine; what process i says goes to `<workdir>.<i>.txt`."""
+    port = free_port()
     command = torture.command(workdir, f"{TINY}:{arg}", *more, devices=devices)
     several = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
     return [torture.start([*command, *several, f"--process={i}"], Path(f"{workdir}.{i}.txt")) for i in range(processes)]

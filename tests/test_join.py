@@ -19,15 +19,9 @@ from tests.golden import ROOT
 RUNS = {"--mode": "train", "config.optim.lr": 0.001, "commit": "abc", "jax": "0.10.2"}
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        return s.getsockname()[1]
-
-
 def call_roll(cards: dict, *, processes: int, timeout: float = 1.5, numbers=None) -> dict:
     """{key: the Line, or the text of the UserError} of processes that show `cards`, each in a thread."""
-    address = f"localhost:{free_port()}"
+    address = f"localhost:{runs.free_port()}"
 
     def one(key):
         try:
@@ -86,7 +80,7 @@ def test_a_number_given_twice_and_a_wrong_count():
     said = call_roll({0: RUNS, 1: RUNS, "again": RUNS}, processes=3, timeout=20, numbers={"again": 1})
     assert "this run has 3 processes, but process 1 (host-" in said[0] and "is there twice" in said[0]
     assert said[0] == said[1] == said["again"]
-    address = f"localhost:{free_port()}"
+    address = f"localhost:{runs.free_port()}"
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         card = {"host": "h", "runs": {}}
         both = [pool.submit(join.roll_call, Pod(address, n, i), card, 20) for i, n in enumerate((2, 4))]
@@ -106,7 +100,7 @@ def test_a_port_that_is_taken_and_an_address_that_is_none():
 
 
 def test_strangers_at_the_port_are_ignored():
-    port = free_port()
+    port = runs.free_port()
     card = {"host": "h", "runs": {}}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         zero = pool.submit(join.roll_call, Pod(f"localhost:{port}", 2, 0), card, 20)
@@ -143,7 +137,7 @@ sys.stdin.read()
 
 def members(*does: str) -> list[subprocess.Popen]:
     """Three processes on a line, all ready; each does what is said, or waits."""
-    port = str(free_port())
+    port = str(runs.free_port())
     started = [
         subprocess.Popen([sys.executable, "-c", MEMBER, str(i), port, d], cwd=ROOT, text=True, stdin=subprocess.PIPE,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,8 +1,11 @@
 """Two processes of four devices each, joined on localhost: the run of eight devices in one process, in every number."""
 
 import json
+import os
+import re
 import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from maeclip_jax import log
 from tests import runs, torture
+from tests.golden import ROOT
 
 ARG = "steps=12,save=6"
 
@@ -81,21 +85,26 @@ def test_evaluated_alone_on_two_processes_the_numbers_are_the_same(tmp_path):
     assert have["details"]["val/rows"] == want["details"]["val/rows"]
 
 
-def test_one_process_that_fails_alone_does_not_hold_the_other(tmp_path):
-    """Only process 1 misses its data: it says so and goes with code 2; the other does not wait for minutes."""
-    workdir = tmp_path / "run"
-    arg = "steps=12,save=6,evals=false"
-    good, bad = runs.together(workdir, arg), None
-    try:
-        good[1].kill()
-        good[1].wait()
-        command = [*good[1].args, "--config.tokenizer.path=/not/here.txt"]
-        begun = time.monotonic()
-        bad = torture.start(command, tmp_path / "bad.txt")
-        assert bad.wait(60) == 2, runs.text(tmp_path / "bad.txt")
-        assert "error: tokenizer file '/not/here.txt' is not there" in runs.text(tmp_path / "bad.txt")
-        assert time.monotonic() - begun < 60
-    finally:
-        for process in (*good, bad):
-            if process:
-                process.kill()
+def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
+    """The same command on both; only process 1 misses its words, in the folder it runs in."""
+    port = runs.free_port()
+    command = torture.command(
+        tmp_path / "run", f"{ROOT / runs.TINY}:steps=12,save=6,evals=false", "--config.tokenizer.path=words.txt",
+        f"--coordinator=localhost:{port}", "--processes=2", devices=4,
+    )  # fmt: skip
+    processes = []
+    for i in (0, 1):
+        folder = tmp_path / f"host{i}"
+        folder.mkdir()
+        if i == 0:
+            shutil.copy(ROOT / "maeclip_jax" / "data" / "vocab" / "scenes.txt", folder / "words.txt")
+        with (tmp_path / f"run.{i}.txt").open("w") as f:
+            processes.append(
+                subprocess.Popen([*command, f"--process={i}"], cwd=folder, stdout=f, stderr=subprocess.STDOUT,
+                                 env=os.environ | {"PYTHONPATH": str(ROOT)})
+            )  # fmt: skip
+    assert runs.wait(processes, 60) == [2, 2], said(tmp_path / "run")
+    why = "tokenizer file 'words.txt' is not there"
+    assert f"error: {why}" in runs.text(tmp_path / "run.1.txt")
+    text = runs.text(tmp_path / "run.0.txt")
+    assert re.search(rf"error: process 1 \(\S+\) ended with code 2: {why}", text), text
