@@ -85,7 +85,7 @@ def test_parameters_without_room_are_sharded():
     found = {"HBM GiB": 16.0, "parameters GiB": 8.0, "optimizer GiB": 16.0, "peak HBM GiB": 30.0}
     assert estimate.remedy(config, Program, found) == {"mesh.replica": -1, "mesh.fsdp": 8}
     found |= {"parameters GiB": 1.0, "optimizer GiB": 2.0, "peak HBM GiB": 103.0}
-    assert estimate.remedy(config, Program, found) == {"model.compute.remat": "full", "batch_size": 256}
+    assert estimate.remedy(config, Program, found) == {"model.compute.remat": "full", "batch_size": 128}
 
 
 def test_needs_are_read_from_the_compiler_s_messages():
