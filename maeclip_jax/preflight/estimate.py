@@ -81,7 +81,12 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
             needs += found["parameters GiB"] + found["optimizer GiB"]
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
         return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, prog, found)}
-    text = compiled.as_text()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as e:  # seen with libtpu 0.0.52 and jaxlib 0.10.2 for a large program on v6e
+        memory = f"it fits, with {peak_gib(compiled.memory_analysis()):.2f} GiB of {where.chip.hbm:.2f}"
+        said = " ".join(str(e).split())[:150]
+        raise UserError(f"{memory}, but jaxlib cannot read the program back to count it: {said}") from e
     if text_file:
         with open(text_file, "w") as f:
             f.write(text)
