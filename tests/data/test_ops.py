@@ -159,7 +159,7 @@ def test_text_ops_and_labels():
         ("", "ops: empty; write for instance decode"),
         ("decode|", "invalid syntax at character"),
         ("decode||keep('image')", "invalid syntax at character 7, before \"|keep('image')\""),
-        ("decode|resise(64)|keep('image')", "unknown op 'resise' (did you mean 'resize'?); valid: answers, blank, captions, "),
+        ("decode|resise(64)|keep('image')", "unknown op 'resise' (did you mean 'resize'?); valid: answers, blank, "),
         ("decode|resise(64)|keep('image')", "at character 7 of"),
         ("decode|resize(sise=64)|keep('image')", "argument of resize: 'sise' (did you mean 'size'?); valid: size, "),
         ("decode|resize|keep('image')", "resize: missing a required argument: 'size'; it is resize(size, method="),
