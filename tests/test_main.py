@@ -76,7 +76,7 @@ MISTAKES = {
     f"--config={DEMO} W": "no data set 'scenes/demo' at /no/data/scenes/demo (/no/data holds no data set); "
     "prepare it with `python -m maeclip_jax.data.builders.scenes --config demo --data_dir /no/data`",
     "--config=experiments/clip.py:scale=low W": "tokenizer file 'bert_vocab.txt' is not there; packaged are: scenes",
-    f"{TINY} W --config.data.source.kind=webd": "unknown source kind 'webd'; valid: noise, scenes, tfds",
+    f"{TINY} W --config.data.source.kind=webd": "unknown source kind 'webd'; valid: noise, questions, scenes, tfds",
     f'{TINY} W --config.data.ops=decode|flip|keep("image")': "unknown op 'flip'",
     f'{TINY} W --config.data.ops=decode|keep("image")': "the data's ops must keep 'text' for this objective; they ",
     f"{TINY} W --config.data.source.resolution=48": "batch 'image' is uint8 (48, 48, 3) per example, the model takes "
