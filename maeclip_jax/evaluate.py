@@ -166,10 +166,10 @@ def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objecti
 
 def read_names(*workdirs: epath.PathLike) -> dict[str, list[str]]:
     """names.json of the first of the workdirs (or checkpoints in one) that has it, or {}."""
-    for workdir in filter(None, workdirs):
-        for folder in (epath.Path(workdir), *epath.Path(workdir).parents[:2]):
-            if (folder / NAMES).exists():
-                return json.loads((folder / NAMES).read_text())
+    for workdir in map(epath.Path, filter(None, workdirs)):
+        folder = workdir.parent.parent if workdir.parent.name == checkpoint.FOLDER else workdir
+        if (folder / NAMES).exists():
+            return json.loads((folder / NAMES).read_text())
     return {}
 
 

@@ -19,7 +19,7 @@ the same order and gets the same values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,6 +103,17 @@ def count_rows(fns: Functions, batch: Batch) -> int:
     size = len(next(iter(batch.values())))
     mask = np.asarray(batch.get("_mask", np.ones(size, bool)))
     return len(fns.rows({"row": np.arange(size, dtype=np.int32), "_mask": mask})["row"])
+
+
+def as_bytes(texts: Iterable[Any], width: int) -> np.ndarray:
+    """uint8 [B, width]: texts as they travel between processes, cut to `width` bytes of UTF-8."""
+    rows = [str(text).encode()[:width].ljust(width, b"\0") for text in texts]
+    return np.stack([np.frombuffer(row, np.uint8) for row in rows])
+
+
+def as_text(row: np.ndarray) -> str:
+    """The inverse of `as_bytes` for one row; a letter that was cut through becomes a replacement character."""
+    return bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="replace")
 
 
 def unit(x_NxD: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.evals.pictures import sheet, thumbnail
-from maeclip_jax.evals.protocol import Batch, Functions, need_shared_space, select, unit
+from maeclip_jax.evals.protocol import Batch, Functions, as_bytes, as_text, need_shared_space, select, unit
 
 BLOCK_BYTES = 64 * 2**20  # of the similarity matrix, as much as is held at a time
 KEY_BYTES = 160  # keys travel between processes as rows of bytes, cut to this length
@@ -100,7 +100,7 @@ class Retrieval:
             rows = self.fns.rows(self._names(batch, image["_mask"]))
             # Place in the filled-up global batch -> number among all real rows.
             number = {int(place): n for n, place in enumerate(rows["place"], start=sum(batch_rows))}
-            keys += [bytes(k).rstrip(b"\0").decode(errors="replace") for k in rows["key"].astype(np.uint8)]
+            keys += [as_text(key) for key in rows["key"]]
             images.append(unit(self.fns.embed(params, image)["image"]))
             batch_rows.append(len(images[-1]))
 
@@ -124,8 +124,7 @@ class Retrieval:
         return (self.fns.process_index * size + np.arange(size)).astype(np.int32)
 
     def _names(self, batch: Batch, mask_B: np.ndarray) -> dict[str, np.ndarray]:
-        names = [str(k).encode()[:KEY_BYTES].ljust(KEY_BYTES, b"\0") for k in batch.get("_key", [""] * len(mask_B))]
-        key = np.stack([np.frombuffer(n, np.uint8) for n in names])
+        key = as_bytes(batch.get("_key", [""] * len(mask_B)), KEY_BYTES)
         return {"place": self._place(len(mask_B)), "key": key, "_mask": mask_B}
 
     def _captions(self, batch: Batch) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Functions, NotApplicable, select
+from maeclip_jax.evals.protocol import Functions, NotApplicable, as_bytes, as_text, select
 
 KIND_BYTES = 32  # of a question's kind, which travels between processes as numbers
 
@@ -57,14 +57,11 @@ class Vqa:
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, the table of kinds and baselines, examples."""
-        parts, lines = [], []
+        parts = []
         for batch in self.fns.batches(self.data, self.batch_size):
             arrays = select(batch, "image", "text", "answer", "credit", who="vqa")
-            size = len(arrays["text"])
-            kinds = [str(k).encode()[:KIND_BYTES].ljust(KIND_BYTES, b"\0") for k in batch.get("_kind", [""] * size)]
-            rows = {k: arrays[k] for k in ("text", "answer", "credit", "_mask")}
-            rows["kind"] = np.stack([np.frombuffer(k, np.uint8) for k in kinds])
-            rows = self.fns.rows(rows)
+            kind = as_bytes(batch.get("_kind", [""] * len(arrays["text"])), KIND_BYTES)
+            rows = self.fns.rows({k: arrays[k] for k in ("text", "answer", "credit", "_mask")} | {"kind": kind})
             logits = self.logits(params, {k: arrays[k] for k in ("image", "text", "_mask")})
             rows["guess"] = logits.argmax(axis=1).astype(np.int32) if len(logits) else np.zeros(0, np.int32)
             parts.append(rows)
@@ -72,10 +69,10 @@ class Vqa:
         if not rows or not len(rows["guess"]):
             raise UserError("vqa found no questions in its data; check the split")
         right_N = credit(rows["guess"], rows["answer"], rows["credit"])
-        kinds = [bytes(k).rstrip(b"\0").decode(errors="replace") for k in rows["kind"]]
+        kind_N = np.array([as_text(kind) for kind in rows["kind"]])
+        kinds = {kind: kind_N == kind for kind in sorted({*kind_N.tolist()} - {""})}
         yield "accuracy", 100 * float(right_N.mean())
-        for kind in sorted(set(kinds) - {""}):
-            here = np.array([k == kind for k in kinds])
+        for kind, here in kinds.items():
             yield f"accuracy_{kind}", 100 * float(right_N[here].mean())
         yield "answerable", 100 * float(rows["credit"].max(axis=1).mean(dtype=np.float64))
         table = [["the model", len(right_N), 100 * float(right_N.mean())]]
@@ -85,12 +82,11 @@ class Vqa:
             scores = {name: credit(guess, rows["answer"], rows["credit"]) for name, guess in self.blind.items()}
             table += [[f"text only: {name}", len(right_N), 100 * float(s.mean())] for name, s in scores.items()]
             yield "baseline_accuracy", max(row[2] for row in table[1:])
-        for kind in sorted(set(kinds) - {""}):
-            here = np.array([k == kind for k in kinds])
+            best_N = max(scores.values(), key=np.mean)
+        for kind, here in kinds.items():
             table.append([f"the model, {kind} questions", int(here.sum()), 100 * float(right_N[here].mean())])
             if self.train is not None:
-                best = max(scores.items(), key=lambda item: item[1].mean())
-                table.append([f"text only, {kind} questions", int(here.sum()), 100 * float(best[1][here].mean())])
+                table.append([f"text only, {kind} questions", int(here.sum()), 100 * float(best_N[here].mean())])
         note = f"{len(self.answers)} answers to choose from; a question with none of them counts as wrong."
         yield "table", {"kind": "table", "columns": ["who answers", "questions", "accuracy (%)"], "rows": table,
                         "note": note}  # fmt: skip

@@ -14,10 +14,22 @@ from maeclip_jax.nn.mask import random_keep
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.objectives.masked import check_class_token, example, patches
+from maeclip_jax.objectives.masked import check_class_token, example, stream_inputs
 
 # loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
 LOSSES = {"softmax": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}
+
+
+def two_towers(image_tower: Mapping, text_tower: Mapping, compute: Mapping | None) -> tuple[Encoder, Encoder]:
+    """The encoders of a config's two towers; how they are pooled is not theirs to know."""
+
+    def split(tower: Mapping, *embedded: str) -> tuple[dict, dict]:
+        inner = {k: v for k, v in tower.items() if k in embedded}
+        return inner, {k: v for k, v in tower.items() if k not in (*embedded, "pool")}
+
+    picture, image = split(image_tower, "size", "patch", "position")
+    words, text = split(text_tower, "vocab", "length", "position", "std")
+    return Encoder(image=picture, compute=compute, **image), Encoder(text=words, compute=compute, **text)
 
 
 class Head(nn.Module):
@@ -74,18 +86,10 @@ class Clip(nn.Module):
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
         check_class_token(self.image_tower)
-        tower = dict(self.image_tower)
-        picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
-        pool = tower.pop("pool")
-        self.image = Encoder(image=picture, compute=self.compute, **tower)
-        self.image_head = Head(pool, self.embed_width, tower["heads"])
-
-        tower = dict(self.text_tower)
-        words = {k: tower.pop(k) for k in ("vocab", "length", "position", "std") if k in tower}
-        pool = tower.pop("pool")
-        self.text = Encoder(text=words, compute=self.compute, **tower)
-        self.text_head = Head(pool, self.embed_width, tower["heads"])
-
+        self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
+        self.image_head, self.text_head = (
+            Head(tower["pool"], self.embed_width, tower["heads"]) for tower in (self.image_tower, self.text_tower)
+        )
         log_scale, bias = LOSSES[self.loss]
         self.log_scale = self.param("log_logit_scale", nn.initializers.constant(log_scale), ())
         if bias is not None:
@@ -96,12 +100,7 @@ class Clip(nn.Module):
         return example(self.image_tower, self.text_tower)
 
     def _inputs(self, batch) -> dict[str, jax.Array]:
-        inputs = {}
-        if "image" in batch:
-            inputs["image"] = patches(batch, self.image_tower, self.stats)
-        if "text" in batch:
-            inputs["text"] = batch["text"]
-        return inputs
+        return stream_inputs(batch, self.image_tower, self.stats)
 
     def _contrast(self, inputs: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
         kept = {}

@@ -28,6 +28,18 @@ def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str) -> jax.A
     return pixels.patchify(pixels.normalise(batch["image"], stats), image["patch"])
 
 
+def stream_inputs(
+    batch: Mapping[str, jax.Array], image: Mapping, stats: str, streams: tuple[str, ...] = ("image", "text")
+) -> dict[str, jax.Array]:
+    """What towers take of a batch: patches [B, N, P] and ids [B, T], of those `streams` that are in it."""
+    inputs = {}
+    if "image" in batch:
+        inputs["image"] = patches(batch, image, stats)
+    if "text" in batch and "text" in streams:
+        inputs["text"] = batch["text"]
+    return inputs
+
+
 def check_class_token(tower: Mapping) -> None:
     """ValueError if a picture's pooling takes a class token that its tower does not have."""
     if parse(tower["pool"])[0] == "cls" and not tower.get("cls"):
@@ -133,12 +145,7 @@ class Masked(nn.Module):
         return example(self.image_tower, self.text_tower if "text" in self.streams else None)
 
     def _inputs(self, batch) -> dict[str, jax.Array]:
-        inputs = {}
-        if "image" in batch:
-            inputs["image"] = patches(batch, self.image_tower, self.stats)
-        if "text" in batch and "text" in self.streams:
-            inputs["text"] = batch["text"]
-        return inputs
+        return stream_inputs(batch, self.image_tower, self.stats, self.streams)
 
     def _encoder(self) -> Encoder:
         return self.image_text if "text" in self.streams else self.image

@@ -18,7 +18,8 @@ from maeclip_jax.nn.pool import Tokens, pooled
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
-from maeclip_jax.objectives.masked import example, patches
+from maeclip_jax.objectives.clip import two_towers
+from maeclip_jax.objectives.masked import example, stream_inputs
 
 FUSIONS, LOSSES = ("joint", "towers"), ("softmax", "sigmoid")
 
@@ -94,15 +95,13 @@ class Vqa(nn.Module):
                 raise ValueError(f"unknown {name} {word!r}; valid: {', '.join(valid)}")
         if self.answers < 2:
             raise ValueError(f"model.answers is {self.answers}; set it to the number of answers in the vocabulary")
-        tower, words = dict(self.image_tower), dict(self.text_tower)
-        picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
-        tower.pop("pool", None), words.pop("pool", None)
         if self.fusion == "joint":
+            tower, words = dict(self.image_tower), dict(self.text_tower)
+            picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
+            tower.pop("pool", None), words.pop("pool", None)
             self.image_text = Encoder(image=picture, text=words, compute=self.compute, **tower)
         else:
-            shape = {k: words.pop(k) for k in ("vocab", "length", "position", "std") if k in words}
-            self.image = Encoder(image=picture, compute=self.compute, **tower)
-            self.text = Encoder(text=shape, compute=self.compute, **words)
+            self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
             self.fuse = Fusion(compute=self.compute, **self.fusion_tower)
         self.head = AnswerHead(self.answers)
 
@@ -120,11 +119,7 @@ class Vqa(nn.Module):
 
     def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Tokens]:
         """Tokens of picture and question after they have seen each other; of one of them alone, before."""
-        inputs = {}
-        if "image" in batch:
-            inputs["image"] = patches(batch, self.image_tower, self.stats)
-        if "text" in batch:
-            inputs["text"] = batch["text"]
+        inputs = stream_inputs(batch, self.image_tower, self.stats)
         if self.fusion == "joint":
             return self.image_text(inputs)
         tokens = {s: getattr(self, s)({s: x})[s] for s, x in inputs.items()}
