@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 
 import ml_collections
 from etils import epath
 
-from maeclip_jax import errors
+from maeclip_jax import errors, main
 from maeclip_jax.data import source
 from maeclip_jax.errors import UserError
 
@@ -32,7 +31,7 @@ def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     path = epath.Path(arg.init) / "config.json"
     if not path.exists():
         raise UserError(f"init={arg.init!r} is no workdir: it has no config.json; valid: a run's --workdir")
-    found = ml_collections.ConfigDict(json.loads(path.read_text()))
+    found = main.read_config(str(path))
     if found.get("objective") not in READ_TEXT:
         raise UserError(
             f"init={arg.init!r} is a run of {found.get('objective')!r}, which reads no text; valid: runs of "

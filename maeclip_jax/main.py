@@ -105,7 +105,7 @@ def load(argv: list[str]) -> tuple:
         )
     path, _, arg = named.partition(":")
     if path.endswith(".json"):
-        config = _read_config(named)
+        config = read_config(named)
     else:
         config = _call(path, "experiment", "get_config", arg or None)
     suite, rest = _take(rest, "config.evals")
@@ -127,8 +127,8 @@ def _take(argv: list[str], flag: str) -> tuple[str, list[str]]:
     return value, rest
 
 
-def _read_config(path: str):
-    """The config that a run left as config.json; lists become the tuples they were."""
+def read_config(path: str):
+    """The config that a run left as config.json; lists become the tuples they were. UserError if it cannot be read."""
     import json
 
     from ml_collections import ConfigDict

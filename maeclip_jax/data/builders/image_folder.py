@@ -153,9 +153,7 @@ def _one_line(text: str) -> str:
 
 def run() -> None:
     """The command line."""
-    parser = manual.parser(ImageFolder, "--src")
-    parser.add_argument("--split", default="train", help="split of pictures that nothing gives one (%(default)s)")
-    manual.run(ImageFolder, parser.parse_args())
+    manual.run(ImageFolder, manual.folder_parser(ImageFolder).parse_args())
 
 
 if __name__ == "__main__":

@@ -168,9 +168,7 @@ def _check_pairs(root: Path, split: str, pairs: list[tuple[str, str]], images: s
 
 def run() -> None:
     """The command line."""
-    parser = manual.parser(ImageMaskFolder, "--src")
-    parser.add_argument("--split", default="train", help="split of pictures that nothing gives one (%(default)s)")
-    manual.run(ImageMaskFolder, parser.parse_args())
+    manual.run(ImageMaskFolder, manual.folder_parser(ImageMaskFolder).parse_args())
 
 
 if __name__ == "__main__":

@@ -241,6 +241,13 @@ def parser(cls: type[Builder], flag: str = "--manual_dir") -> argparse.ArgumentP
     return p
 
 
+def folder_parser(cls: type[Builder]) -> argparse.ArgumentParser:
+    """The command line of builders of one's own folders, whose pictures may belong to no split."""
+    p = parser(cls, "--src")
+    p.add_argument("--split", default="train", help="split of pictures that nothing gives one (%(default)s)")
+    return p
+
+
 def run(cls: type[Builder], arguments: argparse.Namespace) -> epath.Path:
     """Builds as the command line says, and reports what there is now."""
     began, values = time.time(), vars(arguments)
