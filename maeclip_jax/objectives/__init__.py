@@ -25,20 +25,47 @@ from flax.core import FrozenDict
 from maeclip_jax import errors
 
 
-def make(name: str, model: Mapping) -> nn.Module:
-    """The objective `name` built from the config's `model` section (its sub-dicts are constructor arguments)."""
+def table() -> dict[str, type]:
+    """Name, as a config calls it -> the class."""
     from maeclip_jax.objectives.clip import Clip
     from maeclip_jax.objectives.mae_clip import MaeClip
     from maeclip_jax.objectives.masked import Masked
     from maeclip_jax.objectives.vqa import Vqa
 
-    table = {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip, "vqa": Vqa}
-    module = errors.choose("objective", name, table)
+    return {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip, "vqa": Vqa}
+
+
+def make(name: str, model: Mapping) -> nn.Module:
+    """The objective `name` built from the config's `model` section (its sub-dicts are constructor arguments).
+
+    `name`: one of `table()`, or "module:Class" of an objective that lives elsewhere ("__main__:Class" in a notebook).
+    """
+    module = _elsewhere(name) if ":" in name else errors.choose("objective", name, table())
     fields = {f for f in module.__dataclass_fields__ if f not in ("parent", "name")}
     for key in model:
         if key not in fields:
             raise errors.unknown(f"setting of objective {name!r}", key, sorted(fields))
     return module(**_frozen(model))
+
+
+def _elsewhere(name: str) -> type:
+    """The class of "module:Class"; UserError if it cannot be imported or lacks what every objective has."""
+    import importlib
+
+    where, _, what = name.partition(":")
+    try:
+        module = importlib.import_module(where)
+    except Exception as e:
+        raise errors.UserError(
+            f"objective {name!r}: cannot import {where!r} ({type(e).__name__}: {' '.join(str(e).split())}); valid: "
+            f"module:Class with the module on PYTHONPATH, or one of {', '.join(sorted(table()))}"
+        ) from e
+    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)}
+    made = errors.choose(f"objective of module {where!r}:", what, found)
+    missing = [method for method in ("inputs", "encode", "embed") if not hasattr(made, method)]
+    if missing:
+        raise errors.UserError(f"objective {name!r} has no {missing[0]}(); see the docstring of maeclip_jax.objectives")
+    return made
 
 
 def _frozen(value):

@@ -86,3 +86,23 @@ def test_unknown_objectives_and_settings_are_refused():
     assert str(error.value).startswith(
         "unknown setting of objective 'clip' 'embed_with' (did you mean 'embed_width'?); valid: compute, embed_width, "
     )
+
+
+def test_an_objective_may_live_in_a_module_of_one_s_own(tmp_path, monkeypatch):
+    (tmp_path / "my_objective.py").write_text(
+        "from maeclip_jax.objectives.clip import Clip\nimport flax.linen as nn\n\n"
+        "class Mine(Clip):\n  sharpness: float = 1.0\n\nclass Part(nn.Module):\n  pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = objectives.make("my_objective:Mine", models.CLIP | dict(sharpness=2.0))
+    assert type(made).__name__ == "Mine" and made.sharpness == 2.0
+    for name, text in {
+        "my_objective:Nine": "unknown objective of module 'my_objective': 'Nine' (did you mean 'Mine'?); valid: Clip, ",
+        "my_objective:Part": "objective 'my_objective:Part' has no inputs(); see the docstring of maeclip_jax.objectiv",
+        "no_such:Mine": "objective 'no_such:Mine': cannot import 'no_such' (ModuleNotFoundError: No module named 'no_s",
+    }.items():
+        with pytest.raises(UserError) as error:
+            objectives.make(name, models.CLIP)
+        assert str(error.value).startswith(text) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="unknown setting of objective 'my_objective:Mine' 'width'"):
+        objectives.make("my_objective:Mine", models.CLIP | dict(width=3))
