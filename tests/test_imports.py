@@ -16,10 +16,10 @@ HEAVY = ("tensorflow", "torch", "transformers", "matplotlib", "apache_beam")
 
 # Top to bottom. A file may import from its own part and from parts further down, never from above or from beside.
 LAYERS = (
-    ("bench", "preflight", "startup_bench", "sweep"),
+    ("bench", "library", "preflight", "startup_bench", "sweep"),
     ("main",),
     ("train",),
-    ("evaluate",),
+    ("evaluate", "model"),
     ("functions", "program", "join", "report"),
     ("pod",),
     ("doctor",),

@@ -137,7 +137,7 @@ class Picture:
             return pixels, factor, factor > 1
         # OpenCV gives no reason. Pillow does, or reads what OpenCV could not.
         try:
-            return _rgb8(Image.open(io.BytesIO(self._jpeg), formats=("JPEG",))), 1, False
+            return rgb8(Image.open(io.BytesIO(self._jpeg), formats=("JPEG",))), 1, False
         except Exception as error:
             raise _bad(error, self._jpeg) from error
 
@@ -161,7 +161,7 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, trunc
         else:
             if truncated == "fill" and image.format in ("JPEG", "MPO"):
                 image = Image.open(io.BytesIO(bytes(data) + b"\xff\xd9"), formats=("JPEG",))
-            picture = Picture(_rgb8(image))
+            picture = Picture(rgb8(image))
     except (BadRecord, MemoryError):
         raise
     except Exception as error:  # on broken bytes Pillow raises nearly every type there is
@@ -200,8 +200,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb8(image: Image.Image) -> np.ndarray:
-    """Any picture that Pillow opened, upright, as uint8 [H,W,3] RGB."""
+def rgb8(image: Image.Image) -> np.ndarray:
+    """Any picture that Pillow opened, upright, as uint8 [H,W,3] RGB; BadRecord for pixels whose range is undefined."""
     format_, tags = image.format, getattr(image, "tag_v2", {})
     image.load()
     with contextlib.suppress(Exception):  # broken EXIF: upright, as in `_orientation`

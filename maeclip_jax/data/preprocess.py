@@ -1,0 +1,127 @@
+"""What a model expects of pictures and texts that come from anywhere: one at a time, not from a data set."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax.data import decode, image_ops, ops, source
+from maeclip_jax.errors import BadRecord, UserError
+
+PICTURES = "a path, encoded bytes, a PIL picture, a uint8 array [H, W, 3], or a list of these"
+_GEOMETRY = [f.__name__ for f in (image_ops.resize, image_ops.resize_small, image_ops.center_crop, image_ops.fit)]
+
+
+class Preprocess:
+    """Pictures to uint8 [side, side, 3] by `words` (an op string without its `keep`), texts to int32 [length].
+
+    `tokenizer` and `length` are None and 0 for a model that reads no text. Whatever size `words` leave a picture in,
+    it ends as the square that the model takes: the shorter side resized, the middle cut out.
+    """
+
+    def __init__(self, words: str, side: int, tokenizer: Any = None, length: int = 0):
+        self.words, self.side, self.tokenizer, self.length = words, side, tokenizer, length
+        self._ops = ops.parse(f'{words}|resize_small({side})|center_crop({side})|keep("image")')
+
+    def picture(self, value: Any) -> np.ndarray:
+        """uint8 [side, side, 3] of one picture; UserError naming what is wrong with it."""
+        name = f"picture {str(value)!r}" if isinstance(value, str | os.PathLike) else "a picture"
+        try:
+            return self._ops({"image": _encoded(value)}, np.random.default_rng(0))["image"]
+        except BadRecord as e:
+            raise UserError(f"{name} cannot be used: {e}") from None
+        except OSError as e:
+            raise UserError(f"{name} cannot be read: {e.strerror or e}") from None
+
+    def pictures(self, values: Any) -> np.ndarray:
+        """uint8 [B, side, side, 3] of one picture or several."""
+        return np.concatenate(list(self.batches(values, 256)))
+
+    def batches(self, values: Any, size: int) -> Iterator[np.ndarray]:
+        """The same, `size` pictures at a time and decoded by several threads, so that a folder needs no memory."""
+        values = many(values)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for start in range(0, len(values), size):
+                yield np.stack(list(pool.map(self.picture, values[start : start + size])))
+
+    def texts(self, values: str | Sequence[str]) -> np.ndarray:
+        """int32 [B, length] of one text or several, 0 = padding; UserError for a text without tokens."""
+        if self.tokenizer is None or not self.length:
+            raise UserError("this model reads no text; it was trained on pictures alone")
+        values = [values] if isinstance(values, str) else list(values)
+        bad = [t for t in values if not isinstance(t, str)]
+        if bad or not values:
+            raise UserError(f"texts are a string or a list of strings, not {type(bad[0] if bad else values).__name__}")
+        rows = [self.tokenizer(t, self.length) for t in values]
+        for text, row in zip(values, rows):
+            if not (text.strip() and row.any()):
+                raise UserError(f"the text {text!r} has no tokens")
+        return np.stack(rows)
+
+
+def many(values: Any) -> list:
+    """One picture, a list or an array [B, H, W, 3] of pictures, as a list. UserError for none and for what is none."""
+    if hasattr(values, "ndim") and not is_one(values):
+        values = list(np.asarray(values)) if values.ndim == 4 else values
+    elif isinstance(values, Sequence | Iterator) and not isinstance(values, str | bytes):
+        values = list(values)
+    else:
+        values = [values]
+    if not isinstance(values, list) or not values:
+        shape = f" of shape {list(values.shape)}" if hasattr(values, "shape") else ""
+        raise UserError(f"no pictures in {type(values).__name__}{shape}; valid: {PICTURES}")
+    return values
+
+
+def is_one(values: Any) -> bool:
+    """Whether this is one picture and not several."""
+    if hasattr(values, "ndim"):
+        return values.ndim == 3
+    return isinstance(values, str | bytes | os.PathLike) or not isinstance(values, Sequence | Iterator)
+
+
+def _encoded(value: Any) -> Any:
+    """What the op `decode` takes: encoded bytes or an array."""
+    from PIL import Image
+
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str | os.PathLike):
+        from etils import epath
+
+        return epath.Path(value).read_bytes()
+    if isinstance(value, Image.Image):
+        return decode.rgb8(value)
+    if hasattr(value, "ndim"):
+        array = np.asarray(value)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise UserError(f"a picture as an array is uint8 [H, W, 3], not {array.dtype}{list(array.shape)}")
+        return array
+    raise UserError(f"a picture cannot be {type(value).__name__}; valid: {PICTURES}")
+
+
+def evaluation_words(config: Any) -> str:
+    """What the config's evaluations do to a picture, as an op string without its `keep`; "decode" where it has none.
+
+    Of the first evaluation that only decodes, resizes and cuts; what training does besides is augmentation.
+    """
+    for entry in (config.get("evals") or {}).values():
+        data = source.plain(entry).get("data") or {}
+        if not data.get("ops"):
+            continue
+        # The words alone matter here; a tokenizer that only stands in for the real one is never called.
+        steps = ops.parse(data["ops"], _Context).steps
+        words = [s.label for s in steps if s.function.__name__ in ("decode", *_GEOMETRY)]
+        if words and not any(s.function.__name__ in ("vtab", "blank") for s in steps):
+            return "|".join(words)
+    return "decode"
+
+
+class _Context:
+    @staticmethod
+    def tokenizer(text: str, length: int):
+        raise NotImplementedError

@@ -1,0 +1,90 @@
+"""A model from whatever holds one: a run, a checkpoint, an experiment file, another code base's weights.
+
+Nothing is set up behind one's back: no flags, no jax options, no files but those one names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from maeclip_jax import checkpoint, evaluate, main, program, train
+from maeclip_jax.errors import UserError
+from maeclip_jax.model import Model
+
+SOURCES = (
+    "a run's folder (runs/demo) or one checkpoint in it, an experiment file with its argument "
+    "(experiments/clip.py:scale=demo), or kind:path of other code bases' weights (hf-clip:/path)"
+)
+FOREIGN = re.compile(r"([a-z][a-z0-9_-]+):(?!//)(.+)")  # a kind of maeclip_jax.interop, and where the weights are
+
+
+def experiment(source: str | os.PathLike, settings: Mapping[str, Any] | None = None):
+    """The config of an experiment file with its argument ("experiments/clip.py:scale=demo"), or of a run's config.json.
+
+    `settings`: leaves to change, such as {"total": "1 epochs", "optim.lr": 1e-3}, as on the command line. UserError for
+    a file, an argument, a name or a value that does not fit, with the valid ones.
+    """
+    leaves = [f"--config.{name}={value}" for name, value in (settings or {}).items()]
+    return main.parse(["experiment", f"--config={os.fspath(source)}", "--workdir=unused", *leaves]).config
+
+
+def fit(config, workdir: str | os.PathLike, *, devices: Sequence | None = None) -> Model:
+    """Trains `config` in `workdir` with the project's loop, on `devices` (default: all); the trained model.
+
+    Continues what is there already, and returns at once where all steps are done. Raises what `train.run` raises.
+    """
+    train.run(config, workdir, devices=devices)
+    return load(workdir, devices=devices)
+
+
+def load(
+    source: str | os.PathLike,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    devices: Sequence | None = None,
+    batch_size: int = 64,
+) -> Model:
+    """The model of a run, of an experiment file (with fresh weights) or of other code bases, with what belongs to it.
+
+    `source`: see SOURCES. `settings`: leaves of its config to change, such as {"model.compute.dtype": "bfloat16"}.
+    `devices`: where it computes (default: all); parameters are whole on each unless `settings` name a "mesh.fsdp".
+    `batch_size`: pictures computed at a time. UserError, one line with what is valid, for whatever is not there or does
+    not fit.
+    """
+    name, settings = os.fspath(source), dict(settings or {})
+    foreign = FOREIGN.fullmatch(name)
+    params, step, folder = None, None, None
+    if re.search(r"\.py(:|$)", name):
+        config = experiment(name, settings)
+    elif foreign:
+        from maeclip_jax import interop
+
+        found = interop.load(*foreign.groups())
+        config, params = found.config, found.params
+        if settings:
+            raise UserError(f"{name}: settings change configs of ours, not {next(iter(settings))!r} of these weights")
+    else:
+        try:
+            folder = checkpoint.locate(name)
+        except UserError:
+            raise UserError(f"nothing to load at {name!r}; valid: {SOURCES}") from None
+        step, run = int(folder.name), folder.parent.parent
+        config = experiment(run / "config.json", settings)
+    if not any(k.startswith("mesh.") for k in settings):
+        config.mesh = dict(replica=-1, fsdp=1, tensor=1)  # that of the training may be a pod's
+    made = program.model(config, devices=devices)
+    if folder is not None:
+        params = checkpoint.read_params(folder, made.params)
+    elif params is None:
+        shardings = jax.tree.map(lambda x: x.sharding, made.params)
+        with jax.set_mesh(made.mesh):
+            params = jax.jit(made.fresh, out_shardings=shardings)()
+    else:
+        params = jax.tree.map(checkpoint.put, params, made.params)
+    names = evaluate.read_names(config.get("resume", ""), folder.parent.parent if folder else None)
+    return Model(config, made.objective, made.mesh, params, name=name, step=step, names=names, batch_size=batch_size)
