@@ -65,9 +65,9 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(_pick("dtype", name, DTYPES))
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
-    """LayerNorm in float32 whatever the compute dtype; eps 1e-6 (ViT, MAE, Flax default)."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
+def layer_norm(name: str, eps: float = 1e-6) -> nn.LayerNorm:
+    """LayerNorm in float32 whatever the compute dtype; eps 1e-6 (ViT, MAE, Flax default), 1e-5 in openai/CLIP."""
+    return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
 class Attention(nn.Module):
@@ -111,14 +111,15 @@ class Block(nn.Module):
     activation: str = "gelu"
     attention: str = "xla"
     dtype: jnp.dtype = jnp.float32
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, None]:
         x = batch_sharded(x_BxNxD)
-        y = layer_norm("norm_1")(x).astype(self.dtype)
+        y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
         x = x + Attention(self.heads, self.attention, self.dtype, name="attention")(y, mask)
-        y = layer_norm("norm_2")(x).astype(self.dtype)
-        hidden = int(self.mlp_ratio * x.shape[-1])
+        y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
+        hidden = round(self.mlp_ratio * x.shape[-1])
         x = x + Mlp(hidden, self.activation, self.dtype, name="mlp")(y)
         return batch_sharded(x), None
 
@@ -138,6 +139,7 @@ class Trunk(nn.Module):
     layers: str = "scan"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
@@ -149,6 +151,7 @@ class Trunk(nn.Module):
             activation=self.activation,
             attention=self.attention,
             dtype=self.dtype,
+            eps=self.eps,
         )
         if self.layers not in LAYERS:
             raise ValueError(f"unknown layers {self.layers!r}; valid: {', '.join(LAYERS)}")
