@@ -62,10 +62,12 @@ class PatchEmbed(nn.Module):
     grid: tuple[int, int]
     position: str = "sincos"
     dtype: jnp.dtype = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, patches_BxKxP: jax.Array, ids_BxK: jax.Array | None = None) -> jax.Array:
-        dense = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="patch")
+        init = nn.initializers.xavier_uniform()
+        dense = nn.Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
         x_BxKxD = dense(patches_BxKxP)
         table = positions(self, self.position, sincos_2d(*self.grid, self.width))
         return x_BxKxD if table is None else x_BxKxD + _at(table, ids_BxK).astype(x_BxKxD.dtype)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from maeclip_jax.nn.transformer import activation
 
 
 class Tokens(flax.struct.PyTreeNode):
@@ -97,9 +99,15 @@ def parse(word: str) -> tuple[str, float | None]:
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends over the tokens, then a residual MLP: the MAP head of SigLIP (Zhai et al. 2022)."""
+    """One learned query attends over the tokens, then a residual MLP: the MAP head of SigLIP (Zhai et al. 2022).
+
+    `activation`: gelu | gelu_tanh | quick_gelu, of the MLP, which is `mlp_ratio` times as wide as the tokens.
+    """
 
     heads: int
+    activation: str = "gelu"
+    mlp_ratio: float = 4.0
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
@@ -113,22 +121,27 @@ class AttentionPool(nn.Module):
             query.reshape(split), key.reshape(split), value.reshape(split), mask=~pad_BxN[:, None, None, :]
         )
         y = nn.Dense(d, kernel_init=init, name="out")(y.reshape(b, d))
-        z = nn.Dense(4 * d, kernel_init=init, name="up")(nn.LayerNorm(epsilon=1e-6, name="norm")(y))
-        y = y + nn.Dense(d, kernel_init=init, name="down")(jax.nn.gelu(z, approximate=False))
+        hidden = round(self.mlp_ratio * d)
+        z = nn.Dense(hidden, kernel_init=init, name="up")(nn.LayerNorm(epsilon=self.eps, name="norm")(y))
+        y = y + nn.Dense(d, kernel_init=init, name="down")(activation(self.activation)(z))
         return _or_zero(y, pad_BxN)
 
 
 class Pool(nn.Module):
-    """The pooling the config word names, on `Tokens`; `map` owns parameters, the others are the functions above."""
+    """The pooling the config word names, on `Tokens`; `map` owns parameters, the others are the functions above.
+
+    `heads` and `map`: of the attention of `map`; dict(activation, mlp_ratio, eps).
+    """
 
     kind: str
     heads: int = 8
+    map: Mapping | None = None
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> jax.Array:
         if parse(self.kind)[0] == "map":
             x_BxNxD = tokens.x.astype(jnp.float32)
-            return AttentionPool(self.heads, name="map")(x_BxNxD, _pad(tokens))
+            return AttentionPool(self.heads, **(self.map or {}), name="map")(x_BxNxD, _pad(tokens))
         return pooled(tokens, self.kind)
 
 

@@ -18,6 +18,7 @@ from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 
 STREAMS = ("image", "text")
+PADDINGS = ("masked", "attended")
 
 
 def _normal(std: float = 0.02):
@@ -27,8 +28,11 @@ def _normal(std: float = 0.02):
 class Encoder(nn.Module):
     """Embeds the kept tokens of its streams, runs one trunk over [cls | image | text], and splits them again.
 
-    `image`: dict(size, patch, position). `text`: dict(vocab, length, position, std). Either may be None; with both,
-    each stream has a learned modality embedding (M3AE). `compute`: dtype, layers, remat, attention of the trunk.
+    `image`: dict(size, patch, position, patch_bias). `text`: dict(vocab, length, position, std, padding). Either may be
+    None; with both, each stream has a learned modality embedding (M3AE). `padding`: masked (id 0 is attended to by
+    nobody) | attended (id 0 is a word like any other, as SigLIP has it). `cls`: a class token comes first, with a
+    position of its own if `cls_position`. `norm_pre`: the embeddings are normalised before the trunk (openai/CLIP).
+    `eps`: of every LayerNorm. `compute`: dtype, layers, remat, attention of the trunk.
     """
 
     width: int
@@ -40,6 +44,9 @@ class Encoder(nn.Module):
     activation: str = "gelu"
     cls: bool = False
     causal: bool = False
+    cls_position: bool = False
+    norm_pre: bool = False
+    eps: float = 1e-6
     compute: Mapping | None = None
 
     @nn.compact
@@ -61,6 +68,8 @@ class Encoder(nn.Module):
         batch = next(iter(inputs.values())).shape[0]
         if self.cls:
             cls_D = self.param("cls", _normal(), (self.width,))
+            if self.cls_position:
+                cls_D += self.param("cls_position", _normal(), (self.width,))
             parts.append(jnp.broadcast_to(cls_D.astype(dtype), (batch, 1, self.width)))
             pads.append(jnp.zeros((batch, 1), bool))
         for stream in (s for s in STREAMS if s in inputs):
@@ -70,13 +79,15 @@ class Encoder(nn.Module):
             if both:
                 x_BxKxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
             parts.append(x_BxKxD)
-            pads.append(value == 0 if stream == "text" else jnp.zeros(value.shape[:2], bool))
+            pads.append(value == 0 if self._has_padding(stream) else jnp.zeros(value.shape[:2], bool))
             sizes[stream] = value.shape[1]
         pad = jnp.concatenate(pads, axis=1) if "text" in inputs else None  # pictures alone have no padding
-        trunk = Trunk(
-            self.depth, self.heads, self.mlp_ratio, self.activation, self.causal, dtype=dtype, **compute, name="trunk"
-        )
-        x = layer_norm("norm")(trunk(jnp.concatenate(parts, axis=1), pad))
+        x = jnp.concatenate(parts, axis=1)
+        if self.norm_pre:
+            x = layer_norm("norm_pre", self.eps)(x).astype(dtype)
+        shape = dict(mlp_ratio=self.mlp_ratio, activation=self.activation, causal=self.causal, eps=self.eps)
+        trunk = Trunk(self.depth, self.heads, **shape, dtype=dtype, **compute, name="trunk")
+        x = layer_norm("norm", self.eps)(trunk(x, pad))
 
         cls_BxD, at, out = (x[:, 0] if self.cls else None), int(self.cls), {}
         for stream, size in sizes.items():
@@ -88,10 +99,16 @@ class Encoder(nn.Module):
     def _embed(self, stream: str, dtype) -> nn.Module:
         if stream == "image":
             side = grid_side(self.image)
-            position = self.image.get("position", "sincos")
-            return PatchEmbed(self.width, (side, side), position, dtype, name="embed_image")
-        text = dict(self.text)
+            position, bias = self.image.get("position", "sincos"), self.image.get("patch_bias", True)
+            return PatchEmbed(self.width, (side, side), position, dtype, bias, name="embed_image")
+        text = {k: v for k, v in self.text.items() if k != "padding"}
         return TextEmbed(self.width, dtype=dtype, **text, name="embed_text")
+
+    def _has_padding(self, stream: str) -> bool:
+        word = "attended" if stream == "image" else self.text.get("padding", "masked")
+        if word not in PADDINGS:
+            raise ValueError(f"unknown padding {word!r}; valid: {', '.join(PADDINGS)}")
+        return word == "masked"
 
 
 class Decoder(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -65,6 +66,11 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(_pick("dtype", name, DTYPES))
 
 
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function that a config's word names."""
+    return _pick("activation", name, ACTIVATIONS)
+
+
 def layer_norm(name: str, eps: float = 1e-6) -> nn.LayerNorm:
     """LayerNorm in float32 whatever the compute dtype; eps 1e-6 (ViT, MAE, Flax default), 1e-5 in openai/CLIP."""
     return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
@@ -99,7 +105,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        hidden = _pick("activation", self.activation, ACTIVATIONS)(dense(self.hidden, name="up")(x))
+        hidden = activation(self.activation)(dense(self.hidden, name="up")(x))
         return dense(x.shape[-1], name="down")(hidden)
 
 

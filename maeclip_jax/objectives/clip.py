@@ -14,41 +14,49 @@ from maeclip_jax.nn.mask import random_keep
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.objectives.masked import check_class_token, example, stream_inputs
+from maeclip_jax.objectives.masked import check_class_token, example, split_tower, stream_inputs
 
+PROJECTIONS = ("linear", "affine", "none")
 # loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
 LOSSES = {"softmax": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}
 
 
 def two_towers(image_tower: Mapping, text_tower: Mapping, compute: Mapping | None) -> tuple[Encoder, Encoder]:
     """The encoders of a config's two towers; how they are pooled is not theirs to know."""
-
-    def split(tower: Mapping, *embedded: str) -> tuple[dict, dict]:
-        inner = {k: v for k, v in tower.items() if k in embedded}
-        return inner, {k: v for k, v in tower.items() if k not in (*embedded, "pool")}
-
-    picture, image = split(image_tower, "size", "patch", "position")
-    words, text = split(text_tower, "vocab", "length", "position", "std")
+    picture, image, _ = split_tower(image_tower)
+    words, text, _ = split_tower(text_tower)
     return Encoder(image=picture, compute=compute, **image), Encoder(text=words, compute=compute, **text)
 
 
 class Head(nn.Module):
-    """Tokens -> pooled -> projected without bias -> L2-normalised [B, width], float32."""
+    """Tokens -> pooled -> projected -> L2-normalised [B, width], float32.
+
+    `projection`: linear (CLIP) | affine (with a bias: SigLIP's texts) | none (SigLIP's pictures). `map`: see Pool.
+    """
 
     kind: str
     width: int
     heads: int
+    projection: str = "linear"
+    map: Mapping | None = None
 
     def setup(self):
-        self.pool = Pool(self.kind, self.heads)
-        self.project = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.xavier_uniform())
+        if self.projection not in PROJECTIONS:
+            raise ValueError(f"unknown projection {self.projection!r}; valid: {', '.join(PROJECTIONS)}")
+        self.pool = Pool(self.kind, self.heads, self.map)
+        if self.projection != "none":
+            init = nn.initializers.xavier_uniform()
+            self.project = nn.Dense(self.width, use_bias=self.projection == "affine", kernel_init=init)
 
     def __call__(self, tokens: Tokens) -> jax.Array:
         return self.compared(self.pool(tokens))
 
     def compared(self, x: jax.Array) -> jax.Array:
         """Pooled tokens [..., D], projected and of length 1."""
-        x = self.project(x)
+        if self.projection != "none":
+            x = self.project(x)
+        elif x.shape[-1] != self.width:
+            raise ValueError(f"projection is none, but the tower is {x.shape[-1]} wide and embed_width {self.width}")
         return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
 
     def dense(self, tokens: Tokens) -> jax.Array:
@@ -88,7 +96,8 @@ class Clip(nn.Module):
         check_class_token(self.image_tower)
         self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
         self.image_head, self.text_head = (
-            Head(tower["pool"], self.embed_width, tower["heads"]) for tower in (self.image_tower, self.text_tower)
+            Head(tower["pool"], self.embed_width, tower["heads"], tower.get("projection", "linear"), tower.get("map"))
+            for tower in (self.image_tower, self.text_tower)
         )
         log_scale, bias = LOSSES[self.loss]
         self.log_scale = self.param("log_logit_scale", nn.initializers.constant(log_scale), ())

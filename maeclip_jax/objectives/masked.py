@@ -19,6 +19,10 @@ from maeclip_jax.nn.pool import Pool, Tokens, parse
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
 
+# Settings of a tower that are its embedding's, and those of what is done with its tokens.
+EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")
+HEAD = ("pool", "projection", "map")
+
 
 def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str) -> jax.Array:
     """The normalised patches [B, N, P] of a batch's pictures; ValueError if they do not have the tower's size."""
@@ -38,6 +42,15 @@ def stream_inputs(
     if "text" in batch and "text" in streams:
         inputs["text"] = batch["text"]
     return inputs
+
+
+def split_tower(tower: Mapping) -> tuple[dict, dict, dict]:
+    """A config's tower as what belongs to (its embedding, its encoder, the head on top of it)."""
+
+    def of(names: tuple[str, ...]) -> dict:
+        return {k: v for k, v in tower.items() if k in names}
+
+    return of(EMBEDDING), {k: v for k, v in tower.items() if k not in (*EMBEDDING, *HEAD)}, of(HEAD)
 
 
 def check_class_token(tower: Mapping) -> None:
@@ -124,13 +137,12 @@ class Masked(nn.Module):
 
     def setup(self):
         check_class_token(self.image_tower)
-        tower = dict(self.image_tower)
-        picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
-        self.image_pool = Pool(tower.pop("pool"), heads=tower["heads"])
+        picture, tower, head = split_tower(self.image_tower)
+        self.image_pool = Pool(head["pool"], tower["heads"], head.get("map"))
         words = None
         if "text" in self.streams:
-            words = dict(self.text_tower)
-            self.text_pool = Pool(words.pop("pool"), heads=tower["heads"])
+            words, _, text_head = split_tower(self.text_tower)
+            self.text_pool = Pool(text_head["pool"], tower["heads"], text_head.get("map"))
         encoder = Encoder(image=picture, text=words, compute=self.compute, **tower)
         # The encoder's sub-tree is called after what goes in, so that `image/` means the same in every objective.
         if words is None:

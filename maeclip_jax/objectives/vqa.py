@@ -19,7 +19,7 @@ from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 from maeclip_jax.objectives.clip import two_towers
-from maeclip_jax.objectives.masked import example, stream_inputs
+from maeclip_jax.objectives.masked import example, split_tower, stream_inputs
 
 FUSIONS, LOSSES = ("joint", "towers"), ("softmax", "sigmoid")
 
@@ -96,9 +96,8 @@ class Vqa(nn.Module):
         if self.answers < 2:
             raise ValueError(f"model.answers is {self.answers}; set it to the number of answers in the vocabulary")
         if self.fusion == "joint":
-            tower, words = dict(self.image_tower), dict(self.text_tower)
-            picture = {k: tower.pop(k) for k in ("size", "patch", "position") if k in tower}
-            tower.pop("pool", None), words.pop("pool", None)
+            picture, tower, _ = split_tower(self.image_tower)
+            words, _, _ = split_tower(self.text_tower)
             self.image_text = Encoder(image=picture, text=words, compute=self.compute, **tower)
         else:
             self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
