@@ -1,1 +1,97 @@
-"""Weights of other codebases in and out."""
+"""Weights of other code bases, in and out.
+
+    found = interop.load("hf-clip", "/models/clip-vit-base-patch16")     found.config, found.params, found.report
+    interop.save("hf-clip", config, params, "/models/mine")              a folder that `transformers` loads
+
+Each kind is one module with a conversion table that is data (`convert.Source`). Files are local; nothing in them is
+executed and torch is not needed (`files`). Everything in a file is accounted for, or it is an error of one line and
+nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maeclip_jax import errors
+
+# kind -> the module that has its SOURCE.
+KINDS = {"hf-clip": "hf_clip"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """`config`: objective, model, tokenizer and evaluation ops that these weights need, enough for `program.model`;
+    `params`: float32 arrays as that model has them; `report`: what became of every array (`convert.Report`).
+    """
+
+    config: Any
+    params: dict
+    report: Any
+
+
+def source_of(kind: str):
+    """The `convert.Source` of `kind`; UserError with the valid ones."""
+    module = errors.choose("kind of weights", kind, KINDS)
+    return importlib.import_module(f"{__name__}.{module}").SOURCE
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """("hf-clip", path) of "hf-clip:path"; None for what names no kind, such as a path or gs://bucket."""
+    kind, colon, path = str(name).partition(":")
+    if not colon or path.startswith("//") or not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", kind):
+        return None
+    errors.choose("kind of weights", kind, KINDS)
+    return kind, path
+
+
+def load(kind: str, path: str | os.PathLike, *, size: int = 0, length: int = 0) -> Loaded:
+    """The model in `path`, a file or a folder of `kind` (see KINDS).
+
+    `size`: side of the pictures it is to take, if not its own; positions are interpolated. `length`: of its texts,
+    at most its own. UserError for a damaged file, for shapes that do not fit and for arrays that are missing or that
+    nothing explains; nothing is loaded then.
+    """
+    from maeclip_jax import paths
+    from maeclip_jax.interop import convert, positions
+
+    source, weights, described = _described(kind, path)
+    flat, report = convert.into_ours(source, weights, described, f"{kind} {os.fspath(path)!r}")
+    if size or length:
+        described = _resized(described, size, length)
+        report.notes += positions.fit(flat, convert.shapes(described), report.source)
+    return Loaded(_config(described), paths.unflatten(flat), report)
+
+
+def _described(kind: str, path: str | os.PathLike) -> tuple[Any, dict, dict]:
+    """(source, weights under the table's names, config as the source describes it)."""
+    from maeclip_jax.interop import convert, files
+
+    source = source_of(kind)
+    weights = convert.renamed(files.read(path), source)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return source, weights, source.describe(weights, folder)
+
+
+def _resized(described: Mapping, size: int, length: int) -> dict:
+    model = dict(described["model"])
+    for tower, key, value in (("image_tower", "size", size), ("text_tower", "length", length)):
+        if value and model.get(tower):
+            model[tower] = dict(model[tower]) | {key: value}
+    ops = re.sub(r"\(\d+\)", f"({size})", described["ops"]) if size else described["ops"]
+    return dict(described) | dict(model=model, ops=ops)
+
+
+def _config(described: Mapping):
+    """A config that objectives, `program.model` and the preprocessing of pictures read as one of a run."""
+    import ml_collections
+
+    config = ml_collections.ConfigDict({k: described[k] for k in ("objective", "model", "tokenizer")})
+    config.seed, config.sharding_rules, config.mesh = 0, (), dict(replica=-1, fsdp=1, tensor=1)
+    config.evals = dict(pictures=dict(data=dict(ops=f'{described["ops"]}|keep("image")')))
+    return config

@@ -1,0 +1,73 @@
+"""CLIP of `transformers` (CLIPModel): a folder with config.json and model.safetensors (or pytorch_model.bin)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.interop import hf
+from maeclip_jax.interop.convert import Source, under
+
+# What config.json leaves out: the defaults of transformers' CLIPTextConfig and CLIPVisionConfig.
+_BOTH = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
+TEXT = _BOTH | dict(
+    hidden_size=512, intermediate_size=2048, num_attention_heads=8, vocab_size=49408, max_position_embeddings=77
+)
+VISION = _BOTH | dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, image_size=224, patch_size=32)
+_POSITION = ("image/cls_position", "image/embed_image/position")
+ROWS = (
+    ("image/cls", "vision_model.embeddings.class_embedding", "same"),
+    ("image/embed_image/patch/kernel", "vision_model.embeddings.patch_embedding.weight", "patch"),
+    (_POSITION, "vision_model.embeddings.position_embedding.weight", "cls_first"),
+    *hf.norm("image/norm_pre", "vision_model.pre_layrnorm"),
+    *under("image/", "vision_model.", hf.BLOCKS),
+    *hf.norm("image/norm", "vision_model.post_layernorm"),
+    ("image_head/project/kernel", "visual_projection.weight", "transpose"),
+    ("text/embed_text/token/embedding", "text_model.embeddings.token_embedding.weight", "same"),
+    ("text/embed_text/position", "text_model.embeddings.position_embedding.weight", "same"),
+    *under("text/", "text_model.", hf.BLOCKS),
+    *hf.norm("text/norm", "text_model.final_layer_norm"),
+    ("text_head/project/kernel", "text_projection.weight", "transpose"),
+    ("log_logit_scale", "logit_scale", "same"),
+)
+# What openai/CLIP's towers have besides their sizes, in whatever format they come.
+IMAGE_TOWER = dict(
+    cls=True, cls_position=True, norm_pre=True, position="learned", patch_bias=False, pool="cls", projection="linear"
+)
+TEXT_TOWER = dict(causal=True, position="learned", padding="masked", pool="last", projection="linear")
+COMPUTE = dict(dtype="float32", layers="scan", remat="none", attention="xla")
+
+
+def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+    """The config of a folder's config.json; the tokenizer where its merges are there."""
+    found = hf.read_json(folder, "config.json")
+    if found.get("model_type", "clip") != "clip":
+        raise UserError(f"{str(folder)!r} holds a {found['model_type']!r} model; hf-clip reads 'clip'")
+    what = str(folder / "config.json")
+    vision, text = (found.get(k) or {} for k in ("vision_config", "text_config"))
+    image = hf.picture(vision, VISION, what) | hf.tower(vision, VISION, what)
+    words = TEXT | text
+    model = dict(
+        image_tower=image | IMAGE_TOWER,
+        text_tower=dict(vocab=words["vocab_size"], length=words["max_position_embeddings"])
+        | hf.tower(text, TEXT, what)
+        | TEXT_TOWER,
+        embed_width=found.get("projection_dim") or 512,
+        loss="softmax",
+        stats=hf.stats(folder, "clip"),
+        compute=COMPUTE,
+    )
+    merges = hf.beside(folder, "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
+    side = image["size"]
+    return dict(
+        objective="clip",
+        model=model,
+        tokenizer=dict(type="clip", path=merges) if merges else dict(type="", path=""),
+        ops=f"decode|resize_small({side})|center_crop({side})",
+    )
+
+
+SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED)
