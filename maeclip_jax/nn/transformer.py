@@ -9,16 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn import attention as fused_attention
+
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP
 }
-# How q, k, v [B, N, H, d] become [B, N, H, d]; `mask` [B, 1, N or 1, N] True = may attend.
-ATTENTION = {
-    "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
-    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
-}
+# How q, k, v become one: a library's [B, N, H, d] (implementation), or our kernel (interpreted or not).
+ATTENTION = {"xla": "xla", "cudnn": "cudnn", "fused": False, "fused_interpret": True}
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT = {
     "none": None,
@@ -76,23 +75,43 @@ def layer_norm(name: str, eps: float = 1e-6) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
+class Qkv(nn.Module):
+    """A Dense's parameters for queries, keys and values: columns (heads, 3, head width), so `tensor` splits heads."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """(kernel, bias), float32."""
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention. The fused kernel is (heads, 3, head width) wide, so `tensor` splits it by heads."""
+    """Multi-head self-attention, by the words of ATTENTION; `pad` [B, N] True = attended to by nobody."""
 
     heads: int
+    causal: bool = False
     attention: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
         b, n, d = x_BxNxD.shape
         if d % self.heads:
             raise ValueError(f"width {d} does not divide into {self.heads} heads")
-        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        qkv = dense(3 * d, name="qkv")(x_BxNxD).reshape(b, n, self.heads, 3, d // self.heads)
-        attend = _pick("attention", self.attention, ATTENTION)
-        out = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :], mask=mask)
-        return dense(d, name="out")(out.reshape(b, n, d))
+        how = _pick("attention", self.attention, ATTENTION)
+        kernel, bias = Qkv(3 * d, name="qkv")(d)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
+        if isinstance(how, str):
+            qkv = (x @ kernel + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
+            mask = attention_mask(n, pad_BxN, self.causal)
+            y = jax.nn.dot_product_attention(*(qkv[..., i, :] for i in range(3)), mask=mask, implementation=how)
+        else:
+            kernel, bias = (fused_attention.in_order(a, self.heads) for a in (kernel, bias))
+            y = fused_attention.fused(x @ kernel, bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how)
+        dense = nn.Dense(d, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out")
+        return dense(y.reshape(b, n, d))
 
 
 class Mlp(nn.Module):
@@ -115,15 +134,16 @@ class Block(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     activation: str = "gelu"
+    causal: bool = False
     attention: str = "xla"
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> tuple[jax.Array, None]:
         x = batch_sharded(x_BxNxD)
         y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
-        x = x + Attention(self.heads, self.attention, self.dtype, name="attention")(y, mask)
+        x = x + Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")(y, pad_BxN)
         y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
         hidden = round(self.mlp_ratio * x.shape[-1])
         x = x + Mlp(hidden, self.activation, self.dtype, name="mlp")(y)
@@ -149,12 +169,12 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
-        mask = attention_mask(x_BxNxD.shape[1], pad_BxN, self.causal)
         policy = _pick("remat", self.remat, REMAT)
         kwargs = dict(
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             activation=self.activation,
+            causal=self.causal,
             attention=self.attention,
             dtype=self.dtype,
             eps=self.eps,
@@ -169,10 +189,10 @@ class Trunk(nn.Module):
             scan = nn.scan(
                 block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=self.depth
             )
-            return scan(**kwargs, name="blocks")(x_BxNxD, mask)[0]
+            return scan(**kwargs, name="blocks")(x_BxNxD, pad_BxN)[0]
         x = x_BxNxD
         for i in range(self.depth):
-            x, _ = block(**kwargs, name=f"block_{i:02}")(x, mask)
+            x, _ = block(**kwargs, name=f"block_{i:02}")(x, pad_BxN)
         return x
 
 

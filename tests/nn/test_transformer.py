@@ -54,9 +54,9 @@ def block_in_float64(p, x, heads, may_attend):
 
 def test_a_block_is_its_definition_in_float64():
     mask = attention_mask(5, PAD, True)
-    block = Block(heads=2)
-    params = random_parameters(block.init, X, mask)
-    out = jax.jit(block.apply)({"params": params}, X, mask)[0]
+    block = Block(heads=2, causal=True)
+    params = random_parameters(block.init, X, PAD)
+    out = jax.jit(block.apply)({"params": params}, X, PAD)[0]
     flat = {k: np.asarray(v, np.float64) for k, v in paths.flatten(params).items()}
     allowed = np.broadcast_to(np.asarray(mask)[:, 0], (2, 5, 5))
     np.testing.assert_allclose(out, block_in_float64(flat, np.asarray(X, np.float64), 2, allowed), rtol=1e-4, atol=1e-4)
@@ -155,7 +155,7 @@ def test_activations_are_pinned_to_the_batch_axes_only_where_they_divide():
     "wrong, text",
     [
         (dict(heads=3), r"^width 8 does not divide into 3 heads$"),
-        (dict(attention="flash"), r"^unknown attention 'flash'; valid: xla, cudnn$"),
+        (dict(attention="flash"), r"^unknown attention 'flash'; valid: xla, cudnn, fused, fused_interpret$"),
         (dict(activation="relu"), r"^unknown activation 'relu'; valid: gelu, gelu_tanh, quick_gelu$"),
         (dict(remat="some"), r"^unknown remat 'some'; valid: none, full, dots$"),
         (dict(layers="loop"), r"^unknown layers 'loop'; valid: scan, unroll$"),

@@ -1,0 +1,102 @@
+"""The fused attention kernels, interpreted, and their XLA form against jax's own attention, forward and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from maeclip_jax import sharding
+from maeclip_jax.nn.attention import MOST_TOKENS, fused, in_order
+from maeclip_jax.nn.transformer import Trunk
+
+# batch, tokens, heads, width of a head, causal, padded: pictures, captions, decoders (32), ViT-H (80), odd heads.
+CASES = [
+    (2, 20, 4, 64, False, False),
+    (4, 17, 2, 64, True, True),
+    (3, 49, 3, 64, False, False),
+    (2, 13, 4, 32, False, True),
+    (2, 9, 2, 80, True, False),
+    (1, 7, 1, 128, False, True),
+]
+
+
+def plain(qkv, bias, pad, heads, causal):
+    b, n, _ = qkv.shape
+    q, k, v = (x.reshape(b, n, heads, -1) for x in jnp.split(qkv + bias[None, None], 3, axis=-1))
+    mask = None if pad is None else ~pad[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal).reshape(b, n, -1)
+
+
+def arrays(batch, tokens, heads, width, padded, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    qkv = jax.random.normal(keys[0], (batch, tokens, 3 * heads * width), dtype)
+    bias = 0.5 * jax.random.normal(keys[1], qkv.shape[-1:], dtype)
+    pad = jnp.arange(tokens)[None] >= tokens - 2 * jnp.arange(batch)[:, None] if padded else None
+    return qkv, bias, pad, jax.random.normal(keys[2], (batch, tokens, heads * width), dtype)
+
+
+@pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "xla"])
+@pytest.mark.parametrize("batch,tokens,heads,width,causal,padded", CASES)
+def test_forward_and_gradients_are_those_of_plain_attention(batch, tokens, heads, width, causal, padded, interpret):
+    qkv, bias, pad, dy = arrays(batch, tokens, heads, width, padded)
+    want, back = jax.vjp(lambda x, b: plain(x, b, pad, heads, causal), qkv, bias)
+    got, fused_back = jax.vjp(lambda x, b: fused(x, b, pad, heads=heads, causal=causal, interpret=interpret), qkv, bias)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(fused_back(dy), back(dy)):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
+    qkv, bias, pad, dy = arrays(2, 33, 2, 64, True)
+    exact, back = jax.vjp(lambda x: plain(x, bias, pad, 2, False), qkv)
+    low = [x.astype(jnp.bfloat16) for x in (qkv, bias, dy)]
+    got, fused_back = jax.vjp(lambda x: fused(x, low[1], pad, heads=2, interpret=True), low[0])
+    theirs, plain_back = jax.vjp(lambda x: plain(x, low[1], pad, 2, False), low[0])
+
+    def off(a, b):
+        return float(jnp.abs(a.astype(jnp.float32) - b).max())
+
+    assert got.dtype == jnp.bfloat16
+    assert off(got, exact) <= 1.5 * off(theirs, exact)
+    assert off(fused_back(low[2])[0], back(dy)[0]) <= 1.5 * off(plain_back(low[2])[0], back(dy)[0])
+
+
+def test_a_row_of_padding_is_finite():
+    qkv, bias, _, dy = arrays(2, 6, 2, 64, False)
+    pad = jnp.ones((2, 6), bool)
+    got, back = jax.vjp(lambda x: fused(x, bias, pad, heads=2, interpret=True), qkv)
+    np.testing.assert_allclose(got, plain(qkv, bias, pad, 2, False), atol=1e-5)
+    assert np.isfinite(back(dy)[0]).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize("words", [("fused", "scan", "none"), ("fused_interpret", "unroll", "full")])
+def test_a_trunk_on_a_mesh_is_a_trunk_of_plain_attention_on_one_device(shape, words):
+    attention, layers, remat = words
+    x = jax.random.normal(jax.random.key(1), (8, 10, 64))
+    pad = jnp.arange(10)[None] >= jnp.arange(3, 11)[:, None]
+    plain_trunk = Trunk(2, 4, layers=layers)
+    params = plain_trunk.init(jax.random.key(0), x, pad)
+
+    def loss(trunk):
+        return lambda p: jnp.sum(jnp.square(trunk.apply(p, x, pad)))
+
+    want, want_grads = jax.value_and_grad(loss(plain_trunk))(params)
+    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, sharding.named(sharding.specs(params, mesh), mesh))
+        trunk = Trunk(2, 4, attention=attention, layers=layers, remat=remat)
+        got, grads = jax.jit(jax.value_and_grad(loss(trunk)))(split)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, want_grads)
+
+
+def test_the_order_of_columns_is_three_heads_width():
+    x = jnp.arange(2 * 3 * 4).reshape(2, 3, 4)  # heads, 3, width
+    np.testing.assert_array_equal(in_order(x.ravel(), 2), x.swapaxes(0, 1).ravel())
+
+
+def test_too_many_tokens_say_so():
+    with pytest.raises(ValueError, match=f"attention fused takes up to {MOST_TOKENS} tokens, not 700; valid here: xla"):
+        fused(jnp.zeros((1, 700, 3 * 64)), jnp.zeros(3 * 64), heads=1)
