@@ -20,10 +20,15 @@ from maeclip_jax.errors import UserError
 
 # Top-level packages that checkpoints of these codebases mention beside the arrays.
 STANDS_IN = (
-    "__torch__", "absl", "argparse", "chex", "cloudpickle", "collections", "flax", "functools", "jax", "jaxlib", "m3ae",
-    "ml_collections", "mlxu", "omegaconf", "optax", "pathlib", "torch", "types", "typing", "yacs",
+    "__torch__", "_operator", "abc", "absl", "argparse", "chex", "cloudpickle", "collections", "dataclasses", "enum",
+    "flax", "functools", "inspect", "jax", "jaxlib", "jaxtyping", "m3ae", "ml_collections", "mlxu", "omegaconf",
+    "optax", "pathlib", "torch", "types", "typing", "yacs",
 )  # fmt: skip
 _NODES = 3_000_000  # containers and leaves; more is no model, but a file made to fill the memory
+_BUILTINS = (
+    "bool", "bytes", "dict", "float", "getattr", "int", "list", "NotImplemented", "object", "property", "str", "tuple",
+    "type", "Ellipsis",
+)  # fmt: skip
 
 
 class Stand:
@@ -43,6 +48,9 @@ class Stand:
             if isinstance(part, dict):
                 self.fields.update(part)
 
+    def __call__(self, *args, **kwargs):
+        return Stand(*args, **kwargs)
+
     def __setitem__(self, key, value):
         self.fields[key] = value
 
@@ -51,6 +59,11 @@ class Stand:
 
     def extend(self, values):
         self.args = (*self.args, *values)
+
+
+class _Dict(dict):
+    def __setstate__(self, _):
+        """A state dict of torch's has a `_metadata` of versions."""
 
 
 class _Dtype:
@@ -111,11 +124,17 @@ _NUMPY = {
     "numpy.dtype": _Dtype,
     "ml_dtypes.bfloat16": type("bfloat16", (Stand,), {}),
     "jax._src.array._reconstruct_array": _jax_array,
-    "copyreg._reconstructor": lambda made, *_: made(),  # how protocols 0 and 1 make any object
+    **{f"{m}._reconstructor": lambda made, *_: made() for m in ("copyreg", "copy_reg")},  # any object, in old protocols
     "_codecs.encode": lambda text, _: text.encode("latin1"),  # bytes as protocol 2 writes them
-    "flax.core.frozen_dict.FrozenDict": dict,
-    "collections.OrderedDict": dict,
+    "flax.core.frozen_dict.FrozenDict": _Dict,
+    "collections.OrderedDict": _Dict,
     **{f"builtins.{t.__name__}": t for t in (set, frozenset, slice, complex, bytearray)},
+    "__builtin__.set": set,
+    **{
+        f"numpy.{word}": type(word, (Stand,), {})
+        for word, t in vars(np).items() if isinstance(t, type) and issubclass(t, np.generic)
+    },
+    **{f"builtins.{word}": type(word, (Stand,), {}) for word in _BUILTINS},
 }  # fmt: skip
 
 

@@ -92,7 +92,9 @@ def torch_archive(names, arrays, wrap=lambda state: state, count=None, stride=No
         return Made(names.utils._rebuild_tensor_v2, a, 0, a.shape, steps, False, OrderedDict())
 
     out, data = io.BytesIO(), io.BytesIO()
-    Writer(data, protocol=2).dump(wrap(OrderedDict((name, tensor(a)) for name, a in arrays.items())))
+    state = OrderedDict((name, tensor(a)) for name, a in arrays.items())
+    state._metadata = OrderedDict({"": {"version": 1}})  # as torch's have it
+    Writer(data, protocol=2).dump(wrap(state))
     with zipfile.ZipFile(out, "w", zipped) as archive:
         archive.writestr("model/data.pkl", data.getvalue())
         archive.writestr("model/byteorder", "little")
@@ -337,3 +339,23 @@ def test_names_that_are_let_through_do_nothing(tmp_path):
     ])  # fmt: skip
     same(files.read(put(tmp_path, "x.pkl", program)), {"w": ARRAYS["half"]})
     assert not touched.exists() and "this_module_is_not_there" not in sys.modules
+
+
+def test_a_whole_train_state_with_its_optimizer(tmp_path):
+    """M3AE's logger writes everything by cloudpickle: the optimizer's functions too, as code."""
+    cloudpickle = pytest.importorskip("cloudpickle", reason="writes what M3AE's logger writes")
+    import jax
+    import optax
+    from flax.training.train_state import TrainState
+
+    params = {"params": {"encoder": {"kernel": ARRAYS["half"]}, "cls_token": np.ones((1, 1, 3), np.float32)}}
+    decay = optax.adamw(optax.cosine_decay_schedule(1.0, 9), mask=lambda tree: jax.tree.map(lambda x: True, tree))
+    state = TrainState.create(apply_fn=None, params=params, tx=optax.chain(optax.clip_by_global_norm(1.0), decay))
+    saved = cloudpickle.dumps({"step": 1, "variant": {"lr": 1e-3}, "state": jax.device_get(state)})
+    got = files.read(put(tmp_path, "model.pkl", saved))
+    moments = {name for name in got if name.startswith("state/opt_state/")}
+    assert any(name.endswith("encoder/kernel") for name in moments)
+    same({name: a for name, a in got.items() if name not in moments}, {
+        "state/params/params/encoder/kernel": ARRAYS["half"],
+        "state/params/params/cls_token": np.ones((1, 1, 3), np.float32),
+    })  # fmt: skip
