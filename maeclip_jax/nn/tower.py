@@ -116,7 +116,7 @@ class Decoder(nn.Module):
 
     `image`: dict(size, patch); `text`: dict(vocab, length); a stream that is None is not decoded. `projection`: one
     Dense into the decoder for all streams ("shared", M3AE and MAE) or one per encoder ("per_stream", two towers).
-    Fixed sine-cosine positions; modality embeddings with two streams.
+    Fixed sine-cosine positions; modality embeddings with two streams. `eps`: of every LayerNorm.
     """
 
     width: int
@@ -127,6 +127,7 @@ class Decoder(nn.Module):
     projection: str = "shared"
     mlp_ratio: float = 4.0
     activation: str = "gelu"
+    eps: float = 1e-6
     compute: Mapping | None = None
 
     @nn.compact
@@ -165,8 +166,9 @@ class Decoder(nn.Module):
             pads.append(pad_BxT if stream == "text" else jnp.zeros(kept[stream].mask_BxN.shape, bool))
             sizes[stream] = x_BxNxD.shape[1]
         pad = jnp.concatenate(pads, axis=1) if "text" in streams else None
-        trunk = Trunk(self.depth, self.heads, self.mlp_ratio, self.activation, dtype=dtype, **compute, name="trunk")
-        x = layer_norm("norm")(trunk(jnp.concatenate(parts, axis=1), pad)).astype(dtype)
+        shape = dict(mlp_ratio=self.mlp_ratio, activation=self.activation, eps=self.eps)
+        trunk = Trunk(self.depth, self.heads, **shape, dtype=dtype, **compute, name="trunk")
+        x = layer_norm("norm", self.eps)(trunk(jnp.concatenate(parts, axis=1), pad)).astype(dtype)
 
         out, at = {}, x.shape[1] - sum(sizes.values())
         for stream, size in sizes.items():
