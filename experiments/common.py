@@ -223,6 +223,7 @@ def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
         embed_width=width,
         loss=arg.loss,
         keep=arg.keep,
+        contrast_mib=128.0,  # of a chip's 16 GiB or more
         mask_share="sample",
         stats="imagenet",
     )

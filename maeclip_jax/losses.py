@@ -5,44 +5,103 @@ Write them as for one device; under jit the compiler shards them ([B/n, B] logit
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def contrastive_softmax(image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, dict]:
+def contrastive_softmax(
+    image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, parts: int = 1
+) -> tuple[jax.Array, dict]:
     """CLIP's loss: mean of both cross entropies over the global batch (Radford et al. 2021, figure 3).
 
     Embeddings are L2-normalised; `log_scale` is the log of the inverse temperature. Returns (loss, metrics) with
-    in-batch top-1 both ways in percent.
+    in-batch top-1 both ways in percent. `parts`: see `over_columns`.
     """
     scale = jnp.exp(log_scale)
-    logits_BxB = scale * jnp.dot(image_BxD, text_BxD.T, preferred_element_type=jnp.float32)
+
+    def part(text_CxD, own_BxC):
+        logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
+        sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
+        return sums, _own_and_best_other(logits_BxC, own_BxC)
+
+    (rows_PxB, columns_PxC), compared = over_columns(part, text_BxD, parts)
     positive_B = scale * jnp.sum(image_BxD * text_BxD, axis=-1)
-    i2t_B = jax.nn.logsumexp(logits_BxB, axis=1) - positive_B
-    t2i_B = jax.nn.logsumexp(logits_BxB, axis=0) - positive_B
+    i2t_B = jax.nn.logsumexp(rows_PxB, axis=0) - positive_B
+    t2i_B = _in_order(columns_PxC) - positive_B
     loss = (jnp.mean(i2t_B) + jnp.mean(t2i_B)) / 2
-    return loss, _in_batch_top1(logits_BxB)
+    return loss, _in_batch_top1(*compared)
 
 
 def contrastive_sigmoid(
-    image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, bias: jax.Array
+    image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, bias: jax.Array, parts: int = 1
 ) -> tuple[jax.Array, dict]:
-    """SigLIP's loss: a binary decision per pair, summed over pairs, divided by the batch (Zhai et al. 2023)."""
-    logits_BxB = jnp.exp(log_scale) * jnp.dot(image_BxD, text_BxD.T, preferred_element_type=jnp.float32) + bias
-    sign_BxB = 2 * jnp.eye(logits_BxB.shape[0], dtype=jnp.float32) - 1
-    loss = -jnp.sum(jax.nn.log_sigmoid(sign_BxB * logits_BxB)) / logits_BxB.shape[0]
-    return loss, _in_batch_top1(logits_BxB)
+    """SigLIP's loss: a binary decision per pair, summed over pairs, divided by the batch (Zhai et al. 2023).
+
+    Arguments and metrics are those of `contrastive_softmax`; `bias` is added to every logit.
+    """
+
+    def part(text_CxD, own_BxC):
+        logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
+        sign_BxC = 2 * own_BxC.astype(jnp.float32) - 1
+        return jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC)), _own_and_best_other(logits_BxC, own_BxC)
+
+    sums_P, compared = over_columns(part, text_BxD, parts)
+    return -jnp.sum(sums_P) / image_BxD.shape[0], _in_batch_top1(*compared)
 
 
-def _in_batch_top1(logits_BxB: jax.Array) -> dict:
+def over_columns(function: Callable[[Any, jax.Array], Any], columns: Any, parts: int) -> Any:
+    """What `function(columns, own [B, C])` says of each of `parts` parts of C = B / parts columns, stacked as [P, ...].
+
+    `columns`: arrays [B, ...]; `own` True where a column is that of the row. With more than one part, logits exist for
+    one part at a time, forward and backward: the backward pass computes them again, so gradients are exact. Part p
+    holds columns p, p + P, p + 2 P, ...: as many of each device's columns, so that a batch that is split over devices
+    stays where it is and what is gathered is one part. Raises ValueError if the parts do not divide the batch.
+    """
+    batch = jax.tree.leaves(columns)[0].shape[0]
+    if batch % parts:
+        raise ValueError(f"a batch of {batch} does not divide into {parts} parts")
+
+    def one(numbered):
+        number, columns_C = numbered
+        own_BxC = jnp.arange(batch)[:, None] == (number + parts * jnp.arange(batch // parts))[None]
+        return function(columns_C, own_BxC)
+
+    if parts == 1:
+        return jax.tree.map(lambda x: x[None], one((0, columns)))
+    split = jax.tree.map(lambda x: x.reshape(batch // parts, parts, *x.shape[1:]).swapaxes(0, 1), columns)
+    return jax.lax.map(jax.checkpoint(one, prevent_cse=False), (jnp.arange(parts), split))
+
+
+def parts_within(mib: float, batch: int, devices: int = 1) -> int:
+    """The least number of parts with which a device's [batch / devices, batch / parts] float32 logits take `mib` MiB.
+
+    Every part has as many columns of each device's; where even single ones take more, single ones.
+    """
+    rows = batch // devices if batch % devices == 0 else batch
+    counts = (n for n in range(1, rows + 1) if rows % n == 0)
+    return next((n for n in counts if 4 * rows * batch / n <= mib * 2**20), rows)
+
+
+def _in_order(x_PxC: jax.Array) -> jax.Array:
+    """Values of the columns that `over_columns` took apart -> [B]."""
+    return x_PxC.T.reshape(-1)
+
+
+def _own_and_best_other(logits_BxC: jax.Array, own_BxC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     # The diagonal as a masked sum, not a gather: it partitions over rows without communication.
-    logits_BxB = jax.lax.stop_gradient(logits_BxB)
-    own_BxB = jnp.eye(logits_BxB.shape[0], dtype=bool)
-    positive_B = jnp.sum(jnp.where(own_BxB, logits_BxB, 0), axis=1)
-    rest_BxB = jnp.where(own_BxB, -jnp.inf, logits_BxB)
+    logits_BxC = jax.lax.stop_gradient(logits_BxC)
+    rest_BxC = jnp.where(own_BxC, -jnp.inf, logits_BxC)
+    return jnp.sum(jnp.where(own_BxC, logits_BxC, 0), axis=1), jnp.max(rest_BxC, axis=1), jnp.max(rest_BxC, axis=0)
+
+
+def _in_batch_top1(own_PxB: jax.Array, other_text_PxB: jax.Array, other_image_PxC: jax.Array) -> dict:
+    own_B = jnp.sum(own_PxB, axis=0)
     return {  # strictly greater: a collapsed model, where all logits are equal, scores 0 and not 100
-        "image_to_text_top1": 100 * jnp.mean(positive_B > jnp.max(rest_BxB, axis=1)),
-        "text_to_image_top1": 100 * jnp.mean(positive_B > jnp.max(rest_BxB, axis=0)),
+        "image_to_text_top1": 100 * jnp.mean(own_B > jnp.max(other_text_PxB, axis=0)),
+        "text_to_image_top1": 100 * jnp.mean(own_B > _in_order(other_image_PxC)),
     }
 
 

@@ -1,5 +1,7 @@
 """Losses against float64 arithmetic written from their papers; gradients against their closed forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,69 @@ def test_sigmoid_contrast_and_its_gradient_are_siglip_s():
     np.testing.assert_allclose(grads[1], 10 * by_logits.T @ ZI, atol=1e-5)
     np.testing.assert_allclose(grads[2], (by_logits * (logits - bias)).sum(), atol=1e-5)
     np.testing.assert_allclose(grads[3], by_logits.sum(), atol=1e-5)
+
+
+BATCH, WIDTH, SCALARS = 64, 16, (2.6, -3.0)  # of the tests in parts: log scale, bias
+CONTRASTS = {
+    "softmax": lambda i, t, scale, bias, parts: losses.contrastive_softmax(i, t, scale + 0 * bias, parts),
+    "sigmoid": losses.contrastive_sigmoid,
+}
+
+
+def graded(loss, parts, devices):
+    """(compiled value and gradients of a loss in parts, its arguments), the batch split over `devices`."""
+    rng = np.random.default_rng(1)
+    mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    split, whole = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
+    images, noise = (unit(rng.standard_normal((BATCH, WIDTH))) for _ in range(2))
+    z = [jax.device_put(x.astype(np.float32), split) for x in (images, unit(images + 1.2 * noise))]  # some are found
+    args = (*z, *(jax.device_put(np.float32(x), whole) for x in SCALARS))
+    function = jax.value_and_grad(lambda *a: CONTRASTS[loss](*a, parts), argnums=(0, 1, 2, 3), has_aux=True)
+    return jax.jit(function, out_shardings=(None, (split, split, whole, whole))).lower(*args).compile(), args
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("loss", CONTRASTS)
+def test_in_parts_a_contrast_and_its_gradients_are_the_same(loss, devices):
+    plain, args = graded(loss, 1, 1)
+    (want, metrics), grads = plain(*args)
+    for parts in (2, 8):
+        function, args = graded(loss, parts, devices)
+        (have, measured), found = function(*args)
+        np.testing.assert_allclose(have, want, rtol=2e-6)
+        assert {k: float(v) for k, v in measured.items()} == {k: float(v) for k, v in metrics.items()}
+        for a, b in zip(found, grads):  # images, texts, scale, bias
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+    assert 0 < float(metrics["image_to_text_top1"]) < 100  # a metric that could differ
+    assert [bool(np.abs(g).max() > 1e-3) for g in grads] == [True, True, True, loss == "sigmoid"]
+
+
+@pytest.mark.parametrize("loss", CONTRASTS)
+def test_in_parts_a_device_holds_and_fetches_one_part(loss):
+    """64 pairs on 8 devices: [8, 64] logits whole, [8, 16] in 4 parts; no device fetches logits or all texts."""
+
+    def compiled(parts):
+        made = graded(loss, parts, 8)[0]
+        return made.as_text(), made.memory_analysis().temp_size_in_bytes
+
+    (whole, bytes_whole), (text, bytes_parts) = compiled(1), compiled(4)
+    assert "f32[8,64]" in whole and "f32[8,16]" in text
+    for logits in ("[64,64]", "[8,64]", "[64,8]"):
+        assert logits not in text
+    fetched = set(re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text))
+    assert fetched and fetched <= {"16,16", "16"}  # a part of 16 texts of 16 numbers, and a number of each
+    assert bytes_parts < 0.6 * bytes_whole
+
+
+def test_parts_are_as_few_as_the_limit_allows():
+    assert losses.parts_within(128, 16384, 8) == 1  # [2048, 16384] of 4 bytes are 128 MiB
+    assert losses.parts_within(127, 16384, 8) == 2
+    assert losses.parts_within(128, 32768, 4) == 8
+    assert losses.parts_within(128, 32768, 256) == 1
+    assert losses.parts_within(0.001, 96, 8) == 6  # 1152 bytes of [12, 96]: 12 columns of each device, two at a time
+    assert losses.parts_within(1e-6, 96, 8) == 12
+    with pytest.raises(ValueError, match="a batch of 6 does not divide into 4 parts"):
+        losses.contrastive_softmax(*single(ZI, ZT, LOG_SCALE), parts=4)
 
 
 def test_contrast_of_random_embeddings_is_log_batch_and_of_perfect_ones_is_nothing():

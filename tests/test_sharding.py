@@ -116,14 +116,17 @@ def test_a_device_holds_its_share_and_the_unsharded_remainder(optimizer):
         assert moments and all(by_path[p.split("/mu/")[1]] == s for p, s in moments.items())
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_no_device_ever_sees_all_logits(loss):
-    """48 pairs on 8 devices: logits are [6, 48] in the compiled program, and [48, 48] nowhere."""
-    prog = on("clip", **{"mesh.replica": 1, "mesh.fsdp": 8, "model.loss": loss})
+def test_no_device_ever_sees_all_logits(loss, parts):
+    """48 pairs on 8 devices: logits are [6, 48] in the compiled program, [6, 24] in 2 parts, and [48, 48] nowhere."""
+    limit = 4 * 6 * 48 / parts / 2**20
+    prog = on("clip", **{"mesh.replica": 1, "mesh.fsdp": 8, "model.loss": loss, "model.contrast_mib": limit})
     batch = dict(prog.inputs)
     with jax.set_mesh(prog.mesh):
         text = prog.step.lower(prog.abstract, batch).compile().as_text()
-    assert "f32[6,48]" in text
+    assert ("f32[6,48]" in text) == (parts == 1)
+    assert ("f32[6,24]" in text) == (parts == 2)
     assert "[48,48]" not in text
 
 

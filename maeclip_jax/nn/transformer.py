@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -29,19 +30,22 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BATCH_AXES = ("replica", "fsdp")
 
 
+def batch_devices() -> int:
+    """Over how many devices the mesh in use splits a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[a] for a in BATCH_AXES if a in mesh.axis_names)
+
+
 def batch_sharded(x: jax.Array) -> jax.Array:
     """Pins the leading axis of an activation to the mesh's batch axes; a no-op without such a mesh.
 
     At block borders this keeps FSDP-sharded weights from pulling the activations apart (without it a program that
     fits in 1 GB asked for 1.1 TB of temporaries).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
-    devices = 1
-    for axis in axes:
-        devices *= mesh.shape[axis]
+    devices = batch_devices()
     if devices == 1 or x.shape[0] % devices:
         return x
+    axes = tuple(a for a in BATCH_AXES if a in jax.sharding.get_abstract_mesh().axis_names)
     return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
 
 

@@ -14,6 +14,7 @@ from maeclip_jax.nn.mask import random_keep
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives.masked import check_class_token, example, split_tower, stream_inputs
 
 PROJECTIONS = ("linear", "affine", "none")
@@ -71,8 +72,9 @@ class Head(nn.Module):
 class Clip(nn.Module):
     """Two towers. `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...); `text_tower`: dict(vocab,
     length, width, depth, heads, causal, pool, ...); `embed_width`: of the shared space. `loss`: softmax | sigmoid.
-    `keep`: share of patches the image tower sees in training (FLIP when below 1). `compute`: dtype, layers, remat,
-    attention.
+    `keep`: share of patches the image tower sees in training (FLIP when below 1). `contrast_mib`: MiB of
+    float32 logits on a device beyond which the contrast is worked on in parts (about five times as much lives at once:
+    gradients). `compute`: dtype, layers, remat, attention.
     """
 
     image_tower: Mapping
@@ -80,6 +82,7 @@ class Clip(nn.Module):
     embed_width: int = 512
     loss: str = "softmax"
     keep: float = 1.0
+    contrast_mib: float = 128.0
     mask_share: str = "sample"
     stats: str = "imagenet"
     compute: Mapping | None = None
@@ -93,6 +96,8 @@ class Clip(nn.Module):
             raise ValueError(f"unknown loss {self.loss!r}; valid: {', '.join(LOSSES)}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
+        if not self.contrast_mib > 0:
+            raise ValueError(f"contrast_mib must be above 0, got {self.contrast_mib}")
         check_class_token(self.image_tower)
         self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
         self.image_head, self.text_head = (
@@ -111,6 +116,9 @@ class Clip(nn.Module):
     def _inputs(self, batch) -> dict[str, jax.Array]:
         return stream_inputs(batch, self.image_tower, self.stats)
 
+    def _parts(self, batch: int) -> int:
+        return losses.parts_within(self.contrast_mib, batch, batch_devices())
+
     def _contrast(self, inputs: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
         kept = {}
         if train and self.keep < 1:
@@ -119,10 +127,11 @@ class Clip(nn.Module):
             kept["image"] = random_keep(self.make_rng("mask"), batch, length, keep, self.mask_share)
         z_image = self.image_head(self.image({"image": inputs["image"]}, kept)["image"])
         z_text = self.text_head(self.text({"text": inputs["text"]})["text"])
+        parts = self._parts(z_image.shape[0])
         if self.loss == "softmax":
-            loss, metrics = losses.contrastive_softmax(z_image, z_text, self.log_scale)
+            loss, metrics = losses.contrastive_softmax(z_image, z_text, self.log_scale, parts)
         else:
-            loss, metrics = losses.contrastive_sigmoid(z_image, z_text, self.log_scale, self.bias)
+            loss, metrics = losses.contrastive_sigmoid(z_image, z_text, self.log_scale, self.bias, parts)
             metrics["logit_bias"] = self.bias
         metrics |= {
             "contrast": loss,

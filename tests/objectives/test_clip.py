@@ -131,6 +131,7 @@ def test_what_does_not_fit_is_refused():
     refused(r"^unknown loss 'triplet'; valid: softmax, sigmoid$", loss="triplet")
     refused(r"^keep must lie in \(0, 1\], got 0$", keep=0)
     refused(r"^keep must lie in \(0, 1\], got 1.5$", keep=1.5)
+    refused(r"^contrast_mib must be above 0, got 0$", contrast_mib=0)
     refused(r"^unknown pool 'mean'; valid: gap, max, ", text_tower=models.TEXT | dict(pool="mean"))
     refused(
         r"^image_tower.pool is cls but image_tower.cls is False: there is no class token to take$",
