@@ -17,7 +17,7 @@ comma  := ,
 export MAECLIP_DATA_DIR ?= $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input doctor test lint golden clean
+.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input doctor test test-parity lint golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,6 +76,10 @@ doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 test: $(STAMP)  ## lint and all tests
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
 	$(PY) -m pytest tests -q $(ARGS)
+
+test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)
+	@$(MAKE) -s install EXTRAS=test,parity
+	$(PY) -m pytest tests/parity -q $(ARGS)
 
 lint: $(STAMP)  ## ruff: fix what can be fixed, format
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .

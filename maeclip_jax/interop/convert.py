@@ -135,7 +135,7 @@ def into_ours(
         layers = [transform.into([np.asarray(weights[n], np.float32) for n in layer], heads) for layer in names]
         for i, path in enumerate(ours):
             values = [layer[i] for layer in layers]
-            flat[path] = np.stack(values) if _stacked(path) else np.ascontiguousarray(values[0])
+            flat[path] = np.stack(values) if _stacked(path) else np.asarray(values[0], order="C")
         report.used |= {n: ", ".join(ours) for layer in names for n in layer}
     return flat, report
 
@@ -152,7 +152,7 @@ def out_of_ours(rows: Sequence[Row], flat: Mapping[str, np.ndarray], config: Map
         for layer in range(depth or 1):
             values = [np.asarray(flat[p] if depth is None else flat[p][layer]) for p in ours]
             names = [n.format(layer=layer) for n in theirs]
-            out |= dict(zip(names, map(np.ascontiguousarray, transform.out(values, heads))))
+            out |= dict(zip(names, (np.asarray(x, order="C") for x in transform.out(values, heads))))
     return out
 
 

@@ -1,0 +1,85 @@
+"""Pictures, texts and random weights for the two-tower models, and ours beside theirs."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from maeclip_jax import interop, objectives, paths
+from maeclip_jax.interop import convert
+from maeclip_jax.nn import pixels
+
+
+def batch(side: int, vocab: int, length: int, rows: int = 3) -> dict[str, np.ndarray]:
+    """uint8 pictures; texts of different lengths that end with the highest id and are filled with 0."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(1, vocab - 2, (rows, length))
+    ends = rng.permutation(np.linspace(2, length - 1, rows).astype(int))
+    text = np.where(np.arange(length) < ends[:, None], text, 0)
+    text[np.arange(rows), ends] = vocab - 1
+    # Coarse patterns: towers with random weights take noise for noise, and the loss's gradient would be all rounding.
+    coarse = rng.integers(0, 256, (rows, 2, 2, 3)).repeat(side // 2, 1).repeat(side // 2, 2)
+    image = (0.8 * coarse + rng.integers(0, 51, (rows, side, side, 3))).astype(np.uint8)
+    return {"image": image, "text": text.astype(np.int32)}
+
+
+def randomise(model, keep: tuple[str, ...] = ("logit_scale", "logit_bias")) -> None:
+    """Random values for every parameter of a torch module, so that none is zero or one by accident."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.rpartition(".")[2] in keep:
+                continue
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim < 2:
+                p.copy_((1 + 0.2 * noise) if name.endswith("weight") else 0.1 * noise)
+            else:
+                p.copy_(noise / max(1, p[0].numel()) ** 0.5)
+
+
+def torch_pictures(image_BxHxWx3: np.ndarray, stats: str):
+    """What torch models take, [B, 3, H, W], normalised by our code."""
+    import torch
+
+    x = np.array(pixels.normalise(jax.numpy.asarray(image_BxHxWx3), stats))
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def gradients(model, loss) -> dict[str, np.ndarray]:
+    """{name: gradient} of a torch loss."""
+    model.zero_grad()
+    loss.backward()
+    return {k: p.grad.numpy() for k, p in model.named_parameters() if p.grad is not None}
+
+
+def numpy_state(model) -> dict[str, np.ndarray]:
+    return {k: v.detach().numpy() for k, v in model.state_dict().items()}
+
+
+class Ours:
+    """A model loaded from a folder or file of weights, and all that is compared of it on `batch`."""
+
+    def __init__(self, kind: str, path, inputs: dict, **settings):
+        self.kind, self.found = kind, interop.load(kind, path, **settings)
+        config = self.found.config
+        self.objective = objectives.make(config.objective, config.model)
+        self.inputs = inputs
+
+        def outputs(params):
+            apply = lambda *args, **kwargs: self.objective.apply({"params": params}, inputs, *args, **kwargs)
+            rngs = {"mask": jax.random.key(0)}
+            loss, grads = jax.value_and_grad(
+                lambda p: self.objective.apply({"params": p}, inputs, train=False, rngs=rngs)[0]
+            )(params)
+            return dict(tokens=apply(method="encode"), embed=apply(method="embed"), loss=loss, gradient=grads)
+
+        self.outputs = jax.tree.map(np.asarray, jax.jit(outputs)(self.found.params))
+        self.gradient = paths.flatten(self.outputs["gradient"])
+
+    def theirs_as_ours(self, gradient: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A gradient by their names, by our paths: conversions only move values."""
+        source = interop.source_of(self.kind)
+        config = self.found.config.to_dict()
+        return convert.into_ours(source, convert.renamed(gradient, source), config, "gradient")[0]
