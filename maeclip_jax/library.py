@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from maeclip_jax import checkpoint, evaluate, main, program, train
+from maeclip_jax import checkpoint, evaluate, interop, main, program, train
 from maeclip_jax.errors import UserError
 from maeclip_jax.model import Model
 
@@ -20,7 +20,6 @@ SOURCES = (
     "a run's folder (runs/demo) or one checkpoint in it, an experiment file with its argument "
     "(experiments/clip.py:scale=demo), or kind:path of other code bases' weights (hf-clip:/path)"
 )
-FOREIGN = re.compile(r"([a-z][a-z0-9_-]+):(?!//)(.+)")  # a kind of maeclip_jax.interop, and where the weights are
 
 
 def experiment(source: str | os.PathLike, settings: Mapping[str, Any] | None = None):
@@ -57,17 +56,16 @@ def load(
     not fit.
     """
     name, settings = os.fspath(source), dict(settings or {})
-    foreign = FOREIGN.fullmatch(name)
     params, step, folder = None, None, None
     if re.search(r"\.py(:|$)", name):
         config = experiment(name, settings)
-    elif foreign:
-        from maeclip_jax import interop
-
-        found = interop.load(*foreign.groups())
+    elif interop.split(name):
+        found = interop.load(*interop.split(name))
         config, params = found.config, found.params
-        if settings:
-            raise UserError(f"{name}: settings change configs of ours, not {next(iter(settings))!r} of these weights")
+        try:
+            config.update_from_flattened_dict(settings)
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{name}: settings {settings} do not fit: {' '.join(str(e).split())[:200]}") from None
     else:
         try:
             folder = checkpoint.locate(name)

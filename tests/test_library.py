@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import maeclip_jax as mc
-from maeclip_jax import checkpoint, log, paths
+from maeclip_jax import checkpoint, interop, log, paths
 from maeclip_jax.errors import UserError
 from tests import runs
 from tests.golden import ROOT
@@ -84,6 +84,28 @@ def test_what_cannot_be_loaded_is_one_line_with_what_is_valid(tmp_path):
     assert "has 'image_head/project/kernel' of shape (32, 32)" in refused(mc.load, workdir, other)
     (workdir / "config.json").unlink()
     assert refused(mc.load, workdir).startswith(f"cannot read --config={workdir}/config.json")
+
+
+def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch):
+    """What the conversions do is tested in tests/interop; here only that a model is made of what they give."""
+    own = mc.load("experiments/clip.py:runlocal,pool=max")
+    config = mc.experiment("experiments/clip.py:runlocal,pool=max")
+    config.evals = dict(pictures=dict(data=dict(ops='decode|resize(32)|keep("image")')))
+    asked = []
+
+    def load(kind, path):
+        asked.append((kind, path))
+        return interop.Loaded(config.copy_and_resolve_references(), jax.tree.map(np.asarray, own.params), None)
+
+    monkeypatch.setattr(interop, "load", load)
+    made = mc.load("hf-clip:/some/where", {"model.compute.dtype": "bfloat16"})
+    assert asked == [("hf-clip", "/some/where")] and made.config.model.compute.dtype == "bfloat16"
+    assert made.preprocess.words == "decode|resize(32)" and made.step is None
+    made = mc.load("hf-clip:/some/where")
+    np.testing.assert_array_equal(made.embed(PICTURES)["image"], own.embed(PICTURES)["image"])
+    assert refused(mc.load, "hf-clop:/some/where").startswith("unknown kind of weights 'hf-clop' (did you mean 'hf-cl")
+    text = refused(mc.load, "hf-clip:/some/where", {"model.widht": 3})
+    assert text.startswith("hf-clip:/some/where: settings {'model.widht': 3} do not fit: ")
 
 
 # fit
