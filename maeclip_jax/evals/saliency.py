@@ -145,7 +145,7 @@ def gradcam(
 
 
 def attention(qkv_BxTx3D: jax.Array, heads: int) -> jax.Array:
-    """Who attends to whom, [B, T, T], mean over heads, rows sum to 1; from what a block's `qkv` layer gives."""
+    """Who attends to whom, [B, T, T], mean over heads, rows sum to 1; from a block's queries, keys and values."""
     b, t, d = qkv_BxTx3D.shape
     qkv = qkv_BxTx3D.astype(jnp.float32).reshape(b, t, heads, 3, d // 3 // heads)
     logits = jnp.einsum("bqhd,bkhd->bhqk", qkv[..., 0, :], qkv[..., 1, :]) * (d // 3 // heads) ** -0.5
@@ -167,10 +167,22 @@ def rollout(objective: Any, params: Any, image_BxHxWx3: jax.Array, *, pool: str 
     def total(probe):
         held = {}
 
-        def hold(name):
-            return lambda call, x: held.setdefault(name, call(x))
+        def project(i):
+            """Queries, keys and values of block i, from what enters its attention and that layer's parameters."""
 
-        hooks = {("trunk", f"block_{i:02}", "attention", "qkv"): hold(i) for i in range(depth)}
+            def hook(call, x_BxTxD):
+                held[i] = x_BxTxD.astype(jnp.float32)
+                return call(x_BxTxD)
+
+            def parameters(call, width):
+                kernel, bias = call(width)
+                held[i] = held[i] @ kernel.astype(jnp.float32) + bias.astype(jnp.float32)[None, None]
+                return kernel, bias
+
+            at = ("trunk", f"block_{i:02}", "attention")
+            return {at: hook, (*at, "qkv"): parameters}
+
+        hooks = {path: hook for i in range(depth) for path, hook in project(i).items()}
         hooks["norm",] = lambda call, x: held.setdefault("tokens", call(x) + probe)
         batch = {"image": image_BxHxWx3}
         pooled = listen(lambda: objective.apply({"params": params}, batch, (pool,), method="features")[pool], hooks)
