@@ -81,6 +81,9 @@ test-parity:  ## numbers compared with transformers and open_clip, forward and g
 	@$(MAKE) -s install EXTRAS=test,parity
 	$(PY) -m pytest tests/parity -q $(ARGS)
 
+notebooks: $(STAMP)  ## run the notebooks top to bottom and keep their outputs, 20 minutes on 2 cores (ARGS=4_preflight: one)
+	$(PY) -m tests.notebooks $(ARGS)
+
 lint: $(STAMP)  ## ruff: fix what can be fixed, format
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
 
