@@ -21,7 +21,8 @@ from typing import Any
 from maeclip_jax import errors
 
 # kind -> the module that has its SOURCE.
-KINDS = {"hf-clip": "hf_clip"}
+KINDS = {"hf-clip": "hf_clip", "hf-vit-mae": "hf_vit_mae", "m3ae": "m3ae", "mae": "mae"}
+WRITTEN = ("hf-clip", "hf-vision", "hf-vit-mae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,26 @@ def load(kind: str, path: str | os.PathLike, *, size: int = 0, length: int = 0) 
         described = _resized(described, size, length)
         report.notes += positions.fit(flat, convert.shapes(described), report.source)
     return Loaded(_config(described), paths.unflatten(flat), report)
+
+
+def save(kind: str, config: Any, params: Any, folder: str | os.PathLike):
+    """Writes a model of ours as a folder that `transformers` loads; -> the report of what has no place there.
+
+    `kind`: one of WRITTEN. `config`, `params`: of a run (`Loaded`, `Model`); layers stacked or not. UserError for a
+    model that the format cannot express; nothing is written then.
+    """
+    from maeclip_jax import paths
+    from maeclip_jax.interop import export, hf_vision
+
+    errors.choose("kind of weights to write", kind, dict.fromkeys(WRITTEN))
+    config = {"objective": config["objective"], "model": _plain(config["model"])}
+    source = hf_vision.source_for(config) if kind == "hf-vision" else source_of(kind)
+    flat = paths.stack_layers(paths.flatten(params))
+    return export.write(source, kind, config, flat, Path(folder))
+
+
+def _plain(value: Any) -> Any:
+    return {k: _plain(v) for k, v in value.items()} if hasattr(value, "items") else value
 
 
 def _described(kind: str, path: str | os.PathLike) -> tuple[Any, dict, dict]:

@@ -35,6 +35,9 @@ class Source:
     to their names before anything else, for spellings of different versions. `describe(weights, folder)` -> the config
     these weights need: dict(objective, model, tokenizer, ops); it raises UserError where that cannot be known.
     `config_of(config)` -> the inverse: what their config.json holds; None where nothing is written in this format.
+    `fresh`: (pattern of our paths, why) of parts that a file may leave out as a whole. `stacked`: a part of their names
+    under which arrays have the layers as first axis; they are read as if each were called "<stacked>_<layer>".
+    `constants(config)` -> arrays of their format that are fixed and therefore none of our parameters.
     """
 
     rows: tuple[Row, ...]
@@ -42,6 +45,9 @@ class Source:
     ignored: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     config_of: Callable[[Mapping], dict] | None = None
+    fresh: tuple[tuple[str, str], ...] = ()
+    stacked: str = ""
+    constants: Callable[[Mapping], dict[str, np.ndarray]] | None = None
 
 
 @dataclasses.dataclass
@@ -105,9 +111,14 @@ def renamed(weights: Mapping[str, np.ndarray], source: Source) -> dict[str, np.n
     for name, value in weights.items():
         for pattern, replacement in source.renames:
             name = re.sub(pattern, replacement, name)
-        if name in out:
-            raise UserError(f"two arrays are called {name!r}: the file holds more than one model")
-        out[name] = value
+        layers = {name: value}
+        if source.stacked and f"/{source.stacked}/" in name and value.ndim:
+            before, after = name.split(f"/{source.stacked}/", 1)
+            layers = {f"{before}/{source.stacked}_{i}/{after}": layer for i, layer in enumerate(value)}
+        for name, value in layers.items():
+            if name in out:
+                raise UserError(f"two arrays are called {name!r}: the file holds more than one model")
+            out[name] = value
     return out
 
 
@@ -120,6 +131,13 @@ def into_ours(
     """
     want, report = shapes(config), Report(name)
     plan, missing = _plan(source.rows, want, weights, config)
+    found = {path for ours, *_ in plan for path in ours}
+    for pattern, why in source.fresh:
+        absent = fnmatch.filter(want, pattern)
+        if absent and not found & set(absent):
+            report.missing |= dict.fromkeys(absent, why)
+            rest = {path: shape for path, shape in want.items() if path not in report.missing}
+            plan, missing = _plan(source.rows, rest, weights, config)
     taken = {n for _, names, _, _ in plan for layer in names for n in layer}
     for theirs in (n for n in weights if n not in taken):
         why = next((why for pattern, why in source.ignored if fnmatch.fnmatchcase(theirs, pattern)), None)

@@ -13,6 +13,13 @@ ACTIVATIONS = {
     "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
 }  # fmt: skip
+
+
+def norm(ours: str, theirs: str) -> tuple:
+    """Rows of a LayerNorm."""
+    return ((f"{ours}/scale", f"{theirs}.weight", "same"), (f"{ours}/bias", f"{theirs}.bias", "same"))
+
+
 # Rows of a pre-norm transformer, as CLIP and SigLIP spell it, under image/ or text/ and theirs.
 BLOCKS = (
     *(
@@ -33,18 +40,10 @@ BLOCKS = (
             (f"trunk/blocks/mlp/down/{leaf}", f"encoder.layers.{{layer}}.mlp.fc2.{suffix}", "transpose"),
         )
     ),
-    *(
-        (f"trunk/blocks/norm_{i}/{leaf}", f"encoder.layers.{{layer}}.layer_norm{i}.{suffix}", "same")
-        for i in (1, 2)
-        for leaf, suffix in (("scale", "weight"), ("bias", "bias"))
-    ),
+    *norm("trunk/blocks/norm_1", "encoder.layers.{layer}.layer_norm1"),
+    *norm("trunk/blocks/norm_2", "encoder.layers.{layer}.layer_norm2"),
 )
 IGNORED = (("*.position_ids", "counts 0, 1, 2, ..."),)
-
-
-def norm(ours: str, theirs: str) -> tuple:
-    """Rows of a LayerNorm."""
-    return ((f"{ours}/scale", f"{theirs}.weight", "same"), (f"{ours}/bias", f"{theirs}.bias", "same"))
 
 
 def read_json(folder: Path, name: str, *, needed: bool = True) -> dict:

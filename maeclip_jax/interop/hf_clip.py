@@ -10,6 +10,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import hf
 from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop.export import needs
 
 # What config.json leaves out: the defaults of transformers' CLIPTextConfig and CLIPVisionConfig.
 _BOTH = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
@@ -70,4 +71,29 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     )
 
 
-SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED)
+def config_of(config: Mapping) -> dict:
+    """The config.json of a model of ours; UserError if it is no CLIP as transformers has it.
+
+    A class token without a position, fixed positions and a bias of the patches are no obstacle.
+    """
+    free = ("cls_position", "position", "patch_bias")
+    towers = {"image_tower": IMAGE_TOWER, "text_tower": TEXT_TOWER | dict(position="learned")}
+    needs("hf-clip", config, {t: {k: v for k, v in s.items() if k not in free} for t, s in towers.items()})
+    model = config["model"]
+    image, text = model["image_tower"], model["text_tower"]
+    vision = dict(model_type="clip_vision_model", image_size=image["size"], patch_size=image["patch"], num_channels=3)
+    words = dict(model_type="clip_text_model", vocab_size=text["vocab"], max_position_embeddings=text["length"])
+    # The end of a text is its highest id, which transformers also finds where eos_token_id is 2.
+    words |= dict(eos_token_id=2, bos_token_id=0, pad_token_id=0)
+    width = model.get("embed_width", 512)
+    return dict(
+        architectures=["CLIPModel"],
+        model_type="clip",
+        dtype="float32",
+        projection_dim=width,
+        vision_config=vision | hf.section(image) | dict(projection_dim=width),
+        text_config=words | hf.section(text) | dict(projection_dim=width),
+    )
+
+
+SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED, config_of=config_of)

@@ -41,6 +41,21 @@ def _patch_out(x: np.ndarray) -> np.ndarray:
     return x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
+def _patch_hwio_out(x: np.ndarray) -> np.ndarray:
+    side = math.isqrt(x.shape[0] // 3)
+    return x.reshape(side, side, 3, -1)
+
+
+def _flat_columns(x: np.ndarray) -> np.ndarray:
+    """[in, heads, width] -> [heads * width, in]; [heads, width] -> [heads * width]."""
+    return x.reshape(-1) if x.ndim == 2 else x.reshape(x.shape[0], -1).T
+
+
+def _by_head(x: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `_flat_columns`."""
+    return x.reshape(heads, -1) if x.ndim == 1 else x.T.reshape(x.shape[1], heads, -1)
+
+
 def _join(xs: Arrays, heads: int) -> Arrays:
     """Three of [heads * width, *in] -> one with columns (heads, 3, width)."""
     parts = [x.reshape(heads, -1, *x.shape[1:]) for x in xs]
@@ -71,6 +86,26 @@ TRANSFORMS: dict[str, Transform] = {
     "qkv_in_one": Transform(
         lambda xs, heads: _join(_thirds(xs[0]), heads), lambda xs, heads: [np.concatenate(_split(xs, heads))]
     ),
+    # the three in one Dense kernel [in, (3, heads, width)] or bias, as M3AE has it
+    "qkv_columns": Transform(
+        lambda xs, heads: _join(_thirds(xs[0].T), heads), lambda xs, heads: [np.concatenate(_split(xs, heads)).T]
+    ),
+    # as big_vision has it: kernels [in, heads, width], biases [heads, width] <-> the one of "qkv"
+    "qkv_by_head": Transform(
+        lambda xs, heads: _join([_flat_columns(x) for x in xs], heads),
+        lambda xs, heads: [_by_head(x, heads) for x in _split(xs, heads)],
+    ),
+    # [in, heads, width] or [heads, width] <-> Dense [in, heads * width]
+    "by_head": Transform(
+        lambda xs, heads: [_flat_columns(x).T for x in xs], lambda xs, heads: [_by_head(x.T, heads) for x in xs]
+    ),
+    # [heads, width, out] <-> Dense [heads * width, out]
+    "from_heads": Transform(
+        lambda xs, heads: [x.reshape(-1, x.shape[-1]) for x in xs],
+        lambda xs, heads: [x.reshape(heads, -1, x.shape[-1]) for x in xs],
+    ),
+    # a convolution [p, p, 3, width] <-> Dense [p * p * 3, width]
+    "patch_hwio": _each(lambda x: x.reshape(-1, x.shape[-1]), _patch_hwio_out),
     # that array <-> three Dense kernels or biases
     "thirds": Transform(
         lambda xs, heads: [x.T for x in _thirds(xs[0])], lambda xs, heads: [np.concatenate([x.T for x in xs])]
@@ -78,5 +113,9 @@ TRANSFORMS: dict[str, Transform] = {
     # positions of [class token, *patches] <-> (that of the class token, those of the patches)
     "cls_first": Transform(
         lambda xs, heads: [xs[0][0], xs[0][1:]], lambda xs, heads: [np.concatenate([xs[0][None], xs[1]])]
+    ),
+    # the same with one axis in front
+    "cls_first_1": Transform(
+        lambda xs, heads: [xs[0][0, 0], xs[0][0, 1:]], lambda xs, heads: [np.concatenate([xs[0][None], xs[1]])[None]]
     ),
 }

@@ -55,7 +55,7 @@ def test_clip(name, tmp_path):
     reference = f"transformers.CLIPModel, {name}"
     norm = model.vision_model.post_layernorm
     tokens = norm(out.vision_model_output.last_hidden_state).detach().numpy()
-    made = ours.outputs["tokens"]
+    made = ours.outputs["encode"]
     close(reference, "image tokens after the final norm", made["image"].x, tokens[:, 1:])
     close(reference, "class token", made["image"].cls, tokens[:, 0])
     words = ~made["text"].pad

@@ -68,12 +68,13 @@ class Ours:
         self.inputs = inputs
 
         def outputs(params):
-            apply = lambda *args, **kwargs: self.objective.apply({"params": params}, inputs, *args, **kwargs)
-            rngs = {"mask": jax.random.key(0)}
-            loss, grads = jax.value_and_grad(
-                lambda p: self.objective.apply({"params": p}, inputs, train=False, rngs=rngs)[0]
-            )(params)
-            return dict(tokens=apply(method="encode"), embed=apply(method="embed"), loss=loss, gradient=grads)
+            def apply(params, **kwargs):
+                rngs = {"mask": jax.random.key(0)}
+                return self.objective.apply({"params": params}, inputs, rngs=rngs, **kwargs)
+
+            loss, grads = jax.value_and_grad(lambda p: apply(p, train=False)[0])(params)
+            made = {name: apply(params, method=name) for name in ("encode", "embed")}
+            return made | dict(loss=loss, gradient=grads)
 
         self.outputs = jax.tree.map(np.asarray, jax.jit(outputs)(self.found.params))
         self.gradient = paths.flatten(self.outputs["gradient"])
