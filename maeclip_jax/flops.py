@@ -53,10 +53,17 @@ def _count(jaxpr) -> float:
             kernel = eqn.invars[1].aval.shape
             out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
             total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
+        elif name == "pallas_call" and eqn.params["cost_estimate"]:
+            total += eqn.params["cost_estimate"].flops  # its body works on a piece, and is padded to the chip's tiles
         elif name == "cond":
             total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
         else:
-            times = eqn.params.get("length", 1) if name == "scan" else 1
+            times = eqn.params["length"] if name == "scan" else 1
+            if name == "shard_map":  # its body has the shapes of one device
+                times = math.prod(
+                    eqn.params["mesh"].shape[axis]
+                    for axis in eqn.params["newly_manual_axes"] or eqn.params["mesh"].axis_names
+                )
             for value in eqn.params.values():
                 for sub in value if isinstance(value, (tuple, list)) else (value,):
                     inner = getattr(sub, "jaxpr", sub)

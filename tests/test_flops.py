@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 
-from maeclip_jax import flops
+from maeclip_jax import flops, sharding
 from maeclip_jax.nn.tower import Encoder
 from tests.objectives import models
 
@@ -23,7 +24,15 @@ def encoder(**compute):
 
 
 @pytest.mark.parametrize(
-    "compute", [dict(layers="scan"), dict(layers="unroll"), dict(remat="full"), dict(layers="unroll", remat="dots")]
+    "compute",
+    [
+        dict(layers="scan"),
+        dict(layers="unroll"),
+        dict(remat="full"),
+        dict(layers="unroll", remat="dots"),
+        dict(attention="fused"),
+        dict(attention="fused_interpret"),
+    ],
 )
 def test_a_vit_costs_what_its_formula_says(compute):
     module = encoder(**compute)
@@ -31,6 +40,9 @@ def test_a_vit_costs_what_its_formula_says(compute):
     params = jax.eval_shape(module.init, jax.random.key(0), {"image": patches})
     counted = flops.forward_matmul_flops(module.apply, params, {"image": patches})
     assert counted == BATCH * (2 * 64 * 48 * WIDTH + trunk(65))
+    mesh = jax.make_mesh((2, 1, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):  # what a kernel does on each device counts for all of them
+        assert flops.forward_matmul_flops(module.apply, params, {"image": patches}) == counted
 
 
 def test_vit_b_16_is_17_6_gmac():

@@ -9,7 +9,7 @@ import pytest
 from experiments import clip
 from maeclip_jax.errors import UserError
 from maeclip_jax.preflight import __main__ as command
-from maeclip_jax.preflight import estimate, table, topology
+from maeclip_jax.preflight import estimate, hlo, kernels, table, topology
 
 CONFIG = "experiments/clip.py:runlocal"
 needs_libtpu = pytest.mark.skipif(not topology.installed(), reason=f"libtpu is not installed: {topology.INSTALL}")
@@ -47,6 +47,26 @@ def test_flops_in_the_program_are_the_model_s_scanned_or_not(scanned):
     for found in (scanned, unrolled):  # pictures need no gradient, so a little less
         assert 0.95 < found["counted FLOPs"] / found["model FLOPs"] <= 1
     assert scanned["counted FLOPs"] == pytest.approx(unrolled["counted FLOPs"], rel=0.01)
+
+
+@needs_libtpu
+def test_a_kernel_has_the_time_of_its_schedule(scanned):
+    found = flown(**{"model.compute.attention": "fused", "model.compute.layers": "unroll"})
+    image, text = "attention_{}_2x16_1_steps", "attention_{}_2x16_1_steps"
+    assert {k["kernel"] for k in found["kernels"]} == {
+        t.format(w) for t in (image, text) for w in ("forward", "backward")
+    }
+    assert {k["how"] for k in found["kernels"]} == {kernels.SCHEDULE} and not found["custom calls without an estimate"]
+    assert sum(k["calls"] for k in found["kernels"]) == 8  # two towers of two layers, there and back
+    assert 1e-6 < sum(k["seconds"] for k in found["kernels"]) < found["step seconds"]
+    assert found["model FLOPs"] == scanned["model FLOPs"]
+
+
+def test_a_kernel_that_nobody_knows_has_its_roofline():
+    where = topology.parse("v5e-4")
+    known = {hlo.Kernel("mine", (), 197e12, 1.0): 2, hlo.Kernel("wide", (), 1.0, 819e9): 1}
+    assert [(k["kernel"], k["seconds"]) for k in kernels.priced(known, where)] == [("mine", 2.0), ("wide", 1.0)]
+    assert {k["how"] for k in kernels.priced(known, where)} == {kernels.ROOFLINE}
 
 
 @needs_libtpu

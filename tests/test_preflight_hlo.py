@@ -63,6 +63,13 @@ def test_collectives_count_once_a_channel_and_calls_without_an_estimate_are_told
     assert found.uncosted == {"tpu_custom_call": 1}
 
 
+def test_kernels_are_told_with_what_they_say_of_themselves():
+    says = """, metadata={op_name="jit(f)/cond/branch_0_fun/mine_2_steps/pallas_call" stack_frame_id=1}, backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"700","transcendentals":"9","bytes_accessed":"80"}}}"""  # noqa: E501
+    told = hlo.costs(TEXT.replace('"tpu_custom_call"', f'"tpu_custom_call"{says}'))
+    assert told.kernels == {hlo.Kernel("mine_2_steps", ("bf16[8,4]{1,0}",), 700, 80): 1}
+    assert not told.uncosted and told.flops == hlo.costs(TEXT).flops + 700
+
+
 def test_a_loop_of_unknown_length_is_told():
     assert hlo.costs(TEXT.replace("direction=LT", "direction=NE")).unknown_loops == 1
 

@@ -148,7 +148,7 @@ class Attend:
                     transcendentals=batch * heads * tokens * tokens,
                     bytes_accessed=size,
                 ),
-                name=f"attention_{name}_{batch // block}_steps",
+                name=f"attention_{name}_{heads}x{self.width}{'_causal' * self.causal}_{batch // block}_steps",
                 interpret=interpret,
             )(*args)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from maeclip_jax import errors, flops, program
 from maeclip_jax.errors import UserError
-from maeclip_jax.preflight import hlo
+from maeclip_jax.preflight import hlo, kernels
 from maeclip_jax.preflight.topology import Slice, mesh_text
 
 TIGHT = 0.9  # share of the memory that a remedy aims for
@@ -97,8 +97,10 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
 
 def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, model: float) -> dict:
     """What follows from a compiled program's costs: time, MFU, traffic, profile."""
-    seconds = costs.cycles / where.chip.clock
+    own = kernels.priced(costs.kernels, where)
+    seconds = costs.cycles / where.chip.clock + sum(k["seconds"] for k in own)
     peak = flops.PEAK[where.kind]
+    top = [(m, c / where.chip.clock) for m, c in costs.top()] + [(k["kernel"], k["seconds"]) for k in own]
     hours = prog.total_steps * seconds / 3600
     traffic = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in costs.collectives.items())
     return {
@@ -107,8 +109,11 @@ def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, m
         "hours": hours, "chip-hours": hours * where.chips,
         "collectives": dict(costs.collectives),
         "collective seconds": traffic / where.chip.ici if where.chip.ici and where.count == 1 else None,
-        "custom calls without an estimate": dict(costs.uncosted), "loops of unknown length": costs.unknown_loops,
-        "top": [{"module": m, "share": c / costs.cycles, "seconds": c / where.chip.clock} for m, c in costs.top()],
+        "kernels": own, "custom calls without an estimate": dict(costs.uncosted),
+        "loops of unknown length": costs.unknown_loops,
+        "top": [
+            {"module": m, "share": t / seconds, "seconds": t} for m, t in sorted(top, key=lambda x: -x[1])[:10]
+        ],
     }  # fmt: skip
 
 

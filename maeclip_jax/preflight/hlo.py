@@ -58,13 +58,26 @@ class Op:
         return found[1] if found else ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Pallas kernel's call: its name, the shapes of what it takes, and what its author says that it costs."""
+
+    name: str
+    shapes: tuple[str, ...]
+    flops: float
+    bytes: float
+
+
 @dataclasses.dataclass
 class Costs:
-    """Of one device and one call. `collectives`: kind -> bytes of the whole arrays; `uncosted`: target -> calls."""
+    """Of one device and one call. `collectives`: kind -> bytes of the whole arrays; `kernels`, without an estimate of
+    the compiler's, -> calls; `uncosted`: other custom calls without one, target -> calls.
+    """
 
     cycles: float = 0.0
     flops: float = 0.0
     collectives: Counter = dataclasses.field(default_factory=Counter)
+    kernels: Counter = dataclasses.field(default_factory=Counter)
     uncosted: Counter = dataclasses.field(default_factory=Counter)
     modules: Counter = dataclasses.field(default_factory=Counter)  # module and kind of operation -> cycles
     unknown_loops: int = 0  # counted as one turn
@@ -90,7 +103,12 @@ def costs(text: str) -> Costs:
         found.modules[module_of(op.source) or op.kind] += times * op.cycles
         target = re.search(r'custom_call_target="([^"]*)"', op.rest) if op.kind == "custom-call" else None
         if target and not op.cycles and target[1] not in FREE:
-            found.uncosted[target[1]] += times
+            kernel = _kernel(op, here)
+            if kernel is None:
+                found.uncosted[target[1]] += times
+            else:
+                found.kernels[kernel] += times
+                found.flops += times * kernel.flops
     for size, kind in channels.values():
         found.collectives[kind] += size
     found.unknown_loops = len(loops)
@@ -157,6 +175,16 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
             called = op.attribute("calls") or op.attribute("to_apply")
             if called in module:
                 yield from _walk(module, called, times, fused or op.kind == "fusion", loops)
+
+
+def _kernel(op: Op, here: dict) -> Kernel | None:
+    """The Pallas kernel that a custom call is; None for other calls, and for kernels that say nothing of their cost."""
+    name = re.search(r"(\w+)/pallas_call$", op.source)
+    says = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
+    if not name or len(says) < 2:
+        return None
+    shapes = tuple(here[o].shape for o in op.operands if o in here)
+    return Kernel(name[1], shapes, float(says["flops"]), float(says["bytes_accessed"]))
 
 
 def _turns(loop: Op, module: dict) -> int | None:

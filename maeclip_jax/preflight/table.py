@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from maeclip_jax import flops
 
 NOTE = (
-    "Compiler-estimated: cycles of the TPU compiler's cost model over the clock, on no TPU. Not in it: time spent "
-    "waiting for collectives, custom calls without an estimate, and the input."
+    "Compiler-estimated: cycles of the TPU compiler's cost model over the clock, on no TPU; kernels of ours by the "
+    "compiler's schedule of them. Not in it: time spent waiting for collectives, custom calls without an estimate, and "
+    "the input."
 )
 
 
@@ -43,6 +44,10 @@ def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
         "collectives alone": "no data sheet"
         if seconds is None
         else f"{1e3 * seconds:.2f} ms at the data sheet's speed",
+        "kernels of ours": "; ".join(
+            f"{k['calls']} x {k['kernel']} {1e3 * k['seconds']:.2f} ms ({k['how']})" for k in found["kernels"]
+        )
+        or "none",
         "custom calls, no estimate": ", ".join(f"{n} x {t}" for t, n in custom.items()) or "0",
     }
     if found["loops of unknown length"]:

@@ -18,14 +18,16 @@ INSTALL = "pip install -e '.[tpu-compile]'"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """`clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use; `ici`
-    bytes/s out of a device (data sheet; None: none published); `axes` of its torus; `devices` of jax in a chip.
+    """`clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
+    `bandwidth` bytes/s to it; `ici` bytes/s out of a device (data sheets; None: none published); `axes` of its torus;
+    `devices` of jax in a chip.
 
     Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them.
     """
 
     clock: float
     hbm: float
+    bandwidth: float
     ici: float | None
     axes: int
     devices: int = 1
@@ -34,12 +36,12 @@ class Chip:
 
 
 CHIPS = {
-    "v2": Chip(0.70e9, 7.48, None, 2, devices=2, cores_in_name=True),
-    "v3": Chip(0.94e9, 15.48, None, 2, devices=2, cores_in_name=True),
-    "v4": Chip(1.05e9, 30.75, 300e9, 3, cores_in_name=True, config="megacore"),
-    "v5e": Chip(1.50e9, 15.75, 200e9, 2),
-    "v5p": Chip(1.75e9, 95.73, 600e9, 3, cores_in_name=True),
-    "v6e": Chip(1.75e9, 31.24, 448e9, 2),
+    "v2": Chip(0.70e9, 7.48, 350e9, None, 2, devices=2, cores_in_name=True),
+    "v3": Chip(0.94e9, 15.48, 450e9, None, 2, devices=2, cores_in_name=True),
+    "v4": Chip(1.05e9, 30.75, 1228e9, 300e9, 3, cores_in_name=True, config="megacore"),
+    "v5e": Chip(1.50e9, 15.75, 819e9, 200e9, 2),
+    "v5p": Chip(1.75e9, 95.73, 2765e9, 600e9, 3, cores_in_name=True),
+    "v6e": Chip(1.75e9, 31.24, 1640e9, 448e9, 2),
 }
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
 EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, or libtpu's v4:4x4x4, v5e:16x16"

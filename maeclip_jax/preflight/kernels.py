@@ -1,0 +1,90 @@
+"""Time of our own Pallas kernels, for which the compiler gives no estimate: from its schedule of their instructions.
+
+A TPU core issues one bundle of instructions a cycle in an order fixed at compile time, and our kernels run straight
+through without a loop inside a step. So bundles x steps / clock is their time, if the data arrives in time; reading
+and writing it at the memory's speed is the other bound. The schedule is read from what libtpu writes when a kernel is
+compiled alone, in a process of its own, since libtpu takes such flags only before it starts. Else: the roofline.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from maeclip_jax import flops
+from maeclip_jax.preflight.hlo import Kernel
+from maeclip_jax.preflight.topology import Slice, parse
+
+NAME = re.compile(r"attention_(forward|backward)_(\d+)x(\d+)(_causal)?_(\d+)_steps")
+SCHEDULE, ROOFLINE = "the compiler's schedule", "roofline: FLOPs or bytes"
+SECONDS = 300  # for a kernel to compile
+
+
+def priced(kernels: Mapping[Kernel, int], where: Slice) -> list[dict]:
+    """Per kernel: its name, `calls`, `seconds` of all of them, and `how` that is known; the dearest first."""
+    found = []
+    for kernel, calls in kernels.items():
+        bundles = schedule(kernel, where.name)
+        memory = kernel.bytes / where.chip.bandwidth
+        work = kernel.flops / flops.PEAK[where.kind] if bundles is None else bundles / where.chip.clock
+        found.append(
+            {"kernel": kernel.name, "calls": calls, "seconds": calls * max(work, memory),
+             "how": ROOFLINE if bundles is None else SCHEDULE}
+        )  # fmt: skip
+    return sorted(found, key=lambda k: -k["seconds"])
+
+
+@functools.cache
+def schedule(kernel: Kernel, slice_name: str) -> int | None:
+    """Bundles of one call of an attention kernel; None for another kernel, or if libtpu tells nothing."""
+    named = NAME.fullmatch(kernel.name)
+    if not named:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        dumps = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        env = os.environ | {"LIBTPU_INIT_ARGS": dumps, "JAX_PLATFORMS": "cpu"}
+        request = json.dumps({"slice": slice_name, "name": kernel.name, "shapes": kernel.shapes})
+        try:
+            subprocess.run(
+                [sys.executable, "-m", __name__, request], env=env, capture_output=True, timeout=SECONDS, check=True
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return None
+        said = [p.read_text() for p in Path(folder).glob(f"*-{kernel.name}*-schedule-analysis_final_bundles.txt")]
+    found = re.search(r"total scheduled bundles:\s*(\d+)", said[0]) if len(said) == 1 else None
+    return int(found[1]) * int(named[5]) if found else None
+
+
+def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
+    """Compiles the attention kernel `name` for arrays of these HLO shapes, for one device of the slice."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from maeclip_jax.nn.attention import Attend
+
+    way, _, width, causal, _ = NAME.fullmatch(name).groups()
+    mesh = jax.sharding.Mesh(np.asarray(parse(slice_name).devices()[:1]), ("device",))
+    dtypes = {"bf16": jnp.bfloat16, "f32": jnp.float32}
+
+    def array(shape: str):
+        kind, dims = re.match(r"(\w+)\[([\d,]+)\]", shape).groups()
+        sharding = jax.NamedSharding(mesh, jax.P())
+        return jax.ShapeDtypeStruct(tuple(map(int, dims.split(","))), dtypes[kind], sharding=sharding)
+
+    args = [array(s) for s in shapes]
+    if len(args) in (1, 3):  # nothing is hidden
+        args.insert(1, None)
+    jax.jit(getattr(Attend(int(width), bool(causal), False), way)).lower(*args).compile()
+
+
+if __name__ == "__main__":
+    request = json.loads(sys.argv[1])
+    compile_alone(request["slice"], request["name"], request["shapes"])
