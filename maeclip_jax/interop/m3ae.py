@@ -1,4 +1,4 @@
-"""M3AE of young-geng/m3ae_public: the model.pkl that its logger writes (a whole train state; the parameters are read)."""
+"""M3AE of young-geng/m3ae_public: the model.pkl of its logger (a whole train state; its parameters are read)."""
 
 from __future__ import annotations
 

@@ -40,12 +40,16 @@ def random_keep(rng: jax.Array, batch: int, length: int, keep: int, share: str =
         raise ValueError(f"cannot keep {keep} of {length} tokens")
     if share not in SHARE:
         raise ValueError(f"unknown share {share!r}; valid: {', '.join(SHARE)}")
-    noise_BxN = jax.random.uniform(rng, (batch if share == "sample" else 1, length))
+    kept = keep_lowest(jax.random.uniform(rng, (batch if share == "sample" else 1, length)), keep)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, x.shape[1])), kept)
+
+
+def keep_lowest(noise_BxN: jax.Array, keep: int) -> Kept:
+    """Keeps the `keep` tokens of each row whose noise is lowest, in ascending order of place (in MAE: of noise)."""
     shuffle_BxN = jnp.argsort(noise_BxN, axis=1)
     mask_BxN = jnp.argsort(shuffle_BxN, axis=1) >= keep
     restore_BxN = jnp.where(mask_BxN, keep + jnp.cumsum(mask_BxN, axis=1), jnp.cumsum(~mask_BxN, axis=1)) - 1
-    kept = Kept(jnp.sort(shuffle_BxN[:, :keep], axis=1), restore_BxN, mask_BxN)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, x.shape[1])), kept)
+    return Kept(jnp.sort(shuffle_BxN[:, :keep], axis=1), restore_BxN, mask_BxN)
 
 
 def take(x: jax.Array, ids_BxK: jax.Array) -> jax.Array:
