@@ -61,7 +61,7 @@ def load(kind: str, path: str | os.PathLike, *, size: int = 0, length: int = 0) 
     from maeclip_jax import paths
     from maeclip_jax.interop import convert, positions
 
-    source, weights, described = _described(kind, path)
+    source, weights, described = describe(kind, path)
     flat, report = convert.into_ours(source, weights, described, f"{kind} {os.fspath(path)!r}")
     if size or length:
         described = _resized(described, size, length)
@@ -89,8 +89,8 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if hasattr(value, "items") else value
 
 
-def _described(kind: str, path: str | os.PathLike) -> tuple[Any, dict, dict]:
-    """(source, weights under the table's names, config as the source describes it)."""
+def describe(kind: str, path: str | os.PathLike) -> tuple[Any, dict, dict]:
+    """(source, weights under its table's names, the config they need as a dict); UserError as `load`."""
     from maeclip_jax.interop import convert, files
 
     source = source_of(kind)
@@ -112,7 +112,9 @@ def _config(described: Mapping):
     """A config that objectives, `program.model` and the preprocessing of pictures read as one of a run."""
     import ml_collections
 
-    config = ml_collections.ConfigDict({k: described[k] for k in ("objective", "model", "tokenizer")})
+    config = ml_collections.ConfigDict({k: described[k] for k in ("objective", "model")})
+    words = described["tokenizer"]
+    config.tokenizer = words if words["path"] else dict(type="", path="")  # without its file there is none
     config.seed, config.sharding_rules, config.mesh = 0, (), dict(replica=-1, fsdp=1, tensor=1)
     config.evals = dict(pictures=dict(data=dict(ops=f'{described["ops"]}|keep("image")')))
     return config

@@ -66,7 +66,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     return dict(
         objective="clip",
         model=model,
-        tokenizer=dict(type="clip", path=merges) if merges else dict(type="", path=""),
+        tokenizer=dict(type="clip", path=merges),
         ops=f"decode|resize_small({side})|center_crop({side})",
     )
 

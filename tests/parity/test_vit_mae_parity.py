@@ -1,0 +1,97 @@
+"""MAE against transformers.ViTMAEForPreTraining: same weights and noise, forward and gradients, and back again."""
+
+import jax
+import numpy as np
+import pytest
+
+from maeclip_jax import interop, objectives, paths
+from maeclip_jax.interop import convert
+from maeclip_jax.nn.mask import keep_lowest
+from maeclip_jax.objectives.masked import reconstruction_losses, stream_inputs
+from tests.parity import two_towers
+from tests.parity.compare import close
+
+torch = pytest.importorskip("torch", reason="parity needs torch and transformers: make test-parity")
+transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers: make test-parity")
+
+SMALL = dict(
+    hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96, image_size=32, patch_size=8,
+    decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=64,
+)  # fmt: skip
+CONFIGS = {
+    "small": SMALL,
+    "small, normalised patches": SMALL | dict(norm_pix_loss=True, mask_ratio=0.6, hidden_act="gelu_new"),
+    "B/16, normalised patches": dict(norm_pix_loss=True),
+}
+
+
+def their_positions(like):
+    """The positions of a pretrained model. A fresh ViTMAE has zeros in some versions of transformers: what its own
+    initialisation writes is erased by a later step of it."""
+    from transformers.models.vit_mae import modeling_vit_mae as theirs
+
+    side = int((like.shape[1] - 1) ** 0.5)
+    if hasattr(theirs, "get_2d_sincos_pos_embed"):  # version 4
+        return torch.from_numpy(theirs.get_2d_sincos_pos_embed(like.shape[2], side, add_cls_token=True))[None]
+    table = theirs.build_2d_sinusoidal_position_embedding(
+        height=side, width=side, embed_dim=like.shape[2], cls_token=True
+    )
+    return torch.cat(table.chunk(2, dim=-1)[::-1], dim=-1)[None]
+
+
+def make(settings):
+    """A model with random weights but for its fixed positions, pictures as uint8 and as torch has them, noise."""
+    config = transformers.ViTMAEConfig(**settings, attn_implementation="eager")
+    model = transformers.ViTMAEForPreTraining(config).eval()
+    two_towers.randomise(model, keep=("position_embeddings", "decoder_pos_embed"))
+    for p in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        p.data.copy_(their_positions(p))
+    pictures = two_towers.batch(config.image_size, 9, 8)["image"]
+    patches = (config.image_size // config.patch_size) ** 2
+    noise = np.random.default_rng(1).random((len(pictures), patches)).astype(np.float32)
+    return model, pictures, two_towers.torch_pictures(pictures, "imagenet"), noise
+
+
+def ours_on(found, pictures, noise):
+    """(kept, {tokens, predicted, loss}, gradient by path) with the patches that `noise` keeps."""
+    objective = objectives.make("mae", found.config.model)
+    kept = {"image": keep_lowest(noise, int(noise.shape[1] * (1 - found.config.model.mask.image)))}
+
+    def run(module):
+        inputs = stream_inputs({"image": pictures}, module.image_tower, module.stats)
+        tokens = module.image(inputs, kept)
+        predicted = module.decoder(tokens, kept)
+        loss = reconstruction_losses(predicted, inputs, kept, module.norm_pix)["image"]
+        return loss, dict(tokens=tokens["image"].x, cls=tokens["image"].cls, predicted=predicted["image"], loss=loss)
+
+    function = jax.jit(jax.value_and_grad(lambda p: objective.apply({"params": p}, method=run), has_aux=True))
+    (_, made), gradient = function(found.params)
+    return kept["image"], jax.tree.map(np.asarray, made), jax.tree.map(np.asarray, paths.flatten(gradient))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_mae(name, tmp_path):
+    model, pictures, torch_pictures, noise = make(CONFIGS[name])
+    model.save_pretrained(tmp_path)
+    encoded = model.vit(torch_pictures, noise=torch.from_numpy(noise))
+    out = model(torch_pictures, noise=torch.from_numpy(noise))
+    found = interop.load("hf-vit-mae", tmp_path)
+    assert set(found.report.unused) == {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
+    assert not found.report.missing
+    kept, made, gradient = ours_on(found, pictures, noise)
+
+    reference = f"transformers.ViTMAEForPreTraining, {name}"
+    np.testing.assert_array_equal(kept.mask_BxN, out.mask.numpy().astype(bool))
+    # Theirs keeps patches in order of noise, ours in order of place: the same set.
+    order = np.argsort(noise, axis=1, kind="stable")[:, : kept.keep_BxK.shape[1]]
+    np.testing.assert_array_equal(np.sort(order, axis=1), kept.keep_BxK)
+    theirs = encoded.last_hidden_state.detach().numpy()
+    by_place = np.take_along_axis(theirs[:, 1:], np.argsort(order, axis=1)[..., None], axis=1)
+    close(reference, "tokens of kept patches", made["tokens"], by_place)
+    close(reference, "class token", made["cls"], theirs[:, 0])
+    close(reference, "reconstruction of all patches", made["predicted"], out.logits.detach().numpy())
+    close(reference, "loss", made["loss"], out.loss.detach().numpy())
+    theirs = two_towers.gradients(model, out.loss)
+    source = interop.source_of("hf-vit-mae")
+    as_ours = convert.into_ours(source, convert.renamed(theirs, source), found.config.to_dict(), "gradient")[0]
+    close(reference, "loss, all parameters", gradient, as_ours, kind="gradient")
