@@ -87,31 +87,36 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
 
 
 def config_of(config: Mapping) -> dict:
-    """Their config.json of one of ours; UserError if ViTMAE has no such model."""
-    image, decoder = mae.exportable(config)
-    section, small = (hf.section(t) for t in (image, decoder))
-    return section | {
+    """Their config.json of a MAE of ours; UserError if ViTMAE has no such model."""
+    from maeclip_jax.interop import export
+
+    model = config["model"]
+    if config["objective"] != "mae":
+        raise UserError(f"hf-vit-mae writes objective 'mae', not {config['objective']!r}; hf-vision any image tower")
+    image, decoder = model["image_tower"], model["decoder_tower"]
+    same = dict(activation=image.get("activation", "gelu"), eps=image.get("eps", 1e-6))
+    decoder = dict(activation="gelu", eps=1e-6) | decoder
+    wanted = dict(image_tower=dict(cls=True, norm_pre=False, patch_bias=True), decoder_tower=same)
+    export.needs("hf-vit-mae", {**config, "model": {**model, "decoder_tower": decoder}}, wanted)
+    return hf.section(image) | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
         "image_size": image["size"],
         "patch_size": image["patch"],
         "num_channels": 3,
         "qkv_bias": True,
-        "mask_ratio": config["model"]["mask"]["image"],
-        "norm_pix_loss": config["model"]["norm_pix"],
+        "mask_ratio": model["mask"]["image"],
+        "norm_pix_loss": model["norm_pix"],
         "attention_probs_dropout_prob": 0.0,
         "hidden_dropout_prob": 0.0,
-        **{f"decoder_{k}": v for k, v in small.items() if k not in ("hidden_act", "layer_norm_eps")},
+        **{f"decoder_{k}": v for k, v in hf.section(decoder).items() if k not in ("hidden_act", "layer_norm_eps")},
     }
 
 
 def constants(config: Mapping) -> dict[str, np.ndarray]:
-    """Fixed positions, which their files hold as arrays; none for the encoder where ours are learned."""
+    """The decoder's fixed positions, which their files hold as an array."""
     image, decoder = (config["model"][f"{t}_tower"] for t in ("image", "decoder"))
-    out = {DECODER_POSITION: mae.fixed(image, decoder["width"])}
-    if image.get("position", "sincos") == "sincos":
-        out[POSITION] = mae.fixed(image, image["width"])
-    return out
+    return {DECODER_POSITION: mae.fixed(image, decoder["width"])}
 
 
 SOURCE = Source(

@@ -64,28 +64,6 @@ def _is_fixed(positions: np.ndarray, image: Mapping, width: int) -> bool:
     return positions.shape == want.shape and np.abs(positions.astype(np.float32) - want).max() < 1e-4
 
 
-def exportable(config: Mapping) -> tuple[dict, dict]:
-    """(image tower, decoder) of a config that MAE's formats can hold; UserError for any other."""
-    model = config["model"]
-    image, decoder = (dict(model.get(f"{t}_tower") or {}) for t in ("image", "decoder"))
-    lacks = [
-        said
-        for wrong, said in (
-            (config["objective"] != "mae", f"objective mae (this is {config['objective']})"),
-            (not image.get("cls"), "a class token (image_tower.cls=True)"),
-            (image.get("norm_pre", False), "no norm before the trunk"),
-            (not image.get("patch_bias", True), "a bias of the patches"),
-            (image.get("activation", "gelu") != decoder.get("activation", "gelu"), "one activation in both towers"),
-            (image.get("eps", 1e-6) != decoder.get("eps", 1e-6), "one eps in both towers"),
-            (image.get("pool") == "map", "a pooling without parameters"),
-        )
-        if wrong
-    ]
-    if lacks:
-        raise UserError(f"ViTMAE holds models with {lacks[0]}")
-    return image, decoder
-
-
 def sizes(weights: Mapping[str, np.ndarray], down: str, *, torch: bool) -> dict:
     """width, depth and mlp_ratio of a trunk; UserError if it is not there.
 
