@@ -56,12 +56,12 @@ def load(
     not fit.
     """
     name, settings = os.fspath(source), dict(settings or {})
-    params, step, folder = None, None, None
+    params, step, folder, origin = None, None, None, "fresh weights"
     if re.search(r"\.py(:|$)", name):
         config = experiment(name, settings)
     elif interop.split(name):
         found = interop.load(*interop.split(name))
-        config, params = found.config, found.params
+        config, params, origin = found.config, found.params, interop.split(name)[0]
         try:
             config.update_from_flattened_dict(settings)
         except (KeyError, TypeError, ValueError) as e:
@@ -72,6 +72,7 @@ def load(
         except UserError:
             raise UserError(f"nothing to load at {name!r}; valid: {SOURCES}") from None
         step, run = int(folder.name), folder.parent.parent
+        origin = f"step {step}"
         config = experiment(run / "config.json", settings)
     if not any(k.startswith("mesh.") for k in settings):
         config.mesh = dict(replica=-1, fsdp=1, tensor=1)  # that of the training may be a pod's
@@ -85,4 +86,5 @@ def load(
     else:
         params = jax.tree.map(checkpoint.put, params, made.params)
     names = evaluate.read_names(config.get("resume", ""), folder.parent.parent if folder else None)
-    return Model(config, made.objective, made.mesh, params, name=name, step=step, names=names, batch_size=batch_size)
+    about = dict(name=name, origin=origin, step=step, names=names)
+    return Model(config, made.objective, made.mesh, params, batch_size=batch_size, **about)

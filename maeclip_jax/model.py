@@ -18,7 +18,7 @@ import numpy as np
 
 from maeclip_jax import errors, objectives
 from maeclip_jax.data import tokenizer
-from maeclip_jax.data.preprocess import Preprocess, evaluation_words, is_one
+from maeclip_jax.data.preprocess import Preprocess, evaluation_words, is_one, is_one_text
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import mask_classes, pictures, reconstruction, saliency
 from maeclip_jax.functions import Functions
@@ -71,22 +71,33 @@ class Filled:
 class Model:
     """An objective with its parameters, preprocessing and tokenizer. `library.load` makes one.
 
-    Public: `config`, `objective` (a flax.linen Module), `params`, `mesh`, `preprocess`, `step` (None: not trained by
-    us), `names` (vocabularies it was trained with). Jitted: a method compiles once for each of at most four numbers of
-    rows (1, 4, 16, `batch_size`), to which batches are filled up.
+    Public: `config`, `objective` (a flax.linen Module), `params`, `mesh`, `preprocess`, `origin` (of the parameters),
+    `step` (None: not of a run), `names` (vocabularies it was trained with). Jitted: a method compiles once for each of
+    at most four numbers of rows (1, 4, 16, `batch_size`), to which batches are filled up.
 
     Pictures are given as paths, encoded bytes, PIL pictures, uint8 arrays [H, W, 3], or lists of these (or an array
-    [B, H, W, 3]); texts as strings or lists of strings. A method that the objective cannot serve raises UserError and
-    names objectives that can.
+    [B, H, W, 3]); texts as strings, lists of strings, or ids [B, T]. A method that the objective cannot serve raises
+    UserError and names objectives that can.
     """
 
     def __init__(
-        self, config, objective, mesh, params, *, name="", step=None, names: Mapping | None = None, batch_size: int = 64
+        self,
+        config,
+        objective,
+        mesh,
+        params,
+        *,
+        name="",
+        origin="",
+        step=None,
+        names: Mapping | None = None,
+        batch_size: int = 64,
     ):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.config, self.objective, self.mesh, self.params = config, objective, mesh, params
-        self.name, self.step, self.names, self.batch_size = name, step, dict(names or {}), batch_size
+        self.name, self.origin, self.step = name, origin, step
+        self.names, self.batch_size = dict(names or {}), batch_size
         shapes = objective.inputs()
         reads = "text" in shapes
         words = tokenizer.of(config) if reads else None
@@ -97,13 +108,10 @@ class Model:
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))
-        of = "fresh weights" if self.step is None else f"step {self.step}"
-        reads = f", texts of {self.preprocess.length} tokens" if self.preprocess.length else ""
-        side, kind = self.preprocess.side, self.mesh.devices.flat[0].device_kind
-        return (
-            f"Model({self.name!r}: {self.config.objective}, {of}, {count:,} parameters, pictures {side}x{side}{reads}, "
-            f"on {self.mesh.size} x {kind})"
-        )
+        side, length, kind = self.preprocess.side, self.preprocess.length, self.mesh.devices.flat[0].device_kind
+        takes = f"pictures {side}x{side}" + (f", texts of {length} tokens" if length else "")
+        about = f"{self.config.objective}, {self.origin}, {count:,} parameters, {takes}, on {self.mesh.size} x {kind}"
+        return f"Model({self.name!r}: {about})"
 
     # What it says of pictures and texts.
 
@@ -120,7 +128,7 @@ class Model:
             out["image"] = _alone(made["image"], is_one(images))
         if texts is not None:
             made = self._over(self._fns.embed, self._texts(texts))
-            out["text"] = _alone(made["text"], isinstance(texts, str))
+            out["text"] = _alone(made["text"], is_one_text(texts))
         return out
 
     def tokens(self, images: Any = None, texts: Any = None) -> dict[str, Tokens]:
@@ -263,10 +271,10 @@ class Model:
         return self._fns.compile(own.get(method, plain))
 
     def _maps(self, method: str, settings: tuple, images: Any, texts: Any) -> np.ndarray:
-        text_QxE = self.embed(texts=[texts] if isinstance(texts, str) else texts)["text"]
+        text_QxE = np.atleast_2d(self.embed(texts=texts)["text"])
         values_BxQxN = self._over(self._compiled(method, settings), self._images(images), text_QxE)
         values_BxQxhxw = _alone(pictures.square(values_BxQxN), is_one(images))
-        return values_BxQxhxw[..., 0, :, :] if isinstance(texts, str) else values_BxQxhxw
+        return values_BxQxhxw[..., 0, :, :] if is_one_text(texts) else values_BxQxhxw
 
     def _over(self, function: Callable, batches: Iterable[Mapping[str, np.ndarray]], *rest) -> Any:
         """`function(params, batch, *rest)` over batches of at most `batch_size` rows, put together."""
@@ -348,4 +356,4 @@ def _alone(tree: Any, one: bool) -> Any:
 
 
 def _one_pair(images: Any, texts: Any) -> bool:
-    return is_one(images) if images is not None else isinstance(texts, str)
+    return is_one(images) if images is not None else is_one_text(texts)

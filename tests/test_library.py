@@ -101,6 +101,7 @@ def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch)
     made = mc.load("hf-clip:/some/where", {"model.compute.dtype": "bfloat16"})
     assert asked == [("hf-clip", "/some/where")] and made.config.model.compute.dtype == "bfloat16"
     assert made.preprocess.words == "decode|resize(32)" and made.step is None
+    assert ": clip, hf-clip, 6" in repr(made)
     made = mc.load("hf-clip:/some/where")
     np.testing.assert_array_equal(made.embed(PICTURES)["image"], own.embed(PICTURES)["image"])
     assert refused(mc.load, "hf-clop:/some/where").startswith("unknown kind of weights 'hf-clop' (did you mean 'hf-cl")

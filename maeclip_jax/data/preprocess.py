@@ -48,10 +48,25 @@ class Preprocess:
             for start in range(0, len(values), size):
                 yield np.stack(list(pool.map(self.picture, values[start : start + size])))
 
-    def texts(self, values: str | Sequence[str]) -> np.ndarray:
-        """int32 [B, length] of one text or several, 0 = padding; UserError for a text without tokens."""
-        if self.tokenizer is None or not self.length:
+    def texts(self, values: Any) -> np.ndarray:
+        """int32 [B, length] of a string, a list of strings, or ids ([length] or [B, length]) as they are; 0 = pad.
+
+        UserError for a text without tokens.
+        """
+        if not self.length:
             raise UserError("this model reads no text; it was trained on pictures alone")
+        if hasattr(values, "ndim"):
+            ids = np.atleast_2d(np.asarray(values))
+            if ids.ndim != 2 or ids.shape[1] != self.length or ids.dtype.kind not in "iu":
+                raise UserError(
+                    f"texts as ids are whole numbers [B, {self.length}], not {ids.dtype}{list(values.shape)}"
+                )
+            return ids.astype(np.int32)
+        if self.tokenizer is None:
+            raise UserError(
+                'no tokenizer came with this model; give ids, or settings such as {"tokenizer.type": "clip", '
+                '"tokenizer.path": FILE}'
+            )
         values = [values] if isinstance(values, str) else list(values)
         bad = [t for t in values if not isinstance(t, str)]
         if bad or not values:
@@ -61,6 +76,11 @@ class Preprocess:
             if not (text.strip() and row.any()):
                 raise UserError(f"the text {text!r} has no tokens")
         return np.stack(rows)
+
+
+def is_one_text(values: Any) -> bool:
+    """Whether this is one text and not several."""
+    return isinstance(values, str) or getattr(values, "ndim", 2) == 1
 
 
 def many(values: Any) -> list:

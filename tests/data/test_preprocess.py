@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments import clip
 from maeclip_jax.data import ops, tokenizer
-from maeclip_jax.data.preprocess import Preprocess, evaluation_words, is_one, many
+from maeclip_jax.data.preprocess import Preprocess, evaluation_words, is_one, is_one_text, many
 from maeclip_jax.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -80,6 +80,13 @@ def test_texts_become_ids():
     made = Preprocess("decode", 8, WORDS, 6)
     np.testing.assert_array_equal(made.texts("ab"), [WORDS("ab", 6)])
     np.testing.assert_array_equal(made.texts(["ab", "long enough"]), [WORDS("ab", 6), WORDS("long enough", 6)])
+    np.testing.assert_array_equal(made.texts(WORDS("ab", 6)), [WORDS("ab", 6)])
+    np.testing.assert_array_equal(made.texts(jnp.stack([WORDS("ab", 6)] * 2)), [WORDS("ab", 6)] * 2)
+    assert is_one_text("a") and is_one_text(WORDS("ab", 6)) and not is_one_text(["a"])
+    assert refused(made.texts, np.ones((2, 5), int)) == "texts as ids are whole numbers [B, 6], not int64[2, 5]"
+    assert refused(Preprocess("decode", 8, None, 6).texts, "a").startswith(
+        "no tokenizer came with this model; give ids"
+    )
     assert refused(made.texts, " ") == "the text ' ' has no tokens"
     assert refused(made.texts, [3]) == "texts are a string or a list of strings, not int"
     assert refused(made.texts, []) == "texts are a string or a list of strings, not list"
