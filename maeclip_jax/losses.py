@@ -25,7 +25,7 @@ def contrastive_softmax(
     def part(text_CxD, own_BxC):
         logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
-        return sums, _own_and_best_other(logits_BxC, own_BxC)
+        return sums, own_and_best_other(logits_BxC, own_BxC)
 
     (rows_PxB, columns_PxC), compared = over_columns(part, text_BxD, parts)
     positive_B = scale * jnp.sum(image_BxD * text_BxD, axis=-1)
@@ -46,7 +46,7 @@ def contrastive_sigmoid(
     def part(text_CxD, own_BxC):
         logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
         sign_BxC = 2 * own_BxC.astype(jnp.float32) - 1
-        return jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC)), _own_and_best_other(logits_BxC, own_BxC)
+        return jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC)), own_and_best_other(logits_BxC, own_BxC)
 
     sums_P, compared = over_columns(part, text_BxD, parts)
     return -jnp.sum(sums_P) / image_BxD.shape[0], _in_batch_top1(*compared)
@@ -85,16 +85,17 @@ def parts_within(mib: float, batch: int, devices: int = 1) -> int:
     return next((n for n in counts if 4 * rows * batch / n <= mib * 2**20), rows)
 
 
-def _in_order(x_PxC: jax.Array) -> jax.Array:
-    """Values of the columns that `over_columns` took apart -> [B]."""
-    return x_PxC.T.reshape(-1)
-
-
-def _own_and_best_other(logits_BxC: jax.Array, own_BxC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def own_and_best_other(logits_BxC: jax.Array, own_BxC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(own logit [B] or 0 where these columns lack it, best other of each row [B], of each column [C]); no gradient."""
     # The diagonal as a masked sum, not a gather: it partitions over rows without communication.
     logits_BxC = jax.lax.stop_gradient(logits_BxC)
     rest_BxC = jnp.where(own_BxC, -jnp.inf, logits_BxC)
     return jnp.sum(jnp.where(own_BxC, logits_BxC, 0), axis=1), jnp.max(rest_BxC, axis=1), jnp.max(rest_BxC, axis=0)
+
+
+def _in_order(x_PxC: jax.Array) -> jax.Array:
+    """Values of the columns that `over_columns` took apart -> [B]."""
+    return x_PxC.T.reshape(-1)
 
 
 def _in_batch_top1(own_PxB: jax.Array, other_text_PxB: jax.Array, other_image_PxC: jax.Array) -> dict:

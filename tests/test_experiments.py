@@ -14,9 +14,11 @@ from maeclip_jax import durations, errors, main, objectives, optim, program, swe
 from maeclip_jax.data import ops
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn import pool
+from tests import golden
 from tests.golden import ARGS, EXPERIMENTS, ROOT
 
-CONTRASTIVE = ("clip", "mae_clip")
+CONTRASTIVE = ("clip", "mae_clip", "slip", "flip", "siglip")
+PRESETS = {"flip": "clip", "siglip": "clip"}  # experiments that are a setting of another's objective
 
 
 def module(name):
@@ -42,7 +44,8 @@ def test_the_commands_of_a_docstring_parse(name, monkeypatch):
         python, m, program_name, *flags = shlex.split(command)
         assert (python, m, program_name) == ("python", "-m", "maeclip_jax.main")
         values = main.parse(["main", *flags])
-        assert values.config.objective == name and values.workdir
+        assert f"--config=experiments/{name}.py:" in command
+        assert values.config.objective == PRESETS.get(name, name) and values.workdir
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -90,7 +93,7 @@ def test_what_an_argument_derives_fits_together(name, arg):
 
 
 def test_the_axes_of_the_paper_reach_the_model():
-    for name in CONTRASTIVE:
+    for name in ("clip", "mae_clip", "slip"):
         c = config(name, "pool=logsumexp(0.5),text_pool=cls,loss=sigmoid,keep=0.5,size=S/16,scale=low")
         assert c.model.image_tower.pool == "logsumexp(0.5)" and not c.model.image_tower.cls
         assert c.model.text_tower.pool == "cls" and c.tokenizer.cls
@@ -104,6 +107,37 @@ def test_the_axes_of_the_paper_reach_the_model():
     large, local = config("clip", "scale=low"), config("clip", "scale=low,runlocal")
     assert large.model.compute.dtype == "bfloat16" and large.batch_size > 1000
     assert local.model.compute.dtype == "float32" and local.batch_size <= 16 and local.data.source.kind == "scenes"
+
+
+@pytest.mark.parametrize("scale", ["demo", "low", "high"])
+def test_neighbours_are_clip_but_for_their_own_settings(scale):
+    """Whatever is not named here is compared on equal terms with CLIP."""
+
+    def leaves(name):
+        return dict(golden.leaves(config(name, f"scale={scale}").to_dict()))
+
+    def differing(name):
+        ours, clip = leaves(name), leaves("clip")
+        return {k for k in {*ours, *clip} if ours.get(k) != clip.get(k) and not k.startswith("arg.")}
+
+    big = scale != "demo"
+    towers = {
+        f"model.{t}_tower.{k}" for t, k in zip(("image", "text") * 2, ("pool", "pool", "projection", "projection"))
+    }
+    towers |= {"model.image_tower.position", "model.image_tower.map.activation", "model.text_tower.padding"}
+    if big:  # the demo's towers have it already
+        towers |= {"model.image_tower.activation", "model.text_tower.activation", "model.embed_width"}
+    assert differing("siglip") - {"optim.b2"} == towers | {"model.loss", "model.stats", "optim.caps"} | (
+        {"optim.lr", "optim.weight_decay"} if big else set()
+    )
+    assert differing("flip") == {"model.keep"} | (
+        {"optim.lr", "optim.lr_per_examples", "optim.b2"} if big else set()
+    ) | ({"optim.warmup"} if scale == "high" else set())
+    head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight")}
+    assert differing("slip") == {"objective"} | head | (
+        {"optim.lr", "optim.weight_decay", "optim.eps", "optim.end_lr"} if big else set()
+    )
+    assert config("flip", "keep=0.25").model.keep == 0.25  # what is said wins
 
 
 def test_a_text_pooled_at_its_class_token_has_one():

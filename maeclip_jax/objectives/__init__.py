@@ -30,9 +30,10 @@ def table() -> dict[str, type]:
     from maeclip_jax.objectives.clip import Clip
     from maeclip_jax.objectives.mae_clip import MaeClip
     from maeclip_jax.objectives.masked import Masked
+    from maeclip_jax.objectives.slip import Slip
     from maeclip_jax.objectives.vqa import Vqa
 
-    return {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip, "vqa": Vqa}
+    return {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip, "slip": Slip, "vqa": Vqa}
 
 
 def make(name: str, model: Mapping) -> nn.Module:
@@ -71,6 +72,3 @@ def _elsewhere(name: str) -> type:
 def _frozen(value):
     """ConfigDicts and dicts as FrozenDicts: a module can then be hashed and compared, so jit may take it as static."""
     return FrozenDict({k: _frozen(v) for k, v in value.items()}) if hasattr(value, "items") else value
-
-
-NAMES = ("mae", "m3ae", "clip", "mae_clip", "vqa")

@@ -116,8 +116,9 @@ class Clip(nn.Module):
     def _inputs(self, batch) -> dict[str, jax.Array]:
         return stream_inputs(batch, self.image_tower, self.stats)
 
-    def _parts(self, batch: int) -> int:
-        return losses.parts_within(self.contrast_mib, batch, batch_devices())
+    def _parts(self, batch: int, products: int = 1) -> int:
+        """In how many parts to contrast a batch; a part holds so many `products` of embeddings."""
+        return losses.parts_within(self.contrast_mib / products, batch, batch_devices())
 
     def _contrast(self, inputs: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
         kept = {}

@@ -37,6 +37,7 @@ MODELS = {
         mask=dict(image=0.75, text=0.5),
         weights=dict(contrast=1.0, image=0.1, text=0.05),
     ),
+    "slip": CLIP | dict(simclr=dict(hidden=12, width=5, temperature=0.1, weight=1.0)),
     "vqa": dict(image_tower=IMAGE, text_tower=TEXT, answers=5, slots=2, fusion_tower=dict(width=8, depth=1, heads=2)),
 }
 

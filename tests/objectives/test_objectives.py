@@ -35,7 +35,7 @@ def test_mae_has_the_same_image_tower_and_image_decoder():
     assert rename == below(mae_clip, "decoder")
 
 
-@pytest.mark.parametrize("name", objectives.NAMES)
+@pytest.mark.parametrize("name", objectives.table())
 def test_encoding_never_masks_and_needs_no_randomness(name):
     module = models.build(name)
     params = models.parameters(module)
@@ -57,7 +57,7 @@ def test_encoding_never_masks_and_needs_no_randomness(name):
         assert np.allclose(norms, 1, atol=1e-5) == module.contrastive
 
 
-@pytest.mark.parametrize("name", objectives.NAMES)
+@pytest.mark.parametrize("name", objectives.table())
 def test_either_modality_may_be_absent(name):
     module = models.build(name)
     params = models.parameters(module)
@@ -73,18 +73,17 @@ def test_modules_are_built_from_config_dicts_and_can_be_compared():
     made = objectives.make("mae_clip", config)
     assert made == models.build("mae_clip") and hash(made) == hash(models.build("mae_clip"))
     assert made != models.build("mae_clip", keep=0.5)
-    assert objectives.NAMES == ("mae", "m3ae", "clip", "mae_clip", "vqa")
 
 
 def test_unknown_objectives_and_settings_are_refused():
     with pytest.raises(UserError) as error:
         objectives.make("mae-clip", {})
-    text = "unknown objective 'mae-clip' (did you mean 'mae_clip'?); valid: clip, m3ae, mae, mae_clip, vqa"
+    text = "unknown objective 'mae-clip' (did you mean 'mae_clip'?); valid: clip, m3ae, mae, mae_clip, slip, vqa"
     assert str(error.value) == text
     with pytest.raises(UserError) as error:
         objectives.make("clip", models.CLIP | dict(embed_with=3))
     assert str(error.value).startswith(
-        "unknown setting of objective 'clip' 'embed_with' (did you mean 'embed_width'?); valid: compute, embed_width, "
+        "unknown setting of objective 'clip' 'embed_with' (did you mean 'embed_width'?); valid: compute, contrast_mib, "
     )
 
 
