@@ -21,7 +21,9 @@ from typing import Any
 from maeclip_jax import errors
 
 # kind -> the module that has its SOURCE.
-KINDS = {"hf-clip": "hf_clip", "hf-vit-mae": "hf_vit_mae", "m3ae": "m3ae", "mae": "mae"}
+KINDS = {
+    "big_vision": "big_vision", "hf-clip": "hf_clip", "hf-vit-mae": "hf_vit_mae", "m3ae": "m3ae", "mae": "mae",
+}  # fmt: skip
 WRITTEN = ("hf-clip", "hf-vision", "hf-vit-mae")
 
 

@@ -1,0 +1,122 @@
+"""Two towers of google-research/big_vision (SigLIP, image-text): its .npz with the trees img/ and txt/, t and b.
+
+Layers may be one by one (encoderblock_0, ...) or stacked (encoderblock). Learned positions; GELU by tanh (flax).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.interop import mae
+from maeclip_jax.interop.convert import Source, under
+
+# Towers that are not 64 a head: So400m, H, g, G (models/vit.py of big_vision).
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+
+
+def _dense(ours: str, theirs: str, kernel: str = "same", bias: str = "same") -> tuple:
+    return (f"{ours}/kernel", f"{theirs}/kernel", kernel), (f"{ours}/bias", f"{theirs}/bias", bias)
+
+
+def _norm(ours: str, theirs: str) -> tuple:
+    return tuple((f"{ours}/{leaf}", f"{theirs}/{leaf}", "same") for leaf in ("scale", "bias"))
+
+
+_ATTENTION = "MultiHeadDotProductAttention_0"
+BLOCKS = (
+    *_norm("norm_1", "LayerNorm_0"),
+    *(
+        (f"attention/qkv/{leaf}", tuple(f"{_ATTENTION}/{x}/{leaf}" for x in ("query", "key", "value")), "qkv_by_head")
+        for leaf in ("kernel", "bias")
+    ),
+    *_dense("attention/out", f"{_ATTENTION}/out", "from_heads"),
+    *_norm("norm_2", "LayerNorm_1"),
+    *_dense("mlp/up", "MlpBlock_0/Dense_0"),
+    *_dense("mlp/down", "MlpBlock_0/Dense_1"),
+)
+MAP = (
+    ("probe", "probe", "drop_1"),
+    *(row for x in ("query", "key", "value") for row in _dense(x, f"{_ATTENTION}/{x}", "by_head", "by_head")),
+    *_dense("out", f"{_ATTENTION}/out", "from_heads"),
+    *_norm("norm", "LayerNorm_0"),
+    *_dense("up", "MlpBlock_0/Dense_0"),
+    *_dense("down", "MlpBlock_0/Dense_1"),
+)
+ROWS = (
+    ("image/cls", "img/cls", "drop_2"),
+    *_dense("image/embed_image/patch", "img/embedding", "patch_hwio"),
+    ("image/embed_image/position", "img/pos_embedding", "drop_1"),
+    *under("image/trunk/blocks/", "img/Transformer/encoderblock_{layer}/", BLOCKS),
+    *_norm("image/norm", "img/Transformer/encoder_norm"),
+    *under("image_head/pool/map/", "img/MAPHead_0/", MAP),
+    *_dense("image_head/project", "img/head"),
+    ("text/embed_text/token/embedding", "txt/Embed_0/embedding", "same"),
+    ("text/embed_text/position", "txt/pos_embedding", "drop_1"),
+    *under("text/trunk/blocks/", "txt/Encoder_0/encoderblock_{layer}/", BLOCKS),
+    *_norm("text/norm", "txt/Encoder_0/encoder_norm"),
+    *under("text_head/pool/map/", "txt/MAPHead_0/", MAP),
+    *_dense("text_head/project", "txt/head"),
+    ("log_logit_scale", "t", "drop_1"),
+    ("logit_bias", "b", "drop_1"),
+)
+
+
+def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+    """The config that the arrays tell. Texts without an attention head are pooled at their last place, as in SigLIP."""
+    for name, axes in {
+        "img/embedding/kernel": 4, "img/pos_embedding": 3, "txt/Embed_0/embedding": 2, "txt/pos_embedding": 3
+    }.items():  # fmt: skip
+        if name not in weights or weights[name].ndim != axes:
+            raise UserError(f"there is no {name!r} in the file: it is no pair of towers of big_vision")
+    image, widths = _tower(weights, "img", "Transformer", "cls" if "img/cls" in weights else "gap")
+    text, other = _tower(weights, "txt", "Encoder_0", "last")
+    patch = weights["img/embedding/kernel"].shape[0]
+    side = math.isqrt(weights["img/pos_embedding"].shape[1]) * patch
+    if widths != other:
+        raise UserError(f"pictures are embedded in {widths} numbers and texts in {other}")
+    vocab, length = weights["txt/Embed_0/embedding"].shape[0], weights["txt/pos_embedding"].shape[1]
+    return dict(
+        objective="clip",
+        model=dict(
+            image_tower=image | dict(size=side, patch=patch, cls="img/cls" in weights),
+            text_tower=text | dict(vocab=vocab, length=length, padding="attended"),
+            embed_width=widths,
+            loss="sigmoid" if "b" in weights else "softmax",
+            stats="half",
+            compute=mae.COMPUTE,
+        ),
+        # Its texts are filled up with the id 1, which ours never are: ids are the caller's.
+        tokenizer=dict(type="", path=""),
+        ops=f"decode|resize({side})",
+    )
+
+
+def _tower(weights: Mapping[str, np.ndarray], part: str, trunk: str, pool: str) -> tuple[dict, int]:
+    """(what a tower's arrays tell of it, width of its embeddings)."""
+    shape = mae.sizes(weights, f"{part}/{trunk}/encoderblock_{{layer}}/MlpBlock_0/Dense_1/kernel", torch=False)
+    width, head = shape["width"], weights.get(f"{part}/head/kernel")
+    pool = "map" if f"{part}/MAPHead_0/probe" in weights else pool
+    tower = shape | dict(
+        heads=HEADS.get(width, max(1, width // 64)),
+        activation="gelu_tanh",
+        position="learned",
+        pool=pool,
+        projection="none" if head is None else "affine",
+    )
+    if pool == "map":
+        tower["map"] = dict(activation="gelu_tanh", mlp_ratio=shape["mlp_ratio"])
+    return tower, width if head is None else head.shape[1]
+
+
+SOURCE = Source(
+    rows=ROWS,
+    describe=describe,
+    ignored=(("opt/*", "state of the optimizer"),),
+    renames=((r"^params/", ""),),
+    stacked="encoderblock",
+)
