@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         if self.cls:
             cls_D = self.param("cls", _normal(), (self.width,))
             if self.cls_position:
-                cls_D += self.param("cls_position", _normal(), (self.width,))
+                cls_D = cls_D + self.param("cls_position", _normal(), (self.width,))  # += would write into NumPy's
             parts.append(jnp.broadcast_to(cls_D.astype(dtype), (batch, 1, self.width)))
             pads.append(jnp.zeros((batch, 1), bool))
         for stream in (s for s in STREAMS if s in inputs):

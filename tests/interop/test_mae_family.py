@@ -226,6 +226,18 @@ def test_hf_vit_mae_out_and_in_again(tmp_path, position):
     assert len(bigger.report.notes) == (position == "learned")
 
 
+def test_a_model_applied_to_numpy_arrays_leaves_them_as_they_are():
+    config = mae_config(position="learned", cls_position=True)
+    flat = of(config)
+    before = {p: x.copy() for p, x in flat.items()}
+    objective = objectives.make("mae", config.model)
+    first, again = (
+        objective.apply({"params": paths.unflatten(flat)}, {"image": PICTURES}, method="embed")["image"] for _ in "ab"
+    )
+    np.testing.assert_array_equal(first, again)
+    equal(paths.unflatten(flat), before)
+
+
 def test_three_spellings_of_vit_mae_are_one(tmp_path):
     config = mae_config()
     flat = of(config)
