@@ -132,3 +132,21 @@ def test_ours_as_theirs(tmp_path, position):
     reference = f"ours -> transformers.ViTMAE, {position} positions"
     close(reference, "reconstruction", made["predicted"], out.logits.detach().numpy())
     close(reference, "loss", made["loss"], out.loss.detach().numpy())
+
+
+def test_encoder_of_facebook_s_mae_is_timm_s_transformer(tmp_path):
+    """A .pth with the encoder alone, named as facebookresearch/mae does, which is timm's VisionTransformer."""
+    timm = pytest.importorskip("timm", reason="parity needs timm: make test-parity")
+    model = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=128, depth=3, num_heads=2, num_classes=0, global_pool="token"
+    ).eval()
+    two_towers.randomise(model)
+    pictures = two_towers.batch(32, 9, 8)["image"]
+    tokens = model.forward_features(two_towers.torch_pictures(pictures, "imagenet"))
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "mae_pretrain.pth")
+    found = interop.load("mae", tmp_path / "mae_pretrain.pth")
+    assert all(p.startswith("decoder/") for p in found.report.missing)
+    objective = objectives.make("mae", found.config.model)
+    ours = objective.apply({"params": found.params}, {"image": pictures}, method="encode")["image"]
+    close("timm.VisionTransformer (mae)", "image tokens", ours.x, tokens[:, 1:].detach().numpy())
+    close("timm.VisionTransformer (mae)", "class token", ours.cls, tokens[:, 0].detach().numpy())
