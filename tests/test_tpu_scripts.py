@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maeclip_jax import log
+from maeclip_jax import join, log
 from tests import fake_gcloud, runs, torture
 
 ROOT = torture.ROOT
@@ -202,6 +203,8 @@ def test_one_host_joins_nobody(pod):
         # One left with 2 because another was missing: tried again.
         ("[ $(cat $HOME/../attributes/agent-worker-number) = 0 ] && exit 2; exit 1", 2, "last: failed 1,failed 2", 2),
         ("echo a bug; exit 1", 2, "2 failures in a row, each within 600 s of its start; the last: failed 1", 2),
+        # A host was lost and is back: every worker has left with 75, once.
+        ("! mkdir $ALL/$(cat $HOME/../attributes/agent-worker-number) || exit 75", 0, "failed 75 (failure 1", 2),
         # Told to leave by the machine, first time; then it comes to its end.
         ("[ -e $ALL/told ] || { touch $ALL/told; kill -TERM $$; }", 0, "interrupted", 2),
     ],
@@ -212,6 +215,15 @@ def test_babysit_tells_a_mistake_from_a_failure_and_from_an_interruption(pod, do
     assert says in said
     assert said.count("worker 0.0: started") == starts, said
     assert "no tokenizer" in said or "no tokenizer" not in do
+
+
+def test_the_words_and_codes_that_scripts_look_for_are_those_of_the_package():
+    """worker.sh finds in the log that a run left early; babysit.sh takes 2, and no other code, for a mistake."""
+    (asked,) = re.findall(r'^ASKED="(.+?)"', (TPU / "worker.sh").read_text(), re.MULTILINE)
+    assert f'log.say(f"{asked}: step' in (ROOT / "maeclip_jax" / "train.py").read_text()
+    assert f'echo "{asked}: step' in STAND_IN
+    assert re.findall(r"'failed (\d+)'", (TPU / "babysit.sh").read_text()) == ["2"]
+    assert join.LOST == 75  # what the stand-in of a lost host leaves with, above
 
 
 def test_babysit_waits_for_capacity_and_restarts_what_one_dead_worker_stalls(pod):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax import flops, losses, paths
+from maeclip_jax.nn.tower import Encoder
 from tests.objectives import models
 
 BATCH = models.BATCH
@@ -62,6 +63,32 @@ def test_temperature_and_bias_start_where_their_papers_have_them(loss, scale, bi
     log_scale, found = jax.jit(scalars)(jax.random.key(0))
     assert math.exp(log_scale) == pytest.approx(scale, rel=1e-5)
     assert found == bias
+
+
+def test_flip_is_clip_s_loss_of_the_patches_it_keeps():
+    """Against float64 arithmetic on the tokens that left the towers: half of the patches, all of the words."""
+    module = models.build("clip", keep=0.5)
+    params = models.parameters(module)
+
+    @jax.jit
+    def run(params):
+        def towers(m, method):
+            return isinstance(m, Encoder) and method == "__call__"
+
+        return models.apply(module, params, BATCH, train=True, seed=0, capture_intermediates=towers)
+
+    (loss, _), kept = run(params)
+    tokens = {s: kept["intermediates"][s]["__call__"][0][s] for s in ("image", "text")}
+    assert tokens["image"].x.shape == (4, 8, 8) and tokens["text"].x.shape == (4, 8, 8)
+    z = {}
+    for stream, t in tokens.items():
+        real = np.ones(t.x.shape[:2]) if t.pad is None else 1 - np.asarray(t.pad, np.float64)
+        pooled = np.einsum("bnd,bn->bd", np.asarray(t.x, np.float64), real) / real.sum(1, keepdims=True)
+        projected = pooled @ np.asarray(params[f"{stream}_head"]["project"]["kernel"], np.float64)
+        z[stream] = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    logits = np.exp(float(params["log_logit_scale"])) * z["image"] @ z["text"].T
+    logs = [np.log(np.exp(x).sum(1)) - np.diag(x) for x in (logits, logits.T)]
+    assert float(loss) == pytest.approx(np.mean(logs), rel=1e-5)
 
 
 def test_flip_sees_fewer_patches_in_training_alone():
