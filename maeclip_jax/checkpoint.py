@@ -265,22 +265,24 @@ def _complete(folder: epath.Path) -> bool:
     return "://" not in str(folder) or (folder / "commit_success.txt").exists()
 
 
-def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> tuple[Any, str]:
-    """`params` with values taken from another run's checkpoint, by path.
+def init_params(
+    source: str, rules: Sequence[tuple[str, str]], params: Any, have: Mapping[str, np.ndarray] | None = None
+) -> tuple[Any, str]:
+    """`params` with values taken from another run's checkpoint, or from `have` ({path: array}), by path.
 
     `rules`: ((regex of the source path, replacement), ...), first match wins; an empty replacement drops the path. What
     has no counterpart keeps its fresh value. Returns (params, one-line report). UserError if a shape differs or nothing
     fits.
     """
     want = paths.flatten(params)
-    have = _params(locate(source))
-    renamed: dict[str, np.ndarray] = {}
+    have = _params(locate(source)) if have is None else have
+    theirs: dict[str, np.ndarray] = {}
     for path, value in paths.like(have, want).items():
-        new = _renamed(path, rules)
+        new = renamed(path, rules)
         if new:
-            renamed[new] = value
+            theirs[new] = value
     loaded = {}
-    for path, value in renamed.items():
+    for path, value in theirs.items():
         if path in want:
             if value.shape != tuple(want[path].shape):
                 raise UserError(
@@ -294,7 +296,7 @@ def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> t
             f"theirs look like {next(iter(have), 'nothing')!r}, ours like {next(iter(want))!r}; see config.init_rules"
         )
     fresh = sorted(set(want) - set(loaded))
-    unused = sorted(set(renamed) - set(loaded))
+    unused = sorted(set(theirs) - set(loaded))
     report = (
         f"init_from {source}: {len(loaded)} of {len(want)} parameters loaded; "
         f"fresh: {_some(fresh)}; unused: {_some(unused)}"
@@ -303,7 +305,8 @@ def init_params(source: str, rules: Sequence[tuple[str, str]], params: Any) -> t
     return jax.tree_util.tree_unflatten(structure, [loaded.get(p, leaf) for p, leaf in want.items()]), report
 
 
-def _renamed(path: str, rules: Sequence[tuple[str, str]]) -> str:
+def renamed(path: str, rules: Sequence[tuple[str, str]]) -> str:
+    """Where `rules` (see `init_params`) put a path; '' if they drop it."""
     for pattern, replacement in rules:
         try:
             m = re.fullmatch(pattern, path)

@@ -90,6 +90,10 @@ def parse(argv: list[str]) -> flags.FlagValues:
     for name, choices in (("mode", MODES), ("platform", ("", *PLATFORMS))):
         if values[name].value not in choices:
             raise unknown(f"--{name}", values[name].value, filter(None, choices))
+    if ":" in values.config.get("init_from", ""):
+        from maeclip_jax.interop import adoption
+
+        adoption.adopt(values.config)  # the towers of other code bases' weights
     return values
 
 

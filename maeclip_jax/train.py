@@ -23,6 +23,7 @@ from etils import epath
 from maeclip_jax import checkpoint, doctor, durations, evaluate, flops, log, program, sharding, startup, watchdog
 from maeclip_jax.data import pipeline, tokenizer
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.interop import adoption
 
 
 def run(
@@ -138,7 +139,8 @@ class _Run:
             return state, clock
         state = prog.init()
         if config.init_from:
-            params, report = checkpoint.init_params(config.init_from, tuple(config.init_rules), state.params)
+            have = adoption.parameters(config, state.params)
+            params, report = checkpoint.init_params(config.init_from, tuple(config.init_rules), state.params, have)
             log.say(report)
             state = state.replace(params=params)
         return state, clock

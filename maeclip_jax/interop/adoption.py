@@ -1,0 +1,102 @@
+"""Training that begins with other code bases' weights: `--config.init_from=hf-clip:/path`.
+
+The towers become those of the weights (`adopt`, once, when the command line is read); what belongs to the experiment
+stays: objective, loss, pooling, size of pictures, length of texts. `parameters` then gives the values, with positions
+interpolated to that size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax import checkpoint, interop, log, paths
+from maeclip_jax.errors import UserError
+from maeclip_jax.interop import convert, positions
+
+OWN = ("size", "length", "pool", "map")  # of a tower: what the experiment says
+
+
+def adopt(config: Any) -> None:
+    """Makes the towers, the pixel statistics and the tokenizer of `config` those of the weights its init_from names.
+
+    Of towers that `config.init_rules` leave out nothing is taken. Nothing happens where init_from names no kind of
+    weights, and where the config has adopted them before (it is a run's). UserError for what cannot be read, and for
+    weights whose tokenizer is not to be found.
+    """
+    named = interop.split(config.get("init_from") or "")
+    if not named or config.get("init_adopted") == config.init_from:
+        return
+    source, _, theirs = interop.describe(*named)
+    towers = _towers(source, tuple(config.init_rules))
+    with config.unlocked():
+        for tower, settings in theirs["model"].items():
+            if tower not in towers or not config.model.get(tower):
+                continue
+            have = config.model[tower].to_dict()
+            if have.get("length", 0) > settings.get("length", 0):
+                raise UserError(
+                    f"init_from {config.init_from}: it reads texts of up to {settings['length']} tokens, the config "
+                    f"has {have['length']}: set model.text_tower.length and tokenize(...) in the ops to less"
+                )
+            config.model[tower] = settings | {k: have[k] for k in OWN if k in have}
+        if "image_tower" in towers:
+            config.model.stats = theirs["model"]["stats"]
+            if "embed_width" in config.model:
+                config.model.embed_width = theirs["model"].get("embed_width", config.model.embed_width)
+        if "text_tower" in towers and config.model.get("text_tower") and "text_tower" in theirs["model"]:
+            _adopt_tokenizer(config, theirs["tokenizer"])
+        config.init_adopted = config.init_from
+
+
+def _adopt_tokenizer(config: Any, theirs: Mapping) -> None:
+    if theirs["path"]:
+        config.tokenizer = dict(theirs)
+    elif config.tokenizer.type != theirs["type"]:
+        raise UserError(
+            f"init_from {config.init_from}: there is no file of its tokenizer beside the weights; put it there "
+            "(merges.txt or bpe_simple_vocab_16e6.txt.gz for CLIP, spiece.model for SigLIP), or keep your texts' tower "
+            "and words: --config.init_rules=\"((r'(image.*)', r'\\1'),)\""
+        )
+
+
+def _towers(source: convert.Source, rules: Sequence[tuple[str, str]]) -> set[str]:
+    """Towers that some parameter goes to, after `rules`."""
+    found = set()
+    for ours, _, _ in source.rows:
+        for path in ours if isinstance(ours, tuple) else (ours,):
+            new, first = checkpoint.renamed(path, rules), path.split("/")[0]
+            if "/" in path and new.split("/")[0] == first:
+                found |= {"image_tower", "text_tower"} if first == "image_text" else {convert.TOWERS[first]}
+    return found
+
+
+def parameters(config: Any, params: Any) -> dict[str, np.ndarray] | None:
+    """{path: array} of the weights that init_from names, for a model with `params`; says what became of them.
+
+    None where init_from names no kind of weights. UserError if a setting that the values depend on is another here than
+    there.
+    """
+    named, rules = interop.split(config.init_from), tuple(config.init_rules)
+    if not named:
+        return None
+    found = interop.load(*named)
+    towers = _towers(interop.source_of(named[0]), rules)
+    there, here = found.config.model.to_dict(), config.model.to_dict()
+    for tower in sorted(towers & set(there) & {k for k, v in here.items() if v}):
+        for name, value in there[tower].items():
+            mine = here[tower].get(name, value)
+            if name == "pool" and mine != value:
+                log.warn(f"init_from {config.init_from}: {tower} was trained with pool={value}, this config has {mine}")
+            if name not in OWN and mine != value:
+                raise UserError(
+                    f"init_from {config.init_from}: model.{tower}.{name} is {mine!r} here and {value!r} there; "
+                    "leave the towers to the weights"
+                )
+    flat = {p: x for p, x in paths.flatten(found.params).items() if checkpoint.renamed(p, rules)}
+    want = {p: tuple(x.shape) for p, x in paths.flatten(params).items()}
+    found.report.notes += positions.fit(flat, want, found.report.source)
+    log.say(str(found.report))
+    return flat

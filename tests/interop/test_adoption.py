@@ -1,0 +1,110 @@
+"""`--config.init_from=hf-clip:/path`: towers become those of the weights, the experiment stays."""
+
+import jax
+import numpy as np
+import pytest
+
+from maeclip_jax import checkpoint, main, objectives, paths, train
+from maeclip_jax.errors import UserError
+from maeclip_jax.interop import adoption
+from tests.interop import foreign
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return foreign.hf_clip(tmp_path_factory.mktemp("clip") / "m")
+
+
+def parsed(clip, experiment="experiments/mae_clip.py:runlocal", *more):
+    argv = ["main", f"--config={experiment}", "--workdir=unused", f"--config.init_from=hf-clip:{clip[0]}", *more]
+    return main.parse(argv).config
+
+
+def test_towers_are_those_of_the_weights_and_the_experiment_stays(clip):
+    plain = main.parse(["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config
+    config = parsed(clip)
+    theirs = foreign.clip_config().model
+    own = dict(size=32, pool="gap")
+    assert config.model.image_tower.to_dict() == theirs.image_tower.to_dict() | own
+    assert config.model.text_tower.to_dict() == theirs.text_tower.to_dict() | dict(length=16, pool="gap")
+    assert config.model.embed_width == 8 and config.model.stats == "clip"
+    assert config.tokenizer.to_dict() == dict(type="clip", path=str(clip[0] / "merges.txt"))
+    for name in ("decoder_tower", "mask", "weights", "loss", "compute", "decode"):
+        assert config.model[name] == plain.model[name]
+    assert config.data == plain.data and config.evals == plain.evals and config.optim == plain.optim
+
+
+def test_what_init_rules_leave_out_is_not_adopted(clip):
+    rules = r"--config.init_rules=((r'(image/.*)', r'\1'),)"
+    config = parsed(clip, "experiments/clip.py:runlocal", rules)
+    assert config.model.image_tower.norm_pre and "norm_pre" not in config.model.text_tower
+    assert config.tokenizer.path == "scenes"
+
+
+def test_what_was_adopted_once_needs_no_weights_again(clip, tmp_path):
+    config = parsed(clip)
+    before = config.to_dict()
+    config.init_from = config.init_adopted = "hf-clip:/gone"
+    adoption.adopt(config)
+    assert config.model.to_dict() == before["model"]
+
+
+def fresh(config):
+    objective = objectives.make(config.objective, config.model)
+    batch = {k: np.ones((2, *x.shape), x.dtype) for k, x in objective.inputs().items()}
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: objective.init({"params": key, "mask": key}, batch, train=True)["params"])
+    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_values_arrive_with_positions_interpolated(clip, layers, capsys, caplog):
+    config = parsed(clip, "experiments/mae_clip.py:runlocal", f"--config.model.compute.layers={layers}")
+    config.model.image_tower.size = 64
+    params = fresh(config)
+    have = adoption.parameters(config, params)
+    made, report = checkpoint.init_params(config.init_from, config.init_rules, params, have)
+    assert report.endswith("(decoder); unused: none")
+    made = paths.stack_layers(paths.flatten(made))
+    for path, value in clip[1].items():
+        if path == "text/embed_text/position":
+            value = value[:16]
+        if path != "image/embed_image/position":
+            assert np.array_equal(made[path], value), path
+    assert made["image/embed_image/position"].shape == (64, 12) and made["image/embed_image/position"].any()
+    said = capsys.readouterr().out
+    assert "arrays used, 0 left out; image/embed_image/position interpolated from 4x4 to 8x8; " in said
+    assert "image_tower was trained with pool=cls, this config has gap" in caplog.text
+
+
+def test_a_setting_changed_afterwards_is_refused(clip):
+    config = parsed(clip)
+    config.model.image_tower.activation = "gelu"
+    with pytest.raises(UserError, match=r"model\.image_tower.activation is 'gelu' here and 'quick_gelu' there; leave"):
+        adoption.parameters(config, {})
+
+
+def test_mistakes_are_one_line(clip, tmp_path):
+    for file in clip[0].iterdir():
+        if file.name != "merges.txt":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"there is no file of its tokenizer beside the weights; put it there \(merges"):
+        parsed((tmp_path,))
+    with pytest.raises(UserError, match=r"of up to 20 tokens, the config has 24: set model\.text_tower"):
+        parsed(clip, "experiments/mae_clip.py:scale=demo")
+    with pytest.raises(UserError, match="unknown kind of weights 'hf_clip'"):
+        main.parse(["main", "--config=tests/tiny.py", "--workdir=x", "--config.init_from=hf_clip:/x"])
+    with pytest.raises(UserError, match=f"weights '{tmp_path}/none.bin': no such file"):
+        main.parse(["main", "--config=tests/tiny.py", "--workdir=x", f"--config.init_from=hf-clip:{tmp_path}/none.bin"])
+
+
+def test_clip_goes_on_as_mae_clip(clip, tmp_path):
+    """Trained for two steps without moving: the run holds the weights it began with."""
+    still = ("--config.optim.lr=0.0", "--config.optim.weight_decay=0.0")
+    config = parsed(clip, "tests/tiny.py:objective=mae_clip,steps=2,evals=false", *still)
+    train.run(config, tmp_path, devices=jax.devices()[:1])
+    state = checkpoint.read_numpy(checkpoint.locate(tmp_path) / "state", "params/")
+    for path in ("image/trunk/blocks/mlp/up/kernel", "text_head/project/kernel", "image/norm_pre/scale"):
+        assert np.array_equal(state[f"params/{path}"], clip[1][path])
+    again = main.read_config(str(tmp_path / "config.json"))
+    assert again.init_adopted == again.init_from == f"hf-clip:{clip[0]}"
