@@ -25,7 +25,8 @@ Id 0. A batch has no room for a mask of its own: a 0 in `text` *is* the padding.
 - CLIP has no padding token. OpenAI fills up with 0, which is also "!" where it does not end a word ("!" at the end
   of one is 256). Ids are not shifted, so that CLIP's weights fit as they are; instead the rare inner 0 becomes 256,
   which spells the same character. Of the 29,000 English captions of Multi30k and the 294 templates of CLIP none has
-  one: such texts look like "!+".
+  one: such texts look like "!+". As in transformers, nothing is repaired by ftfy first: openai/CLIP and open_clip have
+  curly quotes made straight by it.
 """
 
 from __future__ import annotations
