@@ -1,15 +1,13 @@
 """MAE against transformers.ViTMAEForPreTraining: same weights and noise, forward and gradients, and back again."""
 
-import jax
 import numpy as np
 import pytest
 
 from maeclip_jax import interop, objectives, paths
 from maeclip_jax.interop import convert
-from maeclip_jax.nn.mask import keep_lowest
-from maeclip_jax.objectives.masked import reconstruction_losses, stream_inputs
 from tests.parity import two_towers
 from tests.parity.compare import close
+from tests.parity.masked import ours_on
 
 torch = pytest.importorskip("torch", reason="parity needs torch and transformers: make test-parity")
 transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers: make test-parity")
@@ -50,23 +48,6 @@ def make(settings):
     patches = (config.image_size // config.patch_size) ** 2
     noise = np.random.default_rng(1).random((len(pictures), patches)).astype(np.float32)
     return model, pictures, two_towers.torch_pictures(pictures, "imagenet"), noise
-
-
-def ours_on(found, pictures, noise):
-    """(kept, {tokens, predicted, loss}, gradient by path) with the patches that `noise` keeps."""
-    objective = objectives.make("mae", found.config.model)
-    kept = {"image": keep_lowest(noise, int(noise.shape[1] * (1 - found.config.model.mask.image)))}
-
-    def run(module):
-        inputs = stream_inputs({"image": pictures}, module.image_tower, module.stats)
-        tokens = module.image(inputs, kept)
-        predicted = module.decoder(tokens, kept)
-        loss = reconstruction_losses(predicted, inputs, kept, module.norm_pix)["image"]
-        return loss, dict(tokens=tokens["image"].x, cls=tokens["image"].cls, predicted=predicted["image"], loss=loss)
-
-    function = jax.jit(jax.value_and_grad(lambda p: objective.apply({"params": p}, method=run), has_aux=True))
-    (_, made), gradient = function(found.params)
-    return kept["image"], jax.tree.map(np.asarray, made), jax.tree.map(np.asarray, paths.flatten(gradient))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
