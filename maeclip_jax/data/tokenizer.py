@@ -14,7 +14,8 @@ lone surrogates and control characters, since captions come from the web):
                    the small vocabulary that comes with the package. Option: cls=True puts [CLS] first. No [SEP].
 - `clip`           OpenAI's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), lower-cased, HTML entities resolved,
                    white space collapsed: <|startoftext|> ... <|endoftext|>; the end stays when a text is cut.
-- `sentencepiece`  a model file. Options: bos=True, eos=True; the end stays when a text is cut.
+- `sentencepiece`  a model file. Options: bos=True, eos=True; the end stays when a text is cut. fill="eos" fills texts
+                   up with their end, and canonical=True lower-cases and takes punctuation away, as SigLIP does.
 - `bytes`          UTF-8 bytes + 1. Needs no file.
 
 Id 0. A batch has no room for a mask of its own: a 0 in `text` *is* the padding. Three of the four types need care:
@@ -34,6 +35,7 @@ from __future__ import annotations
 import gzip
 import html
 import re
+import string
 import unicodedata
 from collections.abc import Iterable
 
@@ -42,6 +44,8 @@ import numpy as np
 from maeclip_jax.errors import UserError, choose, unknown
 
 PACKAGED = {"scenes": "vocab/scenes.txt"}
+FILLS = ("pad", "eos")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
 
 
@@ -94,12 +98,13 @@ class Tokenizer:
     vocab_size: int
     _first: tuple[int, ...] = ()
     _last: tuple[int, ...] = ()
+    _fill = 0
 
     def __call__(self, text: str | bytes, length: int) -> np.ndarray:
         """int32 [length]; special tokens stay when the text is cut."""
         room = max(0, length - len(self._first) - len(self._last))
         ids = [*self._first, *self._encode(_clean(text))[:room], *self._last][:length]
-        out = np.zeros(length, np.int32)
+        out = np.full(length, self._fill, np.int32)
         out[: len(ids)] = ids
         return out
 
@@ -201,8 +206,11 @@ class Clip(Tokenizer):
 class SentencePiece(Tokenizer):
     """A SentencePiece model. `shift`: what was added to its ids to keep 0 free."""
 
-    def __init__(self, path: str, bos: bool = False, eos: bool = False):
+    def __init__(self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False):
         import sentencepiece
+
+        choose("fill of tokenizer 'sentencepiece':", fill, dict.fromkeys(FILLS))
+        self._canonical = canonical
 
         try:
             self._library = sentencepiece.SentencePieceProcessor(model_proto=_read(path))
@@ -218,8 +226,14 @@ class SentencePiece(Tokenizer):
                 raise UserError(f"{path} has no {name} token; leave {name} out")
         self._first = (self._library.bos_id() + self.shift,) if bos else ()
         self._last = (self._library.eos_id() + self.shift,) if eos else ()
+        if fill == "eos":
+            if not self._last:
+                raise UserError(f"tokenizer {path}: fill='eos' needs eos=True")
+            self._fill = self._last[0]
 
     def _encode(self, text: str) -> list[int]:
+        if self._canonical:
+            text = " ".join(text.translate(_NO_PUNCTUATION).lower().split())
         return [i + self.shift for i in self._library.encode(text) if i + self.shift]
 
     def decode(self, ids) -> str:

@@ -20,9 +20,11 @@ from typing import Any
 
 from maeclip_jax import errors
 
-# kind -> the module that has its SOURCE.
+# kind -> the module that has its SOURCE, or module:NAME.
 KINDS = {
-    "big_vision": "big_vision", "hf-clip": "hf_clip", "hf-vit-mae": "hf_vit_mae", "m3ae": "m3ae", "mae": "mae",
+    "big_vision": "big_vision", "hf-clip": "hf_clip", "hf-siglip": "hf_siglip", "hf-vit-mae": "hf_vit_mae",
+    "m3ae": "m3ae", "mae": "mae", "open_clip": "openai_clip:GELU", "open_clip-quickgelu": "openai_clip",
+    "openai-clip": "openai_clip",
 }  # fmt: skip
 WRITTEN = ("hf-clip", "hf-vision", "hf-vit-mae")
 
@@ -40,8 +42,8 @@ class Loaded:
 
 def source_of(kind: str):
     """The `convert.Source` of `kind`; UserError with the valid ones."""
-    module = errors.choose("kind of weights", kind, KINDS)
-    return importlib.import_module(f"{__name__}.{module}").SOURCE
+    module, _, name = errors.choose("kind of weights", kind, KINDS).partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name or "SOURCE")
 
 
 def split(name: str) -> tuple[str, str] | None:

@@ -104,18 +104,24 @@ def picture(section: Mapping, defaults: Mapping, what: str) -> dict:
 
 def stats(folder: Path, default: str) -> str:
     """The name of the pixel statistics in preprocessor_config.json; UserError for others than we know."""
+    return stats_of(
+        read_json(folder, "preprocessor_config.json", needed=False), default, ("image_mean", "image_std"), folder
+    )
+
+
+def stats_of(found: Mapping, default: str, keys: tuple[str, str], folder: Path) -> str:
+    """The name of the pixel statistics that `found` has under `keys`; `default` where it has none."""
     from maeclip_jax.nn.pixels import STATS
 
-    found = read_json(folder, "preprocessor_config.json", needed=False)
-    if "image_mean" not in found:
+    if not found.get(keys[0]):
         return default
-    theirs = [tuple(round(float(x), 4) for x in found[k]) for k in ("image_mean", "image_std")]
+    theirs = [tuple(round(float(x), 4) for x in found[k]) for k in keys]
     for name, known in STATS.items():
         if [tuple(round(x, 4) for x in part) for part in known] == theirs:
             return name
     raise UserError(
-        f"pictures of {str(folder)!r} are normalised with mean {found['image_mean']} and deviation "
-        f"{found['image_std']}, which nn.pixels.STATS does not have; valid: {', '.join(STATS)}"
+        f"pictures of {str(folder)!r} are normalised with mean {found[keys[0]]} and deviation "
+        f"{found[keys[1]]}, which nn.pixels.STATS does not have; valid: {', '.join(STATS)}"
     )
 
 

@@ -1,0 +1,87 @@
+"""SigLIP of `transformers` (SiglipModel; also SigLIP 2 of one resolution): a folder with config.json and weights.
+
+Its text tower attends to padding and takes the last position, whatever stands there: texts are as long as they were in
+training, filled with the end of text (id 1; SigLIP 2: id 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.interop import hf
+from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop.hf_clip import COMPUTE
+
+# What config.json leaves out: the defaults of transformers' SiglipTextConfig and SiglipVisionConfig.
+_BOTH = dict(
+    hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12,
+)  # fmt: skip
+TEXT = _BOTH | dict(vocab_size=32000, max_position_embeddings=64)
+VISION = _BOTH | dict(image_size=224, patch_size=16)
+_HEAD, _MAP = "vision_model.head", "image_head/pool/map"
+_QKV = ("query", "key", "value")
+ROWS = (
+    ("image/embed_image/patch/kernel", "vision_model.embeddings.patch_embedding.weight", "patch"),
+    ("image/embed_image/patch/bias", "vision_model.embeddings.patch_embedding.bias", "same"),
+    ("image/embed_image/position", "vision_model.embeddings.position_embedding.weight", "same"),
+    *under("image/", "vision_model.", hf.BLOCKS),
+    *hf.norm("image/norm", "vision_model.post_layernorm"),
+    (f"{_MAP}/probe", f"{_HEAD}.probe", "drop_1"),
+    (tuple(f"{_MAP}/{x}/kernel" for x in _QKV), f"{_HEAD}.attention.in_proj_weight", "thirds"),
+    (tuple(f"{_MAP}/{x}/bias" for x in _QKV), f"{_HEAD}.attention.in_proj_bias", "thirds"),
+    (f"{_MAP}/out/kernel", f"{_HEAD}.attention.out_proj.weight", "transpose"),
+    (f"{_MAP}/out/bias", f"{_HEAD}.attention.out_proj.bias", "same"),
+    *hf.norm(f"{_MAP}/norm", f"{_HEAD}.layernorm"),
+    (f"{_MAP}/up/kernel", f"{_HEAD}.mlp.fc1.weight", "transpose"),
+    (f"{_MAP}/up/bias", f"{_HEAD}.mlp.fc1.bias", "same"),
+    (f"{_MAP}/down/kernel", f"{_HEAD}.mlp.fc2.weight", "transpose"),
+    (f"{_MAP}/down/bias", f"{_HEAD}.mlp.fc2.bias", "same"),
+    ("text/embed_text/token/embedding", "text_model.embeddings.token_embedding.weight", "same"),
+    ("text/embed_text/position", "text_model.embeddings.position_embedding.weight", "same"),
+    *under("text/", "text_model.", hf.BLOCKS),
+    *hf.norm("text/norm", "text_model.final_layer_norm"),
+    ("text_head/project/kernel", "text_model.head.weight", "transpose"),
+    ("text_head/project/bias", "text_model.head.bias", "same"),
+    ("log_logit_scale", "logit_scale", "drop_1"),
+    ("logit_bias", "logit_bias", "drop_1"),
+)
+
+
+def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+    """The config of a folder's config.json; the tokenizer where its model is there."""
+    found = hf.read_json(folder, "config.json")
+    if found.get("model_type", "siglip") != "siglip":
+        raise UserError(f"{str(folder)!r} holds a {found['model_type']!r} model; hf-siglip reads 'siglip'")
+    what = str(folder / "config.json")
+    vision, text = (found.get(k) or {} for k in ("vision_config", "text_config"))
+    if not vision.get("vision_use_head", True):
+        raise UserError(f"{what}: vision_use_head is False; hf-siglip reads models with the attention head")
+    image, words = hf.tower(vision, VISION, what), TEXT | text
+    head = {k: image[k] for k in ("activation", "mlp_ratio", "eps")}
+    side = hf.picture(vision, VISION, what)
+    pieces = hf.beside(folder, "spiece.model")
+    return dict(
+        objective="clip",
+        model=dict(
+            image_tower=side
+            | image
+            | dict(cls=False, position="learned", patch_bias=True, pool="map", projection="none", map=head),
+            text_tower=dict(vocab=words["vocab_size"], length=words["max_position_embeddings"])
+            | hf.tower(text, TEXT, what)
+            | dict(causal=False, position="learned", padding="attended", pool="last", projection="affine"),
+            embed_width=image["width"],
+            loss="sigmoid",
+            stats=hf.stats(folder, "half"),
+            compute=COMPUTE,
+        ),
+        tokenizer=dict(type="sentencepiece", path=pieces, eos=True, fill="eos", canonical=True),
+        ops=f"decode|resize({side['size']})",
+    )
+
+
+SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED)

@@ -1,0 +1,52 @@
+"""SigLIP against transformers.SiglipModel: same weights, forward and gradients."""
+
+import numpy as np
+import pytest
+
+from tests.parity import two_towers
+from tests.parity.compare import close
+
+torch = pytest.importorskip("torch", reason="parity needs torch and transformers: make test-parity")
+transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers: make test-parity")
+
+TOWER = dict(hidden_size=32, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4)
+CONFIGS = {
+    "small": dict(
+        text_config=TOWER | dict(vocab_size=50, max_position_embeddings=12, projection_size=32),
+        vision_config=TOWER | dict(image_size=32, patch_size=8),
+    ),
+    "B/16": dict(text_config={}, vision_config={}),
+}
+
+
+def make(name: str):
+    """A SiglipModel with random weights; texts are filled with their end, but one has 0 for SigLIP 2's padding."""
+    parts = {k: v | dict(bos_token_id=0, eos_token_id=1) for k, v in CONFIGS[name].items()}
+    config = transformers.SiglipConfig(**parts, attn_implementation="eager")
+    model = transformers.SiglipModel(config).eval()
+    two_towers.randomise(model)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.3), model.logit_bias.fill_(-5.0)
+    text = config.text_config
+    batch = two_towers.batch(config.vision_config.image_size, text.vocab_size, text.max_position_embeddings)
+    fill = np.array([1, 1, 0])[:, None]
+    return model, batch | dict(text=np.where(batch["text"] == 0, fill, batch["text"]).astype(np.int32))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_siglip(name, tmp_path):
+    model, batch = make(name)
+    model.save_pretrained(tmp_path)
+    pictures = two_towers.torch_pictures(batch["image"], "half")
+    out = model(pixel_values=pictures, input_ids=torch.from_numpy(batch["text"]).long(), return_loss=True)
+    ours = two_towers.Ours("hf-siglip", tmp_path, batch)
+    assert not ours.found.report.unused and not ours.found.report.missing
+    reference = f"transformers.SiglipModel, {name}"
+    for stream, part in (("image", out.vision_model_output), ("text", out.text_model_output)):
+        tokens = part.last_hidden_state.detach().numpy()
+        close(reference, f"{stream} tokens", ours.outputs["encode"][stream].x, tokens)
+        embed = out[f"{stream}_embeds"].detach().numpy()
+        close(reference, f"{stream} embedding", ours.outputs["embed"][stream], embed)
+    close(reference, "loss", ours.outputs["loss"], out.loss.detach().numpy())
+    theirs = ours.theirs_as_ours(two_towers.gradients(model, out.loss))
+    close(reference, "loss, all parameters", ours.gradient, theirs, kind="gradient")
