@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import paths
+from maeclip_jax import paths, sharding
 from maeclip_jax.objectives import slip
 from tests.objectives import models
 
@@ -80,6 +80,21 @@ def test_a_limit_on_logits_changes_nothing():
     assert {k: float(v) for k, v in have["metrics"].items()} == pytest.approx(
         {k: float(v) for k, v in want["metrics"].items()}, rel=1e-5
     )
+
+
+def test_views_and_statistics_do_not_depend_on_the_devices():
+    """Eight pictures on one device and on eight: the same views, found among all of them."""
+    module = models.build("slip")
+    params = models.parameters(module)
+    batch = {k: np.concatenate([BATCH[k], BATCH[k][::-1]]) for k in ("image", "text")}
+
+    def metrics(devices):
+        mesh = sharding.make_mesh({"replica": devices}, jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            loss = jax.jit(lambda p, b: models.apply(module, p, b, train=True, seed=0))
+            return {k: float(v) for k, v in loss(params, sharding.place(batch, mesh))[1].items()}
+
+    assert metrics(8) == pytest.approx(metrics(1), rel=1e-5)
 
 
 def test_views_train_the_image_tower_and_the_head_alone():
