@@ -85,8 +85,8 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, *, activation: str
     patch = weights["visual.conv1.weight"].shape[-1]
     side = math.isqrt(len(weights["visual.positional_embedding"]) - 1) * patch
     image = _trunk(weights, "visual.transformer", vision.get("head_width") or HEAD_WIDTH, activation)
-    words = _trunk(weights, "transformer", HEAD_WIDTH, activation)
-    words["heads"] = text.get("heads") or words["heads"]
+    head_width = weights["token_embedding.weight"].shape[1] // text["heads"] if text.get("heads") else HEAD_WIDTH
+    words = _trunk(weights, "transformer", head_width, activation)
     vocab, length = len(weights["token_embedding.weight"]), len(weights["positional_embedding"])
     return dict(
         objective="clip",
@@ -121,7 +121,7 @@ def _trunk(weights: Mapping[str, np.ndarray], name: str, head_width: int, activa
     depth = 0
     while f"{name}.resblocks.{depth}.mlp.c_fc.weight" in weights:
         depth += 1
-    if width % head_width:
+    if not head_width or width % head_width:
         raise UserError(f"{name} is {width} wide, which does not divide into heads of {head_width}")
     shape = dict(width=width, depth=depth, heads=width // head_width, mlp_ratio=inner / width)
     return shape | dict(activation=activation, eps=1e-5)

@@ -19,9 +19,10 @@ def part(held, name: str) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def golden(request, tmp_path):
-    """(folder as transformers writes it, inputs, outputs, gradient) of a kind."""
+    """(folder as the Hub has it, inputs, outputs, gradient) of a kind."""
     held = np.load(make_golden.FOLDER / f"{request.param}.npz")
-    (tmp_path / "config.json").write_text(str(held["config"]))
+    name = "open_clip_config.json" if request.param == "open_clip" else "config.json"
+    (tmp_path / name).write_text(str(held["config"]))
     (tmp_path / "model.safetensors").write_bytes(b"".join(export.safetensors(part(held, "weights"))))
     return tmp_path, part(held, "in"), part(held, "out"), part(held, "gradient")
 

@@ -48,6 +48,12 @@ def saved(model, kind: str, folder):
     return folder / "weights.pt"
 
 
+def loss_of(out):
+    if "logit_bias" in out:
+        return open_clip.loss.SigLipLoss()(**out)
+    return open_clip.loss.ClipLoss()(out["image_features"], out["text_features"], out["logit_scale"])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_open_clip(name, tmp_path):
     kind, config, kwargs = CASES[name]
@@ -58,10 +64,7 @@ def test_open_clip(name, tmp_path):
     for stream in ("image", "text"):
         close(name, f"{stream} embedding", ours.outputs["embed"][stream], out[f"{stream}_features"].detach().numpy())
     scores = out["image_features"] @ out["text_features"].T
-    if "logit_bias" in out:
-        loss = open_clip.loss.SigLipLoss()(**out)
-    else:
-        loss = open_clip.loss.ClipLoss()(out["image_features"], out["text_features"], out["logit_scale"])
+    loss = loss_of(out)
     close(name, "logits", ours.outputs["embed"]["image"] @ ours.outputs["embed"]["text"].T, scores.detach().numpy())
     close(name, "loss", ours.outputs["loss"], loss.detach().numpy())
     theirs = ours.theirs_as_ours(two_towers.gradients(model, loss))

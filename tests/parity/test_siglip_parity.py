@@ -19,10 +19,12 @@ CONFIGS = {
 }
 
 
-def make(name: str):
+def make(text_config: dict, vision_config: dict):
     """A SiglipModel with random weights; texts are filled with their end, but one has 0 for SigLIP 2's padding."""
-    parts = {k: v | dict(bos_token_id=0, eos_token_id=1) for k, v in CONFIGS[name].items()}
-    config = transformers.SiglipConfig(**parts, attn_implementation="eager")
+    text_config = text_config | dict(bos_token_id=0, eos_token_id=1)
+    config = transformers.SiglipConfig(
+        text_config=text_config, vision_config=vision_config, attn_implementation="eager"
+    )
     model = transformers.SiglipModel(config).eval()
     two_towers.randomise(model)
     with torch.no_grad():
@@ -35,7 +37,7 @@ def make(name: str):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_siglip(name, tmp_path):
-    model, batch = make(name)
+    model, batch = make(**CONFIGS[name])
     model.save_pretrained(tmp_path)
     pictures = two_towers.torch_pictures(batch["image"], "half")
     out = model(pixel_values=pictures, input_ids=torch.from_numpy(batch["text"]).long(), return_loss=True)
