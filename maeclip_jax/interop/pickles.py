@@ -138,7 +138,9 @@ _NUMPY = {
 }  # fmt: skip
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The one in Python: that in C sets up a memo of 64 GB when a few bytes of a file ask for it."""
+
     def __init__(self, file: BinaryIO, names: dict[str, Any], storage: Callable | None = None):
         super().__init__(file)
         self.names, self.storage = names, storage

@@ -292,6 +292,8 @@ def test_pickles_that_lie(tmp_path):
     text = r"an array of shape \(1000000000, 1000000000\) and float32 does not have that many bytes"
     refused(put(tmp_path, "x.pkl", pickle.dumps({"w": Huge()})), text)
     refused(put(tmp_path, "x.pkl", pickle.dumps({"w": np.array([{}, []], object)})), "'O8', which are no numbers")
+    memo = b"\x80\x02}r\xff\xff\xff\x7f."  # an empty dict, remembered under 2**31 - 1
+    refused(put(tmp_path, "x.pkl", memo), "it holds no arrays")
     shared = []
     for _ in range(40):  # 2 ** 40 leaves in 300 bytes
         shared = [shared, shared]
