@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import mae
+from maeclip_jax.interop import hf_siglip, mae
 from maeclip_jax.interop.convert import Source, under
 
 # Towers that are not 64 a head: So400m, H, g, G (models/vit.py of big_vision).
@@ -90,8 +90,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
             stats="half",
             compute=mae.COMPUTE,
         ),
-        # Its texts are filled up with the id 1, which ours never are: ids are the caller's.
-        tokenizer=dict(type="", path=""),
+        tokenizer=hf_siglip.words(folder),
         ops=f"decode|resize({side})",
     )
 

@@ -61,17 +61,16 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     vision, text = (found.get(k) or {} for k in ("vision_config", "text_config"))
     if not vision.get("vision_use_head", True):
         raise UserError(f"{what}: vision_use_head is False; hf-siglip reads models with the attention head")
-    image, words = hf.tower(vision, VISION, what), TEXT | text
+    image, section = hf.tower(vision, VISION, what), TEXT | text
     head = {k: image[k] for k in ("activation", "mlp_ratio", "eps")}
     side = hf.picture(vision, VISION, what)
-    pieces = hf.beside(folder, "spiece.model")
     return dict(
         objective="clip",
         model=dict(
             image_tower=side
             | image
             | dict(cls=False, position="learned", patch_bias=True, pool="map", projection="none", map=head),
-            text_tower=dict(vocab=words["vocab_size"], length=words["max_position_embeddings"])
+            text_tower=dict(vocab=section["vocab_size"], length=section["max_position_embeddings"])
             | hf.tower(text, TEXT, what)
             | dict(causal=False, position="learned", padding="attended", pool="last", projection="affine"),
             embed_width=image["width"],
@@ -79,9 +78,14 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
             stats=hf.stats(folder, "half"),
             compute=COMPUTE,
         ),
-        tokenizer=dict(type="sentencepiece", path=pieces, eos=True, fill="eos", canonical=True),
+        tokenizer=words(folder),
         ops=f"decode|resize({side['size']})",
     )
+
+
+def words(folder: Path) -> dict:
+    """The tokenizer of SigLIP, if its sentencepiece model is in `folder`."""
+    return dict(type="sentencepiece", path=hf.beside(folder, "spiece.model"), eos=True, fill="eos", canonical=True)
 
 
 SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED)

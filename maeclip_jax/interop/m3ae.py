@@ -81,7 +81,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
             stats="cc12m",
             compute=mae.COMPUTE,
         ),
-        tokenizer=dict(type="bert", path=words, cls=False) if words else dict(type="", path=""),
+        tokenizer=dict(type="bert", path=words, cls=False),
         ops=f"decode|resize_small({side})|center_crop({side})",
     )
 

@@ -1,10 +1,11 @@
 """`--config.init_from=hf-clip:/path`: towers become those of the weights, the experiment stays."""
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from maeclip_jax import checkpoint, main, objectives, paths, train
+from maeclip_jax import checkpoint, interop, main, objectives, paths, train
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import adoption
 from tests.interop import foreign
@@ -82,6 +83,27 @@ def test_a_setting_changed_afterwards_is_refused(clip):
     config.model.image_tower.activation = "gelu"
     with pytest.raises(UserError, match=r"model\.image_tower.activation is 'gelu' here and 'quick_gelu' there; leave"):
         adoption.parameters(config, {})
+
+
+def test_a_mae_goes_on_as_mae_clip(tmp_path):
+    """Pictures' tower and decoder are taken; words stay as they are."""
+    tower = dict(width=24, depth=2, heads=2)
+    model = dict(
+        image_tower=tower | dict(size=32, patch=8, cls=True, pool="cls"), decoder_tower=tower, mask=dict(image=0.75),
+        weights=dict(image=1.0), norm_pix=True, streams=("image",), stats="imagenet",
+    )  # fmt: skip
+    mae = ml_collections.ConfigDict(dict(objective="mae", model=model))
+    params = foreign.random_params(mae)
+    interop.save("hf-vit-mae", mae, params, tmp_path)
+    argv = ["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=x"]
+    plain, config = (main.parse([*argv, *more]).config for more in ((), (f"--config.init_from=hf-vit-mae:{tmp_path}",)))
+    assert config.model.image_tower.width == config.model.decoder_tower.width == 24
+    assert config.model.text_tower == plain.model.text_tower and config.tokenizer == plain.tokenizer
+    fresh_params = fresh(config)
+    have = adoption.parameters(config, fresh_params)
+    made, report = checkpoint.init_params(config.init_from, config.init_rules, fresh_params, have)
+    assert np.array_equal(made["image"]["cls"], params["image"]["cls"])
+    assert "unused: 2 (decoder)" in report  # MAE-CLIP has an entrance to the decoder for each tower
 
 
 def test_mistakes_are_one_line(clip, tmp_path):
