@@ -73,7 +73,7 @@ class Clip(nn.Module):
     """Two towers. `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...); `text_tower`: dict(vocab,
     length, width, depth, heads, causal, pool, ...); `embed_width`: of the shared space. `loss`: softmax | sigmoid.
     `keep`: share of patches the image tower sees in training (FLIP when below 1). `contrast_mib`: MiB of
-    float32 logits on a device beyond which the contrast is worked on in parts (about five times as much lives at once:
+    float32 logits on a device beyond which the contrast is worked on in parts (two to five times as much lives at once:
     gradients). `compute`: dtype, layers, remat, attention.
     """
 
