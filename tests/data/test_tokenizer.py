@@ -144,6 +144,22 @@ def test_sentencepiece_keeps_zero_free():
     assert with_bos("A dog!", 7).tolist() == [2, 105, 94, 38, 148, 3, 0] and with_bos.decode([2, 105, 94, 3]) != ""
 
 
+def test_texts_as_siglip_has_them_are_filled_with_their_end():
+    spec = SPECS["bpe_eos"]
+    plain = tokenizer("bpe_eos")
+    t = make(spec | {"fill": "eos", "canonical": True})
+    ids = t("A  DOG's ball!", 8).tolist()
+
+    assert [i for i in ids if i != 1] == [i for i in plain("a dogs ball", 8).tolist() if i > 1]
+    assert 0 not in ids and len(t("a " * 50, 8)) == 8 and t("a " * 50, 8)[-1] == 1
+    for changes, message in (
+        ({"fill": "end"}, "unknown fill of tokenizer 'sentencepiece': 'end'; valid: eos, pad"),
+        ({"fill": "eos", "eos": False}, "fill='eos' needs eos=True"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            make(spec | changes)
+
+
 def test_bytes_need_no_file():
     t = make(ConfigDict({"type": "bytes", "path": ""}))
     assert t.vocab_size == 257 and t("Aé\x00", 6).tolist() == [66, 196, 170, 1, 0, 0]

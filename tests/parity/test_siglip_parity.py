@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+from maeclip_jax.data import tokenizer
+from maeclip_jax.errors import UserError
+from tests.data.test_tokenizer import SPECS
 from tests.parity import two_towers
 from tests.parity.compare import close
 
@@ -10,6 +13,13 @@ torch = pytest.importorskip("torch", reason="parity needs torch and transformers
 transformers = pytest.importorskip("transformers", reason="parity needs torch and transformers: make test-parity")
 
 TOWER = dict(hidden_size=32, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4)
+# Not with white space in front, of which transformers leaves a word of its own.
+CAPTIONS = (
+    "A dog's ball, left of the cube!",
+    "photo: DSC_01.jpg",
+    "  two   cats\n",
+    "¿qué? a<b & 100% naïve — fine...",
+)
 CONFIGS = {
     "small": dict(
         text_config=TOWER | dict(vocab_size=50, max_position_embeddings=12, projection_size=32),
@@ -52,3 +62,16 @@ def test_siglip(name, tmp_path):
     close(reference, "loss", ours.outputs["loss"], out.loss.detach().numpy())
     theirs = ours.theirs_as_ours(two_towers.gradients(model, out.loss))
     close(reference, "loss, all parameters", ours.gradient, theirs, kind="gradient")
+
+
+def test_texts_as_siglips_tokenizer_has_them():
+    spec = SPECS["bpe_eos"] | dict(fill="eos", canonical=True)
+    texts = [*CAPTIONS, *(c.upper() + " " + c for c in CAPTIONS)]
+    try:
+        ours = tokenizer.make(spec)
+    except UserError as e:
+        pytest.skip(str(e))
+    theirs = transformers.SiglipTokenizer(vocab_file=spec["path"])
+    for text in texts:
+        want = theirs([text], padding="max_length", max_length=16, truncation=True)["input_ids"][0]
+        assert ours(text, 16).tolist() == want, text
