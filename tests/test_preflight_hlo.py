@@ -66,7 +66,7 @@ def test_collectives_count_once_a_channel_and_calls_without_an_estimate_are_told
 def test_kernels_are_told_with_what_they_say_of_themselves():
     says = """, metadata={op_name="jit(f)/cond/branch_0_fun/mine_2_steps/pallas_call" stack_frame_id=1}, backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"700","transcendentals":"9","bytes_accessed":"80"}}}"""  # noqa: E501
     told = hlo.costs(TEXT.replace('"tpu_custom_call"', f'"tpu_custom_call"{says}'))
-    assert told.kernels == {hlo.Kernel("mine_2_steps", ("bf16[8,4]{1,0}",), 700, 80): 1}
+    assert told.kernels == {hlo.Kernel("mine_2_steps", ("bf16[8,4]",), 700, 80): 1}
     assert not told.uncosted and told.flops == hlo.costs(TEXT).flops + 700
 
 

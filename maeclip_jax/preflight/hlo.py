@@ -183,7 +183,7 @@ def _kernel(op: Op, here: dict) -> Kernel | None:
     says = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
     if not name or len(says) < 2:
         return None
-    shapes = tuple(here[o].shape for o in op.operands if o in here)
+    shapes = tuple("{}[{}]".format(*_SHAPE.search(here[o].shape).groups()) for o in op.operands if o in here)
     return Kernel(name[1], shapes, float(says["flops"]), float(says["bytes_accessed"]))
 
 
