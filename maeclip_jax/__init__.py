@@ -31,7 +31,7 @@ _HOMES = {
     "Masked": "objectives.masked", "Clip": "objectives.clip", "MaeClip": "objectives.mae_clip",
     "Vqa": "objectives.vqa", "Head": "objectives.clip",
 }  # fmt: skip
-_MODULES = ("errors", "evals", "losses", "nn", "objectives", "paths", "preflight", "sharding")
+_MODULES = ("errors", "evals", "interop", "losses", "nn", "objectives", "paths", "preflight", "sharding")
 
 __all__ = [*_HOMES, *_MODULES]
 

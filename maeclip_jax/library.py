@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from maeclip_jax import checkpoint, evaluate, interop, main, program, train
+from maeclip_jax import checkpoint, evaluate, interop, main, paths, program, train
 from maeclip_jax.errors import UserError
 from maeclip_jax.model import Model
 
@@ -79,12 +79,14 @@ def load(
     made = program.model(config, devices=devices)
     if folder is not None:
         params = checkpoint.read_params(folder, made.params)
-    elif params is None:
-        shardings = jax.tree.map(lambda x: x.sharding, made.params)
-        with jax.set_mesh(made.mesh):
-            params = jax.jit(made.fresh, out_shardings=shardings)()
     else:
-        params = jax.tree.map(checkpoint.put, params, made.params)
+        have, want = paths.flatten(params or {}), paths.flatten(made.params)
+        flat = {p: checkpoint.put(x, want[p]) for p, x in have.items()}
+        if set(want) - set(have):  # fresh weights: all, or a decoder that a file left out
+            shardings = jax.tree.map(lambda x: x.sharding, made.params)
+            with jax.set_mesh(made.mesh):
+                flat = paths.flatten(jax.jit(made.fresh, out_shardings=shardings)()) | flat
+        params = paths.unflatten(flat)
     names = evaluate.read_names(config.get("resume", ""), folder.parent.parent if folder else None)
     about = dict(name=name, origin=origin, step=step, names=names)
     return Model(config, made.objective, made.mesh, params, batch_size=batch_size, **about)

@@ -31,6 +31,15 @@ def clip_config(**changes):
     return ml_collections.ConfigDict(dict(objective="clip", model=model | changes))
 
 
+def mae_model() -> dict:
+    """The model of a small MAE."""
+    tower = dict(width=24, depth=2, heads=2)
+    return dict(
+        image_tower=tower | dict(size=32, patch=8, cls=True, pool="cls"), decoder_tower=tower, mask=dict(image=0.75),
+        weights=dict(image=1.0), norm_pix=True, streams=("image",), stats="imagenet",
+    )  # fmt: skip
+
+
 def random_params(config) -> dict:
     """Random parameters of a config, as a tree."""
     plain = {"objective": config.objective, "model": config.model.to_dict()}

@@ -87,12 +87,7 @@ def test_a_setting_changed_afterwards_is_refused(clip):
 
 def test_a_mae_goes_on_as_mae_clip(tmp_path):
     """Pictures' tower and decoder are taken; words stay as they are."""
-    tower = dict(width=24, depth=2, heads=2)
-    model = dict(
-        image_tower=tower | dict(size=32, patch=8, cls=True, pool="cls"), decoder_tower=tower, mask=dict(image=0.75),
-        weights=dict(image=1.0), norm_pix=True, streams=("image",), stats="imagenet",
-    )  # fmt: skip
-    mae = ml_collections.ConfigDict(dict(objective="mae", model=model))
+    mae = ml_collections.ConfigDict(dict(objective="mae", model=foreign.mae_model()))
     params = foreign.random_params(mae)
     interop.save("hf-vit-mae", mae, params, tmp_path)
     argv = ["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=x"]

@@ -3,9 +3,11 @@
 import json
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
+import maeclip_jax as mc
 from maeclip_jax import interop, objectives, paths
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, files, positions
@@ -196,3 +198,16 @@ def test_the_table_of_every_kind_names_parameters_that_are(clip):
     want = set(convert.shapes({"objective": "clip", "model": foreign.clip_config().model.to_dict()}))
     rows = interop.source_of("hf-clip").rows
     assert {p for ours, _, _ in rows for p in (ours if isinstance(ours, tuple) else (ours,))} == want
+
+
+def test_the_library_makes_models_of_them(clip, tmp_path):
+    """A CLIP with its words; a MAE whose file holds the encoder alone has a fresh decoder."""
+    model = mc.load(f"hf-clip:{clip[0]}")
+    assert model.embed(texts=["a cd", "b"])["text"].shape == (2, 8)
+    mae = ml_collections.ConfigDict(dict(objective="mae", model=foreign.mae_model()))
+    params = foreign.random_params(mae)
+    interop.save("hf-vit-mae", mae, params, tmp_path)
+    foreign.rewrite(tmp_path, lambda x: [x.pop(k) for k in list(x) if k.startswith("decoder.")])
+    model = mc.load(f"hf-vit-mae:{tmp_path}")
+    assert np.array_equal(model.params["image"]["cls"], params["image"]["cls"])
+    assert model.params["decoder"]["mask_image"].any()

@@ -337,3 +337,24 @@ def test_what_vit_mae_cannot_say_is_not_written(tmp_path):
     refused(mae_clip.get_config("runlocal"), "writes objective 'mae', not 'mae_clip'; hf-vision any image tower")
     refused(mae_config(cls=False), "image_tower.cls is False and would have to be True")
     refused(mae_config(eps=1e-5), "decoder_tower.eps is 1e-06 and would have to be 1e-05")
+
+
+def test_a_mae_is_continued_as_mae_clip(tmp_path):
+    """Its encoder and, if it is in the file, its decoder; how the decoder takes two encoders stays the experiment's."""
+    from maeclip_jax import main
+
+    def config(path):
+        argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=unused", f"--config.init_from=mae:{path}"]
+        return main.parse(["main", *argv]).config.model
+
+    plain = main.parse(["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config.model
+    mae = mae_config()
+    mae.model.decoder_tower.update(width=64, depth=2, heads=2)
+    weights = official(mae, of(mae))
+    np.savez(tmp_path / "whole.npz", **weights)
+    np.savez(tmp_path / "encoder.npz", **{k: v for k, v in weights.items() if "decoder" not in k and k != "mask_token"})
+    whole, encoder = (config(tmp_path / f"{name}.npz") for name in ("whole", "encoder"))
+    assert whole.image_tower.width == encoder.image_tower.width == 64 and whole.image_tower.pool == "gap"
+    assert encoder.decoder_tower == plain.decoder_tower
+    adopted = dict(width=64, depth=2, heads=2, mlp_ratio=4.0, projection="per_stream")
+    assert whole.decoder_tower.to_dict() == adopted and plain.decoder_tower.projection == "per_stream"
