@@ -16,16 +16,12 @@ from maeclip_jax.nn import pool as pooling
 
 # size -> picture side, patch, image tower (width, depth, heads), text tower, decoder. ViT sizes: Dosovitskiy et al.
 # 2020; the text tower of B/16 is BERT-base (paper), the others are defaults of ours; decoder 8 x 512 (MAE, M3AE) from
-# S/16 up.
+# S/16 up. GELU in its tanh form, as M3AE's code and big_vision have it: the exact one costs a tenth of the step (LOG.md).
 SIZES = {
-    "mu": dict(side=32, patch=8, image=(32, 2, 2), text=(32, 2, 2), decoder=(32, 1, 2), embed=32),
-    # Chosen by what two CPU cores learn in minutes (LOG.md): few tokens, the cheaper activation.
-    "demo": dict(
-        side=64, patch=16, image=(128, 4, 4), text=(64, 2, 4), decoder=(64, 1, 2), embed=128, activation="gelu_tanh"
-    ),
-    "photos": dict(
-        side=96, patch=16, image=(128, 4, 4), text=(128, 2, 4), decoder=(128, 2, 4), embed=128, activation="gelu_tanh"
-    ),
+    "mu": dict(side=32, patch=8, image=(32, 2, 2), text=(32, 2, 2), decoder=(32, 1, 2), embed=32, activation="gelu"),
+    # Chosen by what two CPU cores learn in minutes (LOG.md): few tokens.
+    "demo": dict(side=64, patch=16, image=(128, 4, 4), text=(64, 2, 4), decoder=(64, 1, 2), embed=128),
+    "photos": dict(side=96, patch=16, image=(128, 4, 4), text=(128, 2, 4), decoder=(128, 2, 4), embed=128),
     "Ti/8": dict(side=64, patch=8, image=(192, 12, 3), text=(192, 6, 3), decoder=(128, 4, 4), embed=192),
     "S/8": dict(side=64, patch=8, image=(384, 12, 6), text=(384, 6, 6), decoder=(256, 4, 8), embed=384),
     "S/16": dict(side=224, patch=16, image=(384, 12, 6), text=(384, 12, 6), decoder=(512, 8, 16), embed=384),
@@ -33,6 +29,10 @@ SIZES = {
     "L/16": dict(side=224, patch=16, image=(1024, 24, 16), text=(768, 12, 12), decoder=(512, 8, 16), embed=768),
     "H/14": dict(side=224, patch=14, image=(1280, 32, 16), text=(1024, 24, 16), decoder=(512, 8, 16), embed=1024),
 }
+
+# How a pod runs the layers, chosen with the pre-flight (LOG.md). Unrolled and with nothing computed twice is fastest;
+# deep towers would compile for an hour so, and a loop over layers is fast only if it stacks nothing but its inputs.
+COMPUTE = {"L/16": dict(layers="scan", remat="full"), "H/14": dict(layers="scan", remat="full")}
 
 SCENES_WORDS = Path(errors.__file__).parent / "data" / "vocab" / "scenes.txt"
 BERT_VOCAB = 30522  # bert-base-uncased
@@ -141,7 +141,8 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.tokenizer = dict(path="", cls=False) | scale["words"]
     if config.tokenizer.type != "bert":
         del config.tokenizer.cls
-    config.mesh = dict(replica=-1, fsdp=1, tensor=1)
+    # Eight chips of a pod share parameters and optimizer: updating a copy on each would take a tenth of the step.
+    config.mesh = dict(replica=-1, fsdp=8 if big else 1, tensor=1)
     config.sharding_rules = ()  # () = sharding.RULES
     config.data = dict(source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_workers=0)
     config.optim = dict(
@@ -154,11 +155,10 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     )
     config.log = dict(every="100 steps" if big else "1%", examples=False)
     config.evals = {}
-    config.model = dict(
-        compute=dict(
-            dtype="bfloat16" if big else "float32", layers="scan", remat="full" if big else "none", attention="xla"
-        )
-    )
+    compute = dict(dtype="float32", layers="scan", remat="none", attention="xla")
+    if big:
+        compute |= dict(dtype="bfloat16", layers="unroll", attention="fused") | COMPUTE.get(scale["size"], {})
+    config.model = dict(compute=compute)
     return config
 
 
@@ -196,7 +196,7 @@ def towers(arg: ml_collections.ConfigDict) -> tuple[dict, dict, dict, int]:
 
     def tower(name: str) -> dict:
         shape = dict(zip(("width", "depth", "heads"), size[name]))
-        return shape | dict(activation=size.get("activation", "gelu"))
+        return shape | dict(activation=size.get("activation", "gelu_tanh"))
 
     vocab = {"bytes": 257, "bert": BERT_VOCAB, "sentencepiece": 4000}[scale["words"]["type"]]
     if words_are_scenes(scale):
