@@ -16,7 +16,7 @@ from maeclip_jax.nn import pool as pooling
 
 # size -> picture side, patch, image tower (width, depth, heads), text tower, decoder. ViT sizes: Dosovitskiy et al.
 # 2020; the text tower of B/16 is BERT-base (paper), the others are defaults of ours; decoder 8 x 512 (MAE, M3AE) from
-# S/16 up. GELU in its tanh form, as M3AE's code and big_vision have it: the exact one costs a tenth of the step (LOG.md).
+# S/16 up. GELU by tanh, as M3AE's code and big_vision have it: the exact one costs a tenth of the step (LOG.md).
 SIZES = {
     "mu": dict(side=32, patch=8, image=(32, 2, 2), text=(32, 2, 2), decoder=(32, 1, 2), embed=32, activation="gelu"),
     # Chosen by what two CPU cores learn in minutes (LOG.md): few tokens.
