@@ -7,7 +7,7 @@ interpolated to that size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,8 @@ def adopt(config: Any) -> None:
     named = interop.split(config.get("init_from") or "")
     if not named or config.get("init_adopted") == config.init_from:
         return
-    source, _, theirs = interop.describe(*named)
-    towers = _towers(source, tuple(config.init_rules))
+    source, weights, theirs = interop.describe(*named)
+    towers = _towers(source, weights, tuple(config.init_rules))
     with config.unlocked():
         for tower, settings in theirs["model"].items():
             if tower not in towers or not config.model.get(tower):
@@ -62,10 +62,12 @@ def _adopt_tokenizer(config: Any, theirs: Mapping) -> None:
         )
 
 
-def _towers(source: convert.Source, rules: Sequence[tuple[str, str]]) -> set[str]:
-    """Towers that some parameter goes to, after `rules`."""
+def _towers(source: convert.Source, held: Collection[str], rules: Sequence[tuple[str, str]]) -> set[str]:
+    """Towers that some array of a file goes to, after `rules`; `held`: the file's names."""
     found = set()
-    for ours, _, _ in source.rows:
+    for ours, names, _ in source.rows:
+        if not all(n.format(layer=0) in held for n in (names if isinstance(names, tuple) else (names,))):
+            continue
         for path in ours if isinstance(ours, tuple) else (ours,):
             new, first = checkpoint.renamed(path, rules), path.split("/")[0]
             if "/" in path and new.split("/")[0] == first:
@@ -83,7 +85,7 @@ def parameters(config: Any, params: Any) -> dict[str, np.ndarray] | None:
     if not named:
         return None
     found = interop.load(*named)
-    towers = _towers(interop.source_of(named[0]), rules)
+    towers = _towers(interop.source_of(named[0]), found.report.used, rules)
     there, here = found.config.model.to_dict(), config.model.to_dict()
     for tower in sorted(towers & set(there) & {k for k, v in here.items() if v}):
         for name, value in there[tower].items():
