@@ -14,53 +14,44 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import hf_siglip, mae
 from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop.flax_names import dense, norm
 
 # Towers that are not 64 a head: So400m, H, g, G (models/vit.py of big_vision).
 HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
-
-
-def _dense(ours: str, theirs: str, kernel: str = "same", bias: str = "same") -> tuple:
-    return (f"{ours}/kernel", f"{theirs}/kernel", kernel), (f"{ours}/bias", f"{theirs}/bias", bias)
-
-
-def _norm(ours: str, theirs: str) -> tuple:
-    return tuple((f"{ours}/{leaf}", f"{theirs}/{leaf}", "same") for leaf in ("scale", "bias"))
-
-
 _ATTENTION = "MultiHeadDotProductAttention_0"
 BLOCKS = (
-    *_norm("norm_1", "LayerNorm_0"),
+    *norm("norm_1", "LayerNorm_0"),
     *(
         (f"attention/qkv/{leaf}", tuple(f"{_ATTENTION}/{x}/{leaf}" for x in ("query", "key", "value")), "qkv_by_head")
         for leaf in ("kernel", "bias")
     ),
-    *_dense("attention/out", f"{_ATTENTION}/out", "from_heads"),
-    *_norm("norm_2", "LayerNorm_1"),
-    *_dense("mlp/up", "MlpBlock_0/Dense_0"),
-    *_dense("mlp/down", "MlpBlock_0/Dense_1"),
+    *dense("attention/out", f"{_ATTENTION}/out", "from_heads"),
+    *norm("norm_2", "LayerNorm_1"),
+    *dense("mlp/up", "MlpBlock_0/Dense_0"),
+    *dense("mlp/down", "MlpBlock_0/Dense_1"),
 )
 MAP = (
     ("probe", "probe", "drop_1"),
-    *(row for x in ("query", "key", "value") for row in _dense(x, f"{_ATTENTION}/{x}", "by_head", "by_head")),
-    *_dense("out", f"{_ATTENTION}/out", "from_heads"),
-    *_norm("norm", "LayerNorm_0"),
-    *_dense("up", "MlpBlock_0/Dense_0"),
-    *_dense("down", "MlpBlock_0/Dense_1"),
+    *(row for x in ("query", "key", "value") for row in dense(x, f"{_ATTENTION}/{x}", "by_head", "by_head")),
+    *dense("out", f"{_ATTENTION}/out", "from_heads"),
+    *norm("norm", "LayerNorm_0"),
+    *dense("up", "MlpBlock_0/Dense_0"),
+    *dense("down", "MlpBlock_0/Dense_1"),
 )
 ROWS = (
     ("image/cls", "img/cls", "drop_2"),
-    *_dense("image/embed_image/patch", "img/embedding", "patch_hwio"),
+    *dense("image/embed_image/patch", "img/embedding", "patch_hwio"),
     ("image/embed_image/position", "img/pos_embedding", "drop_1"),
     *under("image/trunk/blocks/", "img/Transformer/encoderblock_{layer}/", BLOCKS),
-    *_norm("image/norm", "img/Transformer/encoder_norm"),
+    *norm("image/norm", "img/Transformer/encoder_norm"),
     *under("image_head/pool/map/", "img/MAPHead_0/", MAP),
-    *_dense("image_head/project", "img/head"),
+    *dense("image_head/project", "img/head"),
     ("text/embed_text/token/embedding", "txt/Embed_0/embedding", "same"),
     ("text/embed_text/position", "txt/pos_embedding", "drop_1"),
     *under("text/trunk/blocks/", "txt/Encoder_0/encoderblock_{layer}/", BLOCKS),
-    *_norm("text/norm", "txt/Encoder_0/encoder_norm"),
+    *norm("text/norm", "txt/Encoder_0/encoder_norm"),
     *under("text_head/pool/map/", "txt/MAPHead_0/", MAP),
-    *_dense("text_head/project", "txt/head"),
+    *dense("text_head/project", "txt/head"),
     ("log_logit_scale", "t", "drop_1"),
     ("logit_bias", "b", "drop_1"),
 )

@@ -11,41 +11,32 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import hf, mae
 from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop.flax_names import dense, norm
 
 # Its data's defaults; positions are fixed, so that the file does not tell them.
 SIDE, LENGTH = 256, 64
-
-
-def _dense(ours: str, theirs: str, kernel: str = "same", bias: str = "same") -> tuple:
-    return (f"{ours}/kernel", f"{theirs}/kernel", kernel), (f"{ours}/bias", f"{theirs}/bias", bias)
-
-
-def _norm(ours: str, theirs: str) -> tuple:
-    return tuple((f"{ours}/{leaf}", f"{theirs}/{leaf}", "same") for leaf in ("scale", "bias"))
-
-
 BLOCKS = (
-    *_norm("norm_1", "LayerNorm_0"),
-    *_dense("attention/qkv", "Attention_0/Dense_0", "qkv_columns", "qkv_in_one"),
-    *_dense("attention/out", "Attention_0/Dense_1"),
-    *_norm("norm_2", "LayerNorm_1"),
-    *_dense("mlp/up", "TransformerMLP_0/fc1"),
-    *_dense("mlp/down", "TransformerMLP_0/fc2"),
+    *norm("norm_1", "LayerNorm_0"),
+    *dense("attention/qkv", "Attention_0/Dense_0", "qkv_columns", "qkv_in_one"),
+    *dense("attention/out", "Attention_0/Dense_1"),
+    *norm("norm_2", "LayerNorm_1"),
+    *dense("mlp/up", "TransformerMLP_0/fc1"),
+    *dense("mlp/down", "TransformerMLP_0/fc2"),
 )
 ROWS = (
     ("image_text/cls", "cls_token", "drop_2"),
-    *_dense("image_text/embed_image/patch", "image_embedding"),
+    *dense("image_text/embed_image/patch", "image_embedding"),
     ("image_text/embed_text/token/embedding", "text_embedding/embedding", "same"),
     *((f"image_text/modality_{s}", f"encoder_{s}_type_embedding", "same") for s in ("image", "text")),
     *under("image_text/trunk/blocks/", "encoder/Block_{layer}/", BLOCKS),
-    *_norm("image_text/norm", "encoder/LayerNorm_0"),
-    *_dense("decoder/project", "decoder_input_projection"),
+    *norm("image_text/norm", "encoder/LayerNorm_0"),
+    *dense("decoder/project", "decoder_input_projection"),
     *((f"decoder/modality_{s}", f"decoder_{s}_type_embedding", "same") for s in ("image", "text")),
     *((f"decoder/mask_{s}", f"{s}_mask_embedding", "drop_2") for s in ("image", "text")),
     *under("decoder/trunk/blocks/", "decoder/Block_{layer}/", BLOCKS),
-    *_norm("decoder/norm", "decoder/LayerNorm_0"),
-    *_dense("decoder/predict_image", "decoder_image_output/Dense_0"),
-    *_dense("decoder/predict_text", "decoder_text_output/Dense_0"),
+    *norm("decoder/norm", "decoder/LayerNorm_0"),
+    *dense("decoder/predict_image", "decoder_image_output/Dense_0"),
+    *dense("decoder/predict_text", "decoder_text_output/Dense_0"),
 )
 
 
