@@ -46,7 +46,7 @@ def test_siglip(name, tmp_path):
     model.save_pretrained(tmp_path)
     pictures = two_towers.torch_pictures(batch["image"], "half")
     out = model(pixel_values=pictures, input_ids=torch.from_numpy(batch["text"]).long(), return_loss=True)
-    ours = two_towers.Ours("hf-siglip", tmp_path, batch)
+    ours = two_towers.Ours("hf-siglip", tmp_path, batch, weigh=name == "B/16")
     assert not ours.found.report.unused and not ours.found.report.missing
     reference = f"transformers.SiglipModel, {name}"
     for stream, part in (("image", out.vision_model_output), ("text", out.text_model_output)):
@@ -55,8 +55,11 @@ def test_siglip(name, tmp_path):
         embed = out[f"{stream}_embeds"].detach().numpy()
         close(reference, f"{stream} embedding", ours.outputs["embed"][stream], embed)
     close(reference, "loss", ours.outputs["loss"], out.loss.detach().numpy())
-    theirs = ours.theirs_as_ours(two_towers.gradients(model, out.loss))
-    close(reference, "loss, all parameters", ours.gradient, theirs, kind="gradient")
+    what, of = (
+        ("loss", out.loss) if name == "small" else ("embeddings", two_towers.weighed(out.image_embeds, out.text_embeds))
+    )
+    theirs = ours.theirs_as_ours(two_towers.gradients(model, of))
+    close(reference, f"{what}, all parameters", ours.gradient, theirs, kind="gradient")
 
 
 def test_texts_as_siglips_tokenizer_has_them():

@@ -51,7 +51,22 @@ def gradients(model, loss) -> dict[str, np.ndarray]:
     """{name: gradient} of a torch loss."""
     model.zero_grad()
     loss.backward()
-    return {k: p.grad.numpy() for k, p in model.named_parameters() if p.grad is not None}
+    return {k: (p * 0 if p.grad is None else p.grad).detach().numpy() for k, p in model.named_parameters()}
+
+
+def weighed(image_BxE, text_BxE):
+    """Embeddings, of jax or torch, times fixed random weights, summed.
+
+    Its gradient says as much of the towers as the loss's does. The loss's own is all cancellation in large towers with
+    random weights, whose embeddings are nearly one: there two roundings of the same gradient differ by more than 1e-5.
+    """
+    rng = np.random.default_rng(1)
+    w_image, w_text = (rng.standard_normal(tuple(z.shape)).astype(np.float32) for z in (image_BxE, text_BxE))
+    if not hasattr(image_BxE, "detach"):
+        return (image_BxE * w_image).sum() + (text_BxE * w_text).sum()
+    import torch
+
+    return (image_BxE * torch.from_numpy(w_image)).sum() + (text_BxE * torch.from_numpy(w_text)).sum()
 
 
 def numpy_state(model) -> dict[str, np.ndarray]:
@@ -59,9 +74,12 @@ def numpy_state(model) -> dict[str, np.ndarray]:
 
 
 class Ours:
-    """A model loaded from a folder or file of weights, and all that is compared of it on `batch`."""
+    """A model loaded from a folder or file of weights, and all that is compared of it on `batch`.
 
-    def __init__(self, kind: str, path, inputs: dict, **settings):
+    `gradient`: of the loss, or, with `weigh`, of the embeddings as `weighed`.
+    """
+
+    def __init__(self, kind: str, path, inputs: dict, weigh: bool = False, **settings):
         self.kind, self.found = kind, interop.load(kind, path, **settings)
         config = self.found.config
         self.objective = objectives.make(config.objective, config.model)
@@ -72,9 +90,11 @@ class Ours:
                 rngs = {"mask": jax.random.key(0)}
                 return self.objective.apply({"params": params}, inputs, rngs=rngs, **kwargs)
 
-            loss, grads = jax.value_and_grad(lambda p: apply(p, train=False)[0])(params)
+            def differentiated(params):
+                return weighed(*apply(params, method="embed").values()) if weigh else apply(params, train=False)[0]
+
             made = {name: apply(params, method=name) for name in ("encode", "embed")}
-            return made | dict(loss=loss, gradient=grads)
+            return made | dict(loss=apply(params, train=False)[0], gradient=jax.grad(differentiated)(params))
 
         self.outputs = jax.tree.map(np.asarray, jax.jit(outputs)(self.found.params))
         self.gradient = paths.flatten(self.outputs["gradient"])
