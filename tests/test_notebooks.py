@@ -13,6 +13,7 @@ TINY = {
     "MAECLIP_NOTEBOOK_STEPS": "2",
     "MAECLIP_NOTEBOOK_CONFIG": "experiments/mae_clip.py:runlocal",
     "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_NUMPY_RANK_PROMOTION": "allow",  # as in a notebook of anybody's
 }
 
 
