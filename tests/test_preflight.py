@@ -83,11 +83,13 @@ def test_programs_of_evaluations(scanned, kind, share):
 
 @needs_libtpu
 def test_what_does_not_fit_names_numbers_and_a_remedy_that_helps():
-    found = flown("v5e-1", batch_size=65536)
+    large = {"model.text_tower.vocab": 40_000_000}
+    found = flown(**large)
     assert not found["fits"] and found["peak HBM GiB"] > found["HBM GiB"]
     said = table.verdict(found)
     assert said.startswith("DOES NOT FIT; try --config.") and f"of {found['HBM GiB']}" in table.full([("x", found)])
-    assert flown("v5e-1", **({"batch_size": 65536} | found["remedy"]))["fits"]
+    assert found["remedy"]["mesh.fsdp"] == 4 and flown(**(large | found["remedy"]))["fits"]
+    assert "model.compute.remat" not in flown("v5e-1", "embed", batch_size=2**20)["remedy"]  # there is no backward pass
 
 
 def test_parameters_without_room_are_sharded():
@@ -99,7 +101,7 @@ def test_parameters_without_room_are_sharded():
 
         batch_size = 1024
 
-    found = {"HBM GiB": 16.0, "parameters GiB": 8.0, "optimizer GiB": 16.0, "peak HBM GiB": 30.0}
+    found = {"program": "train", "HBM GiB": 16.0, "parameters GiB": 8.0, "optimizer GiB": 16.0, "peak HBM GiB": 30.0}
     assert estimate.remedy(config, Program, found) == {"mesh.replica": -1, "mesh.fsdp": 8}
     found |= {"parameters GiB": 1.0, "optimizer GiB": 2.0, "peak HBM GiB": 103.0}
     assert estimate.remedy(config, Program, found) == {"model.compute.remat": "full", "batch_size": 128}
@@ -162,6 +164,19 @@ def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys
     monkeypatch.setattr(command, "preflight", fails)
     assert command.command(["preflight", "--all", "--select=/clip.py.*low.*v4-128"]) == 1
     assert "nothing fits |" in capsys.readouterr().out
+
+
+@needs_libtpu
+def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
+    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("clip", "mae_clip", "m3ae", "mae"))
+    monkeypatch.setattr(command, "SHIPPED", small)
+    monkeypatch.setattr(command.main, "start_jax", lambda values: None)  # the tests' own settings stay
+    code = command.command(["preflight", "--all", f"--json={tmp_path / 'table.json'}"])
+    text = capsys.readouterr().out
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert code == 0 and [row["fits"] for row in found] == [True] * 4
+    assert all(row["step seconds"] > 0 and row["model FLOPs"] > 0 for row in found)
+    assert text.count("| fits |") == 4 and "Compiler-estimated" in text
 
 
 def test_epochs_need_no_data():

@@ -163,7 +163,7 @@ def remedy(config, prog: program.Program, found: dict) -> dict:
     if wanted > fsdp:
         changes |= {"mesh.replica": -1, "mesh.fsdp": wanted}
         state *= fsdp / wanted
-    if state + activations > room and config.model.compute.remat != "full":
+    if found["program"] == "train" and state + activations > room and config.model.compute.remat != "full":
         changes["model.compute.remat"] = "full"
         activations *= REMAT_LEAVES
     batch = prog.batch_size
