@@ -29,7 +29,7 @@ _HOMES = {
     "Encoder": "nn.tower", "Decoder": "nn.tower",
     # Objectives.
     "Masked": "objectives.masked", "Clip": "objectives.clip", "MaeClip": "objectives.mae_clip",
-    "Vqa": "objectives.vqa", "Head": "objectives.clip",
+    "Slip": "objectives.slip", "Vqa": "objectives.vqa", "Head": "objectives.clip",
 }  # fmt: skip
 _MODULES = ("errors", "evals", "interop", "losses", "nn", "objectives", "paths", "preflight", "sharding")
 

@@ -13,7 +13,9 @@ from etils import epath
 
 from maeclip_jax.errors import UserError
 
-OBJECTIVES = {"mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "vqa": "VQA finetuning"}
+OBJECTIVES = {
+    "mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "slip": "SLIP", "vqa": "VQA finetuning"
+}  # fmt: skip
 _PERCENT = re.compile(r"R@\d|top\d|accuracy|mean_per_class|recall|_shot|iou|pointing|knn")
 _REFERENCES = ("chance", "baseline")
 
