@@ -12,6 +12,7 @@ OUT    ?= runs/tables
 TOPOLOGY ?= v5litepod-256
 SELECT ?=
 ARGS   ?=
+JOBS   ?= 2
 STAMP   = $(VENV)/.installed-$(subst $(eval ) ,,$(subst $(comma),-,$(EXTRAS)))
 comma  := ,
 export MAECLIP_DATA_DIR ?= $(DATA)
@@ -73,9 +74,10 @@ bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillo
 doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 	$(PY) -m maeclip_jax.doctor
 
-test: $(STAMP)  ## lint and all tests
+test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
+	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
-	$(PY) -m pytest tests -q $(ARGS)
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile $(ARGS)
 
 test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)
 	@$(MAKE) -s install EXTRAS=test,parity
