@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -72,7 +74,7 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     start = time.perf_counter()
     try:
         with jax.set_mesh(prog.mesh):
-            compiled = step.lower(*args).compile()
+            compiled, text = compiled_with_text(step.lower(*args))
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e
@@ -81,18 +83,24 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
             needs += found["parameters GiB"] + found["optimizer GiB"]
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
         return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, prog, found)}
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError as e:  # seen with libtpu 0.0.52 and jaxlib 0.10.2 for a large program on v6e
-        memory = f"it fits, with {peak_gib(compiled.memory_analysis()):.2f} GiB of {where.chip.hbm:.2f}"
-        said = " ".join(str(e).split())[:150]
-        raise UserError(f"{memory}, but jaxlib cannot read the program back to count it: {said}") from e
     if text_file:
         with open(text_file, "w") as f:
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
     found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())
     return found | speed(hlo.costs(text), prog, where, len(devices), model_flops(prog, kind, step, args))
+
+
+def compiled_with_text(lowered: Any) -> tuple[Any, str]:
+    """(the compiled program, its text with the costs, as the compiler writes it to a file).
+
+    jaxlib 0.10.2 cannot read large v6e programs of libtpu 0.0.52 back, so the program itself is asked only if nothing
+    was written, as when it came out of jax's cache.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        written = list(Path(folder).glob("*.after_codegen.txt"))
+        return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
 
 
 def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, model: float) -> dict:
