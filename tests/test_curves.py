@@ -12,8 +12,11 @@ FSDP = {"mesh.replica": 1, "mesh.fsdp": 8}
 # How -> (processes, devices of each, settings).
 WAYS = {
     "8 devices, fsdp, contrast in 2 parts": (1, 8, FSDP | {"model.contrast_mib": 64 / 2**20}),
+    "8 devices, fsdp and tensor, fused attention": (
+        1, 8, {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "model.compute.attention": "fused_interpret"}
+    ),
     "2 processes x 4 devices, fsdp": (2, 4, FSDP),
-}
+}  # fmt: skip
 
 
 @functools.cache
