@@ -18,7 +18,8 @@ comma  := ,
 export MAECLIP_DATA_DIR ?= $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input doctor test test-parity lint golden clean
+.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input preflight preflight-all doctor \
+	test test-parity notebooks lint golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
