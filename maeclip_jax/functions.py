@@ -49,7 +49,10 @@ class Functions:
 
         self._embed, self._encode = method("embed"), method("encode")
         self._reconstruct, loss = self.compile(seeded("reconstruct")), seeded("__call__", train=False)
-        self._loss = jax.jit(lambda params, batch, seed: loss(objective, params, batch, seed))
+        self._loss = jax.jit(
+            lambda params, batch, seed: loss(objective, params, batch, seed),
+            compiler_options=sharding.compiler_options(mesh),
+        )
 
     def source(self, config_data: Mapping) -> Any:
         """The data source of a data config; opened once."""
@@ -137,7 +140,10 @@ class Functions:
 
         Jitted; devices, processes and filling rows are hidden. `rest`: arrays that every process has in full.
         """
-        jitted = jax.jit(lambda params, arrays, *rest: function(self.objective, params, arrays, *rest))
+        jitted = jax.jit(
+            lambda params, arrays, *rest: function(self.objective, params, arrays, *rest),
+            compiler_options=sharding.compiler_options(self.mesh),
+        )
 
         def call(params: Any, batch: Mapping, *rest) -> Any:
             arrays = {k: np.asarray(v) for k, v in batch.items() if not k.startswith("_")}

@@ -19,6 +19,10 @@ from maeclip_jax.errors import UserError
 
 AXES = ("replica", "fsdp", "tensor")
 BATCH = ("replica", "fsdp")
+# From this size on (MiB) the TPU compiler turns a product with a sharded matrix into a loop over windows, which hides
+# the gathering of large matrices. Ours are small beside a device's activations, whose layout such loops change again
+# and again: never.
+COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}}
 
 # (path regex, spec of the TRAILING axes); a leading layer axis of scanned blocks is never split. First match wins.
 RULES: tuple[tuple[str, tuple], ...] = (
@@ -121,6 +125,11 @@ def optimizer_specs(opt_state: Any, params: Any, param_specs: Any) -> Any:
 def named(tree_of_specs: Any, mesh: Mesh) -> Any:
     """The NamedSharding of every spec."""
     return jax.tree.map(lambda s: NamedSharding(mesh, s), tree_of_specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """What programs on these devices are to be jitted with."""
+    return dict(COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -57,6 +57,18 @@ def test_a_loop_counts_its_turns():
     assert found.top(1) == [("text/trunk/blocks/mlp/up dot_general, backward", 12000)]
 
 
+@pytest.mark.parametrize("kind, step, turns", [("s32", 1, 12), ("u32", 2, 6), ("u32", 5, 3)])
+def test_a_loop_counts_by_its_step(kind, step, turns):
+    """Products in windows of sharded arrays go over an unsigned counter by twos."""
+    text = TEXT.replace("s32[]", f"{kind}[]").replace(
+        "  ROOT %tuple = ",
+        f"  %i.0 = {kind}[] get-tuple-element(%state), index=0\n  %by = {kind}[] constant({step})\n"
+        f"  %i = {kind}[] add(%i.0, %by)\n  ROOT %tuple = ",
+    )
+    found = hlo.costs(text)
+    assert (found.cycles, found.unknown_loops) == (turns * 1000 + 50, 0)
+
+
 def test_collectives_count_once_a_channel_and_calls_without_an_estimate_are_told():
     found = hlo.costs(TEXT)
     assert found.collectives == {"all-reduce": 12 * 10 * 4, "all-gather": 32 * 4 * 2}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import errors, flops, program
+from maeclip_jax import errors, flops, program, sharding
 from maeclip_jax.errors import UserError
 from maeclip_jax.preflight import hlo, kernels
 from maeclip_jax.preflight.topology import Slice, mesh_text
@@ -39,15 +39,16 @@ def evaluate(prog: program.Program) -> tuple[Any, tuple]:
         rngs = {"mask": jax.random.key(0)}
         return prog.objective.apply({"params": params}, batch, train=False, rngs=rngs)
 
-    return jax.jit(step), (prog.abstract.params, prog.inputs)
+    return jax.jit(step, compiler_options=sharding.compiler_options(prog.mesh)), (prog.abstract.params, prog.inputs)
 
 
 def embed(prog: program.Program) -> tuple[Any, tuple]:
     """Pooled features of a batch: what probes, zero-shot and retrieval run."""
-    return jax.jit(lambda params, batch: prog.objective.apply({"params": params}, batch, method="embed")), (
-        prog.abstract.params,
-        prog.inputs,
-    )
+
+    def step(params, batch):
+        return prog.objective.apply({"params": params}, batch, method="embed")
+
+    return jax.jit(step, compiler_options=sharding.compiler_options(prog.mesh)), (prog.abstract.params, prog.inputs)
 
 
 PROGRAMS = {"train": train, "evaluate": evaluate, "embed": embed}

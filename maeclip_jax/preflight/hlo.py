@@ -188,7 +188,7 @@ def _kernel(op: Op, here: dict) -> Kernel | None:
 
 
 def _turns(loop: Op, module: dict) -> int | None:
-    """How often a while runs: what XLA notes of it, or the bound of a counter that starts at 0 and goes up by 1."""
+    """How often a while runs: what XLA notes of it, or the bound of a counter that starts at 0, by its step."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
@@ -196,9 +196,30 @@ def _turns(loop: Op, module: dict) -> int | None:
     for op in list(ops):
         if op.kind == "fusion":
             ops += module.get(op.attribute("calls"), {}).values()
-    bounds = [re.match(r"\((\d+)\)", op.rest) for op in ops if op.kind == "constant" and op.shape.startswith("s32")]
+    bounds = [n for op in ops if (n := _number(op)) is not None]
     counts_up = any(op.kind == "compare" and "direction=LT" in op.rest for op in ops)
-    return int(bounds[0][1]) if counts_up and len(bounds) == 1 and bounds[0] else None
+    if not counts_up or len(bounds) != 1:
+        return None
+    return math.ceil(bounds[0] / _step(loop, module))
+
+
+def _step(loop: Op, module: dict) -> int:
+    """What a turn adds to the counter; 1 if it is not added plainly. Products in windows of sharded arrays add 2."""
+    condition, body = (module.get(loop.attribute(name), {}) for name in ("condition", "body"))
+    counters = [op.attribute("index") for op in condition.values() if op.kind == "get-tuple-element"]
+    result = next((op for op in body.values() if op.root), None)
+    if len(counters) != 1 or result is None or int(counters[0]) >= len(result.operands):
+        return 1
+    added = body.get(result.operands[int(counters[0])])
+    if added is None or added.kind != "add":
+        return 1
+    return next((n for name in added.operands if (n := _number(body[name]))), 1)
+
+
+def _number(op: Op) -> int | None:
+    """The value of an integer constant."""
+    found = re.match(r"\((\d+)\)", op.rest) if op.kind == "constant" and op.shape[:3] in ("s32", "u32") else None
+    return int(found[1]) if found else None
 
 
 def _dims(shape: str) -> tuple[int, ...]:
