@@ -82,6 +82,13 @@ def test_kernels_are_told_with_what_they_say_of_themselves():
     assert not told.uncosted and told.flops == hlo.costs(TEXT).flops + 700
 
 
+def test_an_operand_may_be_a_part_of_a_tuple():
+    """jax 0.11 writes `%fusion.1#1` for what was an operation of its own."""
+    one = "%fusion.1 = (f32[1000]{0:T(8,128)}, /*index=1*/f32[10]{0}) fusion(%x, %w), kind=kLoop, calls=%none"
+    text = TEXT.replace("%g = f32[10]{0} constant({...})", one).replace("all-reduce(%g)", "all-reduce(%fusion.1#1)")
+    assert hlo.costs(text).collectives["all-reduce"] == 12 * 4 * 10
+
+
 def test_a_loop_of_unknown_length_is_told():
     assert hlo.costs(TEXT.replace("direction=LT", "direction=NE")).unknown_loops == 1
 

@@ -128,7 +128,7 @@ def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, m
 
 def model_flops(prog: program.Program, kind: str, step, args: tuple) -> float:
     """Of one call on the global batch: flops.FORMULA in training, else the program's own matrix products."""
-    return prog.flops_per_step if kind == "train" else flops.forward_matmul_flops(step, *args)
+    return prog.flops_per_step if kind == "train" else flops.forward_matmul_flops(step.__wrapped__, *args)
 
 
 def local_gib(tree: Any) -> float:

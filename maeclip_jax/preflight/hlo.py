@@ -26,7 +26,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
 # What jax wraps around the names of modules.
 _WRAPPERS = re.compile(
     r"^(jit|pjit|vmap|jvp|transpose|remat|checkpoint|custom_vjp)\(|^(while|body|cond|branch_\d+_fun|closed_call|"
-    r"checkpoint|rematted_computation|remat|core_call|shard_map|custom_vjp_call)$"
+    r"eval_jaxpr|checkpoint|rematted_computation|remat|core_call|shard_map|custom_vjp_call)$"
 )
 
 
@@ -139,7 +139,7 @@ def _parse(line: str) -> Op | None:
     end = _closing(line, at) + 1 if line[at] == "(" else line.index(" ", at)
     begin = line.index("(", end)
     close = _closing(line, begin)
-    operands = tuple(re.findall(r"%([\w.\-]+)", line[begin:close]))
+    operands = tuple(re.findall(r"%([\w.\-#]+)", line[begin:close]))
     # What stands in the parentheses of a constant and a parameter is a number.
     rest = line[close + 1 :] if operands else line[begin:]
     return Op(head[2], line[at:end], line[end:begin].strip(), operands, rest, bool(head[1]))
@@ -183,7 +183,7 @@ def _kernel(op: Op, here: dict) -> Kernel | None:
     says = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
     if not name or len(says) < 2:
         return None
-    shapes = tuple("{}[{}]".format(*_SHAPE.search(here[o].shape).groups()) for o in op.operands if o in here)
+    shapes = tuple("{}[{}]".format(*_SHAPE.search(shape).groups()) for shape in _operand_shapes(op, here))
     return Kernel(name[1], shapes, float(says["flops"]), float(says["bytes_accessed"]))
 
 
@@ -222,6 +222,28 @@ def _number(op: Op) -> int | None:
     return int(found[1]) if found else None
 
 
+def _operand_shapes(op: Op, here: dict) -> list[str]:
+    """Of the operands that stand in the same computation; `%fusion.3#1` is a part of a tuple."""
+    found = []
+    for operand in op.operands:
+        name, _, part = operand.partition("#")
+        if name in here:
+            found.append(_parts(here[name].shape)[int(part)] if part else here[name].shape)
+    return found
+
+
+def _parts(shape: str) -> list[str]:
+    """Of a tuple's text; the parts of one in it stay together."""
+    parts, depth = [""], 0
+    for mark in shape[1:-1]:
+        depth += (mark in "([{") - (mark in ")]}")
+        if mark == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += mark
+    return parts
+
+
 def _dims(shape: str) -> tuple[int, ...]:
     """Of the first array in a shape's text."""
     found = _SHAPE.search(shape)
@@ -237,7 +259,7 @@ def _bytes(shape: str) -> float:
 
 def _payload(op: Op, here: dict) -> float:
     """Bytes of the whole arrays that a collective works on: the larger of what goes in and what comes out."""
-    given = sum(_bytes(here[name].shape) for name in op.operands if name in here)
+    given = sum(map(_bytes, _operand_shapes(op, here)))
     made = _bytes(op.shape)
     if op.kind.endswith("-start") and op.shape.startswith("(") and op.kind != "all-reduce-start":
         made -= given  # the operands stand in the shape once more
@@ -246,9 +268,10 @@ def _payload(op: Op, here: dict) -> float:
 
 def _flops(op: Op, here: dict) -> float:
     """2 per multiply-add of a matrix product; the TPU compiler writes most as convolutions."""
-    if op.kind not in ("dot", "convolution") or not all(name in here for name in op.operands[:2]):
+    given = _operand_shapes(op, here) if op.kind in ("dot", "convolution") else []
+    if len(given) < 2:
         return 0.0
-    lhs, rhs = (_dims(here[name].shape) for name in op.operands[:2])
+    lhs, rhs = map(_dims, given[:2])
     if op.kind == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
         axes = map(int, filter(None, contracted[1].split(","))) if contracted else ()
