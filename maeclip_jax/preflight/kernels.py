@@ -2,8 +2,9 @@
 
 A TPU core issues one bundle of instructions a cycle in an order fixed at compile time, and our kernels run straight
 through without a loop inside a step. So bundles x steps / clock is their time, if the data arrives in time; reading
-and writing it at the memory's speed is the other bound. The schedule is read from what libtpu writes when a kernel is
-compiled alone, in a process of its own, since libtpu takes such flags only before it starts. Else: the roofline.
+and writing it at the memory's speed is the other bound. A v4 or v5p chip shares the steps among its two cores. The
+schedule is read from what libtpu writes when a kernel is compiled alone, in a process of its own, since libtpu takes
+such flags only before it starts. Else: the roofline.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from maeclip_jax.preflight.topology import Slice, parse
 NAME = re.compile(r"attention_(forward|backward)_(\d+)x(\d+)(_causal)?_(\d+)_steps")
 SCHEDULE, ROOFLINE = "the compiler's schedule", "roofline: FLOPs or bytes"
 SECONDS = 300  # for a kernel to compile
+AROUND = 2  # turns of the loop over steps that only fetch the first step's data, or only write the last one's
 
 
 def priced(kernels: Mapping[Kernel, int], where: Slice) -> list[dict]:
@@ -43,7 +45,9 @@ def priced(kernels: Mapping[Kernel, int], where: Slice) -> list[dict]:
 
 @functools.cache
 def schedule(kernel: Kernel, slice_name: str) -> int | None:
-    """Bundles of one call of an attention kernel; None for another kernel, or if libtpu tells nothing."""
+    """Bundles that a core issues in one call of an attention kernel; None for another kernel, or if libtpu tells
+    nothing.
+    """
     named = NAME.fullmatch(kernel.name)
     if not named:
         return None
@@ -57,9 +61,18 @@ def schedule(kernel: Kernel, slice_name: str) -> int | None:
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return None
-        said = [p.read_text() for p in Path(folder).glob(f"*-{kernel.name}*-schedule-analysis_final_bundles.txt")]
-    found = re.search(r"total scheduled bundles:\s*(\d+)", said[0]) if len(said) == 1 else None
-    return int(found[1]) * int(named[5]) if found else None
+        stage = f"*-{kernel.name}*-"
+        bundles = _number(folder, f"{stage}schedule-analysis_final_bundles.txt", r"total scheduled bundles:\s*(\d+)")
+        turns = _number(folder, f"{stage}02-original.txt", r"loop: start=0, step=1, limit=(\d+)")
+    # A kernel of a single step has no loop.
+    return bundles * (max(turns - AROUND, 1) if turns else int(named[5])) if bundles else None
+
+
+def _number(folder: str, files: str, pattern: str) -> int | None:
+    """What `pattern` finds first in the only one of `files`."""
+    said = [p.read_text() for p in Path(folder).glob(files)]
+    found = re.search(pattern, said[0]) if len(said) == 1 else None
+    return int(found[1]) if found else None
 
 
 def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
