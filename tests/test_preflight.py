@@ -61,7 +61,7 @@ def test_a_kernel_has_the_time_of_its_schedule(scanned):
 
 @needs_libtpu
 def test_two_cores_of_a_chip_share_a_kernel_s_steps():
-    kernel = hlo.Kernel("attention_forward_2x16_8_steps", ("bf16[8,16,96]",), 0, 0)
+    kernel = hlo.Kernel("attention_forward_2x16_8_steps", ("bf16[128,16,96]",), 0, 0)  # 16 samples a step
     one, two = (kernels.schedule(kernel, name) for name in ("v5e:2x2", "v4:2x2x1"))
     assert one % 8 == 0 and two % 4 == 0
     assert 0.3 < two / one < 0.8  # their instructions differ somewhat, too
