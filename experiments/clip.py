@@ -8,6 +8,9 @@ Argument: scale, size, pool (pictures: gap max cls map logsumexp(tau) topk(k)), 
 bidirectional text tower, GAP or MAX over the picture's tokens. Defaults of ours: text_pool=gap, pooling after the
 final norm and before the projection, AdamW (0.9, 0.98), decay 0.2, lr 5e-4 at batch 16,384, scale=demo and photos.
 The paper has, at 1.4B: zero-shot 61.8 % (GAP) and 63.7 % (MAX), linear probe 75.9 % and 77.5 %.
+
+B/16 on v5litepod-256 takes at least 0.4 h (100 chip-hours) at scale=low and 3.2 h (820) at scale=high
+(compiler-estimated, without input and waiting for the network; tpu/README.md).
 """
 
 from __future__ import annotations

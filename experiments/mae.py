@@ -7,6 +7,9 @@ Argument: scale = demo | photos | low | high, size = one of common.SIZES, pool =
 runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per
 256, decoder 8 x 512. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of scale=low and
 high. The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
+
+B/16 on v5litepod-256 takes at least 0.2 h (54 chip-hours) at scale=low and 1.7 h (450) at scale=high
+(compiler-estimated, without input and waiting for the network; tpu/README.md).
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ alone). From the paper: shared encoders, separate unmasked and masked passes, we
 ours: weights (contrast 1, pixels 0.1, words 0.05; the paper's are unknown), 75 % masked, normalised pixels, decoder 8
 x 512. The paper has, at 1.4B: zero-shot 57.4 % (GAP) and 60.9 % (MAX), linear probe 75.7 % and 76.6 %; at 11.3M
 linear probe 58.9 %.
+
+B/16 on v5litepod-256 takes at least 0.7 h (181 chip-hours) at scale=low and 5.9 h (1,500) at scale=high
+(compiler-estimated, without input and waiting for the network; tpu/README.md).
 """
 
 from __future__ import annotations
