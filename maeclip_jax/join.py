@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
 from maeclip_jax import pod as pods
 from maeclip_jax.errors import UserError
@@ -195,11 +196,13 @@ def _call(pod: pods.Pod, card: dict, timeout: float) -> Line:
         peer.send(mine)
         given_up = time.monotonic() + timeout + 10  # process 0 may have begun to wait later than this one
         while peer.open and time.monotonic() < given_up:
-            for said in peer.read():
+            messages = iter(peer.read())
+            for said in messages:
                 if "refused" in said:
                     raise UserError(str(said["refused"]))
                 if said.get("go"):
-                    return Line(pod, {0: peer}, {0: said["go"], pod.process: pod.name(pod.process, card["host"])})
+                    names = {0: said["go"], pod.process: pod.name(pod.process, card["host"])}
+                    return Line(pod, {0: peer}, names, messages)
         trouble = "something answers there that is no run of this package, or it was ended"
         peer.close()
         time.sleep(0.2)
@@ -215,10 +218,13 @@ class Line:
     A process that ends alone, or is lost, ends all: with its exit code and reason, or with LOST and its name.
     """
 
-    def __init__(self, pod: pods.Pod, peers: dict[int, _Peer], names: dict[int, str]):
+    def __init__(self, pod: pods.Pod, peers: dict[int, _Peer], names: dict[int, str], heard: Iterable[dict] = ()):
+        """`heard`: what process 0 said in the same breath as that the run may start."""
         self.pod, self._peers, self._names = pod, peers, names
         self._told = threading.Event()  # this process ends by itself, and has said why
         self._ending: tuple[int, str, float] | None = None  # exit code, reason, since when
+        for said in heard:
+            self._take(said, peers[0])
         threading.Thread(target=self._watch, name="line to the pod", daemon=True).start()
 
     def end(self, code: int, why: str = "") -> None:
@@ -273,12 +279,16 @@ class Line:
     def _hear(self, i: int, peer: _Peer) -> None:
         """What process i says, or that it is gone."""
         for said in peer.read():
-            peer.left = True
-            if said.get("end"):
-                self._announce(said["end"], said.get("text", ""))
+            self._take(said, peer)
         if not peer.open and not peer.left:
             name = self._names.get(i, self.pod.name(i))
             self._announce(LOST, f"{name} is lost: its connection ended; the same command continues the run")
+
+    def _take(self, said: dict, peer: _Peer) -> None:
+        """That a process ends, from itself or from process 0."""
+        peer.left = True
+        if said.get("end"):
+            self._announce(said["end"], said.get("text", ""))
 
     def _follow(self) -> None:
         """Ends this process for what happened to another, unless it is about to end by itself."""

@@ -169,6 +169,19 @@ def test_one_that_fails_ends_the_others_with_its_code_and_words(bad):
         assert i == bad or p.stderr.read() == f"error: process {bad} (h{bad}) ended with code 2: no such file\n"
 
 
+def test_an_end_that_comes_with_the_go_is_heard():
+    with socket.create_server(("localhost", 0)) as zero:
+        port = str(zero.getsockname()[1])
+        one = subprocess.Popen([sys.executable, "-c", MEMBER, "1", port, "wait"], cwd=ROOT, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        connection, _ = zero.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b'{"go": "process 0 (h0)"}\n{"end": 2, "text": "no such file"}\n')
+            assert one.wait(30) == 2
+    assert one.stderr.read() == "error: no such file\n"
+
+
 def test_one_that_is_done_is_not_lost():
     three = members("wait", "done", "wait")
     assert three[1].wait(30) == 0
