@@ -49,10 +49,7 @@ class Functions:
 
         self._embed, self._encode = method("embed"), method("encode")
         self._reconstruct, loss = self.compile(seeded("reconstruct")), seeded("__call__", train=False)
-        self._loss = jax.jit(
-            lambda params, batch, seed: loss(objective, params, batch, seed),
-            compiler_options=sharding.compiler_options(mesh),
-        )
+        self._loss = sharding.jit(lambda params, batch, seed: loss(objective, params, batch, seed), mesh)
 
     def source(self, config_data: Mapping) -> Any:
         """The data source of a data config; opened once."""
@@ -140,10 +137,7 @@ class Functions:
 
         Jitted; devices, processes and filling rows are hidden. `rest`: arrays that every process has in full.
         """
-        jitted = jax.jit(
-            lambda params, arrays, *rest: function(self.objective, params, arrays, *rest),
-            compiler_options=sharding.compiler_options(self.mesh),
-        )
+        jitted = sharding.jit(lambda params, arrays, *rest: function(self.objective, params, arrays, *rest), self.mesh)
 
         def call(params: Any, batch: Mapping, *rest) -> Any:
             arrays = {k: np.asarray(v) for k, v in batch.items() if not k.startswith("_")}

@@ -134,10 +134,7 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Prog
     return Program(
         objective=objective, mesh=mesh, batch_size=config.batch_size, total_steps=total, rate=rate, inputs=inputs,
         abstract=abstract, param_specs=param_specs, init=jax.jit(fresh, out_shardings=shardings),
-        step=jax.jit(
-            step, out_shardings=(shardings, replicated), donate_argnums=0,
-            compiler_options=sharding.compiler_options(mesh),
-        ),
+        step=sharding.jit(step, mesh, out_shardings=(shardings, replicated), donate_argnums=0),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Axes: `replica` and `fsdp` (the batch is split over both, parameters over `fsdp`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,9 +127,9 @@ def named(tree_of_specs: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda s: NamedSharding(mesh, s), tree_of_specs, is_leaf=lambda x: isinstance(x, P))
 
 
-def compiler_options(mesh: Mesh) -> dict[str, Any]:
-    """What programs on these devices are to be jitted with."""
-    return dict(COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {}))
+def jit(function: Callable, mesh: Mesh, **kwargs) -> Any:
+    """`jax.jit` with the COMPILER_OPTIONS of the mesh's devices."""
+    return jax.jit(function, compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform), **kwargs)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -39,7 +39,7 @@ def evaluate(prog: program.Program) -> tuple[Any, tuple]:
         rngs = {"mask": jax.random.key(0)}
         return prog.objective.apply({"params": params}, batch, train=False, rngs=rngs)
 
-    return jax.jit(step, compiler_options=sharding.compiler_options(prog.mesh)), (prog.abstract.params, prog.inputs)
+    return sharding.jit(step, prog.mesh), (prog.abstract.params, prog.inputs)
 
 
 def embed(prog: program.Program) -> tuple[Any, tuple]:
@@ -48,7 +48,7 @@ def embed(prog: program.Program) -> tuple[Any, tuple]:
     def step(params, batch):
         return prog.objective.apply({"params": params}, batch, method="embed")
 
-    return jax.jit(step, compiler_options=sharding.compiler_options(prog.mesh)), (prog.abstract.params, prog.inputs)
+    return sharding.jit(step, prog.mesh), (prog.abstract.params, prog.inputs)
 
 
 PROGRAMS = {"train": train, "evaluate": evaluate, "embed": embed}
