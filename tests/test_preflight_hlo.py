@@ -75,6 +75,24 @@ def test_collectives_count_once_a_channel_and_calls_without_an_estimate_are_told
     assert found.uncosted == {"tpu_custom_call": 1}
 
 
+def test_every_reduce_scatter_counts_though_they_share_a_channel():
+    """libtpu fuses them of an all-reduce and a slice; it numbers all of them 1, and other collectives outside loops."""
+    scatter = """%all-reduce-scatter.N (g.N: f32[64,10]) -> f32[8,10] {
+  %g.N = f32[64,10]{1,0} parameter(0)
+  %all-reduce.N0 = f32[64,10]{1,0} all-reduce(%g.N), channel_id=1, to_apply=%add
+  ROOT %mine.N = f32[8,10]{1,0} dynamic-slice(%all-reduce.N0, %o.N), dynamic_slice_sizes={8,10}
+}
+
+"""
+    text = TEXT.replace("ENTRY", scatter.replace("N", "7") + scatter.replace("N", "8") + "ENTRY")
+    for n in "78":
+        call = f"  %scatter.{n} = f32[8,10]{{1,0}} fusion(%s), kind=kCustom, calls=%all-reduce-scatter.{n}\n"
+        text = text.replace("  %note =", f"{call}  %note =")
+    text = text.replace("  %note =", "  %sum = f32[3]{0} all-reduce(%s3), channel_id=1, to_apply=%add\n  %note =")
+    found = hlo.costs(text).collectives
+    assert found == {"all-reduce": 12 * 10 * 4 + 3 * 4, "all-gather": 32 * 4 * 2, "reduce-scatter": 2 * 64 * 10 * 4}
+
+
 def test_kernels_are_told_with_what_they_say_of_themselves():
     says = """, metadata={op_name="jit(f)/cond/branch_0_fun/mine_2_steps/pallas_call" stack_frame_id=1}, backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"700","transcendentals":"9","bytes_accessed":"80"}}}"""  # noqa: E501
     told = hlo.costs(TEXT.replace('"tpu_custom_call"', f'"tpu_custom_call"{says}'))

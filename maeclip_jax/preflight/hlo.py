@@ -16,6 +16,7 @@ from collections.abc import Iterator
 # Of one element, by the name of its type.
 BYTES = {"pred": 1} | {f"{kind}{n}": n / 8 for kind in ("s", "u", "f", "bf", "c") for n in (2, 4, 8, 16, 32, 64)}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SCATTER = "all-reduce-scatter"  # how libtpu names a reduce-scatter: a fusion of an all-reduce and of taking one's part
 # Custom calls that are notes to the compiler or parts of something counted elsewhere, and take no time themselves.
 FREE = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding",
         "AsyncCollectiveStart", "AsyncCollectiveDone", "MoveToHost", "MoveToDevice", "SPMDFullToShardShape",
@@ -90,13 +91,18 @@ class Costs:
 def costs(text: str) -> Costs:
     """The costs of a module given as optimised HLO text."""
     module, entry = computations(text)
-    found, channels, loops = Costs(), {}, set()
-    for op, here, times, fused in _walk(module, entry, 1, False, loops):
+    found, sent, loops = Costs(), {}, set()
+    for op, inside, times, fused in _walk(module, entry, 1, False, loops):
+        here = module[inside]
         found.flops += times * _flops(op, here)
         kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), None)
-        if kind:  # an asynchronous one stands in several fusions, piece by piece, under one channel
-            channel, size = op.attribute("channel_id") or op.name, times * _payload(op, here)
-            channels[channel] = max(channels.get(channel, (0, kind)), (size, kind))
+        if kind:
+            key = (kind, op.name)
+            if inside.startswith(SCATTER):
+                key = ("reduce-scatter", op.name)
+            elif fused:  # an asynchronous one stands in several fusions, piece by piece
+                key = (kind, op.attribute("channel_id") or op.name, op.source)
+            sent[key] = max(sent.get(key, 0), times * _payload(op, here))
         if fused:  # its cycles are the fusion's
             continue
         found.cycles += times * op.cycles
@@ -109,7 +115,7 @@ def costs(text: str) -> Costs:
             else:
                 found.kernels[kernel] += times
                 found.flops += times * kernel.flops
-    for size, kind in channels.values():
+    for (kind, *_), size in sent.items():
         found.collectives[kind] += size
     found.unknown_loops = len(loops)
     return found
@@ -155,11 +161,10 @@ def _closing(line: str, at: int) -> int:
     return len(line) - 1
 
 
-def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, dict, int, bool]]:
-    """Every operation that runs: itself, its computation, how often, and whether inside a fusion."""
-    here = module[name]
-    for op in here.values():
-        yield op, here, times, fused
+def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, str, int, bool]]:
+    """Every operation that runs: itself, the name of its computation, how often, and whether inside a fusion."""
+    for op in module[name].values():
+        yield op, name, times, fused
         if op.kind == "while":
             turns = _turns(op, module)
             if turns is None:
