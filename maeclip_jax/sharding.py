@@ -70,7 +70,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence | None = None) -> Mesh
     if not in_process_order(grid):
         raise UserError(
             f"mesh tensor={sizes['tensor']} reaches over several processes; valid: divisors of "
-            f"{len(devices) // jax.process_count()}, the devices of one process"
+            f"{len(devices) // len({d.process_index for d in devices})}, the devices of one process"
         )
     return Mesh(grid, AXES)
 

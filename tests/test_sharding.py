@@ -56,6 +56,13 @@ def test_a_mesh_is_in_the_order_in_which_processes_read_data():
     assert not sharding.in_process_order(devices(0, 0, 1, 1).reshape(1, 1, 4))  # a shard of two processes
 
 
+def test_tensor_over_several_processes_is_refused_with_what_one_has():
+    """Counted from the devices given: a pre-flight compiles in one process for a slice of many."""
+    devices = [SimpleNamespace(process_index=i // 4, id=i) for i in range(16)]
+    with pytest.raises(UserError, match="tensor=8 reaches over several processes; valid: divisors of 4, the devices"):
+        sharding.make_mesh(dict(replica=2, tensor=8), devices)
+
+
 def test_a_batch_must_divide():
     mesh = sharding.make_mesh(dict(replica=2, fsdp=4))
     sharding.check_batch(16, mesh)
@@ -90,6 +97,11 @@ def test_a_rule_that_cannot_be_is_refused(rules, text):
     tree = {"a": {"kernel": jnp.zeros((6, 8))}, "b": {"bias": jnp.zeros(8)}}
     with pytest.raises(UserError, match=re.escape(text)):
         sharding.specs(tree, sharding.make_mesh(dict(replica=2, fsdp=4)), rules)
+
+
+def test_heads_that_do_not_divide_over_tensor_are_a_user_s_error():
+    with pytest.raises(UserError, match=r"heads do not divide over mesh.tensor=8; valid: mesh.tensor=1, 2"):
+        on("clip", **{"mesh.replica": 1, "mesh.fsdp": 1, "mesh.tensor": 8, "model.compute.attention": "fused"})
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])

@@ -31,10 +31,17 @@ AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a 
 def in_order(x: jax.Array, heads: int) -> jax.Array:
     """The last axis of a parameter, (heads, 3, width), in the order that `fused` takes: (3, heads, width).
 
-    With heads split over `tensor`, each device's part of the columns is in that order for its own heads.
+    With heads split over `tensor`, each device's part of the columns is in that order for its own heads. Raises
+    ValueError if they do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape["tensor"] if "tensor" in mesh.axis_names else 1
+    if heads % parts:
+        valid = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise ValueError(
+            f"attention fused: {heads} heads do not divide over mesh.tensor={parts}; valid: mesh.tensor={valid}, or "
+            "attention xla"
+        )
     split = x.reshape(*x.shape[:-1], parts, heads // parts, 3, -1)
     return split.swapaxes(-2, -3).reshape(x.shape)
 

@@ -97,6 +97,13 @@ def test_the_order_of_columns_is_three_heads_width():
     np.testing.assert_array_equal(in_order(x.ravel(), 2), x.swapaxes(0, 1).ravel())
 
 
+@pytest.mark.parametrize("tensor", [4, 8])
+def test_heads_that_do_not_divide_over_the_mesh_say_so(tensor):
+    mesh = jax.make_mesh((8 // tensor, 1, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=f"6 heads .* mesh.tensor={tensor}; valid: .*=1, 2, 3, 6,"):
+        in_order(jnp.zeros(6 * 3 * 64), 6)
+
+
 def test_too_many_tokens_say_so():
     with pytest.raises(ValueError, match=f"attention fused takes up to {MOST_TOKENS} tokens, not 700; valid here: xla"):
         fused(jnp.zeros((1, 700, 3 * 64)), jnp.zeros(3 * 64), heads=1)
