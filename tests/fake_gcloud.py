@@ -4,8 +4,9 @@
 
 Knows the verbs and flags that tpu/ uses and refuses others, as gcloud would. DIR/calls.txt lists the calls. A worker's
 command really runs, under `bash -c` in its home, with nothing of the caller's environment (DIR/environment.json adds
-some), and with a `curl` that answers as the metadata server does. The tests set the scene with `preempt`, `crash` and
-DIR/refuse (so many creations fail for want of capacity).
+some), and with a `curl` that answers as the metadata server does. The tests set the scene with `preempt`, `crash`,
+DIR/refuse (so many creations fail for want of capacity), DIR/offline, and `silent` in a slice's folder (workers that do
+not answer).
 """
 
 from __future__ import annotations
@@ -149,11 +150,17 @@ class Cloud:
 
     def ssh(self, name: str, *, command: str, worker: str = "0", **_):
         """The command on the chosen workers, at once."""
-        chosen = self._chosen(name, worker)
+        silent = self.root / "nodes" / name / "silent"
+        without = silent.read_text().split() if silent.exists() else []
+
+        def code(worker: Path) -> int:
+            if worker.name in without:
+                print(f"ssh: connect to host worker-{worker.name}: Connection timed out", file=sys.stderr)
+                return 255
+            return subprocess.run(["bash", "-c", command], **self._session(worker)).returncode
+
         with ThreadPoolExecutor() as pool:
-            codes = list(
-                pool.map(lambda w: subprocess.run(["bash", "-c", command], **self._session(w)).returncode, chosen)
-            )
+            codes = list(pool.map(code, self._chosen(name, worker)))
         if any(codes):
             sys.exit(max(codes))
 

@@ -16,8 +16,7 @@ runtime() {
 }
 
 make_it() {
-  local flags=()
-  mapfile -t flags < <(split "${CREATE_FLAGS:-}")
+  local flags=("${create_flags[@]}")
   [[ -z ${SPOT:-} ]] || flags+=(--spot)
   [[ -z ${RESERVED:-} ]] || flags+=(--reserved)
   if [[ -z $QUEUED ]]; then
@@ -40,7 +39,9 @@ fi
 while [[ $found != READY ]]; do
   case $found in
     PREEMPTED | TERMINATED | FAILED | SUSPEND* | STOPP* | DELETING)
-      fail "$NAME in $ZONE is $found; \`make tpu-delete\` first, or \`make tpu-babysit\`, which does that" ;;
+      echo "error: $NAME in $ZONE is $found; \`make tpu-delete\` first, or \`make tpu-babysit\`, which does that" >&2
+      exit 1 # not 2: the command is right
+      ;;
   esac
   echo "$NAME in $ZONE is $found; looking again in $POLL s"
   sleep "$POLL"

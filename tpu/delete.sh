@@ -4,6 +4,7 @@ source "$(dirname "$0")/slice.sh"
 need NAME ZONE
 found=$(state READY)
 if [[ $found == MISSING ]]; then
+  not_otherwise
   echo "$NAME in $ZONE is not there"
   exit
 fi
@@ -13,3 +14,4 @@ if [[ -n $QUEUED ]]; then
 else
   tpus tpu-vm delete "$NAME"
 fi
+[[ -n ${DRY_RUN:-} ]] || echo "$NAME in $ZONE is deleted; a babysitter that still watches it makes it again"

@@ -36,9 +36,8 @@ elif [[ -z $archive ]]; then
   trap 'rm -rf "${archive%/*}"' EXIT
   pack "$archive"
 fi
-mapfile -t more < <(split "${SSH_FLAGS:-}")
 for node in $(nodes); do
-  tpus tpu-vm scp "$archive" "$node:maeclip-code.tgz" --worker=all "${more[@]}"
+  tpus tpu-vm scp "$archive" "$node:maeclip-code.tgz" --worker=all "${ssh_flags[@]}"
 done
 unpack="rm -rf maeclip/new && mkdir -p maeclip/new && tar -xzf maeclip-code.tgz -C maeclip/new"
 on_workers "$unpack && bash maeclip/new/tpu/worker.sh receive"

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # some variables are for the scripts that read this file
 # What the scripts here share: the variables that name a slice (README.md lists them), gcloud with DRY_RUN, the nodes of
 # a slice and their state, a command on all workers.
 set -euo pipefail
 
-# shellcheck disable=SC2034 # for the scripts that read this file
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORKER_SCRIPT=maeclip/code/tpu/worker.sh # in the home folder of every worker
 SLICES=${SLICES:-1}
@@ -18,6 +18,23 @@ fail() {
 ((BASH_VERSINFO[0] * 10 + BASH_VERSINFO[1] >= 44)) || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
 [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES; valid: 1, 2, 3, ..."
 ((SLICES == 1)) || QUEUED=1 # several slices are to be had through the queue only
+[[ -n ${DRY_RUN:-} ]] || command -v gcloud >/dev/null || fail "gcloud is not on the PATH (DRY_RUN=1 needs none)"
+
+# split ARRAY VARIABLE: the words of a variable into an array; blanks between quotes belong to a word.
+split() {
+  local -n into=$1
+  local text=${!2:-} said
+  into=()
+  [[ $text =~ [^[:space:]] ]] || return 0
+  said=$(xargs -n 1 printf '%s\n' <<<"$text" 2>/dev/null && echo end) || fail "quotes do not match in $2: $text"
+  mapfile -t into <<<"$said"
+  unset 'into[-1]' # the end, which keeps an empty last word
+}
+arguments=() environment=() ssh_flags=() create_flags=()
+split arguments ARGS
+split environment ENV
+split ssh_flags SSH_FLAGS
+split create_flags CREATE_FLAGS
 
 # need VARIABLE...: one line that names all that are missing.
 need() {
@@ -64,7 +81,7 @@ described() {
   errors=$(mktemp)
   if said=$(tpus "$1" describe "$2" --format="value($3)" 2>"$errors"); then
     echo "$said"
-  elif grep -q -i -e NOT_FOUND -e 'not found' "$errors"; then
+  elif grep -q -e NOT_FOUND -e 'was not found' "$errors"; then
     echo MISSING
   else
     tail -n 1 "$errors" >&2
@@ -106,28 +123,48 @@ must_be_ready() {
     fail "$NAME in $ZONE is $found, not READY; \`make tpu-create\` makes it, \`make tpu-status\` looks"
 }
 
+# not_otherwise: refuses to call missing what is there without the queue, or in it. (QUEUED is to be given to every script.)
+not_otherwise() {
+  local found
+  if [[ -n $QUEUED ]]; then
+    found=$(described tpu-vm "$NAME" state)
+    [[ $found == MISSING ]] || fail "no queued resource $NAME in $ZONE, but a slice of that name is $found: without QUEUED"
+  else
+    found=$(described queued-resources "$NAME" state.state)
+    [[ $found == MISSING ]] || fail "no slice $NAME in $ZONE, but a queued resource of that name is $found: QUEUED=1"
+  fi
+}
+
+# WORKDIR is one for all workers.
+need_shared_workdir() {
+  [[ $WORKDIR == gs://* || $WORKDIR == /* ]] ||
+    fail "WORKDIR=$WORKDIR would be a folder of every worker's own; valid: gs://bucket/..., or an absolute path all share"
+}
+
+# pack_now: what is sent from here on is the working tree as it is now. `folder`: for the caller's files, too.
+pack_now() {
+  folder=$(mktemp -d)
+  trap 'rm -rf "$folder"' EXIT
+  [[ -z ${PACK:-} ]] || return 0
+  export PACK=$folder/maeclip-code.tgz
+  "$REPOSITORY/tpu/push.sh" pack "$PACK"
+}
+
 # remote VERB [ARGUMENT...]: the command line of worker.sh on a worker. DATA, PORT, EXTRAS and REMOTE_PYTHON go with it,
-# and ENV="NAME=VALUE ..." (quotes as in a shell).
+# and ENV="NAME=VALUE ...".
 remote() {
   local name words=(env)
   for name in PORT EXTRAS REMOTE_PYTHON; do
     [[ -z ${!name:-} ]] || words+=("$name=${!name}")
   done
   [[ -z ${DATA:-} ]] || words+=("MAECLIP_DATA_DIR=$DATA")
-  while IFS= read -r name; do words+=("$name"); done < <(split "${ENV:-}")
-  shown "${words[@]}" bash "$WORKER_SCRIPT" "$@"
-}
-
-# split TEXT: its words, one a line; quotes as in a shell.
-split() {
-  [[ -z $1 ]] || xargs -n 1 printf '%s\n' <<<"$1"
+  shown "${words[@]}" "${environment[@]}" bash "$WORKER_SCRIPT" "$@"
 }
 
 # on_workers COMMAND: on all workers of all slices at once (WORKER=0: on that one of every slice).
 on_workers() {
-  local node job jobs=() code=0 more=()
-  mapfile -t more < <(split "${SSH_FLAGS:-}")
-  more+=(--ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30) # a worker that is gone must not hold us
+  local node job jobs=() code=0
+  local more=("${ssh_flags[@]}" --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30) # none gone holds us
   for node in $(nodes); do
     if [[ -n ${DRY_RUN:-} ]]; then
       tpus tpu-vm ssh "$node" --worker="${WORKER:-all}" --command="$1" "${more[@]}"

@@ -22,9 +22,10 @@ PYTHON
 }
 
 runs=$(list)
+[[ -n ${DRY_RUN:-} ]] || pack_now # all runs are of the same code
 common=${ARGS:-} failed=()
 while IFS=$'\t' read -r CONFIG WORKDIR ARGS <&3; do
-  ARGS="$ARGS $common"
+  ARGS+=" $common"
   export CONFIG WORKDIR ARGS
   echo "sweep $SWEEP: $CONFIG in $WORKDIR"
   code=0
