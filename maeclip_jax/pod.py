@@ -20,7 +20,8 @@ from pathlib import Path
 from maeclip_jax import doctor
 from maeclip_jax.errors import UserError
 
-PORT = 8482  # of the coordinator where nobody names one; jax's own choice on TPUs
+# Of the coordinator where nobody names one: open between the VMs of a slice where jax's own 8482 is not (jax issue 35905).
+PORT = 8476
 _SHOWN = 4  # differences named a host
 
 
@@ -123,7 +124,7 @@ def card(config: Mapping, flags: Mapping[str, str]) -> dict:
     committed) and the versions of the packages.
     """
     runs = {f"--{name}": str(value) for name, value in flags.items()}
-    runs |= {f"config.{name}": value for name, value in _flat(json.loads(config.to_json_best_effort()))}
+    runs |= {f"config.{name}": value for name, value in flat(json.loads(config.to_json_best_effort()))}
     runs |= {"commit": commit(), "sources": sources()}
     return {"host": socket.gethostname(), "runs": runs | doctor.versions()}
 
@@ -135,11 +136,11 @@ def differences(runs: Mapping[str, object], other: Mapping[str, object]) -> str:
     return "; ".join([*said, *([f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
 
 
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+def flat(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """(dotted name, value) of every leaf of nested dicts."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+            yield from flat(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, value
 

@@ -45,7 +45,7 @@ def test_flags_say_it():
 def test_the_environment_of_a_slice_and_of_several(environment):
     environment(TPU_WORKER_HOSTNAMES="t-0,t-1,t-2", TPU_WORKER_ID="1")
     found = pod.find()
-    assert (found.address, found.processes, found.process) == ("t-0:8482", 3, 1)
+    assert (found.address, found.processes, found.process) == ("t-0:8476", 3, 1)
     assert found.name(2) == "process 2 (t-2)"
     environment(MEGASCALE_NUM_SLICES="2", MEGASCALE_SLICE_ID="1", MEGASCALE_COORDINATOR_ADDRESS="first:8080",
                 JAX_COORDINATOR_PORT="99")  # fmt: skip
@@ -81,7 +81,7 @@ def test_the_metadata_server_of_a_tpu_machine(environment, monkeypatch):
         environment(GCE_METADATA_IP=f"localhost:{server.server_port}")
         monkeypatch.setattr(doctor, "accelerator", lambda: "tpu")
         found = pod.find()
-        assert (found.address, found.processes, found.process) == ("10.0.0.5:8482", 4, 1)
+        assert (found.address, found.processes, found.process) == ("10.0.0.5:8476", 4, 1)
         assert set(asked) == {"Google"}
         asked.clear()
         assert pod.find(ask=False) is None
