@@ -101,6 +101,7 @@ def test_pooling_and_what_is_no_clip_of_the_paper(tmp_path):
         make(tmp_path / "b", pool="max", scale="high", evals=[shot(61.0)]),
         make(tmp_path / "c", pool="max", scale="high", evals=[shot(62.0)], arg={"loss": "sigmoid"}),
         make(tmp_path / "d", pool="max", scale="high", evals=[shot(63.0)], arg={"keep": 0.5}),
+        make(tmp_path / "e", pool="max", scale="high", evals=[shot(64.0)], init_from="hf-clip:/clip-b16"),
     ]
     assert cells(table("T3", *paths)) == {
         ("CLIP GAP high B/16 1k", "ImageNet zero-shot top-1"): "60.0 | 61.8",
@@ -108,6 +109,7 @@ def test_pooling_and_what_is_no_clip_of_the_paper(tmp_path):
         ("CLIP MAX high B/16 1k", "ImageNet zero-shot top-1"): "61.0 | 63.7",
         ("CLIP MAX high B/16 loss sigmoid 1k", "ImageNet zero-shot top-1"): "62.0",
         ("CLIP MAX high B/16 keeps 0.5 1k", "ImageNet zero-shot top-1"): "63.0",
+        ("CLIP MAX high B/16 from hf-clip:/clip-b16 1k", "ImageNet zero-shot top-1"): "64.0",
     }
 
 

@@ -125,10 +125,11 @@ def models(runs: Sequence[Run], notes: list[str]) -> list[Model]:
 def _model(runs: Sequence[Run], finetuned: Sequence[Run]) -> Model:
     first = runs[0]
     names = {name: first.find(f"arg.{name}") for name in paper.SETTING}
-    papers = names["size"] is not None and all(v in (None, paper.SETTING[k]) for k, v in names.items())
-    # In which words of its argument it is none of the paper's: they are part of its name.
+    began = first.find("init_from")
+    papers = not began and names["size"] is not None and all(v in (None, paper.SETTING[k]) for k, v in names.items())
+    # In which words of its argument, or where it began, it is none of the paper's: they are part of its name.
     other = [f"{paper.WORDS[k]} {names[k]}" for k in paper.WORDS if names[k] not in (None, paper.SETTING[k])]
-    note = ", ".join(other)
+    note = ", ".join([*other, *([f"from {began}"] if began else [])])
     return Model(first.objective, first.pool, first.scale, first.size, note, tuple(runs), tuple(finetuned), papers)
 
 
