@@ -258,15 +258,16 @@ def run(argv: list[str]) -> None:
     from maeclip_jax import evaluate, train
 
     start.add("import", start.so_far())
-    with start.phase("join"):
-        start_jax(values)
-    with start.phase("devices"):
-        jax.devices()
+    limits = watchdog.Limits(values.stall_factor, values.stall_seconds)
+    with watchdog.Watchdog(limits, start.look):
+        with start.phase("join"):
+            start_jax(values)
+        with start.phase("devices"):
+            jax.devices()
+        if values.mode == "train":
+            train.run(values.config, values.workdir, start=start, limits=limits)
     if values.mode == "eval":
         evaluate.run(values.config, values.workdir)
-    else:
-        limits = watchdog.Limits(values.stall_factor, values.stall_seconds)
-        train.run(values.config, values.workdir, start=start, limits=limits)
 
 
 def main(argv: list[str] | None = None) -> int:

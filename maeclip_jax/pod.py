@@ -20,7 +20,8 @@ from pathlib import Path
 from maeclip_jax import doctor
 from maeclip_jax.errors import UserError
 
-# Of the coordinator where nobody names one: open between the VMs of a slice where jax's own 8482 is not (jax issue 35905).
+# Of the coordinator where nobody names one. Google opens it between the VMs of a slice; 8482, jax's own, may be shut
+# (jax issue 35905).
 PORT = 8476
 _SHOWN = 4  # differences named a host
 

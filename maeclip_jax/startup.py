@@ -40,6 +40,10 @@ class Startup:
         """Seconds since the process started."""
         return time.perf_counter() - self._begun
 
+    def look(self) -> tuple[float, str, float]:
+        """What a watchdog looks at: a pause until the first step is done. From any thread."""
+        return 0.0, "start-up", 0.0 if self.done else self.so_far()
+
     def add(self, phase: str, seconds: float) -> None:
         """Adds to a phase."""
         if not self.done:

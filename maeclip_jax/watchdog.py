@@ -16,7 +16,7 @@ from typing import TextIO
 class Limits:
     """A step stalls after `factor` times the median step and at least `seconds`; a pause after `pause_seconds`.
 
-    Pauses are checkpoints and evaluations, which have no peers. `seconds` 0: no watchdog.
+    Pauses are the start, checkpoints and evaluations, which have no peers. `seconds` 0: no watchdog.
     """
 
     factor: float = 10.0
@@ -70,7 +70,7 @@ class Watchdog:
                 max(limit, self.limits.factor * median),
                 f"the median of {len(self._steps)} is {median:.2g} s",
             )
-        if not self._step or taken < limit or self._told == what:
+        if not (self._step or paused) or taken < limit or self._told == what:
             return False
         self._told = what
         where = f", in {doing}" if doing and not paused else ""

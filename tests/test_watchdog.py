@@ -4,7 +4,7 @@ import io
 import threading
 import time
 
-from maeclip_jax import watchdog
+from maeclip_jax import startup, watchdog
 from tests import runs
 
 
@@ -77,6 +77,20 @@ def test_pauses_are_not_steps(tmp_path):
         assert file.readline() == (
             "watchdog: eval has taken 1801 s (said after 1800 s); the run goes on waiting; stacks of all threads:\n"
         )
+
+
+def test_a_start_that_does_not_end_is_said(tmp_path):
+    """Devices, a restore or the first batch may hang as well; once the first step is done, that watch is over."""
+    start = startup.Startup(1000)
+    with (tmp_path / "said").open("w+") as file:
+        dog = watchdog.Watchdog(watchdog.Limits(pause_seconds=1800), start.look, file)
+        assert not dog.check()
+        dog = watchdog.Watchdog(watchdog.Limits(pause_seconds=900), start.look, file)
+        assert dog.check() and not dog.check()
+        file.seek(0)
+        assert file.readline().startswith("watchdog: start-up has taken 1000 s (said after 900 s); the run goes on")
+        start.finish()
+        assert not watchdog.Watchdog(watchdog.Limits(pause_seconds=900), start.look, file).check()
 
 
 def test_without_a_real_file_it_does_not_fail(capfd):
