@@ -22,7 +22,7 @@ from etils import epath
 from maeclip_jax import startup
 from maeclip_jax.errors import UserError
 
-METRICS, COSTS, EXAMPLES = "metrics.jsonl", "costs.json", "examples"
+CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 _REMOTE_SECONDS = 60.0  # how often rows are rewritten to a remote workdir
 
 

@@ -246,24 +246,78 @@ def test_a_run_goes_on_from_another_workdir(tmp_path, capsys):
         ),
         (dict(seed=3), "was trained with seed 0, the config says 3"),
         (dict(total="6 steps"), "is past the end: total='6 steps' is 6 steps; raise total"),
-        (
-            {"model.image_tower.depth": 3},
-            "has 'params/image/trunk/blocks/attention/out/bias' of shape (2, 32), this config makes (3, 32)",
-        ),
-        ({"optim.name": "lion"}, "is of another model or optimizer: it lacks"),
-        (dict(objective="clip"), "is of another model or optimizer: it lacks 0 arrays (none) and has"),
     ],
 )
-def test_a_run_that_cannot_be_continued_says_why(settings, text, tmp_path, capsys):
-    config = runs.config(ARG, **settings)
-    if "objective" in settings:
-        config = runs.config(f"objective=clip,{ARG}")
+def test_a_run_that_cannot_be_continued_says_why(settings, text, capsys):
     workdir = runs.whole(8, ARG)
     listing = sorted(workdir.rglob("*"))
-    assert main.guarded(lambda: train.run(config, workdir)) == 2
+    assert main.guarded(lambda: train.run(runs.config(ARG, **settings), workdir)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: checkpoint ") and text in line
     assert sorted(workdir.rglob("*")) == listing  # and nothing was touched
+
+
+@pytest.mark.parametrize(
+    ("arg", "settings", "text"),
+    [
+        (
+            ARG,
+            {"model.image_tower.depth": 3},
+            "has 'params/image/trunk/blocks/attention/out/bias' of shape (2, 32), this config makes (3, 32)",
+        ),
+        (ARG, {"optim.name": "lion"}, "is of another model or optimizer: it lacks"),
+        (f"objective=clip,{ARG}", {}, "is of another model or optimizer: it lacks 0 arrays (none) and has"),
+    ],
+)
+def test_a_state_of_another_model_is_not_resumed(arg, settings, text, tmp_path, capsys):
+    config = runs.config(arg, resume=str(runs.whole(8, ARG)), **settings)
+    assert main.guarded(lambda: train.run(config, tmp_path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: checkpoint ") and text in line
+
+
+@pytest.mark.parametrize(
+    ("arg", "settings", "text"),
+    [
+        (f"{ARG},rest=pool=max", {}, "arg.pool is max, not gap; model.image_tower.pool is max, not gap; continue"),
+        (f"objective=clip,{ARG}", {}, "objective is clip, not mae_clip; continue"),
+        (ARG, {"model.weights.image": 0.5, "optim.freeze": ("text/.*",)},
+         "optim.freeze is ['text/.*'], not []; model.weights.image is 0.5, not 0.1; continue"),
+        (f"{ARG},count=41", {}, "data.source.count is 41, not 40; continue"),
+        (f"{ARG},count=0", {}, "data.source.count is absent, not 40; continue"),
+    ],
+)  # fmt: skip
+def test_another_run_does_not_continue_one(arg, settings, text, capsys):
+    workdir = runs.whole(8, ARG)
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    assert main.guarded(lambda: train.run(runs.config(arg, **settings), workdir)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {workdir} holds another run: {text}")
+    assert line.endswith(
+        f"config.resume={workdir} to go on from its state, or config.init_from={workdir} from its parameters"
+    )
+    assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
+
+
+def test_what_makes_no_other_run_may_change(tmp_path):
+    """Length, layout, reading and looking; config.json says so, and still where the run began, which is over."""
+    workdir = runs.copy(runs.whole(8, ARG), tmp_path / "run")
+    path = workdir / "config.json"
+    recorded = json.loads(path.read_text()) | {"init_from": "runs/first"}
+    del recorded["model"]["contrast_mib"], recorded["optim"]["end_lr"]  # written by a version that did not have them
+    path.write_text(json.dumps(recorded))
+    changed = {
+        "total": "13 steps", "log.every": "2 steps", "checkpoint.keep_last": 1, "mesh.fsdp": 2, "data.max_bad": 0.2,
+        "model.compute.layers": "unroll", "model.compute.remat": "full", "resume": "runs/other", "init_from": "",
+        "max_skipped_in_row": 3,
+    }  # fmt: skip
+    config = runs.config(ARG, **changed)
+    config.evals = {}
+    config.data.num_threads = 1
+    train.run(config, workdir)
+    assert torture.steps(workdir)[-1] == 13
+    now = json.loads(path.read_text())
+    assert now == json.loads(config.to_json_best_effort()) | {"init_from": "runs/first", "resume": ""}
 
 
 def test_best_checkpoints_of_a_run(tmp_path):

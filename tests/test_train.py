@@ -183,6 +183,11 @@ def test_what_a_run_says_and_costs(tmp_path, capsys):
     assert rows[0]["train/logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
 
 
+def test_a_source_that_is_an_object_is_the_same_again(tmp_path):
+    assert run(tmp_path, Records(), total="1 steps") == run(tmp_path, Records(), total="2 steps") == 0
+    assert torture.steps(tmp_path) == [1, 2]
+
+
 def test_rows_are_logged_when_they_are_due(tmp_path):
     assert run(tmp_path, Records(), **{"log.every": "4 steps"}) == 0
     assert list(runs.series(tmp_path)) == [1, 4, 8, 10]  # the first and the last always
