@@ -92,7 +92,7 @@ def _on_mesh(function: Callable, args: Sequence[jax.Array | None], outputs: int)
     """`function` on every device's part of [B, ...] arrays: XLA cannot split a kernel itself.
 
     Rows over the batch axes (on every device whole if they do not divide), the last axis over `tensor`, except that of
-    [B, 1, N], which is tokens.
+    the second, `hidden`, which is tokens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch = tuple(a for a in ("replica", "fsdp") if a in mesh.axis_names)
@@ -101,7 +101,7 @@ def _on_mesh(function: Callable, args: Sequence[jax.Array | None], outputs: int)
     rows = batch if args[0].shape[0] % math.prod(mesh.shape[a] for a in batch) == 0 else None
     tensor = "tensor" if "tensor" in mesh.axis_names else None
     split = jax.P(rows, None, tensor)
-    specs = tuple(None if x is None else jax.P(rows) if x.shape[1] == 1 else split for x in args)
+    specs = tuple(None if x is None else jax.P(rows) if i == 1 else split for i, x in enumerate(args))
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=(split,) * outputs, check_vma=False)(*args)
 
 
@@ -122,6 +122,10 @@ class Attend:
     def backward(self, qkv, hidden, lse, d_out):
         """-> (gradient of qkv, its sum over each sample's tokens [B, 1, 3 W] float32)."""
         outs = (qkv.shape, qkv.dtype), ((qkv.shape[0], 1, qkv.shape[2]), jnp.float32)
+        if hidden is not None:
+            # The lse of a row that may attend to nothing is MASKED, with log(tokens) lost in it, so that its
+            # exp(score - lse) is 1 for each token: what it lacks is put here, where XLA does it on the way.
+            d_out = jnp.where(lse[..., :1] < MASKED / 2, d_out / qkv.shape[1], d_out)
         return self._choose(self._backward_sample, self._backward_xla, "backward", 5, outs, (qkv, hidden, lse, d_out))
 
     def _choose(self, sample: Callable, xla: Callable, name: str, products: int, outs, args):
@@ -190,6 +194,10 @@ class Attend:
             s = jnp.where(row >= column, s, MASKED)
         return s
 
+    def _slope(self, hidden, lse):
+        """Gradient of a row's scores by q k: none where they are all masked."""
+        return self.width**-0.5 if hidden is None else jnp.where(lse < MASKED / 2, 0.0, self.width**-0.5)
+
     def _forward_sample(self, qkv, hidden, out, lse):
         total, sums = out.shape[1], []
         for here, heads in self._groups(total):
@@ -207,6 +215,7 @@ class Attend:
 
     def _backward_sample(self, qkv, hidden, lse, d_out, d_qkv, d_bias):
         total = d_out.shape[1]
+        slope = self._slope(hidden, lse[:, :1])  # heads hide alike
         for here, heads in self._groups(total):
             at = [slice(i * total + here.start, i * total + here.stop) for i in range(3)]
             q, k, v = (qkv[:, s] for s in at)
@@ -216,7 +225,7 @@ class Attend:
                 q_h, k_h, dy_h = (self._only(x, place) for x in (q, k, dy))
                 p = jnp.exp(self._scores(q_h, k, hidden) - lse[:, head : head + 1])
                 dp = _dot(dy_h, v, ABT)
-                ds = p * (dp - jnp.sum(p * dp, axis=1, keepdims=True)) * self.width**-0.5
+                ds = p * (dp - jnp.sum(p * dp, axis=1, keepdims=True)) * slope
                 ds, p = ds.astype(q.dtype), p.astype(q.dtype)
                 dq, dk, dv = dq + _dot(ds, k_h, AB), dk + _dot(ds, q_h, ATB), dv + _dot(p, dy_h, ATB)
             for s, x in zip(at, (dq, dk, dv)):
@@ -236,17 +245,18 @@ class Attend:
 
     def _forward_xla(self, qkv, hidden):
         _, _, v, s = self._weights_xla(qkv, hidden)
-        lse = jax.nn.logsumexp(s, axis=-1, keepdims=True)
-        y = jnp.einsum("bhqk,bkhd->bqhd", jnp.exp(s - lse).astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return y.astype(qkv.dtype).reshape(*qkv.shape[:2], -1), lse[..., 0].swapaxes(1, 2)
+        p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", p, v, preferred_element_type=jnp.float32)
+        return y.astype(qkv.dtype).reshape(*qkv.shape[:2], -1), jax.nn.logsumexp(s, axis=-1).swapaxes(1, 2)
 
     def _backward_xla(self, qkv, hidden, lse, d_out):
         q, k, v, s = self._weights_xla(qkv, hidden)
-        dy = d_out.reshape(v.shape)
+        dy, lse = d_out.reshape(v.shape), lse.swapaxes(1, 2)[..., None]
+        slope = self._slope(hidden, lse)
         dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        p = jnp.exp(s - lse.swapaxes(1, 2)[..., None])
+        p = jnp.exp(s - lse)
         dp = dot("bqhd,bkhd->bhqk", dy, v)
-        ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)) * self.width**-0.5
+        ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)) * slope
         ds, p = ds.astype(q.dtype), p.astype(q.dtype)
         parts = dot("bhqk,bkhd->bqhd", ds, k), dot("bhqk,bqhd->bkhd", ds, q), dot("bhqk,bqhd->bkhd", p, dy)
         d_qkv = jnp.concatenate([x.reshape(d_out.shape) for x in parts], axis=2)

@@ -62,12 +62,26 @@ def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
     assert off(fused_back(low[2])[0], back(dy)[0]) <= 1.5 * off(plain_back(low[2])[0], back(dy)[0])
 
 
-def test_a_row_of_padding_is_finite():
-    qkv, bias, _, dy = arrays(2, 6, 2, 64, False)
-    pad = jnp.ones((2, 6), bool)
-    got, back = jax.vjp(lambda x: fused(x, bias, pad, heads=2, interpret=True), qkv)
-    np.testing.assert_allclose(got, plain(qkv, bias, pad, 2, False), atol=1e-5)
-    assert np.isfinite(back(dy)[0]).all()
+@pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "xla"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_row_of_padding_attends_evenly_as_in_plain_attention(causal, interpret):
+    qkv, bias, _, dy = arrays(3, 6, 2, 64, False)
+    pad = jnp.arange(6)[None] < jnp.array([6, 2, 0])[:, None]  # all of a sample; what a causal row could see; nothing
+    want, back = jax.vjp(lambda x, b: plain(x, b, pad, 2, causal), qkv, bias)
+    got, fused_back = jax.vjp(lambda x, b: fused(x, b, pad, heads=2, causal=causal, interpret=interpret), qkv, bias)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    for mine, theirs in zip(fused_back(dy), back(dy)):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_single_token_on_a_mesh(padded):
+    qkv, bias, pad, _ = arrays(4, 1, 2, 64, padded)
+    mesh = jax.make_mesh((2, 2, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda *a: fused(*a, heads=2))(qkv, bias, pad)
+    values = (qkv + bias[None, None]).reshape(4, 1, 2, 3, 64)[..., 2, :]  # each device has (3, heads, width) of its own
+    np.testing.assert_allclose(got, values.reshape(4, 1, 128), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
