@@ -159,12 +159,34 @@ def test_json_compare_and_exit_codes(monkeypatch, capsys, tmp_path):
     bad = FOUND | {"fits": False, "remedy": {"batch_size": 8}, "compiler says": "no room"}
     code, text = run(monkeypatch, capsys, bad, *flags, f"--json={tmp_path / 'f.json'}", "--compare=other.py")
     assert code == 1 and text.count("DOES NOT FIT; try --config.batch_size=8") == 2
+    assert all(f"epoch of {name}: 1,000 examples" in text for name in (CONFIG, "other.py"))
     assert [f["config"] for f in json.loads((tmp_path / "f.json").read_text())] == [CONFIG, "other.py"]
 
 
+def test_two_programs_leave_two_texts(monkeypatch, capsys):
+    texts = []
+    monkeypatch.setattr(command, "preflight", lambda argv, own, where: texts.append(own["text"]) or FOUND)
+    flags = (f"--config={CONFIG}", "--topology=v5e-4", "--compare=other.py", "--text=program.txt")
+    assert command.command(["preflight", *flags]) == 0 and texts == ["program.txt", "program.txt.2"]
+
+
+def test_the_formula_is_that_of_the_program(monkeypatch, capsys):
+    flags = (f"--config={CONFIG}", "--topology=v5e-4")
+    assert "MFU = 3 x forward matmul FLOPs" in run(monkeypatch, capsys, FOUND, *flags)[1]
+    text = run(monkeypatch, capsys, FOUND | {"program": "embed"}, *flags, "--program=embed")[1]
+    assert "MFU = forward matmul FLOPs" in text and "remat" not in text.split("MFU = ")[1].split("/")[0]
+
+
 def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys):
-    code, text = run(monkeypatch, capsys, FOUND, "--all", "--select=/clip.py.*low.*v4-128")
-    assert code == 0 and "| clip:scale=low,size=B/16 | v5e:2x2 (4 chips) | 4 |" in text
+    for select in ("/clip.py.*low.*v4-128", "^clip:scale=low.*v4-128"):  # as they are called, as they are printed
+        code, text = run(monkeypatch, capsys, FOUND, "--all", f"--select={select}")
+        assert code == 0 and "| clip:scale=low,size=B/16 | v5e:2x2 (4 chips) | 4 |" in text
+        assert "| 2.0 | 8 | fits |" in text and "brackets" not in text
+    priced = ("--all", f"--select={select}", "--price=2")
+    assert "| 2.0 | 8 (16.00) | fits |" in run(monkeypatch, capsys, FOUND, *priced)[1]
+    assert json.loads(run(monkeypatch, capsys, FOUND, *priced, "--json")[1])[0]["cost"] == 16
+    code, text = run(monkeypatch, capsys, FOUND | {"program": "embed"}, "--all", "--program=embed")
+    assert "| - | - | fits |" in text  # no run, no hours
 
     def fails(*_):
         raise UserError("nothing fits")
@@ -190,8 +212,18 @@ def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
 def test_epochs_need_no_data():
     config = clip.get_config("scale=low")
     assert command.epoch_of(config, command.OWN) == (11_300_000, "known of cc12m")
-    assert command.epoch_of(config, command.OWN | {"epoch_examples": "5e6"})[0] == 5_000_000
+    assert command.epoch_of(config, command.split(["", "--epoch_examples=5e6"])[0])[0] == 5_000_000
     assert "assumed" in command.epoch_of(clip.get_config("scale=photos"), command.OWN)[1]
+
+
+def test_flags_are_told_apart():
+    own, rest = command.split(["me", "--config", "a.py", "--json", "--num_slices", "2", "--config.x", "-1", "--cache="])
+    assert (own["config"], own["json"], own["num_slices"]) == ("a.py", "yes", 2)
+    assert rest == ["me", "--config.x", "-1", "--cache="]
+    assert command.split(["me", "--all", "--select="])[0] == command.OWN | {"all": "yes"}
+
+
+HERE = (f"--config={CONFIG}", "--topology=v5e-4")
 
 
 @pytest.mark.parametrize(
@@ -200,13 +232,37 @@ def test_epochs_need_no_data():
         (["--topology=v5e-4"], "--config is missing"),
         ([f"--config={CONFIG}"], "--topology is missing; valid: v4-128"),
         ([f"--config={CONFIG}", "--topology=v5e-3"], "a power of two"),
-        ([f"--config={CONFIG}", "--topology=v5e-4", "--num_slices=two"], "--num_slices='two' is no number"),
-        ([f"--config={CONFIG}", "--topology=v5e-4", "--program=tran"], "valid: embed, evaluate, train"),
+        ([f"--config={CONFIG}", "--topology", "--json"], "--topology needs a value"),
+        ([*HERE, "--num_slices=two"], "--num_slices='two'; valid: a whole number, 1 or more"),
+        *(([*HERE, f"--num_slices={n}"], "a whole number, 1 or more") for n in ("nan", "inf", "2.7", "0", "-1")),
+        *(([*HERE, f"--epoch_examples={n}"], "a whole number, 1 or more") for n in ("nan", "0", "-5", "")),
+        *(([*HERE, f"--price={n}"], f"--price='{n}'; valid: a number, 0 or more") for n in ("-1", "nan", "inf")),
+        ([*HERE, "--program=embed", "--price=1"], "--program=train, not embed"),
+        ([*HERE, "--select=x"], "--select goes with --all only"),
+        ([*HERE, "--num_slice=2"], "unknown flag '--num_slice' (did you mean '--num_slices'?); valid: --config, --topo"),
+        ([*HERE, "--cash=x"], "--cache"),
+        ([*HERE, "--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json cannot be written"),
+        ([*HERE, "--text=/"], "--text=/ cannot be written"),
+        (["--all=no"], "--all takes no value"),
         (["--all", "--select=nothing"], "unknown --select 'nothing'"),
+        (["--all", "--select=*"], "--select='*' is no regular expression: nothing to repeat"),
+        *(
+            (["--all", f"--{name}=2"], f"--{name} does not go with --all")
+            for name in ("config", "topology", "num_slices", "compare", "text")
+        ),
     ],
 )
-def test_mistakes_are_one_line(flags, text):
+def test_mistakes_are_one_line(monkeypatch, capsys, flags, text):
+    monkeypatch.setattr(command, "preflight", None)  # nothing is compiled before they are found
+    assert command.command(["preflight", *flags]) == 2
+    said = capsys.readouterr().err
+    assert text in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_mistake_in_the_command_s_own_process():
+    flags = (f"--config={CONFIG}", "--topology=v5e-4", "--program=tran")
     done = subprocess.run(
         [sys.executable, "-m", "maeclip_jax.preflight", *flags], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and text in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 2 and "valid: embed, evaluate, train" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

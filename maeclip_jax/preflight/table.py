@@ -11,6 +11,8 @@ NOTE = (
     "compiler's schedule of them. Not in it: time spent waiting for collectives, custom calls without an estimate, and "
     "the input."
 )
+# Of a program without a backward pass.
+FORWARD = flops.FORMULA.replace("3 x forward", "forward").replace(", remat not counted", "")
 
 
 def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
@@ -79,7 +81,8 @@ def full(columns: Sequence[tuple[str, Mapping]], price: float = 0.0) -> str:
         if found["fits"]:
             lines += ["", f"dearest operations{f' of {name}' if len(columns) > 1 else ''} (compiler-estimated)"]
             lines += [f"  {1e3 * t['seconds']:8.2f} ms {t['share']:6.1%}  {t['module']}" for t in found["top"]]
-    return "\n".join([*lines, "", f"{flops.FORMULA}.", NOTE])
+    formula = flops.FORMULA if columns[0][1]["program"] == "train" else FORWARD
+    return "\n".join([*lines, "", f"{formula}.", NOTE])
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
@@ -108,8 +111,14 @@ def line(name: str, found: Mapping) -> tuple[str, ...]:
         return (*front, *("-",) * 5, verdict(found))
     return (
         *front, f"{1e3 * found['step seconds']:.1f}", f"{found['MFU']:.1%}", f"{found['images/s']:,.0f}",
-        f"{found['hours']:,.1f}", f"{found['chip-hours']:,.0f}", verdict(found),
+        *(hours(found) if found["program"] == "train" else ("-", "-")), verdict(found),
     )  # fmt: skip
+
+
+def hours(found: Mapping) -> tuple[str, str]:
+    """Hours of a whole run, and chip-hours with their cost, if it is known, in brackets."""
+    cost = f" ({found['cost']:,.2f})" if "cost" in found else ""
+    return f"{found['hours']:,.1f}", f"{found['chip-hours']:,.0f}{cost}"
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
