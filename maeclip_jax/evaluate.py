@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,18 +20,20 @@ FOLDER, NAMES = "evals", "names.json"
 
 
 class Runner:
-    """The evaluators of a config. `steps` converts a duration of the config to steps.
+    """The evaluators of a config. `steps` converts a duration of the config to steps; `names`: see `read_names`.
 
     Results of step n are in `evals/<n>.json`, pictures beside it; what is there already, of the same settings, is not
     computed again. `failed`: evaluators that could not be made or run, and why.
     """
 
-    def __init__(self, config, objective, mesh, words, workdir: epath.Path, steps: Callable[[str, str], int]):
+    def __init__(
+        self, config, objective, mesh, words, workdir: epath.Path, steps: Callable[[str, str], int], names: Mapping
+    ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
         self.settings: dict[str, dict] = {}
         self._known: dict[str, Any] = {}
-        self.fns = Functions(objective, mesh, words, read_names(config.resume, workdir))
+        self.fns = Functions(objective, mesh, words, names)
         for name, entry in config.evals.items():
             settings = source.plain(entry)
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
@@ -179,19 +182,30 @@ def read_all(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
     return {r["step"]: r["metrics"] for r in sorted(found, key=lambda r: r["step"])}
 
 
+def _place(config, workdir: epath.Path) -> epath.Path:
+    """The checkpoint to evaluate: that of `config.resume`, unless this only says where the run in `workdir` began."""
+    path = workdir / log.CONFIG
+    if config.resume and path.exists() and json.loads(path.read_text()).get("resume") == config.resume:
+        with contextlib.suppress(errors.UserError):  # it has none of its own yet
+            return checkpoint.locate(workdir)
+    return checkpoint.locate(config.resume or workdir)
+
+
 def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> dict[str, float]:
     """Evaluates one checkpoint, the newest of `workdir` or `config.resume`. Same code and numbers as in training.
 
-    Needs no training data. UserError, after all others have run, for evaluators that failed.
+    A `resume` that config.json has too is where the run began: its own newest is evaluated, if it has one. Needs no
+    training data. UserError, after all others have run, for evaluators that failed.
     """
     workdir = log.make_workdir(workdir)
     words = tokenizer.of(config)
     model = program.model(config, devices=devices)
-    folder = checkpoint.locate(config.resume or workdir)
+    folder = _place(config, workdir)
     with jax.set_mesh(model.mesh):
         params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)
-        runner = Runner(config, model.objective, model.mesh, words, workdir, lambda duration, what: 0)
+        names = read_names(folder, workdir)
+        runner = Runner(config, model.objective, model.mesh, words, workdir, lambda duration, what: 0, names)
         metrics = runner.run_due(params, step, final=True)
     for name, reason in runner.not_applicable.items():
         log.say(f"eval {name}: n/a, {reason}")

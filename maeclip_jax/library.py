@@ -87,6 +87,6 @@ def load(
             with jax.set_mesh(made.mesh):
                 flat = paths.flatten(jax.jit(made.fresh, out_shardings=shardings)()) | flat
         params = paths.unflatten(flat)
-    names = evaluate.read_names(config.get("resume", ""), folder.parent.parent if folder else None)
+    names = evaluate.read_names(folder, config.get("resume", ""))
     about = dict(name=name, origin=origin, step=step, names=names)
     return Model(config, made.objective, made.mesh, params, batch_size=batch_size, **about)

@@ -86,7 +86,8 @@ class _Run:
         )
         self.text = _record(config, workdir, continued=self.saved.latest() is not None)
         evaluate.write_names(workdir, pipeline.names(config.data), prog.objective)
-        self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps)
+        names = evaluate.read_names(workdir, config.resume)
+        self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
 
     def loop(self) -> None:

@@ -1,6 +1,7 @@
 """Evaluations alone give the numbers written in training, whatever the devices; every example counts once."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -42,6 +43,30 @@ def test_what_is_there_is_not_computed_again(tmp_path, capsys):
     assert "12.json has all results of step 12; delete it to evaluate again" in capsys.readouterr().out
     (workdir / "evals" / "12.json").unlink()
     assert evaluate.run(runs.config(ARG), workdir) == runs.metrics(runs.whole(8, ARG), 12)
+
+
+@pytest.mark.parametrize("resume, step, found", [("began", 6, "run"), ("elsewhere", 12, "elsewhere"), ("", 6, "run")])
+def test_where_a_run_began_is_not_what_is_evaluated(resume, step, found, tmp_path, capsys, monkeypatch):
+    """config.json keeps config.resume; the run has gone on from there. Another that is asked for is another."""
+    began, elsewhere, workdir = (
+        runs.copy(runs.whole(8, ARG), tmp_path / name, 6 if name == "run" else 12)
+        for name in ("began", "elsewhere", "run")
+    )
+    recorded = json.loads((workdir / "config.json").read_text()) | {"resume": str(began)}
+    (workdir / "config.json").write_text(json.dumps(recorded))
+    for folder in (began, elsewhere, workdir):
+        (folder / "names.json").write_text(json.dumps({"label": [folder.name]}))
+    config, names = runs.config(ARG, resume=str(tmp_path / resume) if resume else ""), []
+    config.evals = {}
+    monkeypatch.setattr(evaluate, "Functions", lambda *args: names.append(args[-1]["label"][0]))
+    monkeypatch.setattr(evaluate.Runner, "run_due", lambda *args, **kwargs: {})
+    evaluate.run(config, workdir)
+    assert f"{step}.json has all results of step {step}" in capsys.readouterr().out
+    shutil.rmtree(workdir / "checkpoints")
+    config.resume = str(began)  # of the run itself there is nothing yet
+    evaluate.run(config, workdir)
+    assert "12.json has all results of step 12" in capsys.readouterr().out
+    assert names == [found, "began"]
 
 
 def functions_on(devices: int):
