@@ -19,7 +19,7 @@ DATA = {
     "vqav2": dict(name="vqav2", train="train", test="validation", answers=3129, loss="sigmoid"),
     "gqa": dict(name="gqa", train="train", test="testdev", answers=1842),
 }
-READ_TEXT = ("clip", "mae_clip", "m3ae")
+READ_TEXT = ("clip", "mae_clip", "m3ae", "slip")
 
 
 def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -4,16 +4,16 @@
     python -m maeclip_jax.main --config=experiments/vqa.py:of=m3ae,scale=high,data=clevr --workdir=gs://bucket/clevr
 
 Argument: data = scenes | clevr | vqav2 | gqa | the name of a set of maeclip_jax.data.builders.vqa_jsonl; of = clip
-| mae_clip | m3ae with scale and size, whose towers are taken (and --config.init_from: the workdir with their weights;
-without it they start from scratch); or, init = that workdir, instead of all these: objective, sizes and tokenizer come
-from its config.json; pool (of either stream after fusion); blind (grey pictures: what the same model learns from
-questions alone); epochs (0: the default); runlocal.
+| mae_clip | m3ae | slip with scale and size, whose towers are taken (and --config.init_from: the workdir with their
+weights; without it they start from scratch); or, init = that workdir, instead of all these: objective, sizes, tokenizer
+and scale come from its config.json (scale = beside it: the recipe of another scale); pool (of either stream after
+fusion); blind (grey pictures: what the same model learns from questions alone); epochs (0: the default); runlocal.
 
-M3AE fuses in its own joint encoder; CLIP and MAE-CLIP in a fresh transformer over both token streams: 2 layers (demo,
-photos) or 4, as wide as the image tower. That, whole pictures resized without a crop, and the recipe are defaults of
-ours: the paper's are unknown. From LXMERT: form of the head, 4 epochs; answers: 3,129 (VQAv2, soft targets, sigmoid),
-1,842 (GQA), 28 (CLEVR). The paper has, after 1.4B pairs, CLEVR / VQAv2 / GQA: M3AE 96.9 / 59.9 / 53.3 %, CLIP 87.8 /
-61.8 / 55.0 %, MAE-CLIP 92.8 / 61.9 / 55.3 %.
+M3AE fuses in its own joint encoder; CLIP, MAE-CLIP and SLIP in a fresh transformer over both token streams: 2 layers
+(demo, photos) or 4, as wide as the image tower. That, whole pictures resized without a crop, and the recipe are
+defaults of ours: the paper's are unknown. From LXMERT: form of the head, 4 epochs; answers: 3,129 (VQAv2, soft targets,
+sigmoid), 1,842 (GQA), 28 (CLEVR). The paper has, after 1.4B pairs, CLEVR / VQAv2 / GQA: M3AE 96.9 / 59.9 / 53.3 %, CLIP
+87.8 / 61.8 / 55.0 %, MAE-CLIP 92.8 / 61.9 / 55.3 %.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from experiments import common, common_vqa
 
 def get_config(arg=None):
     arg = common.parse_arg(
-        arg, data="scenes", of="clip", init="", scale="demo", size="", pool="gap", epochs=0.0, blind=False,
+        arg, data="scenes", of="clip", init="", scale="", size="", pool="gap", epochs=0.0, blind=False,
         runlocal=False,
     )  # fmt: skip
+    if not arg.init:
+        arg.scale = arg.scale or "demo"
     of, data = common_vqa.pretrained(arg), common_vqa.data(arg)
+    arg.scale, arg.size = arg.scale or of.arg.scale, arg.size or of.arg.size
     image, text = of.model.image_tower, of.model.text_tower
     big = arg.scale in ("low", "high") and not arg.runlocal
     config = common.base(arg, "vqa", ("image", "text"))

@@ -1,13 +1,14 @@
 """Finetuning on questions as a run: it starts from a pretrained run, keeps the names of its answers, refuses others."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import vqa
+from experiments import clip, vqa
 from maeclip_jax import evaluate, log, main, train
 from maeclip_jax.data import pipeline, source
 from maeclip_jax.errors import UserError
@@ -64,19 +65,39 @@ def test_a_head_of_another_size_is_refused(tmp_path):
         train.run(config(**{"model.answers": 7}), tmp_path)
 
 
-def test_towers_of_a_pretrained_run_are_taken_over(tmp_path, capsys):
-    pretrained = runs.copy(runs.whole(8, "steps=12,save=6"), tmp_path / "pretrained")
+@pytest.mark.parametrize(
+    "objective, arg", [("mae_clip", "steps=12,save=6"), ("slip", "objective=slip,steps=1,save=1,evals=false")]
+)
+def test_towers_of_a_pretrained_run_are_taken_over(objective, arg, tmp_path, capsys):
+    pretrained = runs.copy(runs.whole(8, arg), tmp_path / "pretrained")
     made = vqa.get_config(f"init={pretrained},runlocal")
-    assert made.model.image_tower.to_dict() == runs.config().model.image_tower.to_dict()
-    assert made.tokenizer.to_dict() == runs.config().tokenizer.to_dict() and made.arg.of == "mae_clip"
+    assert made.model.image_tower.to_dict() == runs.config(arg).model.image_tower.to_dict()
+    assert made.tokenizer.to_dict() == runs.config(arg).tokenizer.to_dict() and made.arg.of == objective
     made.total, made.evals = "1 steps", ConfigDict()
     train.run(made, tmp_path / "run")
-    assert "fresh: " in (out := capsys.readouterr().out) and "(fuse, head)" in out and f"init_from {pretrained}" in out
+    assert re.search(
+        rf"init_from {pretrained}: (\d+) of \d+ parameters loaded; fresh: \d+ \(fuse, head\)", capsys.readouterr().out
+    )
+
+
+def test_a_pretrained_run_says_its_scale(tmp_path):
+    """Recipe, precision and layers are those of a run of that scale and size, unless the argument names another."""
+    pretrained = clip.get_config("scale=high,size=H/14")
+    (tmp_path / "config.json").write_text(pretrained.to_json_best_effort())
+    made, of, other = (
+        vqa.get_config(f"data=clevr,{word}")
+        for word in (f"init={tmp_path}", "of=clip,scale=high,size=H/14", f"init={tmp_path},scale=demo")
+    )
+    assert made.arg.to_dict() == of.arg.to_dict() | dict(init=str(tmp_path))
+    for name in ("batch_size", "total", "optim", "mesh", "model"):
+        assert made[name] == of[name], name
+    assert made.optim.lr == 5e-5 and made.model.compute.layers == "scan" and made.model.compute.dtype == "bfloat16"
+    assert other.optim.lr == 1e-3 and other.batch_size == 128 and other.arg.scale == "high"
 
 
 @pytest.mark.parametrize("argument, text", [
     ("init=runs/nowhere", "init='runs/nowhere' is no workdir: it has no config.json; valid: a run's --workdir"),
-    ("of=mae", "unknown of 'mae' (did you mean 'm3ae'?); valid: clip, m3ae, mae_clip"),
+    ("of=mae", "unknown of 'mae' (did you mean 'm3ae'?); valid: clip, m3ae, mae_clip, slip"),
     ("data=nowhere", "no data set 'nowhere' at "),
 ])  # fmt: skip
 def test_a_mistake_in_the_argument_is_one_line(argument, text, capfd):
@@ -86,7 +107,9 @@ def test_a_mistake_in_the_argument_is_one_line(argument, text, capfd):
 
 def test_a_run_that_reads_no_text_cannot_be_asked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"objective": "mae"}))
-    with pytest.raises(UserError, match="is a run of 'mae', which reads no text; valid: runs of clip, mae_clip, m3ae"):
+    with pytest.raises(
+        UserError, match="is a run of 'mae', which reads no text; valid: runs of clip, mae_clip, m3ae, slip"
+    ):
         vqa.get_config(f"init={tmp_path}")
 
 
