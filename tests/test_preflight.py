@@ -239,7 +239,7 @@ HERE = (f"--config={CONFIG}", "--topology=v5e-4")
         *(([*HERE, f"--price={n}"], f"--price='{n}'; valid: a number, 0 or more") for n in ("-1", "nan", "inf")),
         ([*HERE, "--program=embed", "--price=1"], "--program=train, not embed"),
         ([*HERE, "--select=x"], "--select goes with --all only"),
-        ([*HERE, "--num_slice=2"], "unknown flag '--num_slice' (did you mean '--num_slices'?); valid: --config, --topo"),
+        ([*HERE, "--num_slice=2"], "unknown flag '--num_slice' (did you mean '--num_slices'?); valid: --config"),
         ([*HERE, "--cash=x"], "--cache"),
         ([*HERE, "--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json cannot be written"),
         ([*HERE, "--text=/"], "--text=/ cannot be written"),

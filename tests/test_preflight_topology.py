@@ -21,6 +21,10 @@ needs_libtpu = pytest.mark.skipif(not topology.installed(), reason=f"libtpu is n
         ("v6e-256", "v6e:16x16", 256),
         ("V3-32", "v3:4x4", 16),
         ("v5p:4x4x12", "v5p:4x4x12", 192),
+        ("v5p:16x16x24", "v5p:16x16x24", 6144),  # the largest of each
+        ("v4-8192", "v4:16x16x16", 4096),
+        ("v3-2048", "v3:32x32", 1024),
+        ("v2-512", "v2:16x16", 256),
     ],
 )
 def test_names(name, libtpu, chips):
@@ -38,6 +42,16 @@ def test_several_slices_and_cores_are_told():
     "name, count, text",
     [
         ("v5e-255", 1, "counts chips, a power of two from 1"),
+        ("v5e-512", 1, "a v5e slice has up to 256 chips; for more, --num_slices of that size"),
+        ("v5litepod-512", 2, "a v5e slice has up to 256 chips; for more, --num_slices"),
+        ("v6e-300", 1, "a v6e slice has up to 256 chips; for more, --num_slices"),
+        ("v5e:16x32", 1, "a v5e slice has up to 256 chips; for more, --num_slices"),
+        ("v2-1024", 1, "a v2 slice has up to 256 chips, 512 cores; for more, --num_slices"),
+        ("v3-4096", 1, "a v3 slice has up to 1024 chips, 2048 cores; for more, --num_slices"),
+        ("v5p-16384", 1, "a v5p slice has up to 6144 chips, 12288 cores"),
+        ("v6e:4x12", 1, "there is no such slice; valid: v6e:1x1, v6e:2x2, v6e:2x4,"),
+        ("v5e-2", 1, "there is no such slice; valid: v5e:1x1, v5e:2x2, v5e:2x4,"),
+        ("v5p-24", 1, "a power of two from 8; other grids as libtpu names them, such as v5p:4x4x12"),
         ("v4-9", 1, "counts cores (two a chip), a power of two from 8"),
         ("v4:4x4", 1, "a v4 slice has 3 axes"),
         ("v7-8", 1, "unknown TPU 'v7'"),
@@ -78,5 +92,5 @@ def test_devices_of_two_slices_come_in_the_order_of_processes():
 
 @needs_libtpu
 def test_a_grid_that_libtpu_has_not_is_one_line():
-    with pytest.raises(UserError, match="libtpu has no topology v5e:3x5"):
-        topology.parse("v5e:3x5").devices()
+    with pytest.raises(UserError, match="libtpu has no topology v3:3x5"):
+        topology.parse("v3:3x5").devices()

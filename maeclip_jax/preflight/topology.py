@@ -20,9 +20,10 @@ INSTALL = "pip install -e '.[tpu-compile]'"
 class Chip:
     """`clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
     `bandwidth` bytes/s to it; `ici` bytes/s out of a device (data sheets; None: none published); `axes` of its torus;
-    `devices` of jax in a chip.
+    `most` chips of a slice; `devices` of jax in a chip.
 
     Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them.
+    Largest slices: the types, shapes and pods listed under cloud.google.com/tpu/docs/v2, .../v3, ... and .../v6e.
     """
 
     clock: float
@@ -30,19 +31,22 @@ class Chip:
     bandwidth: float
     ici: float | None
     axes: int
+    most: int
     devices: int = 1
     cores_in_name: bool = False  # v4-128: 128 cores, two a chip
     config: str = ""  # libtpu's chip configuration
 
 
 CHIPS = {
-    "v2": Chip(0.70e9, 7.48, 350e9, None, 2, devices=2, cores_in_name=True),
-    "v3": Chip(0.94e9, 15.48, 450e9, None, 2, devices=2, cores_in_name=True),
-    "v4": Chip(1.05e9, 30.75, 1228e9, 300e9, 3, cores_in_name=True, config="megacore"),
-    "v5e": Chip(1.50e9, 15.75, 819e9, 200e9, 2),
-    "v5p": Chip(1.75e9, 95.73, 2765e9, 600e9, 3, cores_in_name=True),
-    "v6e": Chip(1.75e9, 31.24, 1640e9, 448e9, 2),
+    "v2": Chip(0.70e9, 7.48, 350e9, None, 2, 256, devices=2, cores_in_name=True),
+    "v3": Chip(0.94e9, 15.48, 450e9, None, 2, 1024, devices=2, cores_in_name=True),
+    "v4": Chip(1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
+    "v5e": Chip(1.50e9, 15.75, 819e9, 200e9, 2, 256),
+    "v5p": Chip(1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
+    "v6e": Chip(1.75e9, 31.24, 1640e9, 448e9, 2, 256),
 }
+# All the shapes of slices that there are of v5e and v6e (the same pages).
+SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
 EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, or libtpu's v4:4x4x4, v5e:16x16"
 
@@ -107,12 +111,29 @@ def parse(name: str, count: int = 1) -> Slice:
         raise unknown("TPU", found[1], [*CHIPS, *ALIASES])
     if count < 1:
         raise UserError(f"--num_slices={count}: at least 1")
+    chip = CHIPS[kind]
     if found[3]:
         grid = tuple(map(int, found[3].split("x")))
-        if len(grid) != CHIPS[kind].axes:
-            raise UserError(f"--topology={name}: a {kind} slice has {CHIPS[kind].axes} axes; valid: {EXAMPLES}")
-        return Slice(kind, grid, count)
-    return Slice(kind, _grid(name, kind, int(found[2])), count)
+        if len(grid) != chip.axes:
+            raise UserError(f"--topology={name}: a {kind} slice has {chip.axes} axes; valid: {EXAMPLES}")
+        _check_size(name, kind, math.prod(grid))
+    else:
+        _check_size(name, kind, int(found[2]) // (1 + chip.cores_in_name))
+        grid = _grid(name, kind, int(found[2]))
+    if kind in ("v5e", "v6e") and grid not in SHAPES:
+        shapes = ", ".join(Slice(kind, shape).name for shape in SHAPES)
+        raise UserError(f"--topology={name}: there is no such slice; valid: {shapes}")
+    return Slice(kind, grid, count)
+
+
+def _check_size(name: str, kind: str, chips: int) -> None:
+    """UserError for more chips than a slice has."""
+    chip = CHIPS[kind]
+    if chips > chip.most:
+        cores = f", {2 * chip.most} cores" if chip.cores_in_name else ""
+        raise UserError(
+            f"--topology={name}: a {kind} slice has up to {chip.most} chips{cores}; for more, --num_slices of that size"
+        )
 
 
 def _grid(name: str, kind: str, number: int) -> tuple[int, ...]:
@@ -124,8 +145,8 @@ def _grid(name: str, kind: str, number: int) -> tuple[int, ...]:
     if odd or chips < smallest or chips != 2**power:
         raise UserError(
             f"--topology={name}: the number counts {'cores (two a chip)' if chip.cores_in_name else 'chips'}, a power "
-            f"of two from {smallest * (1 + chip.cores_in_name)}; other grids as libtpu names them, such as {kind}:"
-            + "x".join(("4",) * (chip.axes - 1) + ("12",))
+            f"of two from {smallest * (1 + chip.cores_in_name)}"
+            + (f"; other grids as libtpu names them, such as {kind}:4x4x12" if chip.axes == 3 else "")
         )
     if chip.axes == 3 and power == 2:
         return (2, 2, 1)
