@@ -163,6 +163,14 @@ def test_json_compare_and_exit_codes(monkeypatch, capsys, tmp_path):
     assert [f["config"] for f in json.loads((tmp_path / "f.json").read_text())] == [CONFIG, "other.py"]
 
 
+def test_what_was_compiled_is_printed_even_if_it_cannot_be_written(monkeypatch, capsys):
+    monkeypatch.setattr(command, "preflight", lambda *_: FOUND)
+    monkeypatch.setattr(command.json, "dump", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command.command(["preflight", f"--config={CONFIG}", "--topology=v5e-4", "--json=/dev/null"])
+    assert "100.0 ms" in capsys.readouterr().out
+
+
 def test_two_programs_leave_two_texts(monkeypatch, capsys):
     texts = []
     monkeypatch.setattr(command, "preflight", lambda argv, own, where: texts.append(own["text"]) or FOUND)
