@@ -320,6 +320,14 @@ def test_what_makes_no_other_run_may_change(tmp_path):
     assert now == json.loads(config.to_json_best_effort()) | {"init_from": "runs/first", "resume": ""}
 
 
+def test_data_may_move_as_long_as_it_has_a_name():
+    def settings(folder, name):
+        return train._settings({"data": {"source": {"of": {"dir": folder, "name": name}}}})
+
+    assert settings("", "photos") == settings("gs://bucket/data", "photos") != settings("", "pets")
+    assert settings("data/photos/1.0.0", "") != settings("data/pets/1.0.0", "")
+
+
 def test_best_checkpoints_of_a_run(tmp_path):
     """keep_best by a metric that training writes, across a restart."""
     arg = "objective=clip,steps=6,save=1"
