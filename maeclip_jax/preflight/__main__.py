@@ -116,7 +116,8 @@ def check(own: dict) -> None:
 
 def preflight(argv: list[str], own: dict, where: topology.Slice) -> dict:
     """Figures of the experiment that `argv` names."""
-    values = main.parse([*argv, "--platform=cpu", "--workdir=unused"])
+    # No cache: jax cannot read programs for absent devices back from it.
+    values = main.parse([*argv, "--platform=cpu", "--workdir=unused", "--cache="])
     main.start_jax(values)
     from maeclip_jax.preflight import estimate
 
