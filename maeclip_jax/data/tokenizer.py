@@ -44,6 +44,10 @@ import numpy as np
 from maeclip_jax.errors import UserError, choose, unknown
 
 PACKAGED = {"scenes": "vocab/scenes.txt"}
+# Where the files of each type come from.
+BERT_FILE = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
+CLIP_FILE = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
+TRAINED = "python -m maeclip_jax.data.vocabulary --name <data set> --out"
 FILLS = ("pad", "eos")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
@@ -129,7 +133,8 @@ class Bert(Tokenizer):
         from tokenizers import decoders, models, normalizers, pre_tokenizers
 
         try:
-            vocab = _read(path).decode("utf-8").splitlines()
+            there = f"packaged are: {', '.join(PACKAGED)}; bert-base-uncased's is {BERT_FILE}"
+            vocab = _read(path, there).decode("utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a BERT vocabulary (one token a line): {error}") from None
         needed = ["[UNK]", "[CLS]"] if cls else ["[UNK]"]
@@ -163,7 +168,7 @@ class Clip(Tokenizer):
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Library
 
-        data = _read(path)
+        data = _read(path, f"OpenAI's is {CLIP_FILE}")
         try:
             lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").splitlines()
             merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
@@ -211,9 +216,9 @@ class SentencePiece(Tokenizer):
 
         choose("fill of tokenizer 'sentencepiece':", fill, dict.fromkeys(FILLS))
         self._canonical = canonical
-
+        model = _read(path, f"train one on your captions with `{TRAINED} {path}`")
         try:
-            self._library = sentencepiece.SentencePieceProcessor(model_proto=_read(path))
+            self._library = sentencepiece.SentencePieceProcessor(model_proto=model)
             pieces = self._library.vocab_size()
         except (RuntimeError, OSError) as error:
             raise UserError(f"{path} is not a SentencePiece model: {error}") from None
@@ -269,14 +274,14 @@ def _clean(text: str | bytes) -> str:
     return data.decode("utf-8", "ignore")
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, otherwise: str) -> bytes:
+    """The bytes of a file; `otherwise` says what to do if it is not there."""
     from etils import epath
 
     file = epath.Path(__file__).parent / PACKAGED[path] if path in PACKAGED else epath.Path(path)
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        hint = f"; packaged are: {', '.join(PACKAGED)}"
-        raise UserError(f"tokenizer file {str(path)!r} is not there{hint}") from None
+        raise UserError(f"tokenizer file {str(path)!r} is not there; {otherwise}") from None
     except OSError as error:  # a folder, no permission
         raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from None

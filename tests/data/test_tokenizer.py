@@ -189,6 +189,12 @@ def test_the_packaged_vocabulary():
         ),
         ({"type": "bytes", "eos": True}, "unknown option of tokenizer 'bytes': 'eos'; it has none"),
         ({"type": "bert", "path": "no/such.txt"}, "tokenizer file 'no/such.txt' is not there; packaged are: scenes"),
+        ({"type": "bert", "path": "bert_vocab.txt"}, "bert-base-uncased's is https://huggingface.co/google-bert/"),
+        ({"type": "clip", "path": "no/such.gz"}, "tokenizer file 'no/such.gz' is not there; OpenAI's is https://"),
+        (
+            {"type": "sentencepiece", "path": "a/words.model"},
+            "train one on your captions with `python -m maeclip_jax.data.vocabulary --name <data set> --out a/words.m",
+        ),
         ({"type": "clip", "path": "/"}, "tokenizer file '/' cannot be read"),
     ],
 )
