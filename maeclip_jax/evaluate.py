@@ -39,7 +39,12 @@ class Runner:
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
             self.settings[name] = json.loads(json.dumps(settings, default=repr))
             try:
-                self.evaluators[name] = evals.make(settings.pop("type"), self.fns, **settings)
+                made = evals.make(settings.pop("type"), self.fns, **settings)
+                # Is all data there? Said now, not after hours of training; opening reads what describes it, no records.
+                for data in settings.values():
+                    if isinstance(data, Mapping) and "source" in data:
+                        self.fns.source(data)
+                self.evaluators[name] = made
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
             except errors.UserError as e:

@@ -162,3 +162,19 @@ def test_unreadable_names_beside_the_results_are_left_alone(tmp_path):
     (tmp_path / "evals" / "notes.json").write_text("mine")
     (tmp_path / "evals" / "3.json").write_text(json.dumps({"step": 3, "metrics": {"val/loss": 1.0}}))
     assert evaluate.read_all(tmp_path) == {3: {"val/loss": 1.0}}
+
+
+def test_data_that_is_not_there_is_said_before_training(tmp_path, monkeypatch):
+    """Of every evaluator and every part of its data, without a record read."""
+    monkeypatch.setattr(train._Run, "loop", lambda self: pytest.fail("it trains"))
+    config = runs.config("objective=mae_clip,steps=1,save=1")
+    nowhere = dict(kind="tfds", dir=str(tmp_path), name="photos", split="val")
+    for entry in config.evals.values():
+        entry.data.source = nowhere
+    config.evals["bank"] = dict(
+        type="linear_probe", data=config.data, train=dict(ops="", source=nowhere), solver="lars"
+    )
+    with pytest.raises(UserError) as e:
+        train.run(config, tmp_path, devices=jax.devices()[:1])
+    for name in ("val", "retrieval", "reconstruction", "bank"):
+        assert f"evaluation {name} failed: no data set 'photos' at {tmp_path}/photos" in str(e.value)

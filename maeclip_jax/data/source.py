@@ -257,7 +257,8 @@ def _check_split(split: str, builder) -> None:
     for part in split.split("+"):
         base = part.partition("[")[0].strip()
         if base not in valid and base != "all":
-            raise unknown(f"split of {builder.info.full_name}:", base, valid)
+            said = unknown(f"split of {builder.info.full_name}:", base, valid)
+            raise UserError(f"{said}, or a slice such as train[99%:]")
     try:
         empty = builder.info.splits[split].num_examples == 0
     except (ValueError, AssertionError) as e:

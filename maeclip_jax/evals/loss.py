@@ -21,6 +21,12 @@ class Loss:
 
     def __init__(self, fns: Functions, *, data: Mapping, batch_size: int = 256, seed: int = 0):
         self.fns, self.data, self.batch_size, self.seed = fns, data, batch_size, seed
+        rows = len(fns.source(data))
+        if rows < batch_size:  # said before training, not after
+            raise UserError(
+                f"loss: the data has {rows} rows, which do not fill one batch of {batch_size}; "
+                f"set batch_size to at most {rows}"
+            )
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Mean of every scalar, then how many rows went in."""
@@ -36,11 +42,6 @@ class Loss:
             for name, value in self.fns.loss(params, arrays, self.seed + n).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             batches += 1
-        if not batches:
-            raise UserError(
-                f"loss: the data has {left_out} rows, which do not fill one batch of {self.batch_size}; "
-                f"set batch_size to at most {left_out}"
-            )
         for name, total in sums.items():
             yield name, total / batches
         note = f"{batches} batches of {self.batch_size} rows; {left_out} rows that do not fill a batch are left out."

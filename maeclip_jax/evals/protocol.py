@@ -47,7 +47,7 @@ class Functions(Protocol):
     process_count: int
 
     def source(self, config_data: Mapping) -> Any:
-        """The data source, for its `.classes` (list of str, or None)."""
+        """The data source, for its length and its `.classes` (list of str, or None)."""
 
     def batches(self, config_data: Mapping, batch_size: int) -> Iterator[Batch]:
         """One pass over the data in order; `batch_size` is the global number of rows."""

@@ -182,7 +182,11 @@ def test_splits(root):
 @pytest.mark.parametrize(
     "name, split, message",
     [
-        ("rich:1.0.0", "tset", "unknown split of rich/1.0.0: 'tset' (did you mean 'test'?); valid: test, train"),
+        (
+            "rich:1.0.0",
+            "tset",
+            "unknown split of rich/1.0.0: 'tset' (did you mean 'test'?); valid: test, train, or a slice",
+        ),
         ("rich:1.0.0", "train[:x]", "split 'train[:x]' cannot be read"),
         ("rich:1.0.0", "", "unknown split of rich/1.0.0: ''"),
         ("rich:1.0.0", "train[3:3]", "split 'train[3:3]' of rich/1.0.0 is empty"),

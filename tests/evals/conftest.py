@@ -70,7 +70,7 @@ class Fake(Functions):
         self.calls, self.names = [], {}
 
     def source(self, config_data):
-        return SimpleNamespace(classes=self.classes)
+        return Sized(len(next(iter(self.data.values()), ())), classes=self.classes)
 
     def batches(self, config_data, batch_size):
         count = len(next(iter(self.data.values())))
