@@ -4,7 +4,8 @@
 
 The step is timed on one batch that stays on the device, so it is the upper bound the input pipeline must reach; the
 input pipeline is timed alone, on the experiment's own data (or on noise pictures of the same size where that is not
-there). Everything printed is measured here, in one run, unless it says otherwise.
+there, and on bytes where the vocabulary is not). Everything printed is measured here, in one run, unless it says
+otherwise.
 """
 
 from __future__ import annotations
@@ -68,16 +69,19 @@ def time_steps(prog: program.Program, peak: tuple[float, str], steps: int) -> di
 
 
 def time_input(config, prog: program.Program, batches: int) -> dict:
-    """Reads `batches` batches of the experiment's own data, or of noise where it is not there."""
-    data, of = config.data, "the experiment's data"
-    words = tokenizer.of(config)
+    """Reads `batches` batches of the experiment's own data, or of noise and bytes where those are not there."""
+    data, of, by = config.data, "the experiment's data", ""
+    try:
+        words = tokenizer.of(config)
+    except UserError as e:
+        words, by = tokenizer.make(dict(type="bytes")), f", bytes as words ({_short(e)})"
     try:
         it = pipeline.train(data, batch_size=prog.batch_size, seed=config.seed, tokenizer=words)
     except UserError as e:
-        of = f"noise pictures ({' '.join(str(e).split())[:80]}...)"
+        of = f"noise pictures ({_short(e)})"
         side = prog.inputs["image"].shape[1] if "image" in prog.inputs else 32
         data = data.copy_and_resolve_references()
-        data.source = dict(kind="noise", size=side)
+        data.source = dict(kind="noise", resolution=side)
         it = pipeline.train(data, batch_size=prog.batch_size, seed=config.seed, tokenizer=words)
     with it:
         next(it)
@@ -87,11 +91,16 @@ def time_input(config, prog: program.Program, batches: int) -> dict:
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     images = batches * prog.batch_size
     return {
-        "input of": of,
+        "input of": of + by,
         "input images/s": images / wall,
         "input images/s/core (CPU seconds)": images / max(cpu, 1e-9),
         "CPU cores": os.cpu_count(),
     }
+
+
+def _short(error: UserError) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def report(figures: dict) -> str:
@@ -128,8 +137,11 @@ def run(argv: list[str]) -> None:
     with jax.set_mesh(prog.mesh):
         figures = {"config": str(values["config"].config_filename)}
         figures |= time_steps(prog, peak, int(own["steps"]))
-        figures |= time_input(config, prog, max(2, 512 // prog.batch_size))
-    figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]
+        try:
+            figures |= time_input(config, prog, max(2, 512 // prog.batch_size))
+            figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]
+        except UserError as e:  # what the step costs has been measured
+            figures["input of"] = f"nothing: {' '.join(str(e).split())}"
     print(report(figures))
     print(json.dumps(figures))
     if own["json"]:
