@@ -4,7 +4,7 @@ VENV   ?= .venv
 # CPU set by default; EXTRAS=test,tpu or EXTRAS=test,gpu on machines that have one.
 EXTRAS ?= test
 PY      = $(VENV)/bin/python
-DATA   ?= data
+DATA   ?= $(or $(MAECLIP_DATA_DIR),$(TFDS_DATA_DIR),data)
 CONFIG ?= experiments/mae_clip.py:scale=demo,pool=max
 WORKDIR ?= runs/mine
 WORKDIRS ?= $(WORKDIR)
@@ -15,7 +15,7 @@ ARGS   ?=
 JOBS   ?= 2
 STAMP   = $(VENV)/.installed-$(subst $(eval ) ,,$(subst $(comma),-,$(EXTRAS)))
 comma  := ,
-export MAECLIP_DATA_DIR ?= $(DATA)
+export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input preflight preflight-all doctor \
@@ -34,43 +34,43 @@ $(STAMP): setup.cfg pyproject.toml
 
 install: $(STAMP)  ## create .venv and install the package (EXTRAS=test,tpu | test,gpu | ...)
 
-data: $(STAMP)  ## draw the embedded data set `scenes` into data/
-	$(PY) -m maeclip_jax.data.builders.scenes --config demo --data_dir $(DATA)
+data: $(STAMP)  ## draw the embedded data set `scenes` into DATA=data
+	$(PY) -m maeclip_jax.data.builders.scenes --config demo --data_dir '$(DATA)'
 
 demo: data  ## train MAE-CLIP on scenes, evaluate, write runs/demo/report/index.html (about 10 minutes on 2 cores)
 	$(PY) -m maeclip_jax.main --config=experiments/mae_clip.py:scale=demo,pool=max --workdir=runs/demo
 	$(PY) -m maeclip_jax.report runs/demo
 
 train: $(STAMP)  ## train CONFIG=experiments/x.py:arg in WORKDIR=runs/x (ARGS="--config.seed=1 ...")
-	$(PY) -m maeclip_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+	$(PY) -m maeclip_jax.main --config='$(CONFIG)' --workdir='$(WORKDIR)' $(ARGS)
 
 eval: $(STAMP)  ## evaluate the newest checkpoint of WORKDIR; SUITE=experiments/eval/x.py:arg instead of its own evaluators
-	$(PY) -m maeclip_jax.main --mode=eval --config=$(WORKDIR)/config.json --workdir=$(WORKDIR) \
-		$(if $(SUITE),--config.evals=$(SUITE)) $(ARGS)
+	$(PY) -m maeclip_jax.main --mode=eval --config='$(WORKDIR)/config.json' --workdir='$(WORKDIR)' \
+		$(if $(SUITE),--config.evals='$(SUITE)') $(ARGS)
 
 report: $(STAMP)  ## write WORKDIR/report/index.html
-	$(PY) -m maeclip_jax.report $(WORKDIR)
+	$(PY) -m maeclip_jax.report '$(WORKDIR)'
 
 tables: $(STAMP)  ## write the paper's tables from the evaluations of WORKDIRS="runs/a runs/b ..." to OUT=runs/tables
-	$(PY) -m maeclip_jax.report --tables $(WORKDIRS) --out $(OUT)
+	$(PY) -m maeclip_jax.report --tables $(WORKDIRS) --out '$(OUT)'
 
-sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table
-	$(PY) -m maeclip_jax.sweep $(SWEEP)
+sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table (ARGS=--root=gs://bucket/runs)
+	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)
 
 bench: $(STAMP)  ## step time, images/s, MFU, memory, input speed of CONFIG, as table and JSON
-	$(PY) -m maeclip_jax.bench --config=$(CONFIG) $(ARGS)
+	$(PY) -m maeclip_jax.bench --config='$(CONFIG)' $(ARGS)
 
 bench-probe: $(STAMP)  ## seconds of a linear probe on 50,000 x 768 features and 1000 classes (ARGS="--rows 4000 --compare")
 	$(PY) -m maeclip_jax.evals.probe_bench $(ARGS)
 
 preflight: $(STAMP)  ## would CONFIG fit TOPOLOGY=v5litepod-256, how fast, at what cost? Needs no TPU (EXTRAS=test,tpu-compile)
-	$(PY) -m maeclip_jax.preflight --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
+	$(PY) -m maeclip_jax.preflight --config='$(CONFIG)' --topology='$(TOPOLOGY)' $(ARGS)
 
 preflight-all: $(STAMP)  ## table of the shipped experiments on their slices, minutes a row (SELECT=regex: some of them)
 	$(PY) -m maeclip_jax.preflight --all --select='$(SELECT)' $(ARGS)
 
 bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillow (and tf.data if installed): IMAGES=folder
-	$(PY) -m maeclip_jax.data.bench --images $(IMAGES)
+	$(PY) -m maeclip_jax.data.bench --images '$(IMAGES)'
 
 doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 	$(PY) -m maeclip_jax.doctor
