@@ -5,12 +5,22 @@ A suite is `get_evals(config, arg) -> {name: evaluator config}`, given the confi
 
 from __future__ import annotations
 
+import re
+
 import ml_collections
+
+PLAIN = ("own", "lbfgs", "1k")  # the words of a suite's argument that need no saying in a name
 
 
 def tfds(name: str, split: str) -> dict:
     """A split of a prepared data set."""
     return dict(kind="tfds", dir="", name=name, split=split)
+
+
+def variant(name: str, *words: str) -> str:
+    """`imagenet_knn`, `max` -> `imagenet_knn_max`: what is measured in another way than the plain one has a name of its
+    own, so that the results of both are kept."""
+    return "_".join([name, *(re.sub(r"\W+", "_", word).strip("_") for word in words if word not in PLAIN)])
 
 
 def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "crop", **keep: str) -> dict:

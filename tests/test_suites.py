@@ -148,3 +148,32 @@ def test_suites_fit_any_objective(name, objective):
             geometry = [s for s in parsed.steps if s.function.__name__ in ("resize", "resize_small", "center_crop")]
             assert "image" in parsed.names and geometry
             assert all(96 in np.ravel([*s.args, *s.kwargs.values()]).tolist() for s in geometry)
+
+
+def suite_of(name, arg):
+    command = ["main", "--config=experiments/clip.py:scale=photos", "--workdir=x"]
+    return main.parse([*command, f"--config.evals=experiments/eval/{name}.py:{arg}"]).config.evals
+
+
+@pytest.mark.parametrize(
+    "name, arg, want",
+    [
+        ("paper", "", {"imagenet_linear_probe", "imagenet_knn"}),
+        ("paper", "pool=max", {"imagenet_linear_probe_max", "imagenet_knn_max"}),
+        ("paper", "probe=lars", {"imagenet_linear_probe_lars", "imagenet_knn"}),
+        ("paper", "probe=lars,pool=logsumexp(0.5)", {"imagenet_linear_probe_lars_logsumexp_0_5",
+                                                     "imagenet_knn_logsumexp_0_5"}),
+        ("vtab", "which=dtd", {"vtab_dtd"}),
+        ("vtab", "which=dtd,size=full,pool=topk(4)", {"vtab_dtd_full_topk_4"}),
+    ],
+)  # fmt: skip
+def test_another_way_of_measuring_has_a_name_of_its_own(name, arg, want):
+    """Results of other settings under the same name would be lost."""
+    found = suite_of(name, f"only=imagenet,{arg}" if name == "paper" else arg)
+    assert {n for n, e in found.items() if e.type in ("linear_probe", "knn")} == want
+
+
+def test_only_the_probe_learns_from_augmented_pictures():
+    found = suite_of("paper", "only=imagenet,probe=lars")
+    assert "flip_lr" in found.imagenet_linear_probe_lars.train.ops
+    assert found.imagenet_knn == suite_of("paper", "only=imagenet").imagenet_knn

@@ -3,12 +3,14 @@
     python -m maeclip_jax.main --mode=eval --config=runs/a/config.json --workdir=runs/a
         --config.evals=experiments/eval/paper.py:only=imagenet+coco
 
-Argument: only = some of imagenet, imagenet_v2, coco, flickr, coco_a, voc, ade joined by "+" (default: all but ade);
-probe = lbfgs | lars (MAE's recipe, with augmentation); pool = what the probe sees: own | gap | max | cls | ... VTAB has
-a suite of its own (vtab.py), VQA an experiment (experiments/vqa.py). COCO-a is our reading of the paper's columns
-"COCOA" (most likely, not certain): whole pictures, any action that annotators agree on counts. Prompts are ours;
-others can be passed with --config.evals.imagenet_zero_shot.templates=FILE.json. GradCAM and segmentation are pictures
-in the paper, without numbers.
+Argument: only = some of imagenet, imagenet_v2, coco, flickr, coco_a, voc joined by "+" (default: all); probe = lbfgs |
+lars (MAE's recipe, with augmentation); pool = what the probe and k-NN see: own | gap | max | cls | ... Other ways than
+the plain ones have names of their own (imagenet_linear_probe_lars_max), so their results stand beside the plain ones.
+
+VTAB has a suite of its own (vtab.py), VQA an experiment (experiments/vqa.py). COCO-a is our reading of the paper's
+columns "COCOA" (most likely, not certain): whole pictures, any action that annotators agree on counts. Prompts are
+ours; others can be passed with --config.evals.imagenet_zero_shot.templates=FILE.json. GradCAM and segmentation are
+pictures in the paper, without numbers.
 """
 
 from __future__ import annotations
@@ -30,14 +32,15 @@ def get_evals(config, arg=None):
         test = common_evals.pictures(config, "imagenet2012", "validation", label="label")
         train = common_evals.pictures(config, "imagenet2012", "train[:99%]", label="label")
         val = common_evals.pictures(config, "imagenet2012", "train[99%:]", label="label")
-        if arg.probe == "lars":
-            side = config.model.image_tower.size
-            train["ops"] = f'decode|random_resized_crop({side},area=(0.08,1))|flip_lr|label|keep("image","label")'
+        learnt, side = dict(train), config.model.image_tower.size
+        if arg.probe == "lars":  # of the probe alone: neighbours are looked for among pictures as they are
+            learnt["ops"] = f'decode|random_resized_crop({side},area=(0.08,1))|flip_lr|label|keep("image","label")'
         evals["imagenet_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
-        evals["imagenet_linear_probe"] = dict(
-            type="linear_probe", data=test, train=train, val=val, solver=arg.probe, pool=arg.pool
+        evals[common_evals.variant("imagenet_linear_probe", arg.probe, arg.pool)] = dict(
+            type="linear_probe", data=test, train=learnt, val=val, solver=arg.probe, pool=arg.pool
         )
-        evals["imagenet_knn"] = dict(type="knn", data=test, train=train, pool=arg.pool)
+        knn = common_evals.variant("imagenet_knn", arg.pool)
+        evals[knn] = dict(type="knn", data=test, train=train, pool=arg.pool)
     if "imagenet_v2" in chosen:
         test = common_evals.pictures(config, "imagenet_v2/matched-frequency", "test", label="label")
         evals["imagenet_v2_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
