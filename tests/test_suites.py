@@ -111,7 +111,7 @@ def test_the_config_of_a_run_is_a_config(tmp_path):
     (["--config=tests/tiny.py", "--config.evals=experiments/eval/nothing.py"],
      "no evaluation file 'experiments/eval/nothing.py'; here are: experiments/eval/folders.py, "),
     (["--config=tests/tiny.py", "--config.evals=experiments/eval/paper.py:only=imagnet"],
-     "unknown set 'imagnet' (did you mean 'imagenet'?); valid: ade, coco, "),
+     "unknown set 'imagnet' (did you mean 'imagenet'?); valid: coco, coco_a, "),
     (["--config=tests/tiny.py", "--config.evals=experiments/eval/folders.py"],
      "no data sets named; valid: folders.py:"),
     (["--config=tests/tiny.py", "--config.evals=experiments/eval/vtab.py:which=nature"],

@@ -10,18 +10,19 @@ the plain ones have names of their own (imagenet_linear_probe_lars_max), so thei
 VTAB has a suite of its own (vtab.py), VQA an experiment (experiments/vqa.py). COCO-a is our reading of the paper's
 columns "COCOA" (most likely, not certain): whole pictures, any action that annotators agree on counts. Prompts are
 ours; others can be passed with --config.evals.imagenet_zero_shot.templates=FILE.json. GradCAM and segmentation are
-pictures in the paper, without numbers.
+pictures in the paper, without numbers. ADE20K is not here: TFDS's scene_parse150 holds the instance masks of
+the challenge of 2017, without names; give ADEChallengeData2016 to builders.image_mask_folder, its name to folders.py.
 """
 
 from __future__ import annotations
 
 from experiments import common, common_evals
 
-SETS = ("imagenet", "imagenet_v2", "coco", "flickr", "coco_a", "voc", "ade")
+SETS = ("imagenet", "imagenet_v2", "coco", "flickr", "coco_a", "voc")
 
 
 def get_evals(config, arg=None):
-    arg = common.parse_arg(arg, only="+".join(SETS[:-1]), probe="lbfgs", pool="own")
+    arg = common.parse_arg(arg, only="+".join(SETS), probe="lbfgs", pool="own")
     chosen = arg.only.split("+")
     for name in chosen:
         common.errors.choose("set", name, dict.fromkeys(SETS))
@@ -51,8 +52,6 @@ def get_evals(config, arg=None):
     if "coco_a" in chosen:
         data = common_evals.pictures(config, "coco_a", "test", labels="labels(32)")
         evals["coco_a_zero_shot"] = dict(type="zero_shot", data=data, length=length, templates="actions")
-    for name, split, words in (("voc", "val", "stuff"), ("ade", "test", ("background",))):
-        if name in chosen:
-            title = {"voc": "voc_segmentation", "ade": "scene_parse150"}[name]
-            evals |= common_evals.dense(config, name, title, split, background_words=words)
+    if "voc" in chosen:
+        evals |= common_evals.dense(config, "voc", "voc_segmentation", "val", background_words="stuff")
     return evals
