@@ -231,7 +231,10 @@ def _missing(root, base: str, path) -> str:
         build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"
         command = f'pip install -e ".[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
     else:
-        command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> --out {path}"
+        folder = root / base if base else root
+        folder = folder.parent if _VERSION.match(folder.name) else folder
+        where = f"--out {folder.parent} --name {folder.name}"  # which writes there what is looked for here
+        command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> {where}"
     there = []
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
         for info in sorted(root.glob(pattern)) if root.exists() else ():

@@ -1,6 +1,7 @@
 """Sources: a prepared TFDS data set read without TensorFlow, noise, and every way to name one wrongly."""
 
 import pickle
+import re
 import sys
 import time
 
@@ -208,15 +209,16 @@ def test_missing_data_set_names_the_command(root, tmp_path):
     with pytest.raises(UserError) as e:
         open_(root, "photos")
     assert f"no data set 'photos' at {root}/photos" in str(e.value)
-    assert (
-        f"prepare it with `python -m maeclip_jax.data.prepare --src <pictures and captions> --out {root}/photos`"
-        in str(e.value)
-    )
+    command = "prepare it with `python -m maeclip_jax.data.prepare --src <pictures and captions>"
+    assert f"{command} --out {root} --name photos`" in str(e.value)
     assert "coco:1.0.0, laion:1.0.0, rich:1.0.0, rich:1.10.0" in str(e.value)
     with pytest.raises(UserError) as e:
         open_(tmp_path, "scenes/mu")
     assert f"`python -m maeclip_jax.data.builders.scenes --config mu --data_dir {tmp_path}`" in str(e.value)
     assert f"{tmp_path} holds no data set" in str(e.value) and "\n" not in str(e.value)
+    for dir, name in (("mine/photos", ""), ("mine/photos/1.0.0", ""), ("", "mine/photos")):
+        with pytest.raises(UserError, match=re.escape(f"{command} --out {tmp_path}/mine --name photos`")):
+            source.make(dict(kind="tfds", dir=str(tmp_path / dir), name=name))
     with pytest.raises(UserError, match=r"builders.vqav2 --manual_dir <downloaded files> --data_dir"):
         open_(tmp_path, "vqav2")
 
