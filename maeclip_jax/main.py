@@ -2,7 +2,7 @@
 
     python -m maeclip_jax.main --config=experiments/mae_clip.py:pool=max,scale=low --workdir=runs/a [--config.x.y=v ...]
     python -m maeclip_jax.main --mode=eval --config=runs/a/config.json --workdir=runs/a \
-        --config.evals=experiments/eval/photos.py
+        --config.evals=experiments/eval/scenes.py
 
 Running the same command again continues the run. A mistake in it ends in one line and exit code 2. --config is an
 experiment file with its argument, or the config.json of a run; --config.evals may name a file of evaluations (a suite)

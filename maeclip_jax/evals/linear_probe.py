@@ -26,7 +26,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     # validates where there is no `val`. sweep_rows: strengths are ranked on at most so many training rows (None: all);
     # the final fit takes all of them. iterations: at most, for the final fit.
     "lbfgs": dict(l2=None, holdout=0.2, sweep_rows=10_000, iterations=1000),
-    # rate: of 256 rows. batch_size: 16384 in the paper. epochs and warmup in epochs.
+    # rate: of 256 rows. batch_size: 16384 in MAE's paper. epochs and warmup in epochs.
     "lars": dict(rate=0.1, batch_size=1024, epochs=90, warmup=10),
 }
 
