@@ -135,7 +135,7 @@ def run(argv: list[str]) -> None:
     prog = program.build(config, epoch=epoch)
     peak = flops.peak_per_device(config.model.compute.dtype)  # of one device, so before the mesh is set
     with jax.set_mesh(prog.mesh):
-        figures = {"config": str(values["config"].config_filename)}
+        figures = {"config": " ".join(rest[1:])}
         figures |= time_steps(prog, peak, int(own["steps"]))
         try:
             figures |= time_input(config, prog, max(2, 512 // prog.batch_size))

@@ -19,6 +19,7 @@ def bench(folder, *settings):
 
 def test_bench_of_an_experiment(tmp_path):
     figures, printed = bench(tmp_path)
+    assert figures["config"] == "--config=experiments/clip.py:runlocal --platform=cpu"
     step = figures["step seconds (median)"]
     assert figures["images/s"] == pytest.approx(figures["batch size"] / step)
     devices = int(figures["device"].split()[0])
