@@ -238,7 +238,13 @@ def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
     means = {k[0]: v for k, v in found.items() if "mean" in k[0]}
     assert means == {"natural mean of 7": "13.0", "specialized mean of 4": "18.5", "structured mean of 8": "24.5",
                      "all mean of 19": "19.0"}  # fmt: skip
-    some = cells(table("VTAB", make(tmp_path / "some", evals=evals[1:])))
+    for pool, size, more in (("gap", "1k", 20.0), ("own", "full", 40.0)):  # the model's own pooling is max
+        way = vtab.evaluators(32, size=size, pool=pool).items()
+        name = "full" if size == "full" else pool
+        evals += [(f"{n}_{name}", c, {"top1": more + i, "chance": 5.0}) for i, (n, c) in enumerate(way)]
+    found = cells(table("VTAB", make(tmp_path / "ways", evals=evals)))
+    assert found["all mean of 19", "CLIP MAX low B/16"] == "19.0 (vtab); 49.0 (vtab full)"
+    some = cells(table("VTAB", make(tmp_path / "some", evals=evals[1:20])))
     assert sorted(k[0] for k in some if "mean" in k[0]) == ["specialized mean of 4", "structured mean of 8"]
     assert list(cells(table("T1", tmp_path / "all")).values()) == ["99.0"]
 

@@ -215,13 +215,23 @@ def _task(e: Entry) -> str:
 
 
 def _mean(tasks: Sequence[str], entries: Sequence[Entry]) -> Cell:
-    """Over tasks, run by run; empty unless a run has exactly one number for each of them."""
-    values = []
-    for run in {id(e.run): e.run for e in entries}.values():
-        of_task = [[e.metric.value for e in entries if _task(e) == task and e.run is run] for task in tasks]
-        if all(len(v) == 1 for v in of_task):
-            values.append(statistics.mean(v[0] for v in of_task))
-    return Cell((line(values, "%"),)) if values else Cell()
+    """Over tasks, run by run; empty unless a run has exactly one number for each of them.
+
+    Every way of measuring them has its own, told by the evaluators' names; of poolings, as in cells, the model's own.
+    """
+    own = [e for e in entries if e.own_pool] or entries
+    ways: dict[str, list[Entry]] = {}
+    for e in own:
+        ways.setdefault(e.evaluator.replace(_task(e), "", 1), []).append(e)
+    means = {}
+    for way, same in ways.items():
+        for run in {id(e.run): e.run for e in same}.values():
+            of_task = [[e.metric.value for e in same if _task(e) == task and e.run is run] for task in tasks]
+            if all(len(v) == 1 for v in of_task):
+                means.setdefault(" ".join(filter(None, way.split("_"))), []).append(
+                    statistics.mean(v[0] for v in of_task)
+                )
+    return Cell(tuple(line(values, "%", way if len(means) > 1 else "") for way, values in means.items()))
 
 
 def data_name(data: str) -> str:
