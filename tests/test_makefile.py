@@ -11,10 +11,17 @@ ROOT = Path(__file__).parents[1]
 ARGUMENT, PLACE = "my experiments/clip.py:pool=topk(4),scale=demo", "runs/my run"
 
 
+def clean(environment):
+    """What a user's shell has: neither data folders nor what the `make test` that runs this tells its children."""
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_DATA_DIR") and not k.startswith(("MAKE", "MFLAGS"))}
+    return kept | environment
+
+
 def printed(*words, **environment):
     """The words of the command that `make -n` prints last."""
-    env = {k: v for k, v in os.environ.items() if not k.endswith("_DATA_DIR")} | environment
-    done = subprocess.run(["make", "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", *words], cwd=ROOT, env=clean(environment), capture_output=True, text=True, check=True
+    )
     return shlex.split(done.stdout.replace("\\\n", " ").splitlines()[-1])[1:]
 
 
@@ -52,6 +59,6 @@ def test_data_is_where_the_package_looks_for_it(given, environment, want, tmp_pa
     assert printed("data", *given, **environment)[-1] == want
     show = tmp_path / "show.mk"
     show.write_text("include Makefile\nshow:\n\t@echo $$MAECLIP_DATA_DIR\n")
-    env = {k: v for k, v in os.environ.items() if not k.endswith("_DATA_DIR")} | environment
     command = ["make", "-s", "-f", str(show), "show", *given]
-    assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.strip() == want
+    said = subprocess.run(command, cwd=ROOT, env=clean(environment), capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == want
