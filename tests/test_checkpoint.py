@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import checkpoint, main, paths, train
+from maeclip_jax import checkpoint, main, paths, record, train
 from maeclip_jax.checkpoint import Checkpoints
 from maeclip_jax.errors import UserError
 from tests import runs, torture
@@ -322,7 +322,7 @@ def test_what_makes_no_other_run_may_change(tmp_path):
 
 def test_data_may_move_as_long_as_it_has_a_name():
     def settings(folder, name):
-        return train._settings({"data": {"source": {"of": {"dir": folder, "name": name}}}})
+        return record.settings({"data": {"source": {"of": {"dir": folder, "name": name}}}})
 
     assert settings("", "photos") == settings("gs://bucket/data", "photos") != settings("", "pets")
     assert settings("data/photos/1.0.0", "") != settings("data/pets/1.0.0", "")

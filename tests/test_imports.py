@@ -21,7 +21,7 @@ LAYERS = (
     ("train",),
     ("evaluate", "model"),
     ("functions", "program", "join", "report"),
-    ("interop",),
+    ("interop", "record"),
     ("pod",),
     ("doctor",),
     ("checkpoint", "data", "evals", "objectives", "optim", "sharding"),
