@@ -128,8 +128,7 @@ def preflight(argv: list[str], own: dict, where: topology.Slice) -> dict:
 
 def with_cost(found: dict, price: float) -> dict:
     """Figures and, of a run whose price is known, its cost."""
-    known = price and found["fits"] and found["program"] == "train"
-    return found | ({"cost": price * found["chip-hours"]} if known else {})
+    return found | ({"cost": price * found["chip-hours"]} if price and found["fits"] else {})
 
 
 def run(argv: list[str]) -> int:
