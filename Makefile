@@ -35,7 +35,7 @@ $(STAMP): setup.cfg pyproject.toml
 install: $(STAMP)  ## create .venv and install the package (EXTRAS=test,tpu | test,gpu | ...)
 
 data: $(STAMP)  ## draw the embedded data set `scenes` into DATA=data
-	$(PY) -m maeclip_jax.data.builders.scenes --config demo --data_dir '$(DATA)'
+	$(PY) -m maeclip_jax.prepare.builders.scenes --config demo --data_dir '$(DATA)'
 
 demo: data  ## train MAE-CLIP on scenes, evaluate, write runs/demo/report/index.html (about 10 minutes on 2 cores)
 	$(PY) -m maeclip_jax.main --config=experiments/mae_clip.py:scale=demo,pool=max --workdir=runs/demo
@@ -58,10 +58,10 @@ sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and
 	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)
 
 bench: $(STAMP)  ## step time, images/s, MFU, memory, input speed of CONFIG, as table and JSON
-	$(PY) -m maeclip_jax.bench --config='$(CONFIG)' $(ARGS)
+	$(PY) -m maeclip_jax.bench step --config='$(CONFIG)' $(ARGS)
 
 bench-probe: $(STAMP)  ## seconds of a linear probe on 50,000 x 768 features and 1000 classes (ARGS="--rows 4000 --compare")
-	$(PY) -m maeclip_jax.evals.probe_bench $(ARGS)
+	$(PY) -m maeclip_jax.bench probe $(ARGS)
 
 preflight: $(STAMP)  ## would CONFIG fit TOPOLOGY=v5litepod-256, how fast, at what cost? Needs no TPU (EXTRAS=test,tpu-compile)
 	$(PY) -m maeclip_jax.preflight --config='$(CONFIG)' --topology='$(TOPOLOGY)' $(ARGS)
@@ -70,7 +70,7 @@ preflight-all: $(STAMP)  ## table of the shipped experiments on their slices, mi
 	$(PY) -m maeclip_jax.preflight --all --select='$(SELECT)' $(ARGS)
 
 bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillow (and tf.data if installed): IMAGES=folder
-	$(PY) -m maeclip_jax.data.bench --images '$(IMAGES)'
+	$(PY) -m maeclip_jax.bench input --images '$(IMAGES)'
 
 doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 	$(PY) -m maeclip_jax.doctor

@@ -14,15 +14,17 @@ B/16 on v5litepod-256 takes at least 0.3 h (87 chip-hours) at scale=low and 2.8 
 
 from __future__ import annotations
 
-from experiments import common
+from experiments.argument import parse_arg
+from experiments.base import base, towers
+from experiments.evaluations import evals
 
 STREAMS = ("image", "text")
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
-    config = common.base(arg, "m3ae", STREAMS)
-    image, text, decoder, _ = common.towers(arg)
+    arg = parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
+    config = base(arg, "m3ae", STREAMS)
+    image, text, decoder, _ = towers(arg)
     config.model.update(
         image_tower=image | dict(cls=True, pool=arg.pool),
         text_tower=dict(vocab=text["vocab"], length=text["length"], position="sincos", std=1.0, pool="gap"),
@@ -37,5 +39,5 @@ def get_config(arg=None):
     config.optim.update(lr=1.5e-4, lr_per_examples=256, b2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=0.0)
     if arg.scale in ("demo", "photos"):
         config.optim.update(lr=1e-3, lr_per_examples=0)
-    config.evals = common.evals(arg, contrastive=False, generative=True, streams=STREAMS)
+    config.evals = evals(arg, contrastive=False, generative=True, streams=STREAMS)
     return config

@@ -3,7 +3,7 @@
     python -m maeclip_jax.main --config=experiments/mae.py:scale=demo --workdir=runs/mae
     python -m maeclip_jax.main --config=experiments/mae.py:scale=low,size=B/16 --workdir=gs://bucket/mae_low
 
-Argument: scale = demo | photos | low | high, size = one of common.SIZES, pool = pooling of probes and features,
+Argument: scale = demo | photos | low | high, size = one of SIZES, pool = pooling of probes and features,
 runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per
 256, decoder 8 x 512. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of scale=low and
 high. The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
@@ -14,15 +14,17 @@ B/16 on v5litepod-256 takes at least 0.2 h (54 chip-hours) at scale=low and 1.7 
 
 from __future__ import annotations
 
-from experiments import common
+from experiments.argument import parse_arg
+from experiments.base import base, towers
+from experiments.evaluations import evals
 
 STREAMS = ("image",)
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
-    config = common.base(arg, "mae", STREAMS)
-    image, _, decoder, _ = common.towers(arg)
+    arg = parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
+    config = base(arg, "mae", STREAMS)
+    image, _, decoder, _ = towers(arg)
     config.model.update(
         image_tower=image | dict(cls=True, pool=arg.pool),
         decoder_tower=decoder,
@@ -36,5 +38,5 @@ def get_config(arg=None):
     config.optim.update(lr=1.5e-4, lr_per_examples=256, b2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=0.0)
     if arg.scale in ("demo", "photos"):
         config.optim.update(lr=1e-3, lr_per_examples=0)
-    config.evals = common.evals(arg, contrastive=False, generative=True, streams=STREAMS)
+    config.evals = evals(arg, contrastive=False, generative=True, streams=STREAMS)
     return config

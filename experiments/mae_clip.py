@@ -15,24 +15,28 @@ B/16 on v5litepod-256 takes at least 0.7 h (181 chip-hours) at scale=low and 5.9
 
 from __future__ import annotations
 
-from experiments import common
+from experiments.argument import parse_arg
+from experiments.base import base, towers
+from experiments.clip import contrastive
+from experiments.evaluations import evals
+from maeclip_jax import errors
 
 STREAMS = ("image", "text")
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(
+    arg = parse_arg(
         arg, scale="demo", size="", pool="gap", text_pool="gap", loss="softmax", keep=1.0, decode="both", runlocal=False
     )
-    config = common.base(arg, "mae_clip", STREAMS)
-    common.contrastive(config, arg)
-    decode = common.errors.choose("decode", arg.decode, {"both": STREAMS, "image": ("image",)})
+    config = base(arg, "mae_clip", STREAMS)
+    contrastive(config, arg)
+    decode = errors.choose("decode", arg.decode, {"both": STREAMS, "image": ("image",)})
     config.model.update(
-        decoder_tower=common.towers(arg)[2],
+        decoder_tower=towers(arg)[2],
         decode=decode,
         mask=dict.fromkeys(decode, 0.75),
         weights={"contrast": 1.0, "image": 0.1, "text": 0.05},
         norm_pix=True,
     )
-    config.evals = common.evals(arg, contrastive=True, generative=True, streams=STREAMS)
+    config.evals = evals(arg, contrastive=True, generative=True, streams=STREAMS)
     return config

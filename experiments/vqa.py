@@ -3,7 +3,7 @@
     python -m maeclip_jax.main --config=experiments/vqa.py:of=clip --workdir=runs/vqa --config.init_from=runs/clip
     python -m maeclip_jax.main --config=experiments/vqa.py:of=m3ae,scale=high,data=clevr --workdir=gs://bucket/clevr
 
-Argument: data = scenes | clevr | vqav2 | gqa | the name of a set of maeclip_jax.data.builders.vqa_jsonl; of = clip
+Argument: data = scenes | clevr | vqav2 | gqa | the name of a set of maeclip_jax.prepare.builders.vqa_jsonl; of = clip
 | mae_clip | m3ae | slip with scale and size, whose towers are taken (and --config.init_from: the workdir with their
 weights; without it they start from scratch); or, init = that workdir, instead of all these: objective, sizes, tokenizer
 and scale come from its config.json (scale = beside it: the recipe of another scale); pool (of either stream after
@@ -18,21 +18,23 @@ sigmoid), 1,842 (GQA), 28 (CLEVR). The paper has, after 1.4B pairs, CLEVR / VQAv
 
 from __future__ import annotations
 
-from experiments import common, common_vqa
+from experiments import questions
+from experiments.argument import parse_arg
+from experiments.base import base
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(
+    arg = parse_arg(
         arg, data="scenes", of="clip", init="", scale="", size="", pool="gap", epochs=0.0, blind=False,
         runlocal=False,
     )  # fmt: skip
     if not arg.init:
         arg.scale = arg.scale or "demo"
-    of, data = common_vqa.pretrained(arg), common_vqa.data(arg)
+    of, data = questions.pretrained(arg), questions.data(arg)
     arg.scale, arg.size = arg.scale or of.arg.scale, arg.size or of.arg.size
     image, text = of.model.image_tower, of.model.text_tower
     big = arg.scale in ("low", "high") and not arg.runlocal
-    config = common.base(arg, "vqa", ("image", "text"))
+    config = base(arg, "vqa", ("image", "text"))
     config.arg = dict(arg) | dict(of=of.objective, scale=of.arg.scale, size=of.arg.size, pretrained_pool=image.pool)
     config.init_from, config.tokenizer = arg.init, of.tokenizer
     activation = image.get("activation", "gelu")
@@ -43,14 +45,14 @@ def get_config(arg=None):
         answers=data["answers"], pool=arg.pool, loss=data.get("loss", "softmax"), slots=10,
         stats=of.model.get("stats", "imagenet"), compute=config.model.compute,
     )  # fmt: skip
-    ops = common_vqa.ops(image.size, text.length, arg.blind)
-    config.data.source, config.data.ops = common_vqa.questions(data, "train"), ops
+    ops = questions.ops(image.size, text.length, arg.blind)
+    config.data.source, config.data.ops = questions.questions(data, "train"), ops
     config.batch_size = 16 if arg.runlocal else 256 if big else 128
     if not arg.runlocal:
         config.total = f"{arg.epochs or (4 if big else 3):g} epochs"
     config.optim.update(lr=5e-5 if big else 1e-3, weight_decay=0.05, warmup="10%")
-    test, batch = dict(source=common_vqa.questions(data, "test"), ops=ops), 16 if arg.runlocal else 128
-    train = dict(source=common_vqa.questions(data, "train"), ops=ops)
+    test, batch = dict(source=questions.questions(data, "test"), ops=ops), 16 if arg.runlocal else 128
+    train = dict(source=questions.questions(data, "train"), ops=ops)
     config.evals = dict(
         val=dict(type="loss", every="10%", data=test, batch_size=batch),
         vqa=dict(type="vqa", every="34%", data=test, train=train, batch_size=batch),

@@ -10,44 +10,29 @@ One level down are plain Flax modules (nn), whole objectives, and pure functions
 losses. Shapes stand in names: `tokens_BxNxD`. `mask` True = masked out, `pad` True = padding, everywhere.
 """
 
-from __future__ import annotations
+from etils import epy as _epy
 
-# Public name -> the module it lives in.
-_HOMES = {
-    "load": "library", "experiment": "library", "fit": "library", "Model": "model", "Filled": "model",
-    "UserError": "errors",
-    # Masking and pixels: pure functions.
-    "Kept": "nn.mask", "keep_count": "nn.mask", "random_keep": "nn.mask", "take": "nn.mask", "restore": "nn.mask",
-    "normalise": "nn.pixels", "denormalise": "nn.pixels", "patchify": "nn.pixels", "unpatchify": "nn.pixels",
-    # Pooling: `Pool` is the module of a config's word, `pooled` the function of one without parameters.
-    "Tokens": "nn.pool", "Pool": "nn.pool", "AttentionPool": "nn.pool", "pooled": "nn.pool",
-    # Losses: pure functions.
-    "contrastive_softmax": "losses", "contrastive_sigmoid": "losses", "patch_normalise": "losses",
-    "reconstruction_image": "losses", "reconstruction_text": "losses",
-    # Modules.
-    "sincos_1d": "nn.embed", "sincos_2d": "nn.embed", "PatchEmbed": "nn.embed", "TextEmbed": "nn.embed",
-    "Encoder": "nn.tower", "Decoder": "nn.tower",
-    # Objectives.
-    "Masked": "objectives.masked", "Clip": "objectives.clip", "MaeClip": "objectives.mae_clip",
-    "Slip": "objectives.slip", "Vqa": "objectives.vqa", "Head": "objectives.clip",
-}  # fmt: skip
-_MODULES = ("errors", "evals", "interop", "losses", "nn", "objectives", "paths", "preflight", "sharding")
-
-__all__ = [*_HOMES, *_MODULES]
-
-
-def __getattr__(name: str):
-    import importlib
-
-    if name in _HOMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; valid: {', '.join(__all__)}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+with _epy.lazy_api_imports(globals()):
+    import maeclip_jax.errors as errors
+    import maeclip_jax.evals as evals
+    import maeclip_jax.interop as interop
+    from maeclip_jax.api import experiment, fit, load
+    from maeclip_jax.errors import UserError
+    from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
+    from maeclip_jax.nn.mask import Kept, keep_count, random_keep, restore, take
+    from maeclip_jax.nn.pixels import denormalise, normalise, patchify, unpatchify
+    from maeclip_jax.nn.pool import AttentionPool, Pool, Tokens, pooled
+    from maeclip_jax.nn.tower import Decoder, Encoder
+    from maeclip_jax.objectives.clip import Clip, Head
+    from maeclip_jax.objectives.losses import (
+        contrastive_sigmoid,
+        contrastive_softmax,
+        patch_normalise,
+        reconstruction_image,
+        reconstruction_text,
+    )
+    from maeclip_jax.objectives.mae_clip import MaeClip
+    from maeclip_jax.objectives.masked import Masked
+    from maeclip_jax.objectives.slip import Slip
+    from maeclip_jax.objectives.vqa import Vqa
+    from maeclip_jax.run.model import Filled, Model

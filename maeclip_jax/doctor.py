@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import importlib.metadata
 import os
 import platform
-import shutil
 import sys
+from collections.abc import Sequence
 
-from maeclip_jax.errors import UserError
-
-PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets", "clu",
-    "ml_collections", "numpy", "opencv-python-headless", "pillow", "tokenizers", "sentencepiece", "libtpu",
-    "jax-cuda13-plugin", "apache-beam", "tensorflow-cpu", "tensorflow", "torch",
-)  # fmt: skip
-HOW_TO = {"tpu": "pip install -e '.[tpu]'", "gpu": "pip install -e '.[gpu]'"}
-
-
-def accelerator() -> str | None:
-    """ "tpu" or "gpu" if the machine has one, going by its device files and drivers, not by jax."""
-    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") or os.environ.get("TPU_WORKER_HOSTNAMES"):
-        return "tpu"
-    if glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi"):
-        return "gpu"
-    return None
-
-
-def refuse_fallback() -> None:
-    """UserError if jax would silently run on the CPU of a machine that has an accelerator."""
-    there = accelerator()
-    if there is None:
-        return
-    import jax
-
-    if jax.default_backend() == "cpu":
-        raise UserError(
-            f"this machine has a {there.upper()}, but jax sees only the CPU; install its support with "
-            f"{HOW_TO[there]}, or ask for the CPU with --platform=cpu"
-        )
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+from maeclip_jax import cli
+from maeclip_jax.parallel.machine import HOW_TO, accelerator, versions
 
 
 def report() -> list[str]:
@@ -79,7 +38,13 @@ def report() -> list[str]:
     return lines
 
 
+def run(argv: Sequence[str]) -> int:
+    """Prints the report; returns 1 where jax missed an accelerator."""
+    cli.Parser("maeclip_jax.doctor", __doc__).parse_args(argv)
+    lines = report()
+    print("\n".join(lines))
+    return int(any(line.startswith("PROBLEM") for line in lines))
+
+
 if __name__ == "__main__":
-    report_lines = report()
-    print("\n".join(report_lines))
-    sys.exit(1 if any(line.startswith("PROBLEM") for line in report_lines) else 0)
+    sys.exit(cli.guarded(lambda: run(sys.argv[1:])))

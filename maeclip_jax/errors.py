@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+_MOST_DIFFERENCES = 4  # that one message names
 
 
 class UserError(ValueError):
@@ -53,3 +55,12 @@ def from_modules() -> Iterator[None]:
         if "maeclip_jax/nn/" in where or "maeclip_jax/objectives/" in where:
             raise UserError(str(e)) from None
         raise
+
+
+def differences(runs: Mapping[str, object], other: Mapping[str, object]) -> str:
+    """How `runs` differs from the `other` process's, in words; empty where it does not."""
+    names = [n for n in {**runs, **other} if runs.get(n, "absent") != other.get(n, "absent")]
+    said = [f"{n} is {runs.get(n, 'absent')}, not {other.get(n, 'absent')}" for n in names[:_MOST_DIFFERENCES]]
+    return "; ".join(
+        [*said, *([f"and {len(names) - _MOST_DIFFERENCES} more"] if len(names) > _MOST_DIFFERENCES else [])]
+    )

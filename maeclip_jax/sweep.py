@@ -14,8 +14,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
-from maeclip_jax import main, report
+from maeclip_jax import cli, report
 from maeclip_jax.errors import UserError, unknown
 
 FOLDER = "experiments/sweeps"
@@ -38,27 +39,31 @@ def label(experiment: str, argument: str, settings: dict) -> str:
     return re.sub(r"[^\w.]+", "-", "-".join(filter(None, words))).strip("-")
 
 
-def run(argv: list[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """The command line."""
-    names = [a for a in argv[1:] if not a.startswith("-")]
-    options = dict(a.lstrip("-").partition("=")[::2] for a in argv[1:] if a.startswith("-"))
-    overrides = [a for a in argv[1:] if a.startswith(("--config.", "--platform", "--cpu_devices"))]
-    for option in options:
-        if option not in ("root", "list") and not option.startswith(("config.", "platform", "cpu_devices")):
-            raise unknown("option of sweep", option, ("root", "list", "config.<setting>", "platform", "cpu_devices"))
-    if len(names) != 1:
+    parser = cli.ExperimentParser("maeclip_jax.sweep", __doc__)
+    parser.add_argument("sweep", nargs="*", help=f"a name in {FOLDER}/, or a path")
+    parser.add_argument("--root", default="runs", help="where the sweep's folder goes; local or gs:// (%(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the commands and run none")
+    parser.add_argument("--platform", default="", help="passed on to every run")
+    parser.add_argument("--cpu_devices", default="", help="passed on to every run")
+    source, suite, settings, rest = cli.split_config(argv)
+    args = parser.parse_args(rest)
+    if len(args.sweep) != 1 or source or suite:
         raise UserError(f"name one sweep; here are: {', '.join(sorted(glob.glob(f'{FOLDER}/*.py')))}")
-    name = os.path.basename(names[0]).removesuffix(".py")
-    folder, workdirs, failed = os.path.join(options.get("root", "runs"), name), [], []
-    for experiment, argument, settings in runs_of(names[0]):
-        workdir = os.path.join(folder, label(experiment, argument, settings))
+    overrides = [f"--config.{n}={x}" for n, x in settings.items()]
+    overrides += [f"--{n}={x}" for n in ("platform", "cpu_devices") if (x := getattr(args, n))]
+    name = os.path.basename(args.sweep[0]).removesuffix(".py")
+    folder, workdirs, failed = os.path.join(args.root, name), [], []
+    for experiment, argument, own in runs_of(args.sweep[0]):
+        workdir = os.path.join(folder, label(experiment, argument, own))
         command = [sys.executable, "-m", "maeclip_jax.main", f"--config=experiments/{experiment}.py:{argument}"]
-        command += [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in settings.items()), *overrides]
+        command += [f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in own.items()), *overrides]
         print(f"sweep {name}, run {len(workdirs) + 1}: {' '.join(command[1:])}", flush=True)
         workdirs.append(workdir)
-        if "list" not in options and subprocess.run(command, check=False).returncode:
+        if not args.list and subprocess.run(command, check=False).returncode:
             failed.append(workdir)
-    if "list" in options:
+    if args.list:
         return
     done = [w for w in workdirs if w not in failed]
     if done:
@@ -70,4 +75,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main.guarded(lambda: run(sys.argv)))
+    sys.exit(cli.guarded(lambda: run(sys.argv[1:])))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "golden"
 ROOT = FOLDER.parent.parent
-EXPERIMENTS = tuple(sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if not p.stem.startswith("common")))
+EXPERIMENTS = tuple(sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "def get_config(" in p.read_text()))
 ARGS = {
     "demo": "scale=demo",
     "photos": "scale=photos",
@@ -33,14 +33,15 @@ def path(experiment: str, arg: str) -> Path:
 
 def golden(experiment: str, arg: str) -> dict:
     """What belongs into the file of a case."""
-    from maeclip_jax import optim, paths
+    from maeclip_jax.params import flatten
+    from maeclip_jax.run import optim
 
     config = importlib.import_module(f"experiments.{experiment}").get_config(ARGS[arg])
     params = parameters(config)
     mesh, specs = split(params, config)
-    decays = paths.flatten(optim.decay_mask(config.optim, params))
+    decays = flatten(optim.decay_mask(config.optim, params))
     lines = {}
-    for name, x in paths.flatten(params).items():
+    for name, x in flatten(params).items():
         shape = "x".join(map(str, x.shape)) or "scalar"
         axes = ", ".join(axis or "-" for axis in specs[name]) or "whole"
         lines[name] = f"{shape} {x.dtype} | {axes} | {'decays' if decays[name] else 'no decay'}"
@@ -48,7 +49,7 @@ def golden(experiment: str, arg: str) -> dict:
         "argument": ARGS[arg],
         "config": dict(sorted(leaves(config.to_dict()))),
         "mesh": mesh,
-        "parameter count": sum(x.size for x in paths.flatten(params).values()),
+        "parameter count": sum(x.size for x in flatten(params).values()),
         "parameters": lines,
     }
 
@@ -73,8 +74,9 @@ def split(params, config) -> tuple[dict, dict]:
     """The widest split of parameters over 256 chips that divides them, and {path: spec} on it."""
     import jax
 
-    from maeclip_jax import paths, sharding
     from maeclip_jax.errors import UserError
+    from maeclip_jax.parallel import sharding
+    from maeclip_jax.params import path_name
 
     for fsdp in (256, 128, 64, 32, 16, 8, 4, 2):
         sizes = (CHIPS // fsdp, fsdp, 1)
@@ -84,7 +86,7 @@ def split(params, config) -> tuple[dict, dict]:
         except UserError:
             continue
         flat = jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: isinstance(x, jax.P))[0]
-        return dict(zip(sharding.AXES, sizes)), {paths.name(p): tuple(spec) for p, spec in flat}
+        return dict(zip(sharding.AXES, sizes)), {path_name(p): tuple(spec) for p, spec in flat}
     raise AssertionError("no mesh of 256 chips divides these parameters")
 
 

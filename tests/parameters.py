@@ -5,14 +5,14 @@ import zlib
 import jax
 import numpy as np
 
-from maeclip_jax import paths
+from maeclip_jax.params import map_with_path
 
 
 def random_parameters(init, *args, **kwargs):
     """Parameters shaped as `init(rng, *args, **kwargs)` shapes them; each leaf depends on its path and shape alone."""
     shapes = jax.eval_shape(lambda rng: init(rng, *args, **kwargs), jax.random.key(0)).get("params", {})
 
-    return paths.map_with_path(lambda path, x: leaf(path, x.shape).astype(x.dtype), shapes)
+    return map_with_path(lambda path, x: leaf(path, x.shape).astype(x.dtype), shapes)
 
 
 def leaf(path, shape):

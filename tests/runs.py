@@ -13,7 +13,8 @@ from pathlib import Path
 
 import jax
 
-from maeclip_jax import evaluate, log, train
+from maeclip_jax.run import train
+from maeclip_jax.workdir import read_evals, read_metrics
 from tests import tiny, torture
 
 TINY = "tests/tiny.py"
@@ -57,12 +58,12 @@ def copy(workdir: Path, to: Path, step: int | None = None) -> Path:
 
 def series(workdir: Path, name: str = "train/loss") -> dict[int, float]:
     """{step: value} of a metric."""
-    return {r["step"]: r[name] for r in log.read_rows(workdir) if name in r}
+    return {r["step"]: r[name] for r in read_metrics(workdir) if name in r}
 
 
 def metrics(workdir: Path, step: int) -> dict[str, float]:
     """What the evaluations of a step found."""
-    return evaluate.read_all(workdir)[step]
+    return read_evals(workdir)[step]
 
 
 def text(path: Path) -> str:

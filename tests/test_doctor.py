@@ -3,18 +3,20 @@
 import pytest
 
 from maeclip_jax import doctor
+from maeclip_jax.doctor import report
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel.machine import refuse_fallback
 
 
 def test_report_names_devices_versions_and_data():
-    lines = "\n".join(doctor.report())
+    lines = "\n".join(report())
     for word in ("jax ", "flax", "devices", "data ", "cpu"):
         assert word in lines
 
 
 def test_fallback_to_the_cpu_is_an_error_where_there_is_an_accelerator(monkeypatch):
-    doctor.refuse_fallback()  # nothing here to fall back from
+    refuse_fallback()  # nothing here to fall back from
     monkeypatch.setattr(doctor, "accelerator", lambda: "tpu")
     with pytest.raises(UserError, match=r"has a TPU, but jax sees only the CPU.*\[tpu\].*--platform=cpu"):
-        doctor.refuse_fallback()
-    assert any(line.startswith("PROBLEM") and "fell back" in line for line in doctor.report())
+        refuse_fallback()
+    assert any(line.startswith("PROBLEM") and "fell back" in line for line in report())

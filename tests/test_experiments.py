@@ -9,11 +9,16 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import common
-from maeclip_jax import durations, errors, main, objectives, optim, program, sweep
+from experiments.argument import parse_arg
+from experiments.scales import SCALES
+from experiments.sizes import SIZES
+from maeclip_jax import errors, main, objectives, sweep
+from maeclip_jax.config import to_steps
 from maeclip_jax.data import ops
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn import pool
+from maeclip_jax.run import optim
+from maeclip_jax.run.step import build
 from tests import golden
 from tests.golden import ARGS, EXPERIMENTS, ROOT
 
@@ -83,9 +88,9 @@ def test_what_an_argument_derives_fits_together(name, arg):
         for crop in ("random_resized_crop", "center_crop"):
             if crop in steps:
                 assert steps[crop]["size"] == (model.image_tower.size,) * 2
-    total = durations.to_steps(c.total, "total", batch_size=c.batch_size, epoch=10**7)
+    total = to_steps(c.total, "total", batch_size=c.batch_size, epoch=10**7)
     for every in (c.checkpoint.every, c.log.every, c.optim.warmup, *(e.every for e in c.evals.values())):
-        assert 0 < durations.to_steps(every, "x", batch_size=c.batch_size, epoch=10**7, total=total) <= total
+        assert 0 < to_steps(every, "x", batch_size=c.batch_size, epoch=10**7, total=total) <= total
     assert c.optim.name in optim.OPTIMIZERS and c.optim.schedule in optim.SCHEDULES
     assert set(c.evals) >= ({"val", "retrieval"} if name in CONTRASTIVE else {"val"})
     assert ("reconstruction" in c.evals) == ("decoder_tower" in model)
@@ -98,7 +103,7 @@ def test_the_axes_of_the_paper_reach_the_model():
         assert c.model.image_tower.pool == "logsumexp(0.5)" and not c.model.image_tower.cls
         assert c.model.text_tower.pool == "cls" and c.tokenizer.cls
         assert c.model.loss == "sigmoid" and c.model.keep == 0.5 and c.optim.caps == ()
-        assert c.model.image_tower.width == common.SIZES["S/16"]["image"][0]
+        assert c.model.image_tower.width == SIZES["S/16"]["image"][0]
         assert config(name, "pool=cls").model.image_tower.cls
         (pattern, limit), *_ = config(name).optim.caps
         assert pattern == "log_logit_scale" and limit == pytest.approx(math.log(100))
@@ -145,9 +150,9 @@ def test_a_text_pooled_at_its_class_token_has_one():
         assert config("clip", f"text_pool=cls,scale={scale}").tokenizer.cls is True
 
 
-@pytest.mark.parametrize("size", common.SIZES)
+@pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_sound(size):
-    row = common.SIZES[size]
+    row = SIZES[size]
     assert row["side"] % row["patch"] == 0
     for tower in ("image", "text", "decoder"):
         width, depth, heads = row[tower]
@@ -155,18 +160,18 @@ def test_every_size_is_sound(size):
 
 
 def test_the_typed_argument():
-    parsed = common.parse_arg("pool=topk(3, x),a=7,b=2.5,switch", pool="gap", a=1, b=1.0, switch=False, other=False)
+    parsed = parse_arg("pool=topk(3, x),a=7,b=2.5,switch", pool="gap", a=1, b=1.0, switch=False, other=False)
     assert dict(parsed) == dict(pool="topk(3, x)", a=7, b=2.5, switch=True, other=False)
     assert type(parsed.a) is int and type(parsed.b) is float
     for text, value in (("true", True), ("false", False), ("1", True), ("0", False)):
-        assert common.parse_arg(f"switch={text}", switch=not value).switch is value
-    assert common.parse_arg(None, a=1).a == common.parse_arg("", a=1).a == 1
+        assert parse_arg(f"switch={text}", switch=not value).switch is value
+    assert parse_arg(None, a=1).a == parse_arg("", a=1).a == 1
 
 
 def refusal(name, arg):
     """The message of the UserError that an argument ends in, at the latest when the program is built."""
     with pytest.raises(UserError) as error:
-        program.build(config(name, arg), epoch=1000, devices=jax.devices()[:1])
+        build(config(name, arg), epoch=1000, devices=jax.devices()[:1])
     return str(error.value)
 
 
@@ -178,8 +183,8 @@ POOLS = ", ".join(pool.NAMES)
     [
         ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
         ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, runlocal, scale, size"),
-        ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(common.SCALES))}"),
-        ("clip", "size=B/32", f"unknown size 'B/32'; valid: {', '.join(sorted(common.SIZES))}"),
+        ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(SCALES))}"),
+        ("clip", "size=B/32", f"unknown size 'B/32'; valid: {', '.join(sorted(SIZES))}"),
         ("clip", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),
         ("mae_clip", "text_pool=median", f"unknown pool 'median'; valid: {POOLS}"),
         ("mae", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),
@@ -200,7 +205,7 @@ def test_a_word_that_a_module_refuses_is_one_line_for_the_user():
     c = config("mae", "runlocal")
     c.model.compute.dtype = "bf16"
     with pytest.raises(UserError, match=r"^unknown dtype 'bf16'; valid: float32, bfloat16$"):
-        program.build(c, epoch=1000, devices=jax.devices()[:1])
+        build(c, epoch=1000, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match=r"^not ours$") as error, errors.from_modules():
         raise ValueError("not ours")
     assert type(error.value) is ValueError

@@ -83,9 +83,9 @@ def test_arrows_point_down(file):
 
 
 def test_a_wrong_arrow_is_found():
-    assert wrong_arrows("maeclip_jax.losses", "from maeclip_jax.nn import mask") != []
+    assert wrong_arrows("maeclip_jax.objectives.losses", "from maeclip_jax.nn import mask") != []
     assert wrong_arrows("maeclip_jax.objectives.x", "def f():\n  from maeclip_jax.data import ops") != []
-    assert wrong_arrows("maeclip_jax.data.x", "import maeclip_jax.train") != []
+    assert wrong_arrows("maeclip_jax.data.x", "import maeclip_jax.run.train") != []
     assert wrong_arrows("maeclip_jax.data.x", "from maeclip_jax import main") != []
     assert (
         wrong_arrows("maeclip_jax.data.x", "from maeclip_jax import main, errors\nif __name__ == '__main__': 0") == []
@@ -161,7 +161,7 @@ def test_importing_main_touches_no_jax_and_defines_no_flags():
 
 
 def test_the_train_loop_loads_no_heavy_package():
-    loaded = after_import("import maeclip_jax.train; from maeclip_jax.objectives import clip, mae_clip, masked")[
+    loaded = after_import("import maeclip_jax.run.train; from maeclip_jax.objectives import clip, mae_clip, masked")[
         "modules"
     ]
     assert "jax" in loaded and "flax" in loaded

@@ -74,7 +74,7 @@ MISTAKES = {
     f"{TINY} W --config.batch_size=12": "batch_size 12 (global) does not divide over 8 batch shards; use a ",
     # Data.
     f"--config={DEMO} W": "no data set 'scenes/demo' at /no/data/scenes/demo (/no/data holds no data set); "
-    "prepare it with `python -m maeclip_jax.data.builders.scenes --config demo --data_dir /no/data`",
+    "prepare it with `python -m maeclip_jax.prepare.builders.scenes --config demo --data_dir /no/data`",
     "--config=experiments/clip.py:scale=low W": "tokenizer file 'bert_vocab.txt' is not there; packaged are: scenes",
     f"{TINY} W --config.data.source.kind=webd": "unknown source kind 'webd'; valid: noise, questions, scenes, tfds",
     f'{TINY} W --config.data.ops=decode|flip|keep("image")': "unknown op 'flip'",

@@ -11,9 +11,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from maeclip_jax import main, train
-from maeclip_jax.data import decode, pipeline, prepare, tokenizer
+from maeclip_jax.cli import guarded
+from maeclip_jax.data import decode, pipeline, tokenizer
 from maeclip_jax.errors import BadRecord
+from maeclip_jax.prepare import command
+from maeclip_jax.run import train
 from tests import runs, torture
 from tests.golden import ROOT
 
@@ -61,7 +63,7 @@ def prepared(tmp_path_factory):
     """The folder of the data set that `data.prepare` makes of them."""
     out = tmp_path_factory.mktemp("odd")
     columns = ["--image_column=file", "--caption_column=note", "--workers=1"]
-    assert prepare.main([f"--src={ODD}", f"--out={out}", "--name=odd", *columns]) == 0
+    assert command.main([f"--src={ODD}", f"--out={out}", "--name=odd", *columns]) == 0
     return out / "odd" / "1.0.0"
 
 
@@ -149,7 +151,7 @@ def test_training_on_them(refused, tmp_path):
     config = runs.config("objective=clip,steps=6,save=6,evals=false", **{"data.max_bad": 0.9, "data.ops": OPS})
     with config.ignore_type():
         config.data.source = Files()
-    assert main.guarded(lambda: train.run(config, tmp_path, devices=jax.devices()[:1])) == 0
+    assert guarded(lambda: train.run(config, tmp_path, devices=jax.devices()[:1])) == 0
     with pipeline.train(config.data, batch_size=16, seed=0, tokenizer=tokenizer.of(config)) as batches:
         want = [next(batches) for _ in range(6)]
     assert torture.examples(tmp_path) == [list(b["_key"]) for b in want]

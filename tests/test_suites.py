@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from maeclip_jax import evaluate, functions, main
+from maeclip_jax import main
 from maeclip_jax.data import pipeline
+from maeclip_jax.run import evaluate, features
 from tests import runs, suite
 
 ARG = "steps=12,save=6"
@@ -55,12 +56,12 @@ def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(tmp_pat
     passes = []
     real = pipeline.evaluate
     monkeypatch.setattr(
-        pipeline, "evaluate", lambda data, **kw: (passes.append(functions._key(data)), real(data, **kw))[1]
+        pipeline, "evaluate", lambda data, **kw: (passes.append(features._key(data)), real(data, **kw))[1]
     )
     evaluated(tmp_path, 1)
     evals = suite.get_evals(None)
     wanted = (evals["knn"]["data"], evals["knn"]["train"], evals["grounding"]["data"])
-    test, train, masked = (functions._key(d) for d in wanted)
+    test, train, masked = (features._key(d) for d in wanted)
     # Zero-shot, k-NN, probe and few-shot want three kinds of features of two data sets; maps need each picture anew.
     assert sorted(passes) == sorted([test, train, masked, masked])
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maeclip_jax import join, log
+from maeclip_jax.parallel.rollcall import LOST
+from maeclip_jax.workdir import read_metrics
 from tests import fake_gcloud, runs, torture
 
 ROOT = torture.ROOT
@@ -127,7 +128,7 @@ def test_a_preempted_run_is_resumed_and_ends_as_if_nothing_had_been(pod, tmp_pat
     assert "continuing from" not in first
     assert re.search(r"continuing from step (6|12) of 18", (pod.home(0) / LOG).read_text())
     assert pod.calls().count("tpu-vm create pod") == 2 and pod.calls().count("tpu-vm delete pod") == 1
-    assert len(log.read_rows(workdir)) == 18
+    assert len(read_metrics(workdir)) == 18
     reference = runs.whole(8, ARG)
     assert torture.examples(workdir) == torture.examples(reference)
     have, want = runs.series(workdir), runs.series(reference)
@@ -231,7 +232,7 @@ def test_the_words_and_codes_that_scripts_look_for_are_those_of_the_package():
     assert f'log.say(f"{asked}: step' in (ROOT / "maeclip_jax" / "train.py").read_text()
     assert f'echo "{asked}: step' in STAND_IN
     assert re.findall(r"'failed (\d+)'", (TPU / "babysit.sh").read_text()) == ["2"]
-    assert join.LOST == 75  # what the stand-in of a lost host leaves with, above
+    assert LOST == 75  # what the stand-in of a lost host leaves with, above
 
 
 def test_babysit_waits_for_capacity_and_restarts_what_one_dead_worker_stalls(pod):

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import importlib
 
-from experiments import common
+from experiments.argument import parse_arg
 
 
 def get_config(arg=None):
-    arg = common.parse_arg(
-        arg, objective="mae_clip", steps=12, count=40, batch=16, save=3, evals=True, examples=True, rest=""
-    )
+    arg = parse_arg(arg, objective="mae_clip", steps=12, count=40, batch=16, save=3, evals=True, examples=True, rest="")
     config = importlib.import_module(f"experiments.{arg.objective}").get_config(
         ",".join(filter(None, ("runlocal", arg.rest)))
     )

@@ -93,7 +93,7 @@ def steps(workdir: Path) -> list[int]:
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
     """The last checkpoint, whole."""
-    from maeclip_jax import checkpoint
+    from maeclip_jax.run import checkpoint
 
     return checkpoint.read_numpy(checkpoint.locate(workdir) / checkpoint.STATE)
 

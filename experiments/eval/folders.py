@@ -1,4 +1,5 @@
-"""Every evaluation on data sets of your own, as built by maeclip_jax.data.builders.image_folder and image_mask_folder.
+"""Every evaluation on data sets of your own, as built by image_folder and image_mask_folder of
+maeclip_jax.prepare.builders.
 
     python -m maeclip_jax.main --mode=eval --config=runs/a/config.json --workdir=runs/a
         --config.evals=experiments/eval/folders.py:classify=pets+cars,segment=rooms,retrieval=photos
@@ -10,18 +11,20 @@ test.
 
 from __future__ import annotations
 
-from experiments import common, common_evals
+from experiments import suites
+from experiments.argument import parse_arg
+from maeclip_jax import errors
 
 
 def get_evals(config, arg=None):
-    arg = common.parse_arg(arg, classify="", segment="", retrieval="")
+    arg = parse_arg(arg, classify="", segment="", retrieval="")
     evals = {}
     for name in filter(None, arg.classify.split("+")):
-        evals |= common_evals.classification(config, name, (name, "train"), (name, "test"))
+        evals |= suites.classification(config, name, (name, "train"), (name, "test"))
     for name in filter(None, arg.segment.split("+")):
-        evals |= common_evals.dense(config, name, name, "test")
+        evals |= suites.dense(config, name, name, "test")
     for name in filter(None, arg.retrieval.split("+")):
-        evals[f"{name}_retrieval"] = common_evals.retrieval(config, name, "test")
+        evals[f"{name}_retrieval"] = suites.retrieval(config, name, "test")
     if not evals:
-        raise common.UserError("no data sets named; valid: folders.py:classify=NAME+NAME,segment=NAME,retrieval=NAME")
+        raise errors.UserError("no data sets named; valid: folders.py:classify=NAME+NAME,segment=NAME,retrieval=NAME")
     return evals

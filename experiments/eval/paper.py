@@ -16,42 +16,44 @@ the challenge of 2017, without names; give ADEChallengeData2016 to builders.imag
 
 from __future__ import annotations
 
-from experiments import common, common_evals
+from experiments import suites
+from experiments.argument import parse_arg
+from maeclip_jax import errors
 
 SETS = ("imagenet", "imagenet_v2", "coco", "flickr", "coco_a", "voc")
 
 
 def get_evals(config, arg=None):
-    arg = common.parse_arg(arg, only="+".join(SETS), probe="lbfgs", pool="own")
+    arg = parse_arg(arg, only="+".join(SETS), probe="lbfgs", pool="own")
     chosen = arg.only.split("+")
     for name in chosen:
-        common.errors.choose("set", name, dict.fromkeys(SETS))
-    common.errors.choose("probe", arg.probe, dict.fromkeys(("lbfgs", "lars")))
-    evals, length = {}, common_evals.length(config)
+        errors.choose("set", name, dict.fromkeys(SETS))
+    errors.choose("probe", arg.probe, dict.fromkeys(("lbfgs", "lars")))
+    evals, length = {}, suites.length(config)
     prompts = dict(classes="imagenet", templates="imagenet", length=length)
     if "imagenet" in chosen:
-        test = common_evals.pictures(config, "imagenet2012", "validation", label="label")
-        train = common_evals.pictures(config, "imagenet2012", "train[:99%]", label="label")
-        val = common_evals.pictures(config, "imagenet2012", "train[99%:]", label="label")
+        test = suites.pictures(config, "imagenet2012", "validation", label="label")
+        train = suites.pictures(config, "imagenet2012", "train[:99%]", label="label")
+        val = suites.pictures(config, "imagenet2012", "train[99%:]", label="label")
         learnt, side = dict(train), config.model.image_tower.size
         if arg.probe == "lars":  # of the probe alone: neighbours are looked for among pictures as they are
             learnt["ops"] = f'decode|random_resized_crop({side},area=(0.08,1))|flip_lr|label|keep("image","label")'
         evals["imagenet_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
-        evals[common_evals.variant("imagenet_linear_probe", arg.probe, arg.pool)] = dict(
+        evals[suites.variant("imagenet_linear_probe", arg.probe, arg.pool)] = dict(
             type="linear_probe", data=test, train=learnt, val=val, solver=arg.probe, pool=arg.pool
         )
-        knn = common_evals.variant("imagenet_knn", arg.pool)
+        knn = suites.variant("imagenet_knn", arg.pool)
         evals[knn] = dict(type="knn", data=test, train=train, pool=arg.pool)
     if "imagenet_v2" in chosen:
-        test = common_evals.pictures(config, "imagenet_v2/matched-frequency", "test", label="label")
+        test = suites.pictures(config, "imagenet_v2/matched-frequency", "test", label="label")
         evals["imagenet_v2_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
     if "coco" in chosen:
-        evals["coco_retrieval"] = common_evals.retrieval(config, "coco_captions", "test")
+        evals["coco_retrieval"] = suites.retrieval(config, "coco_captions", "test")
     if "flickr" in chosen:
-        evals["flickr_retrieval"] = common_evals.retrieval(config, "flickr30k", "test")
+        evals["flickr_retrieval"] = suites.retrieval(config, "flickr30k", "test")
     if "coco_a" in chosen:
-        data = common_evals.pictures(config, "coco_a", "test", labels="labels(32)")
+        data = suites.pictures(config, "coco_a", "test", labels="labels(32)")
         evals["coco_a_zero_shot"] = dict(type="zero_shot", data=data, length=length, templates="actions")
     if "voc" in chosen:
-        evals |= common_evals.dense(config, "voc", "voc_segmentation", "val", background_words="stuff")
+        evals |= suites.dense(config, "voc", "voc_segmentation", "val", background_words="stuff")
     return evals

@@ -10,17 +10,16 @@ phrase is colour and shape of an object and the truth is its mask. Argument: non
 
 from __future__ import annotations
 
-from experiments import common, common_evals
+from experiments import suites
+from experiments.argument import parse_arg
 
 NAME = "scenes/demo"
 
 
 def get_evals(config, arg=None):
-    common.parse_arg(arg)
-    evals = common_evals.classification(
+    parse_arg(arg)
+    evals = suites.classification(
         config, "scenes", (NAME, "classify[:50%]"), (NAME, "classify[50%:]"), templates="scenes"
     )
-    evals["scenes_retrieval"] = common_evals.retrieval(config, NAME, "test", captions=3, duplicates="merge")
-    return evals | common_evals.dense(
-        config, "scenes", NAME, "test[:500]", mask="mask|object_classes", templates="scenes"
-    )
+    evals["scenes_retrieval"] = suites.retrieval(config, NAME, "test", captions=3, duplicates="merge")
+    return evals | suites.dense(config, "scenes", NAME, "test[:500]", mask="mask|object_classes", templates="scenes")

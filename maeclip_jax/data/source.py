@@ -120,7 +120,7 @@ class SceneSource:
     """
 
     def __init__(self, seed: int = 0, split: str = "train", count: int | None = None, truth: str = "captions", **knobs):
-        from maeclip_jax.data.scenes import SceneSpec, SceneStream
+        from maeclip_jax.scenes import SceneSpec, SceneStream
 
         fields = [f.name for f in dataclasses.fields(SceneSpec)]
         for name in knobs:
@@ -224,9 +224,9 @@ def _missing(root, base: str, path) -> str:
     parts = base.split("/")
     if parts[0] == "scenes":
         config = parts[1] if len(parts) > 1 else "demo"
-        command = f"python -m maeclip_jax.data.builders.scenes --config {config} --data_dir {root}"
+        command = f"python -m maeclip_jax.prepare.builders.scenes --config {config} --data_dir {root}"
     elif (epath.resource_path("maeclip_jax") / "data" / "builders" / f"{parts[0]}.py").exists():
-        command = f"python -m maeclip_jax.data.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
+        command = f"python -m maeclip_jax.prepare.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
     elif _in_catalogue(parts[0]):  # building these, unlike reading them, needs TensorFlow: setup.cfg, [catalog]
         build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"
         command = f'pip install -e ".[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
@@ -234,7 +234,7 @@ def _missing(root, base: str, path) -> str:
         folder = root / base if base else root
         folder = folder.parent if _VERSION.match(folder.name) else folder
         where = f"--out {folder.parent} --name {folder.name}"  # which writes there what is looked for here
-        command = f"python -m maeclip_jax.data.prepare --src <pictures and captions> {where}"
+        command = f"python -m maeclip_jax.prepare.command --src <pictures and captions> {where}"
     there = []
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
         for info in sorted(root.glob(pattern)) if root.exists() else ():

@@ -47,7 +47,7 @@ PACKAGED = {"scenes": "vocab/scenes.txt"}
 # Where the files of each type come from.
 BERT_FILE = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
 CLIP_FILE = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
-TRAINED = "python -m maeclip_jax.data.vocabulary --name <data set> --out"
+TRAINED = "python -m maeclip_jax.prepare.vocabulary --name <data set> --out"
 FILLS = ("pad", "eos")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these

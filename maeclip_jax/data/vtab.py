@@ -14,7 +14,7 @@ import numpy as np
 
 from maeclip_jax.data.image_ops import field
 from maeclip_jax.data.text_ops import label
-from maeclip_jax.errors import BadRecord, UserError, choose, unknown
+from maeclip_jax.errors import BadRecord, UserError, unknown
 
 GROUPS = ("natural", "specialized", "structured")
 
@@ -133,23 +133,4 @@ def select(which: str | Iterable[str]) -> list[str]:
         if not found:
             raise unknown("VTAB task", word, ["all", *GROUPS, *TASKS])
         out += [n for n in found if n not in out]
-    return out
-
-
-def evaluators(
-    side: int, data_dir: str | None = None, which: str | Iterable[str] = "all", size: str = "1k", **settings
-) -> dict[str, dict]:
-    """{`vtab_<task>`: config of a linear probe} on pictures of `side` pixels.
-
-    size: "1k" (800 + 200 pictures to learn from) or "full". settings: of the probe (`pool`, `solver`, ...).
-    """
-    of_size = choose("size of VTAB", size, {"1k": ("train1k", "val1k"), "full": ("train", "val")})
-    out = {}
-    for name in select(which):
-        task = TASKS[name]
-        splits = {"train": getattr(task, of_size[0]), "val": getattr(task, of_size[1]), "data": task.test}
-        ops = f'decode|vtab("{name}")|resize({side})|keep("image","label")'
-        sources = {k: dict(kind="tfds", dir=data_dir, name=task.name, split=s) for k, s in splits.items()}
-        sets = {k: dict(source=source, ops=ops) for k, source in sources.items()}
-        out[f"vtab_{name}"] = dict(type="linear_probe", classes=task.classes, **sets, **settings)
     return out

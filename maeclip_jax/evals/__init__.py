@@ -1,13 +1,19 @@
-"""Evaluators: one file, one class, one line in `make` each. What one looks like is in `protocol.py`."""
+"""Evaluators: one file, one class, one line in `make` each.
+
+Start with `protocol`, which says what an evaluator is and what it may ask for. `zero_shot`, `linear_probe`, `knn`,
+`few_shot`, `retrieval`, `vqa`, `segmentation`, `grounding`, `reconstruction` and `loss` are the evaluators. They share
+`accuracy`, `logistic` (a solver), `l2_search`, `lars`, `mask_classes`, `saliency` (maps) and `pictures`; class names
+and prompt templates are in `prompts`.
+"""
 
 from __future__ import annotations
 
 import inspect
 
 from maeclip_jax import errors
-from maeclip_jax.evals.protocol import Functions, NotApplicable
+from maeclip_jax.evals.protocol import Context, NotApplicable
 
-__all__ = ["Functions", "NotApplicable", "make", "table"]
+__all__ = ["Context", "NotApplicable", "make", "table"]
 
 
 def table() -> dict[str, type]:
@@ -37,18 +43,18 @@ def table() -> dict[str, type]:
     }
 
 
-def make(type: str, fns: Functions, **config):
+def make(type: str, context: Context, **config):
     """The evaluator `type` with the config's settings.
 
     Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
     the valid ones) or a missing one.
     """
     evaluator = errors.choose("evaluator", type, table())
-    settings = dict(list(inspect.signature(evaluator).parameters.items())[1:])  # without `fns`
+    settings = dict(list(inspect.signature(evaluator).parameters.items())[1:])  # without `context`
     for name in config:
         if name not in settings:
             raise errors.unknown(f"setting of evaluator {type!r}", name, sorted(settings))
     missing = [n for n, p in settings.items() if p.default is inspect.Parameter.empty and n not in config]
     if missing:
         raise errors.UserError(f"evaluator {type!r} needs {', '.join(missing)}; valid: {', '.join(sorted(settings))}")
-    return evaluator(fns, **config)
+    return evaluator(context, **config)

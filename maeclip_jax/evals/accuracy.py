@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Functions
+from maeclip_jax.evals.protocol import Context
 
 
 def ranks(score_NxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
@@ -44,20 +44,20 @@ class Labelled:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         who: str,
         data: Mapping[str, Mapping],
         pool: str,
         batch_size: int,
         classes: int | None = None,
     ):
-        self.fns, self.who, self.data, self.pool, self.batch_size = fns, who, data, pool, batch_size
+        self.context, self.who, self.data, self.pool, self.batch_size = context, who, data, pool, batch_size
         self.names, self.classes = self._names(classes), classes
         for config in data.values():
-            fns.want(config, pool)
+            context.want(config, pool)
 
     def _names(self, classes: int | None) -> list[str] | None:
-        named = {what: getattr(self.fns.source(config), "classes", None) for what, config in self.data.items()}
+        named = {what: getattr(self.context.source(config), "classes", None) for what, config in self.data.items()}
         named = {what: list(names) for what, names in named.items() if names}
         for what, names in named.items():
             first, other = next(iter(named.items()))
@@ -82,7 +82,7 @@ class Labelled:
         return out
 
     def _one(self, params: Any, what: str, config: Mapping) -> tuple[np.ndarray, np.ndarray]:
-        made = self.fns.features(params, config, self.batch_size, self.pool)
+        made = self.context.features(params, config, self.batch_size, self.pool)
         if "label" not in made:
             raise UserError(f'{self.who}: {what} has no "label"; end its ops with label|keep("image","label")')
         if not len(made["label"]):

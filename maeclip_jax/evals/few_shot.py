@@ -14,7 +14,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import logistic
 from maeclip_jax.evals.accuracy import Labelled, ranks
-from maeclip_jax.evals.protocol import Functions
+from maeclip_jax.evals.protocol import Context
 
 
 class FewShot:
@@ -27,7 +27,7 @@ class FewShot:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         train: Mapping,
@@ -40,8 +40,8 @@ class FewShot:
     ):
         if not len(shots) or min(shots) < 1 or seeds < 1 or not l2 > 0:
             raise UserError(f"few_shot: shots={shots}, seeds={seeds}, l2={l2} is not valid; valid: 1 or more, l2 > 0")
-        self.fns, self.shots, self.seeds, self.l2 = fns, [*shots], seeds, l2
-        self.labelled = Labelled(fns, "few_shot", {"data": data, "train": train}, pool, batch_size, classes)
+        self.context, self.shots, self.seeds, self.l2 = context, [*shots], seeds, l2
+        self.labelled = Labelled(context, "few_shot", {"data": data, "train": train}, pool, batch_size, classes)
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, then the table of draws."""
@@ -50,7 +50,7 @@ class FewShot:
         classes = self.labelled.classes
         count_C = np.bincount(own_M, minlength=classes)
         rows, notes = [], []
-        with self.fns.progress("draws", len(self.shots) * self.seeds) as progress:
+        with self.context.progress("draws", len(self.shots) * self.seeds) as progress:
             for shots in self.shots:
                 found = []
                 for seed in range(self.seeds):

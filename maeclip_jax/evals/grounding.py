@@ -23,7 +23,7 @@ from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals import saliency
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import heat, sheet, square, thumbnail, upsample
-from maeclip_jax.evals.protocol import Functions, NotApplicable, need_shared_space, select
+from maeclip_jax.evals.protocol import Context, NotApplicable, need_shared_space, select
 
 METHODS = {"gradcam": "Grad-CAM", "similarity": "similarity", "rollout": "roll-out"}
 SCORES = ("pointing", "iou", "matched_iou")
@@ -44,7 +44,7 @@ class Grounding:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         length: int,
@@ -63,26 +63,26 @@ class Grounding:
         for method in methods:
             if method not in METHODS:
                 raise unknown("grounding method", method, METHODS)
-        if "rollout" not in methods or not callable(getattr(fns.objective, "features", None)):
-            need_shared_space(fns.objective, "grounding by phrases")
-        if not callable(getattr(fns.objective, "features", None)):
+        if "rollout" not in methods or not callable(getattr(context.objective, "features", None)):
+            need_shared_space(context.objective, "grounding by phrases")
+        if not callable(getattr(context.objective, "features", None)):
             raise NotApplicable("grounding listens to an image tower, and this objective has none to listen to")
-        shared = getattr(fns.objective, "contrastive", False)
+        shared = getattr(context.objective, "contrastive", False)
         methods = [m for m in METHODS if m in methods and (shared or m == "rollout")]
         if not methods or not pools:
             raise UserError(f"grounding needs at least one of `methods` ({', '.join(METHODS)}) and one of `pools`")
-        self.block = saliency.check(fns.objective, tuple(pools), block)
+        self.block = saliency.check(context.objective, tuple(pools), block)
         # name -> (method, pooling); a patch on its own has no pooling
         self.maps = {
             method if pool == "own" or method == "similarity" else f"{method}_{pool}": (method, pool)
             for method in methods
             for pool in pools
         }
-        self.fns, self.data, self.batch_size, self.ignore = fns, data, batch_size, tuple(ignore)
+        self.context, self.data, self.batch_size, self.ignore = context, data, batch_size, tuple(ignore)
         self.min_area, self.phrases, self.pictures, self.tile = min_area, phrases, pictures, tile
-        self.classes = class_names(fns, data, classes, WHO)
-        self.prompts_CxKxT = make_prompts(fns, self.classes, templates, length) if shared else None
-        self.draw = fns.compile(self._draw)
+        self.classes = class_names(context, data, classes, WHO)
+        self.prompts_CxKxT = make_prompts(context, self.classes, templates, length) if shared else None
+        self.draw = context.compile(self._draw)
 
     def _draw(self, objective, params, batch, *z_CxE):
         """{name: [B, Q, N], or [B, 1, N] where the phrase does not matter}"""
@@ -140,11 +140,11 @@ class Grounding:
         """(picture or None once no more are drawn, mask, classes asked for, {name: [Q or 1, N]}) of every picture."""
         z_CxE, queries = (), 0
         if self.prompts_CxKxT is not None:
-            z_CxE = (embed_prompts(self.fns, params, self.prompts_CxKxT, self.batch_size),)
-        for batch in self.fns.batches(self.data, self.batch_size):
+            z_CxE = (embed_prompts(self.context, params, self.prompts_CxKxT, self.batch_size),)
+        for batch in self.context.batches(self.data, self.batch_size):
             held = select(batch, "image", "mask", who=WHO)
             wanted = ("image", "mask", "_mask") if queries < self.pictures else ("mask", "_mask")
-            rows = self.fns.rows({name: held[name] for name in wanted})
+            rows = self.context.rows({name: held[name] for name in wanted})
             check_masks(rows["mask"], self.classes, self.ignore, WHO)
             asked = [self._present(mask_HxW) for mask_HxW in held["mask"]]
             phrase_BxQ = np.array([a + [0] * (self.phrases - len(a)) for a in asked], np.int32)
@@ -169,7 +169,7 @@ class Grounding:
     def _title(self, method: str, pool: str) -> str:
         if method == "similarity":
             return METHODS[method]
-        return f"{METHODS[method]}, {self.fns.objective.image_tower['pool'] + ' (own)' if pool == 'own' else pool}"
+        return f"{METHODS[method]}, {self.context.objective.image_tower['pool'] + ' (own)' if pool == 'own' else pool}"
 
     def _row(
         self, image_HxWx3: np.ndarray, target_HxW: np.ndarray, drawn: Mapping[str, np.ndarray]
@@ -188,7 +188,7 @@ class Grounding:
         chance, matched = (100 * float(chance_M[k].mean()) for k in ("pointing", "matched_iou"))
         rows.append(["chance", chance, "", matched, *_mean(chance_M["pointing"][several_M])])
         columns = ["map", "pointing (%)", "IoU (%)", "IoU, area matched (%)", "pointing, several classes (%)"]
-        depth = self.fns.objective.image_tower["depth"]
+        depth = self.context.objective.image_tower["depth"]
         place = "leaving the final norm" if self.block == depth else f"entering block {self.block} of {depth}"
         note = (
             f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these "

@@ -13,7 +13,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
-from maeclip_jax.evals.protocol import Functions, unit
+from maeclip_jax.evals.protocol import Context, unit_rows
 
 BLOCK_BYTES = 1 << 26  # similarities at a time
 
@@ -28,7 +28,7 @@ class Knn:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         train: Mapping,
@@ -43,8 +43,8 @@ class Knn:
             raise UserError(
                 f"knn: k={k}, temperature={temperature} is not valid; valid: k of 1 or more, temperature > 0"
             )
-        self.fns, self.temperature = fns, temperature
-        self.labelled = Labelled(fns, "knn", {"data": data, "train": train}, pool, batch_size, classes)
+        self.context, self.temperature = context, temperature
+        self.labelled = Labelled(context, "knn", {"data": data, "train": train}, pool, batch_size, classes)
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, then the table over k."""
@@ -53,9 +53,16 @@ class Knn:
         if max(self.k) > len(own_M):
             raise UserError(f"knn: k={max(self.k)}, but train has {len(own_M)} pictures; set k to at most {len(own_M)}")
         classes = self.labelled.classes
-        with self.fns.progress("pictures", len(x_NxD)) as progress:
+        with self.context.progress("pictures", len(x_NxD)) as progress:
             rank_KxN = neighbours(
-                unit(x_NxD), label_N, unit(bank_MxD), own_M, self.k, self.temperature, classes, progress.update
+                unit_rows(x_NxD),
+                label_N,
+                unit_rows(bank_MxD),
+                own_M,
+                self.k,
+                self.temperature,
+                classes,
+                progress.update,
             )
         all_k = [accuracies(rank_N, label_N, classes) for rank_N in rank_KxN]
         yield from all_k[0].items()

@@ -23,7 +23,7 @@ import optax
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.accuracy import check_labels
 from maeclip_jax.evals.logistic import one_device
-from maeclip_jax.evals.protocol import Functions, select
+from maeclip_jax.evals.protocol import Context, select
 
 EPSILON = 1e-6  # of the normalisation
 MOMENTUM = 0.1  # share of the newest batch in the running mean and variance
@@ -43,7 +43,7 @@ class Head(NamedTuple):
 
 
 def train(
-    fns: Functions,
+    context: Context,
     params: Any,
     data: Mapping,
     classes: int,
@@ -56,7 +56,7 @@ def train(
     warmup: int,
 ) -> tuple[Head, list[list[float]]]:
     """The head, and [loss, accuracy in percent] of every epoch. Raises UserError if no batch can be filled."""
-    rows = len(fns.source(data))
+    rows = len(context.source(data))
     per_epoch = rows // batch_size
     if not per_epoch:
         raise UserError(
@@ -73,9 +73,12 @@ def train(
         return {"x": made[pool].astype(jnp.float32), "label": batch["label"]}
 
     # The head is small: every process trains the same one, on the same rows and on one device.
-    features, update = fns.compile(pooled), jax.jit(partial(_update, optimizer))
+    features, update = context.compile(pooled), jax.jit(partial(_update, optimizer))
     head, state, history, sums = None, None, [], np.zeros(2)
-    with closing(fns.train_batches(data, batch_size, seed)) as batches, fns.progress("steps", steps) as progress:
+    with (
+        closing(context.train_batches(data, batch_size, seed)) as batches,
+        context.progress("steps", steps) as progress,
+    ):
         for step, batch in zip(range(steps), batches):
             made = features(params, select(batch, "image", "label", who="linear_probe"))
             check_labels(made["label"], classes, "linear_probe: train")

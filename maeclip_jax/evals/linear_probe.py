@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, choose, unknown
-from maeclip_jax.evals import lars, logistic, strengths
+from maeclip_jax.evals import l2_search, lars, logistic
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
-from maeclip_jax.evals.protocol import Functions
+from maeclip_jax.evals.protocol import Context
 
 # Valid settings of each recipe with their defaults.
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ class LinearProbe:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         train: Mapping,
@@ -52,12 +52,12 @@ class LinearProbe:
         batch_size: int = 256,
         seed: int = 0,
     ):
-        self.fns, self.train, self.pool, self.seed = fns, train, pool, seed
+        self.context, self.train, self.pool, self.seed = context, train, pool, seed
         self.solver, self.settings = read_solver(solver)
         sets = {"data": data}
         if self.solver == "lbfgs":
             sets |= {"train": train} | ({"val": val} if val is not None else {})
-        self.labelled = Labelled(fns, "linear_probe", sets, pool, batch_size, classes)
+        self.labelled = Labelled(context, "linear_probe", sets, pool, batch_size, classes)
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, then the table of the sweep or of the training."""
@@ -79,10 +79,10 @@ class LinearProbe:
             if not 0 < rows < len(y_N):
                 raise UserError(f"linear_probe: holdout={settings['holdout']} of {len(y_N)} training rows leaves none")
             train, val = ((x_NxD[n], y_N[n]) for n in (order[rows:], order[:rows]))
-        tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else strengths.MOST)
-        with self.fns.progress("fits", tries) as progress:
-            problem = logistic.Problem(*strengths.some(*train, settings["sweep_rows"], self.seed), classes)
-            search = strengths.search(problem, *val, settings["l2"], tick=progress.update)
+        tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else l2_search.MOST)
+        with self.context.progress("fits", tries) as progress:
+            problem = logistic.Problem(*l2_search.some(*train, settings["sweep_rows"], self.seed), classes)
+            search = l2_search.search(problem, *val, settings["l2"], tick=progress.update)
             best = search.fit.take([search.best])
             both = [np.concatenate(pair) for pair in zip(train, val)]
             fit = logistic.Problem(*both, classes).solve(
@@ -109,7 +109,7 @@ class LinearProbe:
 
     def _lars(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
         head, history = lars.train(
-            self.fns, params, self.train, self.labelled.classes, self.pool, self.seed, **self.settings
+            self.context, params, self.train, self.labelled.classes, self.pool, self.seed, **self.settings
         )
         rows = [[n + 1, *row] for n, row in enumerate(history)]
         note = f"LARS: {self.settings}. Accuracy on the augmented pictures it learns from, as it learns."

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Functions, count_rows
+from maeclip_jax.evals.protocol import Context, count_rows
 
 
 class Loss:
@@ -19,9 +19,9 @@ class Loss:
     objectives. Batch n draws its masks from `seed` + n.
     """
 
-    def __init__(self, fns: Functions, *, data: Mapping, batch_size: int = 256, seed: int = 0):
-        self.fns, self.data, self.batch_size, self.seed = fns, data, batch_size, seed
-        rows = len(fns.source(data))
+    def __init__(self, context: Context, *, data: Mapping, batch_size: int = 256, seed: int = 0):
+        self.context, self.data, self.batch_size, self.seed = context, data, batch_size, seed
+        rows = len(context.source(data))
         if rows < batch_size:  # said before training, not after
             raise UserError(
                 f"loss: the data has {rows} rows, which do not fill one batch of {batch_size}; "
@@ -32,14 +32,14 @@ class Loss:
         """Mean of every scalar, then how many rows went in."""
         sums: dict[str, float] = {}
         batches = left_out = 0
-        for n, batch in enumerate(self.fns.batches(self.data, self.batch_size)):
+        for n, batch in enumerate(self.context.batches(self.data, self.batch_size)):
             names = [k for k in batch if not k.startswith("_")]
-            rows = count_rows(self.fns, batch)
+            rows = count_rows(self.context, batch)
             if rows < self.batch_size:
                 left_out += rows
                 continue
             arrays = {k: np.asarray(batch[k]) for k in names}
-            for name, value in self.fns.loss(params, arrays, self.seed + n).items():
+            for name, value in self.context.loss(params, arrays, self.seed + n).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             batches += 1
         for name, total in sums.items():

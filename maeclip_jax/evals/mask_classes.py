@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Functions, embed_texts, unit
-from maeclip_jax.evals.zero_shot import fill, read_list, read_templates
+from maeclip_jax.evals.prompts.lists import fill, read_list, read_templates
+from maeclip_jax.evals.protocol import Context, embed_texts, unit_rows
 
 
-def class_names(fns: Functions, data: Mapping, classes: str | Sequence[str] | None, who: str) -> list[str]:
+def class_names(context: Context, data: Mapping, classes: str | Sequence[str] | None, who: str) -> list[str]:
     """Readable names, index = id in the mask; "" where an id has no name. `classes`: None (the source's own
     `mask_classes`), a list, or a .json or .txt file."""
-    names = classes if classes is not None else getattr(fns.source(data), "mask_classes", None)
+    names = classes if classes is not None else getattr(context.source(data), "mask_classes", None)
     if isinstance(names, str):
         names = read_list(names, "classes")
     if not names or len(names) < 2 or len(names) > 255 or isinstance(names, Mapping):
@@ -26,17 +26,17 @@ def class_names(fns: Functions, data: Mapping, classes: str | Sequence[str] | No
     return [str(n).replace("_", " ").strip() for n in names]
 
 
-def make_prompts(fns: Functions, phrases: Sequence[str], templates: str | Sequence[str], length: int) -> np.ndarray:
+def make_prompts(context: Context, phrases: Sequence[str], templates: str | Sequence[str], length: int) -> np.ndarray:
     """int32 [P, K, T]: every phrase in every template."""
     forms = read_templates(templates)
-    return np.stack([[fns.tokenizer(fill(f, phrase), length) for f in forms] for phrase in phrases])
+    return np.stack([[context.tokenizer(fill(f, phrase), length) for f in forms] for phrase in phrases])
 
 
-def embed_prompts(fns: Functions, params: Any, prompts_PxKxT: np.ndarray, batch_size: int) -> np.ndarray:
+def embed_prompts(context: Context, params: Any, prompts_PxKxT: np.ndarray, batch_size: int) -> np.ndarray:
     """[P, E] float32, rows of length 1: a phrase is the mean of its prompts, each of length 1 before."""
     p, k, t = prompts_PxKxT.shape
-    z_RxE = np.concatenate(list(embed_texts(fns, params, prompts_PxKxT.reshape(p * k, t), batch_size)))
-    return unit(z_RxE.reshape(p, k, -1).mean(1))
+    z_RxE = np.concatenate(list(embed_texts(context, params, prompts_PxKxT.reshape(p * k, t), batch_size)))
+    return unit_rows(z_RxE.reshape(p, k, -1).mean(1))
 
 
 def check_masks(mask_BxHxW: np.ndarray, names: Sequence[str], ignore: Collection[int], who: str) -> None:

@@ -1,9 +1,9 @@
 """What an evaluator is and what it may ask of its surroundings.
 
-An evaluator is plain numpy around `Functions`, which hide the device, the mesh and the other processes:
+An evaluator is plain numpy around `Context`, which hide the device, the mesh and the other processes:
 
     class MyEvaluator:
-        def __init__(self, fns, *, data, batch_size=256): ...   # may raise NotApplicable, UserError
+        def __init__(self, context, *, data, batch_size=256): ...   # may raise NotApplicable, UserError
         def run(self, params):                                  # iterator of (name, value)
             yield "top1", 61.8
 
@@ -33,7 +33,7 @@ class NotApplicable(Exception):
     """The objective cannot serve this evaluator; the message says why, as an end of "... is not applicable: "."""
 
 
-class Functions(Protocol):
+class Context(Protocol):
     """What the runner gives to an evaluator.
 
     A batch holds the rows of THIS process (`_mask` False where a row only fills the last batch); what comes back are
@@ -98,11 +98,11 @@ def select(batch: Batch, *names: str, who: str) -> dict[str, np.ndarray]:
     return {"_mask": np.asarray(batch.get("_mask", np.ones(size, bool)))} | {n: np.asarray(batch[n]) for n in names}
 
 
-def count_rows(fns: Functions, batch: Batch) -> int:
+def count_rows(context: Context, batch: Batch) -> int:
     """Real rows of a batch over all processes."""
     size = len(next(iter(batch.values())))
     mask = np.asarray(batch.get("_mask", np.ones(size, bool)))
-    return len(fns.rows({"row": np.arange(size, dtype=np.int32), "_mask": mask})["row"])
+    return len(context.rows({"row": np.arange(size, dtype=np.int32), "_mask": mask})["row"])
 
 
 def as_bytes(texts: Iterable[Any], width: int) -> np.ndarray:
@@ -116,7 +116,7 @@ def as_text(row: np.ndarray) -> str:
     return bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="replace")
 
 
-def unit(x_NxD: np.ndarray) -> np.ndarray:
+def unit_rows(x_NxD: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, float32; a zero row stays zero."""
     x_NxD = np.asarray(x_NxD, np.float32)
     return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=-1, keepdims=True), 1e-12)
@@ -128,15 +128,15 @@ def need_shared_space(objective: Any, what: str) -> None:
         raise NotApplicable(f"{what} compares pictures with texts, and this objective trains no space they share")
 
 
-def embed_texts(fns: Functions, params: Any, ids_NxT: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+def embed_texts(context: Context, params: Any, ids_NxT: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     """Embeddings of texts which every process has in full: yields [<= batch_size, D], in order.
 
     Each process embeds its contiguous block of every batch; the last batch is filled up with padding.
     """
     count, length = ids_NxT.shape
-    share = batch_size // fns.process_count
+    share = batch_size // context.process_count
     for start in range(0, count, batch_size):
-        mine = np.arange(start + fns.process_index * share, start + (fns.process_index + 1) * share)
+        mine = np.arange(start + context.process_index * share, start + (context.process_index + 1) * share)
         text = np.zeros((share, length), np.int32)
         text[mine < count] = ids_NxT[mine[mine < count]]
-        yield unit(fns.embed(params, {"text": text, "_mask": mine < count})["text"])
+        yield unit_rows(context.embed(params, {"text": text, "_mask": mine < count})["text"])

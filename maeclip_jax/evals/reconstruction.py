@@ -16,7 +16,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.pictures import pixels_of_patches, sheet
-from maeclip_jax.evals.protocol import Functions, NotApplicable, select
+from maeclip_jax.evals.protocol import Context, NotApplicable, select
 
 COLUMNS = ("original", "masked", "reconstruction")
 GREY = 128
@@ -32,7 +32,7 @@ class Reconstruction:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         batch_size: int = 256,
@@ -40,26 +40,26 @@ class Reconstruction:
         captions: int = 8,
         seed: int = 0,
     ):
-        if not callable(getattr(fns.objective, "reconstruct", None)):
+        if not callable(getattr(context.objective, "reconstruct", None)):
             raise NotApplicable("this objective has no decoder, so nothing is reconstructed")
-        self.fns, self.data, self.batch_size, self.seed = fns, data, batch_size, seed
+        self.context, self.data, self.batch_size, self.seed = context, data, batch_size, seed
         self.pictures, self.captions = pictures, captions
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics of the streams that the objective fills in, a contact sheet, captions with their gaps filled."""
-        own_mean = bool(getattr(self.fns.objective, "norm_pix", False))
+        own_mean = bool(getattr(self.context.objective, "norm_pix", False))
         error, tiles, lines, words = np.zeros(3), [], [], []
-        for n, batch in enumerate(self.fns.batches(self.data, self.batch_size)):
+        for n, batch in enumerate(self.context.batches(self.data, self.batch_size)):
             held = select(batch, *([s for s in ("image", "text") if s in batch] or ["image"]), who="reconstruction")
             if "text" in held and held["text"].ndim != 2:
                 raise UserError(
                     "reconstruction takes one caption a picture: use tokenize(T), not captions(K), in its ops"
                 )
-            filled = self.fns.reconstruct(params, held, self.seed + n)
+            filled = self.context.reconstruct(params, held, self.seed + n)
             for stream in ("image", "text"):
                 if stream in filled and stream not in held:
                     select(batch, stream, who="reconstruction")  # says what is missing
-            true = self.fns.rows(held)
+            true = self.context.rows(held)
             if "image" in filled:
                 mask_BxHxW = pixels_of_patches(filled["image_mask"], *true["image"].shape[1:3])
                 error += pixel_errors(true["image"], filled["image"], mask_BxHxW, filled["image_mask"], own_mean)
@@ -98,7 +98,7 @@ class Reconstruction:
 
     def _line(self, true_T: np.ndarray, filled_T: np.ndarray, masked_T: np.ndarray) -> list[dict]:
         """One entry a token: {"true": word}, with "filled": word where it was masked."""
-        token, out = self.fns.tokenizer.token, []
+        token, out = self.context.tokenizer.token, []
         for true, filled, masked in zip(true_T.tolist(), filled_T.tolist(), masked_T.tolist()):
             if true:
                 out.append({"true": token(true)} | ({"filled": token(filled)} if masked else {}))

@@ -23,7 +23,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.evals.pictures import sheet, thumbnail
-from maeclip_jax.evals.protocol import Batch, Functions, as_bytes, as_text, need_shared_space, select, unit
+from maeclip_jax.evals.protocol import Batch, Context, as_bytes, as_text, need_shared_space, select, unit_rows
 
 BLOCK_BYTES = 64 * 2**20  # of the similarity matrix, as much as is held at a time
 KEY_BYTES = 160  # keys travel between processes as rows of bytes, cut to this length
@@ -51,7 +51,7 @@ class Retrieval:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         batch_size: int = 256,
@@ -61,10 +61,10 @@ class Retrieval:
         shown: int = 5,
         tile: int = 96,
     ):
-        need_shared_space(fns.objective, "retrieval")
+        need_shared_space(context.objective, "retrieval")
         if duplicates not in ("apart", "merge"):
             raise unknown("retrieval duplicates", duplicates, ["apart", "merge"])
-        self.fns, self.data, self.batch_size, self.k = fns, data, batch_size, tuple(k)
+        self.context, self.data, self.batch_size, self.k = context, data, batch_size, tuple(k)
         self.merge, self.examples, self.shown, self.tile = duplicates == "merge", examples, shown, tile
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
@@ -95,18 +95,18 @@ class Retrieval:
 
     def _embed(self, params) -> Gallery:
         images, texts, pairs, keys, batch_rows, seen = [], [], [], [], [], {}
-        for batch in self.fns.batches(self.data, self.batch_size):
+        for batch in self.context.batches(self.data, self.batch_size):
             image = select(batch, "image", who="retrieval")
-            rows = self.fns.rows(self._names(batch, image["_mask"]))
+            rows = self.context.rows(self._names(batch, image["_mask"]))
             # Place in the filled-up global batch -> number among all real rows.
             number = {int(place): n for n, place in enumerate(rows["place"], start=sum(batch_rows))}
             keys += [as_text(key) for key in rows["key"]]
-            images.append(unit(self.fns.embed(params, image)["image"]))
+            images.append(unit_rows(self.context.embed(params, image)["image"]))
             batch_rows.append(len(images[-1]))
 
             text = self._captions(batch)
-            z_RxD = self.fns.embed(params, {n: text[n] for n in ("text", "_mask")})["text"]
-            rows = self.fns.rows(text)
+            z_RxD = self.context.embed(params, {n: text[n] for n in ("text", "_mask")})["text"]
+            rows = self.context.rows(text)
             for ids, z, place in zip(rows["text"], z_RxD, rows["place"], strict=True):
                 if ids.tobytes() not in seen:
                     seen[ids.tobytes()] = len(seen)
@@ -118,10 +118,10 @@ class Retrieval:
         z_UxD, ids_UxT = (np.stack(x) for x in zip(*texts))
         if self.merge:  # a picture with the same caption twice has it once
             pairs_Mx2 = np.unique(pairs_Mx2, axis=0)
-        return Gallery(np.concatenate(images), unit(z_UxD), pairs_Mx2, ids_UxT, keys, batch_rows)
+        return Gallery(np.concatenate(images), unit_rows(z_UxD), pairs_Mx2, ids_UxT, keys, batch_rows)
 
     def _place(self, size: int) -> np.ndarray:
-        return (self.fns.process_index * size + np.arange(size)).astype(np.int32)
+        return (self.context.process_index * size + np.arange(size)).astype(np.int32)
 
     def _names(self, batch: Batch, mask_B: np.ndarray) -> dict[str, np.ndarray]:
         key = as_bytes(batch.get("_key", [""] * len(mask_B)), KEY_BYTES)
@@ -166,7 +166,7 @@ class Retrieval:
         }  # fmt: skip
 
     def _words(self, ids: np.ndarray) -> str:
-        return self.fns.tokenizer.decode([int(i) for i in ids if i])
+        return self.context.tokenizer.decode([int(i) for i in ids if i])
 
     def _thumbnails(self, tiles: Mapping[int, int], batch_rows: Sequence[int]) -> list[np.ndarray]:
         """The wanted pictures, scaled down, in the order of their places.
@@ -176,10 +176,10 @@ class Retrieval:
         """
         out: dict[int, np.ndarray] = {}
         start = 0
-        for batch, count in zip(self.fns.batches(self.data, self.batch_size), batch_rows, strict=False):
+        for batch, count in zip(self.context.batches(self.data, self.batch_size), batch_rows, strict=False):
             wanted = [i for i in tiles if start <= i < start + count]
             if wanted:
-                image = self.fns.rows(select(batch, "image", who="retrieval"))["image"]
+                image = self.context.rows(select(batch, "image", who="retrieval"))["image"]
                 out |= {tiles[i]: thumbnail(np.asarray(image[i - start], np.uint8), self.tile) for i in wanted}
             start += count
             if len(out) == len(tiles):

@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import paths
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn.pool import parse
+from maeclip_jax.params import flatten, unflatten
 
 
 def check(objective: Any, pools: tuple[str, ...], block: int) -> int:
@@ -49,12 +49,12 @@ def check(objective: Any, pools: tuple[str, ...], block: int) -> int:
 def unrolled(objective: Any, params: Any) -> tuple[Any, dict]:
     """The same function with its layers one after another: block i listens to the name `block_0i`."""
     flat = {}
-    for path, leaf in paths.flatten(params).items():
+    for path, leaf in flatten(params).items():
         tower, stacked, rest = path.partition("/trunk/blocks/")
         names = [f"{tower}/trunk/block_{i:02}/{rest}" for i in range(len(leaf))] if stacked else [path]
         flat |= dict(zip(names, leaf if stacked else [leaf]))
     compute = dict(objective.compute or {}) | {"layers": "unroll", "remat": "none"}
-    return objective.clone(compute=compute), paths.unflatten(flat)
+    return objective.clone(compute=compute), unflatten(flat)
 
 
 def patches(objective: Any) -> int:

@@ -21,9 +21,9 @@ import numpy as np
 from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import class_colours, colour_mask, sheet, square, thumbnail, upsample
-from maeclip_jax.evals.protocol import Functions, need_shared_space, select
+from maeclip_jax.evals.prompts.lists import FOLDER, read_list
+from maeclip_jax.evals.protocol import Context, need_shared_space, select
 from maeclip_jax.evals.saliency import similarity
-from maeclip_jax.evals.zero_shot import WORDS, read_list
 
 BACKGROUND = ("auto", "prompt", "threshold", "none")
 COLUMNS = ("image", "ground truth", "prediction")
@@ -46,7 +46,7 @@ class Segmentation:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         length: int,
@@ -60,14 +60,14 @@ class Segmentation:
         pictures: int = 8,
         tile: int = 128,
     ):
-        need_shared_space(fns.objective, "zero-shot segmentation")
+        need_shared_space(context.objective, "zero-shot segmentation")
         if background not in BACKGROUND:
             raise unknown("segmentation background", background, BACKGROUND)
         if background == "threshold" and threshold is None:
             raise UserError('segmentation: background="threshold" needs `threshold`, a cosine from -1 to 1')
-        self.fns, self.data, self.batch_size, self.ignore = fns, data, batch_size, tuple(ignore)
+        self.context, self.data, self.batch_size, self.ignore = context, data, batch_size, tuple(ignore)
         self.pictures, self.tile, self.threshold = pictures, tile, threshold
-        self.classes = class_names(fns, data, classes, WHO)
+        self.classes = class_names(context, data, classes, WHO)
         if background == "auto":
             background = "prompt" if self.classes[0] == "background" else "none"
         self.background = background
@@ -79,19 +79,21 @@ class Segmentation:
         words = read_words(background_words) if background == "prompt" else []
         self.class_of_P = np.array([0] * len(words) + named)
         phrases = [*words, *(self.classes[c] for c in named)]
-        self.prompts_PxKxT = make_prompts(fns, phrases, templates, length)
-        self.scores = fns.compile(lambda objective, params, batch, z: similarity(objective, params, batch["image"], z))
+        self.prompts_PxKxT = make_prompts(context, phrases, templates, length)
+        self.scores = context.compile(
+            lambda objective, params, batch, z: similarity(objective, params, batch["image"], z)
+        )
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, the table of classes, a contact sheet."""
         count, tiles, shown, legend = len(self.classes), [], [], set()
-        z_PxE = embed_prompts(self.fns, params, self.prompts_PxKxT, self.batch_size)
+        z_PxE = embed_prompts(self.context, params, self.prompts_PxKxT, self.batch_size)
         counts_CxC1 = np.zeros((count, count + 1), np.int64)  # the last column: no answer
-        for batch in self.fns.batches(self.data, self.batch_size):
+        for batch in self.context.batches(self.data, self.batch_size):
             image = select(batch, "image", who=WHO)
             with from_modules():
                 score_BxPxN = self.scores(params, image, z_PxE)
-            rows = self.fns.rows(select(batch, *(["image"] if len(shown) < self.pictures else []), "mask", who=WHO))
+            rows = self.context.rows(select(batch, *(["image"] if len(shown) < self.pictures else []), "mask", who=WHO))
             check_masks(rows["mask"], self.classes, self.ignore, WHO)
             for i, mask_HxW in enumerate(rows["mask"]):
                 found_HxW = self.predict(score_BxPxN[i], mask_HxW.shape)
@@ -151,7 +153,7 @@ class Segmentation:
 def read_words(words: str | Sequence[str]) -> list[str]:
     """Phrases that mean background: a list, a file, or the packaged list "stuff"."""
     if isinstance(words, str):
-        packaged = {p.stem: str(p) for p in WORDS.glob("*.txt")}
+        packaged = {p.stem: str(p) for p in FOLDER.glob("*.txt")}
         if words not in packaged and not words.endswith((".txt", ".json")):
             raise unknown("background words", words, [*sorted(packaged), "a .json or .txt file", "a list"])
         words = read_list(packaged.get(words, words), "words")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Functions, NotApplicable, as_bytes, as_text, select
+from maeclip_jax.evals.protocol import Context, NotApplicable, as_bytes, as_text, select
 
 KIND_BYTES = 32  # of a question's kind, which travels between processes as numbers
 
@@ -32,7 +32,7 @@ class Vqa:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         train: Mapping | None = None,
@@ -40,28 +40,30 @@ class Vqa:
         questions: int = 50_000,
         examples: int = 24,
     ):
-        if not callable(getattr(fns.objective, "answer", None)):
+        if not callable(getattr(context.objective, "answer", None)):
             raise NotApplicable("this objective answers no questions; finetune it with experiments/vqa.py")
-        self.fns, self.data, self.train, self.batch_size = fns, data, train, batch_size
+        self.context, self.data, self.train, self.batch_size = context, data, train, batch_size
         self.questions, self.examples, self.blind = questions, examples, None
-        self.answers = list(getattr(fns.source(data), "answers", None) or ())
+        self.answers = list(getattr(context.source(data), "answers", None) or ())
         if not self.answers:
             raise UserError('vqa: its data has no answers; valid: a source of kind "questions"')
-        trained, known = fns.objective.outputs()["answer"], fns.names.get("answer", self.answers)
+        trained, known = context.objective.outputs()["answer"], context.names.get("answer", self.answers)
         if len(self.answers) != trained or list(known) != self.answers:
             raise UserError(
                 f"vqa: the data's vocabulary has {len(self.answers)} answers, the model was made for {trained}"
                 f"{'' if len(self.answers) != trained else ' others'}; give it the vocabulary of training"
             )
-        self.logits = fns.compile(lambda model, params, batch: model.apply({"params": params}, batch, method="answer"))
+        self.logits = context.compile(
+            lambda model, params, batch: model.apply({"params": params}, batch, method="answer")
+        )
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, the table of kinds and baselines, examples."""
         parts = []
-        for batch in self.fns.batches(self.data, self.batch_size):
+        for batch in self.context.batches(self.data, self.batch_size):
             arrays = select(batch, "image", "text", "answer", "credit", who="vqa")
             kind = as_bytes(batch.get("_kind", [""] * len(arrays["text"])), KIND_BYTES)
-            rows = self.fns.rows({k: arrays[k] for k in ("text", "answer", "credit", "_mask")} | {"kind": kind})
+            rows = self.context.rows({k: arrays[k] for k in ("text", "answer", "credit", "_mask")} | {"kind": kind})
             logits = self.logits(params, {k: arrays[k] for k in ("image", "text", "_mask")})
             rows["guess"] = logits.argmax(axis=1).astype(np.int32) if len(logits) else np.zeros(0, np.int32)
             parts.append(rows)
@@ -97,21 +99,21 @@ class Vqa:
     def _line(self, rows: Mapping[str, np.ndarray], i: int) -> list:
         best = int(rows["answer"][i][rows["credit"][i].argmax()])
         right = credit(rows["guess"][i : i + 1], rows["answer"][i : i + 1], rows["credit"][i : i + 1])[0]
-        question = self.fns.tokenizer.decode([t for t in rows["text"][i].tolist() if t])
+        question = self.context.tokenizer.decode([t for t in rows["text"][i].tolist() if t])
         return [question, self.answers[rows["guess"][i]], self.answers[best] if best >= 0 else "", 100 * float(right)]
 
     def _training(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(token ids [N, T], answer ids [N]) of training questions that have an answer."""
-        source = self.fns.source(self.train)
+        source = self.context.source(self.train)
         if list(source.answers) != self.answers:
             raise UserError("vqa: `train` and `data` have different vocabularies; give both the same `vocabulary`")
         count = min(self.questions, len(source))
         ids, right = [], []
-        with self.fns.progress("training questions", count) as progress:
+        with self.context.progress("training questions", count) as progress:
             for i in np.linspace(0, len(source) - 1, count).astype(int):
                 record = source[int(i)]
                 if len(record["answer_ids"]):
-                    ids.append(self.fns.tokenizer(record["question"], length))
+                    ids.append(self.context.tokenizer(record["question"], length))
                     right.append(int(record["answer_ids"][0]))
                 progress.update()
         if not ids:

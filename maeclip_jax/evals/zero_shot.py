@@ -6,18 +6,15 @@ mean (Radford et al. 2021, section 3.1.4).
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.evals.protocol import Functions, embed_texts, need_shared_space, unit
+from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
+from maeclip_jax.evals.protocol import Context, embed_texts, need_shared_space, unit_rows
 
-WORDS = Path(__file__).parent / "words"
 AMONG = ("all", "occurring")
 
 
@@ -37,7 +34,7 @@ class ZeroShot:
 
     def __init__(
         self,
-        fns: Functions,
+        context: Context,
         *,
         data: Mapping,
         length: int,
@@ -46,33 +43,33 @@ class ZeroShot:
         among: str = "all",
         batch_size: int = 256,
     ):
-        need_shared_space(fns.objective, "zero-shot classification")
+        need_shared_space(context.objective, "zero-shot classification")
         if among not in AMONG:
             raise unknown("zero_shot among", among, AMONG)
-        self.fns, self.data, self.batch_size, self.among = fns, data, batch_size, among
-        self.classes = class_names(classes, getattr(fns.source(data), "classes", None))
+        self.context, self.data, self.batch_size, self.among = context, data, batch_size, among
+        self.classes = class_names(classes, getattr(context.source(data), "classes", None))
         self.templates = read_templates(templates)
         prompts = [fill(t, c) for c in self.classes for t in self.templates]
-        self.prompts_PxT = np.stack([fns.tokenizer(p, length) for p in prompts])
-        fns.want(data, "embed")
+        self.prompts_PxT = np.stack([context.tokenizer(p, length) for p in prompts])
+        context.want(data, "embed")
 
     def class_embeddings(self, params: Any) -> np.ndarray:
         """[C, D] float32, rows of length 1."""
         per_class, total, start = len(self.templates), None, 0
-        for z_BxD in embed_texts(self.fns, params, self.prompts_PxT, self.batch_size):
+        for z_BxD in embed_texts(self.context, params, self.prompts_PxT, self.batch_size):
             if total is None:
                 total = np.zeros((len(self.classes), z_BxD.shape[1]), np.float32)
             np.add.at(total, np.arange(start, start + len(z_BxD)) // per_class, z_BxD)
             start += len(z_BxD)
-        return unit(total)
+        return unit_rows(total)
 
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, then the table of classes."""
         z_CxD = self.class_embeddings(params)
-        found = self.fns.features(params, self.data, self.batch_size, "embed")
+        found = self.context.features(params, self.data, self.batch_size, "embed")
         right_NxC = self._right(found)
         has_N = right_NxC.any(1)
-        z_NxD, right_NxC = unit(found["image"])[has_N], right_NxC[has_N]
+        z_NxD, right_NxC = unit_rows(found["image"])[has_N], right_NxC[has_N]
         if not len(z_NxD):
             raise UserError("zero_shot found no labelled pictures in its data; check the split")
         competes_C = right_NxC.any(0) if self.among == "occurring" else np.ones(len(z_CxD), bool)
@@ -140,72 +137,3 @@ def chance(labels_N: np.ndarray, classes: int, k: int) -> float:
     for i in range(k):
         missed_N *= np.maximum(classes - labels_N - i, 0) / (classes - i)
     return 100 * float(np.mean(1 - missed_N))
-
-
-def read_list(path: str, what: str) -> list | dict:
-    """The JSON value or the lines of a file; UserError if it cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text) if path.endswith(".json") else [x for x in text.splitlines() if x.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise UserError(f"cannot read {what} from {path!r}: {e}") from e
-    if isinstance(value, dict) and isinstance(value.get(what), list | dict):
-        value = value[what]
-    strings = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    if not value or not isinstance(value, list | dict) or not all(isinstance(x, str) for x in strings):
-        raise UserError(f"{path!r} holds no {what}; valid: a JSON list of strings, or a text file with one a line")
-    return value
-
-
-def class_names(classes: str | Sequence[str] | None, source: Sequence[str] | None) -> list[str]:
-    """Readable class names in label order; UserError where they do not match those of the source."""
-    if classes is None:
-        if not source:
-            raise UserError(
-                "zero_shot: the data source has no class names; set `classes` to a list, .json or .txt file"
-            )
-        return [c.replace("_", " ") for c in source]
-    named = f"the file {classes!r}" if isinstance(classes, str) else "`classes`"
-    if isinstance(classes, str) and (WORDS / f"{classes}.json").exists():
-        classes = str(WORDS / f"{classes}.json")
-    names = read_list(classes, "classes") if isinstance(classes, str) else list(classes)
-    if isinstance(names, list) and names and all("\t" in n for n in names):
-        names = dict(n.split("\t", 1) for n in names)
-    if isinstance(names, dict):
-        if not source:
-            raise UserError(f"zero_shot: {named} renames classes, but the data source has no class names")
-        absent = [c for c in source if c not in names]
-        if absent:
-            missing = f"{len(absent)} of {len(source)} missing"
-            raise UserError(f"zero_shot: {named} has no name for class {absent[0]!r} ({missing})")
-        return [names[c] for c in source]
-    if source and len(names) != len(source):
-        raise UserError(
-            f"zero_shot: {named} has {len(names)} class names, the data source {len(source)} "
-            f"({', '.join(list(source)[:5])}, ...); they must match one to one, in label order"
-        )
-    if len(names) < 2:
-        raise UserError(f"zero_shot: {named} has {len(names)} class names; at least 2 are needed")
-    return names
-
-
-def read_templates(templates: str | Sequence[str]) -> list[str]:
-    """Prompt templates, each with a place for the class name."""
-    named = repr(templates)
-    if isinstance(templates, str) and Path(templates).suffix in (".json", ".txt"):
-        templates = read_list(templates, "templates")
-    elif isinstance(templates, str):
-        packaged = {p.stem: p for p in WORDS.glob("*.json")}
-        if templates not in packaged:
-            raise unknown("prompt templates", templates, [*sorted(packaged), "a .json or .txt file"])
-        templates = read_list(str(packaged[templates]), "templates")
-    bad = [t for t in templates if "{}" not in t]
-    if bad or not len(templates):
-        raise UserError(f"prompt template {bad[0] if bad else ''!r} of {named} has no {{}} for the class name")
-    return list(templates)
-
-
-def fill(template: str, name: str) -> str:
-    """`a photo of {a} {}`, `orange cube` -> `a photo of an orange cube`."""
-    article = "an" if re.match(r"(?i)(?!eu|one\b)[aeio]|u(?!n?i|s)|hour|heir", name) else "a"  # by ear, not by letter
-    return template.replace("{a}", article).replace("{}", name)

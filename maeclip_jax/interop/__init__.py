@@ -62,15 +62,15 @@ def load(kind: str, path: str | os.PathLike, *, size: int = 0, length: int = 0) 
     at most its own. UserError for a damaged file, for shapes that do not fit and for arrays that are missing or that
     nothing explains; nothing is loaded then.
     """
-    from maeclip_jax import paths
     from maeclip_jax.interop import convert, positions
+    from maeclip_jax.params import unflatten
 
     source, weights, described = describe(kind, path)
     flat, report = convert.into_ours(source, weights, described, f"{kind} {os.fspath(path)!r}")
     if size or length:
         described = _resized(described, size, length)
         report.notes += positions.fit(flat, convert.shapes(described), report.source)
-    return Loaded(_config(described), paths.unflatten(flat), report)
+    return Loaded(_config(described), unflatten(flat), report)
 
 
 def save(kind: str, config: Any, params: Any, folder: str | os.PathLike):
@@ -79,13 +79,13 @@ def save(kind: str, config: Any, params: Any, folder: str | os.PathLike):
     `kind`: one of WRITTEN. `config`, `params`: of a run (`Loaded`, `Model`); layers stacked or not. UserError for a
     model that the format cannot express; nothing is written then.
     """
-    from maeclip_jax import paths
     from maeclip_jax.interop import export, hf_vision
+    from maeclip_jax.params import flatten, stack_layers
 
     errors.choose("kind of weights to write", kind, dict.fromkeys(WRITTEN))
     config = {"objective": config["objective"], "model": _plain(config["model"])}
     source = hf_vision.source_for(config) if kind == "hf-vision" else source_of(kind)
-    flat = paths.stack_layers(paths.flatten(params))
+    flat = stack_layers(flatten(params))
     return export.write(source, kind, config, flat, Path(folder))
 
 

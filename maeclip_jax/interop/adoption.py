@@ -7,14 +7,18 @@ interpolated to that size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from maeclip_jax import checkpoint, interop, log, paths
+from maeclip_jax import interop
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, positions
+from maeclip_jax.params import flatten, rename_path
+
+log = logging.getLogger("maeclip_jax")
 
 OWN = ("size", "length", "pool", "map")  # of a tower: what the experiment says
 
@@ -69,21 +73,21 @@ def _towers(source: convert.Source, held: Collection[str], rules: Sequence[tuple
         if not all(n.format(layer=0) in held for n in (names if isinstance(names, tuple) else (names,))):
             continue
         for path in ours if isinstance(ours, tuple) else (ours,):
-            new, first = checkpoint.renamed(path, rules), path.split("/")[0]
+            new, first = rename_path(path, rules), path.split("/")[0]
             if "/" in path and new.split("/")[0] == first:
                 found |= {"image_tower", "text_tower"} if first == "image_text" else {convert.TOWERS[first]}
     return found
 
 
-def parameters(config: Any, params: Any) -> dict[str, np.ndarray] | None:
-    """{path: array} of the weights that init_from names, for a model with `params`; says what became of them.
+def parameters(config: Any, params: Any) -> tuple[dict[str, np.ndarray] | None, str]:
+    """({path: array} that init_from names, for a model with `params`; what became of them, in words).
 
-    None where init_from names no kind of weights. UserError if a setting that the values depend on is another here than
-    there.
+    (None, "") where init_from names no kind of weights. UserError if a setting that the values depend on is
+    another here than there.
     """
     named, rules = interop.split(config.init_from), tuple(config.init_rules)
     if not named:
-        return None
+        return None, ""
     found = interop.load(*named)
     towers = _towers(interop.source_of(named[0]), found.report.used, rules)
     there, here = found.config.model.to_dict(), config.model.to_dict()
@@ -91,14 +95,15 @@ def parameters(config: Any, params: Any) -> dict[str, np.ndarray] | None:
         for name, value in there[tower].items():
             mine = here[tower].get(name, value)
             if name == "pool" and mine != value:
-                log.warn(f"init_from {config.init_from}: {tower} was trained with pool={value}, this config has {mine}")
+                log.warning(
+                    f"init_from {config.init_from}: {tower} was trained with pool={value}, this config has {mine}"
+                )
             if name not in OWN and mine != value:
                 raise UserError(
                     f"init_from {config.init_from}: model.{tower}.{name} is {mine!r} here and {value!r} there; "
                     "leave the towers to the weights"
                 )
-    flat = {p: x for p, x in paths.flatten(found.params).items() if checkpoint.renamed(p, rules)}
-    want = {p: tuple(x.shape) for p, x in paths.flatten(params).items()}
+    flat = {p: x for p, x in flatten(found.params).items() if rename_path(p, rules)}
+    want = {p: tuple(x.shape) for p, x in flatten(params).items()}
     found.report.notes += positions.fit(flat, want, found.report.source)
-    log.say(str(found.report))
-    return flat
+    return flat, str(found.report)

@@ -90,7 +90,8 @@ def shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
     import jax
     import jax.numpy as jnp
 
-    from maeclip_jax import errors, objectives, paths
+    from maeclip_jax import errors, objectives
+    from maeclip_jax.params import flatten, stack_layers
 
     objective = objectives.make(config["objective"], config["model"])
 
@@ -100,9 +101,9 @@ def shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
         return objective.init({"params": key, "mask": key, "dropout": key}, batch, train=True)["params"]
 
     with errors.from_modules():
-        flat = paths.flatten(jax.eval_shape(init))
+        flat = flatten(jax.eval_shape(init))
     hollow = {p: np.broadcast_to(np.int8(0), x.shape) for p, x in flat.items()}
-    return {p: tuple(x.shape) for p, x in paths.stack_layers(hollow).items()}
+    return {p: tuple(x.shape) for p, x in stack_layers(hollow).items()}
 
 
 def renamed(weights: Mapping[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:

@@ -1,1 +1,5 @@
-"""Parts of towers, of plain Flax and pure functions on arrays. Nothing here imports the rest of the project."""
+"""Parts of models: pure functions and plain Flax modules that import nothing else of the project.
+
+`mask` draws and applies random masks, `pixels` cuts pictures into patches, `embed` makes tokens of them, `attention`
+and `transformer` are the layers, `pool` makes one vector of many tokens, `tower` puts encoders and decoders together.
+"""

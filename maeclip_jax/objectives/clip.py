@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import losses
 from maeclip_jax.nn.mask import random_keep
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import batch_devices
+from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.masked import check_class_token, example, split_tower, stream_inputs
 
 PROJECTIONS = ("linear", "affine", "none")

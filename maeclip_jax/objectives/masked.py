@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import losses
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.mask import Kept, keep_count, random_keep
 from maeclip_jax.nn.pool import Pool, Tokens, parse
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
+from maeclip_jax.objectives import losses
 
 # Settings of a tower that are its embedding's, and those of what is done with its tokens.
 EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")

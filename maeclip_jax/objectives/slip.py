@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import losses
+from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.objectives.masked import patches
 

@@ -12,10 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import errors, flops, program, sharding
+from maeclip_jax import errors
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel.chips import PEAK
 from maeclip_jax.preflight import hlo, kernels
 from maeclip_jax.preflight.topology import Slice, mesh_text
+from maeclip_jax.run import flops
+from maeclip_jax.run.step import TrainStep, build
 
 TIGHT = 0.9  # share of the memory that a remedy aims for
 UNITS = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
@@ -26,13 +30,13 @@ REMAT_LEAVES = 1 / 2
 TRAFFIC = {"all-reduce": 2.0}
 
 
-def train(prog: program.Program) -> tuple[Any, tuple]:
+def train(prog: TrainStep) -> tuple[Any, tuple]:
     """(the step of training, what it takes)."""
     bad = jax.ShapeDtypeStruct((prog.batch_size,), jnp.int32, sharding=next(iter(prog.inputs.values())).sharding)
     return prog.step, (prog.abstract, prog.inputs | {"_bad": bad})
 
 
-def evaluate(prog: program.Program) -> tuple[Any, tuple]:
+def evaluate(prog: TrainStep) -> tuple[Any, tuple]:
     """The loss of a batch, as the evaluator `loss` has it."""
 
     def step(params, batch):
@@ -42,7 +46,7 @@ def evaluate(prog: program.Program) -> tuple[Any, tuple]:
     return sharding.jit(step, prog.mesh), (prog.abstract.params, prog.inputs)
 
 
-def embed(prog: program.Program) -> tuple[Any, tuple]:
+def embed(prog: TrainStep) -> tuple[Any, tuple]:
     """Pooled features of a batch: what probes, zero-shot and retrieval run."""
 
     def step(params, batch):
@@ -62,7 +66,7 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     """
     errors.choose("--program", kind, PROGRAMS)
     devices = where.devices()
-    prog = program.build(config, epoch=epoch, devices=devices)
+    prog = build(config, epoch=epoch, devices=devices)
     step, args = PROGRAMS[kind](prog)
     found = {
         "slice": str(where), "chips": where.chips, "devices": len(devices), "device kind": devices[0].device_kind,
@@ -104,11 +108,11 @@ def compiled_with_text(lowered: Any) -> tuple[Any, str]:
         return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
 
 
-def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, model: float) -> dict:
+def speed(costs: hlo.Costs, prog: TrainStep, where: Slice, devices: int, model: float) -> dict:
     """What follows from a compiled program's costs: time, MFU, traffic, profile."""
     own = kernels.priced(costs.kernels, where)
     seconds = costs.cycles / where.chip.clock + sum(k["seconds"] for k in own)
-    peak = flops.PEAK[where.kind]
+    peak = PEAK[where.kind]
     top = [(m, c / where.chip.clock) for m, c in costs.top()] + [(k["kernel"], k["seconds"]) for k in own]
     hours = prog.total_steps * seconds / 3600
     traffic = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in costs.collectives.items())
@@ -126,7 +130,7 @@ def speed(costs: hlo.Costs, prog: program.Program, where: Slice, devices: int, m
     }  # fmt: skip
 
 
-def model_flops(prog: program.Program, kind: str, step, args: tuple) -> float:
+def model_flops(prog: TrainStep, kind: str, step, args: tuple) -> float:
     """Of one call on the global batch: flops.FORMULA in training, else the program's own matrix products."""
     return prog.flops_per_step if kind == "train" else flops.forward_matmul_flops(step.__wrapped__, *args)
 
@@ -155,7 +159,7 @@ def needed_gib(message: str) -> float | None:
     return None
 
 
-def remedy(config, prog: program.Program, found: dict) -> dict:
+def remedy(config, prog: TrainStep, found: dict) -> dict:
     """Overrides of the config with which a program that has no room should have it: sharded parameters, remat, batch.
 
     A guess from the memory it needs: activations go with the batch, parameters and optimizer with 1/fsdp. Empty if

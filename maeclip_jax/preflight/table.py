@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from maeclip_jax import flops
+from maeclip_jax.run import flops
 
 NOTE = (
     "Compiler-estimated: cycles of the TPU compiler's cost model over the clock, on no TPU; kernels of ours by the "

@@ -10,7 +10,7 @@ from maeclip_jax.data import mask_ops, source
 from maeclip_jax.data.ops import parse
 from maeclip_jax.errors import BadRecord, UserError
 from tests.data.labelled_sources import png
-from tests.data.pair_sources import picture
+from tests.prepare.pair_sources import picture
 
 CROPS = (
     "resize(16)",

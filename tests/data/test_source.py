@@ -209,12 +209,12 @@ def test_missing_data_set_names_the_command(root, tmp_path):
     with pytest.raises(UserError) as e:
         open_(root, "photos")
     assert f"no data set 'photos' at {root}/photos" in str(e.value)
-    command = "prepare it with `python -m maeclip_jax.data.prepare --src <pictures and captions>"
+    command = "prepare it with `python -m maeclip_jax.prepare.command --src <pictures and captions>"
     assert f"{command} --out {root} --name photos`" in str(e.value)
     assert "coco:1.0.0, laion:1.0.0, rich:1.0.0, rich:1.10.0" in str(e.value)
     with pytest.raises(UserError) as e:
         open_(tmp_path, "scenes/mu")
-    assert f"`python -m maeclip_jax.data.builders.scenes --config mu --data_dir {tmp_path}`" in str(e.value)
+    assert f"`python -m maeclip_jax.prepare.builders.scenes --config mu --data_dir {tmp_path}`" in str(e.value)
     assert f"{tmp_path} holds no data set" in str(e.value) and "\n" not in str(e.value)
     for dir, name in (("mine/photos", ""), ("mine/photos/1.0.0", ""), ("", "mine/photos")):
         with pytest.raises(UserError, match=re.escape(f"{command} --out {tmp_path}/mine --name photos`")):
@@ -278,7 +278,7 @@ def test_noise_is_no_bottleneck():
 
 
 def test_scenes_are_a_function_of_seed_and_index():
-    pytest.importorskip("maeclip_jax.data.scenes.stream", reason="the renderer is not there")
+    pytest.importorskip("maeclip_jax.scenes.stream", reason="the renderer is not there")
     made = source.make({"kind": "scenes", "seed": 3})
     again = pickle.loads(pickle.dumps(made))
     assert made.endless and isinstance(made[4]["key"], str) and made[4]["image"].dtype == np.uint8

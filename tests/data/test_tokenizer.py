@@ -193,7 +193,7 @@ def test_the_packaged_vocabulary():
         ({"type": "clip", "path": "no/such.gz"}, "tokenizer file 'no/such.gz' is not there; OpenAI's is https://"),
         (
             {"type": "sentencepiece", "path": "a/words.model"},
-            "train one on your captions with `python -m maeclip_jax.data.vocabulary --name <data set> --out a/words.m",
+            "train one on your captions with `python -m maeclip_jax.prepare.vocabulary --name <data set> --out a/w",
         ),
         ({"type": "clip", "path": "/"}, "tokenizer file '/' cannot be read"),
     ],

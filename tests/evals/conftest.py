@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from maeclip_jax.evals.protocol import Functions
+from maeclip_jax.evals.protocol import Context
 
 
 class Words:
@@ -47,7 +47,7 @@ class Exchange:
         return whole
 
 
-class Fake(Functions):
+class Fake(Context):
     """`data`: arrays of all rows. An image's embedding is row `image[0, 0, 0]` of `table`; a text's is row `ids[0]`."""
 
     def __init__(
@@ -121,8 +121,8 @@ def in_threads(make_evaluator, data, count=2, **kwargs):
     exchange, out = Exchange(count), [None] * count
 
     def work(index):
-        fns = Fake(data, process=(index, count), exchange=exchange, **kwargs)
-        out[index] = dict(make_evaluator(fns).run(None))
+        context = Fake(data, process=(index, count), exchange=exchange, **kwargs)
+        out[index] = dict(make_evaluator(context).run(None))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
     for t in threads:

@@ -42,16 +42,16 @@ SCENES = [scene((1, 0, 0), (2, 2, 3)), scene((3, 1, 2)), scene((2, 3, 1), (1, 0,
 def stand_in(fake, scenes=SCENES, pool="gap", **kwargs):
     """A fake in which the phrase "red" embeds where red patches do, and so on."""
     image, mask = (np.stack(x) for x in zip(*scenes))
-    fns = fake(
+    context = fake(
         {"image": image, "mask": mask}, text=np.eye(6, dtype=np.float32)[[5, 4, 0, 1, 2]], objective=seer(pool)[0]
     )
     for name in NAMES:
-        fns.tokenizer(name, 1)
-    return fns
+        context.tokenizer(name, 1)
+    return context
 
 
-def make(fns, **config):
-    return Grounding(fns, data={}, length=4, templates=["{}"], **{"batch_size": 2, "classes": NAMES} | config)
+def make(context, **config):
+    return Grounding(context, data={}, length=4, templates=["{}"], **{"batch_size": 2, "classes": NAMES} | config)
 
 
 def test_bright_patches_are_found(fake):
@@ -72,21 +72,21 @@ def test_bright_patches_are_found(fake):
 
 def test_under_max_a_patch_lights_up_only_behind_the_norm(fake):
     # No LayerNorm cares for the length of a token, so the gradient at a winning patch stands at right angles to it.
-    fns, params = stand_in(fake, pool="max"), seer("max")[1]
-    behind = dict(make(fns, methods=("gradcam",), block=2).run(params))
-    before = dict(make(fns, methods=("gradcam",), block=1).run(params))
+    context, params = stand_in(fake, pool="max"), seer("max")[1]
+    behind = dict(make(context, methods=("gradcam",), block=2).run(params))
+    before = dict(make(context, methods=("gradcam",), block=1).run(params))
     assert behind["gradcam_pointing"] > 75 and before["gradcam_pointing"] <= before["chance_pointing"]
     assert "Grad-CAM: tokens leaving the final norm" in behind["maps"]["note"]
 
 
 def test_two_processes_give_what_one_gives(fake, processes):
-    fns, params = stand_in(fake), seer("gap")[1]
-    one = dict(make(fns).run(params))
+    context, params = stand_in(fake), seer("gap")[1]
+    one = dict(make(context).run(params))
 
-    def made(fns):
-        return SimpleNamespace(run=lambda _: make(fns).run(params))
+    def made(context):
+        return SimpleNamespace(run=lambda _: make(context).run(params))
 
-    two = processes(made, fns.data, text=fns.text, objective=fns.objective, tokenizer=fns.tokenizer)
+    two = processes(made, context.data, text=context.text, objective=context.objective, tokenizer=context.tokenizer)
     assert np.array_equal(one.pop("pictures"), two.pop("pictures")) and one == two
 
 
@@ -128,13 +128,13 @@ def test_which_classes_are_asked_for(fake):
 
 def test_without_a_shared_space_there_is_only_the_rollout(fake):
     module = models.build("mae")
-    fns = stand_in(fake)
-    fns.objective = module
-    got = dict(make(fns).run(models.parameters(module)))
+    context = stand_in(fake)
+    context.objective = module
+    got = dict(make(context).run(models.parameters(module)))
     assert "rollout_pointing" in got and not [k for k in got if k.startswith(("gradcam", "similarity"))]
     assert got["sheet"]["columns"] == ["image", "mask", "roll-out, cls (own)"]
     with pytest.raises(NotApplicable, match="grounding by phrases compares pictures with texts"):
-        make(fns, methods=("gradcam",))
+        make(context, methods=("gradcam",))
     with pytest.raises(NotApplicable, match="this objective has none to listen to"):
         make(fake({}))
 
@@ -157,16 +157,16 @@ def test_the_centre():
 
 
 def test_errors(fake):
-    fns = stand_in(fake)
+    context = stand_in(fake)
     with pytest.raises(UserError, match=r"unknown grounding method 'cam' .*; valid: gradcam, similarity, rollout"):
-        make(fns, methods=("cam",))
+        make(context, methods=("cam",))
     with pytest.raises(UserError, match=r"needs at least one of `methods` .* and one of `pools`"):
-        make(fns, pools=())
+        make(context, pools=())
     with pytest.raises(UserError, match="pool 'cls' takes a class token, which this tower lacks"):
-        make(fns, pools=("cls",))
+        make(context, pools=("cls",))
     with pytest.raises(UserError, match=r"topk pooling needs a whole k in 1\.\.16"):
-        dict(make(fns, pools=("topk(17)",)).run(seer("gap")[1]))
+        dict(make(context, pools=("topk(17)",)).run(seer("gap")[1]))
     with pytest.raises(UserError, match="no class that covers 50% of a picture but not all of it; check the split"):
-        dict(make(fns, min_area=0.5).run(seer("gap")[1]))
+        dict(make(context, min_area=0.5).run(seer("gap")[1]))
     with pytest.raises(UserError, match=r"grounding: id 3 in a mask, but there are 3 classes \(valid ids: 0 to 2"):
-        dict(make(fns, classes=NAMES[:3]).run(seer("gap")[1]))
+        dict(make(context, classes=NAMES[:3]).run(seer("gap")[1]))

@@ -23,9 +23,9 @@ def oracle(x, bank, own, k, temperature, classes):
 def test_it_agrees_with_an_oracle(labelled_sets, clouds, monkeypatch):
     monkeypatch.setattr(knn, "BLOCK_BYTES", 4 * 120 * 7)  # seven rows at a time
     sets = {"train": clouds(120, 1, far=0.5), "test": clouds(90, 2, far=0.5)}
-    fns = labelled_sets(sets)
-    got = dict(evals.make("knn", fns, k=(20, 1, 120), pool="gap", **SETS).run(None))
-    assert set(fns.wanted) == {("train", "gap"), ("test", "gap")}
+    context = labelled_sets(sets)
+    got = dict(evals.make("knn", context, k=(20, 1, 120), pool="gap", **SETS).run(None))
+    assert set(context.wanted) == {("train", "gap"), ("test", "gap")}
     (x, label), (bank, own) = sets["test"], sets["train"]
     for k, name in ((20, "top1"), (1, "top1_k1"), (120, "top1_k120")):
         right = oracle(x.astype(np.float64), bank.astype(np.float64), own, k, 0.07, 6) == label
@@ -42,8 +42,8 @@ def test_a_collapsed_representation_scores_nothing_above_chance(labelled_sets, c
 
 
 def test_what_a_user_can_get_wrong(labelled_sets, clouds):
-    fns = labelled_sets({"train": clouds(12, 1), "test": clouds(12, 2)})
+    context = labelled_sets({"train": clouds(12, 1), "test": clouds(12, 2)})
     with pytest.raises(UserError, match="knn: k=20, but train has 12 pictures; set k to at most 12"):
-        dict(evals.make("knn", fns, **SETS).run(None))
+        dict(evals.make("knn", context, **SETS).run(None))
     with pytest.raises(UserError, match=r"k=0, temperature=0\.07 is not valid; valid: k of 1 or more, temperature > 0"):
-        evals.make("knn", fns, k=0, **SETS)
+        evals.make("knn", context, k=0, **SETS)

@@ -11,8 +11,8 @@ from maeclip_jax.errors import UserError
 SETS = dict(data={"set": "test"}, train={"set": "train"})
 
 
-def probe(fns, **config):
-    return dict(evals.make("linear_probe", fns, **SETS, **config).run(None))
+def probe(context, **config):
+    return dict(evals.make("linear_probe", context, **SETS, **config).run(None))
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def three(clouds):
 
 
 def test_sweep_and_final_fit(labelled_sets, three):
-    fns = labelled_sets(three)
-    got = probe(fns, val={"set": "val"}, pool="max")
-    assert fns.wanted == [("test", "max"), ("train", "max"), ("val", "max")]
+    context = labelled_sets(three)
+    got = probe(context, val={"set": "val"}, pool="max")
+    assert context.wanted == [("test", "max"), ("train", "max"), ("val", "max")]
     assert 85 < got["top1"] <= got["top5"] and got["chance"] == pytest.approx(100 / 6) and got["train_top1"] > 85
     assert got["mean_per_class"] == pytest.approx(got["top1"])  # as many of every class
     table = got["solver"]
@@ -69,9 +69,9 @@ def test_the_edge_of_the_sweep_and_missing_classes_are_said(labelled_sets, three
 
 def test_lars_learns_the_same_classes(labelled_sets, three):
     settings = dict(type="lars", epochs=60, warmup=6, batch_size=64, rate=40.0)
-    fns = labelled_sets(three)
-    got = probe(fns, solver=settings)
-    assert fns.wanted == [("test", "own")]
+    context = labelled_sets(three)
+    got = probe(context, solver=settings)
+    assert context.wanted == [("test", "own")]
     assert got["top1"] > 85 and got["train_top1"] > 85
     rows = got["solver"]["rows"]
     assert len(rows) == 60 and rows[0][0] == 1 and rows[-1][1] < rows[0][1]

@@ -6,23 +6,23 @@ from maeclip_jax.evals.loss import Loss
 
 
 def counting(fake, rows):
-    fns = fake({"image": np.arange(rows, dtype=np.int32), "_key": np.array(["k"] * rows, object)})
+    context = fake({"image": np.arange(rows, dtype=np.int32), "_key": np.array(["k"] * rows, object)})
 
     def loss(params, batch, seed):
-        fns.calls.append((seed, sorted(batch)))
+        context.calls.append((seed, sorted(batch)))
         return {"loss": float(batch["image"].sum()), "top1": 1.0}
 
-    fns.loss = loss
-    return fns
+    context.loss = loss
+    return context
 
 
 def test_every_row_once_and_the_seed_is_fixed(fake):
-    fns = counting(fake, 10)
-    got = dict(Loss(fns, data={}, batch_size=4, seed=5).run(None))
+    context = counting(fake, 10)
+    got = dict(Loss(context, data={}, batch_size=4, seed=5).run(None))
     assert got["loss"] == (0 + 1 + 2 + 3 + 4 + 5 + 6 + 7) / 2 and got["top1"] == 1
-    assert fns.calls == [(5, ["image"]), (6, ["image"])]
+    assert context.calls == [(5, ["image"]), (6, ["image"])]
     assert got["rows"]["rows"] == [[8, 2]]
-    assert got == dict(Loss(fns, data={}, batch_size=4, seed=5).run(None))
+    assert got == dict(Loss(context, data={}, batch_size=4, seed=5).run(None))
 
 
 def test_too_few_rows(fake):

@@ -24,9 +24,9 @@ def test_missing_setting_is_named(fake):
 
 @pytest.mark.parametrize("type,settings", [("zero_shot", {"length": 4}), ("retrieval", {})])
 def test_objectives_without_a_shared_space_are_not_applicable(fake, type, settings):
-    fns = fake({}, objective=SimpleNamespace(contrastive=False))
+    context = fake({}, objective=SimpleNamespace(contrastive=False))
     with pytest.raises(evals.NotApplicable, match="trains no space they share"):
-        evals.make(type, fns, data={}, **settings)
+        evals.make(type, context, data={}, **settings)
 
 
 def test_objectives_without_a_decoder_reconstruct_nothing(fake):

@@ -12,12 +12,12 @@ from maeclip_jax.evals.reconstruction import Reconstruction
 def filler(fake, data, image=None, text=None, norm_pix=False):
     """A fake that fills pictures with the value `image` and words with the id `text`; hides patch 0 and word 0."""
     objective = SimpleNamespace(reconstruct=lambda: None, norm_pix=norm_pix)
-    fns = fake(data, objective=objective)
-    fns.tokenizer.words += ["red", "blue", "cube"]
+    context = fake(data, objective=objective)
+    context.tokenizer.words += ["red", "blue", "cube"]
 
     def reconstruct(params, batch, seed):
-        fns.calls.append(seed)
-        rows, out = fns.rows(batch), {}
+        context.calls.append(seed)
+        rows, out = context.rows(batch), {}
         if image is not None:
             b, h, w, _ = rows["image"].shape
             out["image"] = np.full((b, h, w, 3), image, np.float32)
@@ -27,8 +27,8 @@ def filler(fake, data, image=None, text=None, norm_pix=False):
             out["text_mask"] = np.arange(rows["text"].shape[1])[None].repeat(len(rows["text"]), 0) != 1
         return out
 
-    fns.reconstruct = reconstruct
-    return fns
+    context.reconstruct = reconstruct
+    return context
 
 
 def checker(n):
@@ -39,10 +39,10 @@ def checker(n):
 
 
 def test_pixel_error_and_pasting(fake):
-    fns = filler(fake, {"image": checker(5)}, image=0.0)
-    got = dict(Reconstruction(fns, data={}, batch_size=2, pictures=3, seed=7).run(None))
+    context = filler(fake, {"image": checker(5)}, image=0.0)
+    got = dict(Reconstruction(context, data={}, batch_size=2, pictures=3, seed=7).run(None))
     assert got["masked_mse"] == pytest.approx(1.0) and got["baseline_masked_mse"] == pytest.approx(0.8**2)
-    assert fns.calls == [7, 8, 9]  # the same masks every time, other ones for each batch
+    assert context.calls == [7, 8, 9]  # the same masks every time, other ones for each batch
     # 3 rows of 3 tiles of 4 pixels with gaps of 2.
     assert got["pictures"].shape == (3 * 4 + 2 * 2, 3 * 4 + 2 * 2, 3)
     original, masked, filled = (got["pictures"][0, x] for x in (0, 6, 12))
@@ -54,8 +54,8 @@ def test_pixel_error_and_pasting(fake):
 def test_normalised_targets_are_held_against_the_true_patch_mean(fake):
     image = checker(1)
     image[0, 0, 0] = 0
-    fns = filler(fake, {"image": image}, image=0.0, norm_pix=True)
-    got = dict(Reconstruction(fns, data={}, batch_size=1).run(None))
+    context = filler(fake, {"image": image}, image=0.0, norm_pix=True)
+    got = dict(Reconstruction(context, data={}, batch_size=1).run(None))
     assert got["baseline_masked_mse"] == pytest.approx(np.var([0, 1, 1, 1]))
     assert "true mean colour" in got["sheet"]["note"]
 

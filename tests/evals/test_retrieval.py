@@ -52,8 +52,8 @@ def test_recall_is_what_the_definition_says(fake, processes, pictures, words, mo
     data = {"image": pictures(range(len(image))), "text": text, "_captions": count}
     data["_key"] = np.array([f"k{i}" for i in range(len(image))], object)
 
-    def make(fns):
-        return Retrieval(fns, data={}, batch_size=4, k=(1, 3), duplicates=duplicates, tile=8)
+    def make(context):
+        return Retrieval(context, data={}, batch_size=4, k=(1, 3), duplicates=duplicates, tile=8)
 
     words.words += [f"w{i}" for i in range(1, len(word))]
     tables = {"image": image, "text": word, "tokenizer": words}
@@ -120,9 +120,9 @@ def test_examples_show_the_right_pictures(fake, pictures):
     seen[5] = table[0] * 0.9 + table[5] * 0.1
     data = {"image": pictures(range(6)), "text": np.arange(6, dtype=np.int32)[:, None] + 1}
     data["_key"] = np.array([f"<k{i}>" for i in range(6)], object)
-    fns = fake(data, image=seen, text=np.concatenate([np.zeros((1, 6), np.float32), table]))
-    fns.tokenizer.words += list("abcdef")
-    got = dict(Retrieval(fns, data={}, batch_size=4, examples=1, shown=2, tile=4).run(None))
+    context = fake(data, image=seen, text=np.concatenate([np.zeros((1, 6), np.float32), table]))
+    context.tokenizer.words += list("abcdef")
+    got = dict(Retrieval(context, data={}, batch_size=4, examples=1, shown=2, tile=4).run(None))
     assert got["image_to_text_R@1"] == pytest.approx(500 / 6)
     worst = next(e for e in got["examples"]["image_to_text"] if e["which"] == "worst")
     assert (worst["key"], worst["captions"], worst["rank"]) == ("<k5>", ["f"], 2)
@@ -138,8 +138,8 @@ def test_errors(fake, pictures):
     with pytest.raises(UserError, match=r"unknown retrieval duplicates 'both'; valid: apart, merge"):
         Retrieval(fake({}), data={}, duplicates="both")
     data = {"image": pictures([0, 1]), "text": np.zeros((2, 3), np.int32)}
-    fns = fake(data, image=np.eye(2, dtype=np.float32), text=np.eye(2, dtype=np.float32))
+    context = fake(data, image=np.eye(2, dtype=np.float32), text=np.eye(2, dtype=np.float32))
     with pytest.raises(UserError, match="retrieval found no captioned pictures"):
-        dict(Retrieval(fns, data={}, batch_size=2).run(None))
+        dict(Retrieval(context, data={}, batch_size=2).run(None))
     with pytest.raises(UserError, match=r"retrieval needs 'text' in its batches, which hold: image"):
         dict(Retrieval(fake({"image": pictures([0])}, image=np.eye(2)), data={}, batch_size=2).run(None))

@@ -32,14 +32,14 @@ def blocks(*patches):
 def stand_in(fake, seen, mask, **kwargs):
     """A fake in which class c (and word c) embeds as e_c: "background" 0, "cat" 1, ...; "sky" is 5."""
     image = np.repeat(blocks(*seen)[..., None], 3, axis=-1)
-    fns = fake({"image": image, "mask": mask}, text=EYE[[7, 0, 1, 2, 3, 5]], objective=Patches(), **kwargs)
+    context = fake({"image": image, "mask": mask}, text=EYE[[7, 0, 1, 2, 3, 5]], objective=Patches(), **kwargs)
     for word in (*NAMES, "sky"):
-        fns.tokenizer(word, 1)
-    return fns
+        context.tokenizer(word, 1)
+    return context
 
 
-def make(fns, **config):
-    return Segmentation(fns, data={}, length=4, templates=["{}"], **{"batch_size": 2, "classes": NAMES} | config)
+def make(context, **config):
+    return Segmentation(context, data={}, length=4, templates=["{}"], **{"batch_size": 2, "classes": NAMES} | config)
 
 
 SEEN = ([0, 1, 1, 1], [2, 2, 0, 0], [3, 5, 5, 0])
@@ -63,8 +63,8 @@ def test_every_pixel_counts_once(fake):
 
 def test_two_processes_give_what_one_gives(fake, processes):
     one = dict(make(stand_in(fake, SEEN, blocks(*TRUE))).run(None))
-    fns = stand_in(fake, SEEN, blocks(*TRUE))
-    two = processes(make, fns.data, text=fns.text, objective=Patches(), tokenizer=fns.tokenizer)
+    context = stand_in(fake, SEEN, blocks(*TRUE))
+    two = processes(make, context.data, text=context.text, objective=Patches(), tokenizer=context.tokenizer)
     assert np.array_equal(one.pop("pictures"), two.pop("pictures")) and one == two
 
 
@@ -81,23 +81,23 @@ def test_the_sheet_shows_image_truth_and_finding(fake):
 
 def test_backgrounds(fake):
     def accuracy(seen, mask, **config):
-        fns = stand_in(fake, [seen], blocks(mask))
-        return dict(make(fns, **config).run(None))["pixel_accuracy"]
+        context = stand_in(fake, [seen], blocks(mask))
+        return dict(make(context, **config).run(None))["pixel_accuracy"]
 
     # A patch that is like no class (6) ties all cosines at 0.
     assert accuracy([6, 1, 2, 3], [0, 1, 2, 3], background="threshold", threshold=0.4) == 100
     assert accuracy([0, 1, 2, 3], [0, 1, 2, 3], background="none") == 100
     assert accuracy([5, 1, 2, 3], [0, 1, 2, 3], background_words=["sky"]) == 100
     assert accuracy([0, 1, 2, 3], [0, 1, 2, 3], background_words=["sky"]) < 100
-    fns = stand_in(fake, [[0, 1, 2, 3]], blocks([1, 1, 2, 3]))
-    got = dict(make(fns, classes=["sky", "cat", "dog", ""]).run(None))  # id 3 has no name: never found
+    context = stand_in(fake, [[0, 1, 2, 3]], blocks([1, 1, 2, 3]))
+    got = dict(make(context, classes=["sky", "cat", "dog", ""]).run(None))  # id 3 has no name: never found
     assert got["pixel_accuracy"] < 75 and "foreground_iou" not in got
 
 
 def test_a_broken_model_gets_nothing_right(fake):
-    fns = stand_in(fake, SEEN, blocks(*TRUE))
-    fns.text = np.full_like(fns.text, np.nan)
-    got = dict(make(fns).run(None))
+    context = stand_in(fake, SEEN, blocks(*TRUE))
+    context.text = np.full_like(context.text, np.nan)
+    got = dict(make(context).run(None))
     assert got["miou"] == got["pixel_accuracy"] == 0
 
 
@@ -134,23 +134,23 @@ def test_words_for_background():
 
 
 def test_errors(fake):
-    fns = stand_in(fake, SEEN, blocks(*TRUE))
+    context = stand_in(fake, SEEN, blocks(*TRUE))
     with pytest.raises(
         UserError, match=r"unknown segmentation background 'auot' \(did you mean 'auto'\?\); valid: auto"
     ):
-        make(fns, background="auot")
+        make(context, background="auot")
     with pytest.raises(UserError, match='background="threshold" needs `threshold`, a cosine from -1 to 1'):
-        make(fns, background="threshold")
+        make(context, background="threshold")
     with pytest.raises(
         UserError, match="segmentation needs the names of 2 to 255 mask classes and got 0; set `classes`"
     ):
-        make(fns, classes=None)
+        make(context, classes=None)
     with pytest.raises(UserError, match="`ignore` and empty names leave no class to be found"):
-        make(fns, classes=["background", "", "dog"], ignore=(2, 255))
+        make(context, classes=["background", "", "dog"], ignore=(2, 255))
     with pytest.raises(
         UserError, match=r"id 2 in a mask, but there are 2 classes \(valid ids: 0 to 1, and 255 to be ig"
     ):
-        dict(make(fns, classes=NAMES[:2]).run(None))
+        dict(make(context, classes=NAMES[:2]).run(None))
     with pytest.raises(UserError, match=r"a batch of masks is whole numbers \[B, H, W\], not uint8\[2, 4, 4, 1\]"):
         dict(make(stand_in(fake, SEEN, blocks(*TRUE)[..., None])).run(None))
     with pytest.raises(UserError, match="no pixels that count in its data; check the split and `ignore`"):
@@ -158,13 +158,13 @@ def test_errors(fake):
     with pytest.raises(
         UserError, match="segmentation needs 'mask' in its batches, which hold: image; end the ops with"
     ):
-        del fns.data["mask"]
-        dict(make(fns).run(None))
+        del context.data["mask"]
+        dict(make(context).run(None))
     with pytest.raises(NotApplicable, match="zero-shot segmentation compares pictures with texts"):
         make(fake({}, objective=SimpleNamespace(contrastive=False)))
 
 
 def test_names_of_the_source(fake):
-    fns = stand_in(fake, SEEN, blocks(*TRUE))
-    fns.source = lambda config: SimpleNamespace(mask_classes=["background", "big_cat"])
-    assert make(fns, classes=None).classes == ["background", "big cat"]
+    context = stand_in(fake, SEEN, blocks(*TRUE))
+    context.source = lambda config: SimpleNamespace(mask_classes=["background", "big_cat"])
+    assert make(context, classes=None).classes == ["background", "big cat"]

@@ -73,20 +73,20 @@ def make(fake, words, pictures):
             "credit": np.array([[float(a >= 0)] for a in answer], np.float32),
         }
         objective = SimpleNamespace(answer=lambda: None, outputs=lambda: {"answer": len(ANSWERS)}, streams=())
-        fns = fake(data, objective=objective, tokenizer=words)
+        context = fake(data, objective=objective, tokenizer=words)
         sources = {"test": Source(ANSWERS), "train": train or Source(ANSWERS, TRAIN)}
-        fns.source = lambda config: sources[config["source"]]
-        rows = type(fns).batches
+        context.source = lambda config: sources[config["source"]]
+        rows = type(context).batches
 
         def batches(config, size):
-            for start, batch in zip(range(0, len(shown), size), rows(fns, config, size)):
+            for start, batch in zip(range(0, len(shown), size), rows(context, config, size)):
                 if kinds:
                     batch["_kind"] = np.array([*kinds[start : start + size], *[""] * size][:size], object)
                 yield batch
 
-        fns.batches = batches
-        fns.compile = lambda function: lambda params, batch: np.eye(4)[fns.rows(batch)["image"][:, 0, 0, 0]]
-        made = evals.make("vqa", fns, data=dict(source="test"), train=dict(source="train"), batch_size=4, **kwargs)
+        context.batches = batches
+        context.compile = lambda function: lambda params, batch: np.eye(4)[context.rows(batch)["image"][:, 0, 0, 0]]
+        made = evals.make("vqa", context, data=dict(source="test"), train=dict(source="train"), batch_size=4, **kwargs)
         return dict(made.run(None))
 
     return build
@@ -119,7 +119,7 @@ def test_mistakes_are_one_line(make, fake):
 
 def test_a_vocabulary_of_another_size_is_refused(fake):
     objective = SimpleNamespace(answer=lambda: None, outputs=lambda: {"answer": 9})
-    fns = fake({"image": np.zeros((1, 4, 4, 3), np.uint8)}, objective=objective)
-    fns.source = lambda config: Source(ANSWERS)
+    context = fake({"image": np.zeros((1, 4, 4, 3), np.uint8)}, objective=objective)
+    context.source = lambda config: Source(ANSWERS)
     with pytest.raises(UserError, match="vocabulary has 4 answers, the model was made for 9; give it"):
-        evals.make("vqa", fns, data=dict(source="test"))
+        evals.make("vqa", context, data=dict(source="test"))

@@ -4,28 +4,29 @@ import numpy as np
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.zero_shot import ZeroShot, class_names, fill, read_templates
+from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
+from maeclip_jax.evals.zero_shot import ZeroShot
 
 NAMES = ["red cube", "blue ball", "green cone", "orange ring", "white star", "black disc"]
 
 
 def prompts_by_class(fns_class, data, **kwargs):
     """A fake whose prompts of class c all embed as the unit vector e_c: the first word, the colour, decides."""
-    fns = fns_class(data, text=np.eye(8, dtype=np.float32)[[7, *range(6)]], classes=NAMES, **kwargs)
+    context = fns_class(data, text=np.eye(8, dtype=np.float32)[[7, *range(6)]], classes=NAMES, **kwargs)
     for name in NAMES:
-        fns.tokenizer(name.split()[0], 1)
-    return fns
+        context.tokenizer(name.split()[0], 1)
+    return context
 
 
-def make(fns, **config):
-    return ZeroShot(fns, data={}, length=4, templates=["{}"], **{"batch_size": 4} | config)
+def make(context, **config):
+    return ZeroShot(context, data={}, length=4, templates=["{}"], **{"batch_size": 4} | config)
 
 
 def test_accuracy_counts_each_row_once(fake, pictures):
     # 7 rows in batches of 4: picture value v embeds as e_v; labels agree in 4 of 7 rows.
     labels, seen = np.array([0, 1, 2, 3, 4, 5, 0], np.int32), [0, 1, 2, 4, 4, 0, 1]
-    fns = prompts_by_class(fake, {"image": pictures(seen), "label": labels}, image=np.eye(8, dtype=np.float32))
-    got = dict(make(fns).run(None))
+    context = prompts_by_class(fake, {"image": pictures(seen), "label": labels}, image=np.eye(8, dtype=np.float32))
+    got = dict(make(context).run(None))
     assert got["top1"] == pytest.approx(100 * 4 / 7)
     assert got["mean_per_class"] == pytest.approx(100 * (0.5 + 1 + 1 + 0 + 1 + 0) / 6)
     assert got["chance"] == pytest.approx(100 / 6) and got["chance_top5"] == pytest.approx(500 / 6)
@@ -37,8 +38,8 @@ def test_accuracy_counts_each_row_once(fake, pictures):
 def test_two_processes_give_what_one_gives(fake, processes, pictures):
     data = {"image": pictures([0, 1, 2, 4, 4, 0, 1]), "label": np.array([0, 1, 2, 3, 4, 5, 0], np.int32)}
     one = dict(make(prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))).run(None))
-    fns = prompts_by_class(fake, data)
-    tables = {"image": np.eye(8, dtype=np.float32), "text": fns.text, "tokenizer": fns.tokenizer}
+    context = prompts_by_class(fake, data)
+    tables = {"image": np.eye(8, dtype=np.float32), "text": context.text, "tokenizer": context.tokenizer}
     two = processes(make, data, classes=NAMES, **tables)
     assert one == two
 
@@ -46,24 +47,24 @@ def test_two_processes_give_what_one_gives(fake, processes, pictures):
 @pytest.mark.parametrize("value", [1.0, np.nan])
 def test_a_collapsed_or_broken_model_scores_nothing(fake, pictures, value):
     data = {"image": pictures([0, 1, 2]), "label": np.array([0, 1, 2], np.int32)}
-    fns = prompts_by_class(fake, data, image=np.full((8, 8), value, np.float32))
-    got = dict(make(fns).run(None))
+    context = prompts_by_class(fake, data, image=np.full((8, 8), value, np.float32))
+    got = dict(make(context).run(None))
     assert got["top1"] == got["top5"] == got["mean_per_class"] == 0
 
 
 def test_prompts_are_ensembled_as_the_mean_of_unit_vectors(fake, pictures):
     # Word 1 embeds as (10, 0), word 2 as (0, 1): after normalisation both count the same.
-    fns = fake({"image": pictures([0])}, text=np.array([[0, 0], [10, 0], [0, 1], [1, 0], [1, 0]], np.float32))
-    evaluator = ZeroShot(fns, data={}, length=2, classes=["x", "y"], templates=["p {}", "q {}"], batch_size=3)
+    context = fake({"image": pictures([0])}, text=np.array([[0, 0], [10, 0], [0, 1], [1, 0], [1, 0]], np.float32))
+    evaluator = ZeroShot(context, data={}, length=2, classes=["x", "y"], templates=["p {}", "q {}"], batch_size=3)
     # p -> 1, x -> 2, q -> 3, y -> 4: the first word decides, so the templates' rows are 1 and 3.
-    fns.text = np.array([[0, 0], [10, 0], [0, 0], [0, 1], [0, 0]], np.float32)
+    context.text = np.array([[0, 0], [10, 0], [0, 0], [0, 1], [0, 0]], np.float32)
     np.testing.assert_allclose(evaluator.class_embeddings(None), np.full((2, 2), 0.5**0.5), rtol=1e-6)
 
 
 def test_a_label_without_a_name_is_an_error(fake, pictures):
-    fns = prompts_by_class(fake, {"image": pictures([0]), "label": np.array([9], np.int32)}, image=np.eye(8))
+    context = prompts_by_class(fake, {"image": pictures([0]), "label": np.array([9], np.int32)}, image=np.eye(8))
     with pytest.raises(UserError, match=r"label 9 in the data, but there are 6 class names \(valid labels: 0 to 5\)"):
-        dict(make(fns).run(None))
+        dict(make(context).run(None))
 
 
 def test_names_must_match_the_source(tmp_path):
@@ -112,8 +113,8 @@ def test_several_labels_finding_any_is_right(fake, pictures):
     z = np.eye(6, dtype=np.float32)
     images = np.stack([3 * z[0] + 2 * z[1], 3 * z[2] + 2 * z[0], z[5] + 2 * z[3], z[1], z[4]])
     labels = np.array([[1, 3, -1], [0, -1, -1], [3, 5, -1], [-1, -1, -1], [0, 1, 2]], np.int32)
-    fns = fake({"image": pictures(range(5)), "labels": labels}, image=images, text=z[[0, 0, 1, 2, 3, 4, 5]])
-    found = dict(ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abcdef"), batch_size=2).run(None))
+    context = fake({"image": pictures(range(5)), "labels": labels}, image=images, text=z[[0, 0, 1, 2, 3, 4, 5]])
+    found = dict(ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abcdef"), batch_size=2).run(None))
     # Places of the best right class: 1 (after a), 1 (after c), 0, none to find, 3 (after e; the rest ties).
     assert found["top1"] == 25 and found["top5"] == 100 and "mean_per_class" not in found
     assert found["chance"] == pytest.approx(100 * np.mean([2, 1, 2, 3]) / 6)
@@ -124,16 +125,16 @@ def test_several_labels_finding_any_is_right(fake, pictures):
 
 def test_only_the_classes_that_occur_may_compete(fake, pictures):
     z = np.eye(3, dtype=np.float32)
-    fns = fake({"image": pictures([0, 1]), "label": np.array([0, 1], np.int32)},
+    context = fake({"image": pictures([0, 1]), "label": np.array([0, 1], np.int32)},
                image=np.stack([z[0] + 2 * z[2], z[1]]), text=z[[0, 0, 1, 2]])  # fmt: skip
     results = {
-        among: dict(ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abc"), among=among).run(None))
+        among: dict(ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abc"), among=among).run(None))
         for among in ("all", "occurring")
     }
     assert results["all"]["top1"] == 50 and results["all"]["chance"] == pytest.approx(100 / 3)
     assert results["occurring"]["top1"] == 100 and results["occurring"]["chance"] == 50
     with pytest.raises(UserError, match="unknown zero_shot among 'some'; valid: all, occurring"):
-        ZeroShot(fns, data={}, length=1, templates=["{}"], classes=list("abc"), among="some")
+        ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abc"), among="some")
 
 
 def test_packaged_names_go_by_the_names_of_the_source():

@@ -7,8 +7,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from maeclip_jax import interop, paths
+from maeclip_jax import interop
 from maeclip_jax.interop import convert, files
+from maeclip_jax.params import flatten, unflatten
 from tests.parameters import leaf
 
 TOWER = dict(width=12, depth=2, heads=3, mlp_ratio=2.0, activation="quick_gelu", eps=1e-5)
@@ -43,7 +44,7 @@ def mae_model() -> dict:
 def random_params(config) -> dict:
     """Random parameters of a config, as a tree."""
     plain = {"objective": config.objective, "model": config.model.to_dict()}
-    return paths.unflatten({p: leaf(p, shape) for p, shape in convert.shapes(plain).items()})
+    return unflatten({p: leaf(p, shape) for p, shape in convert.shapes(plain).items()})
 
 
 def hf_clip(folder: Path, **changes) -> tuple[Path, dict[str, np.ndarray]]:
@@ -52,7 +53,7 @@ def hf_clip(folder: Path, **changes) -> tuple[Path, dict[str, np.ndarray]]:
     params = random_params(config)
     interop.save("hf-clip", config, params, folder)
     (folder / "merges.txt").write_text(MERGES)
-    return folder, paths.flatten(params)
+    return folder, flatten(params)
 
 
 def rewrite(folder: Path, change) -> None:

@@ -5,9 +5,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from maeclip_jax import checkpoint, interop, main, objectives, paths, train
+from maeclip_jax import interop, main, objectives
+from maeclip_jax.config import read
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import adoption
+from maeclip_jax.params import flatten, stack_layers
+from maeclip_jax.run import checkpoint, train
+from maeclip_jax.run.warm_start import init_params
 from tests.interop import foreign
 
 
@@ -64,9 +68,9 @@ def test_values_arrive_with_positions_interpolated(clip, layers, capsys, caplog)
     config.model.image_tower.size = 64
     params = fresh(config)
     have = adoption.parameters(config, params)
-    made, report = checkpoint.init_params(config.init_from, config.init_rules, params, have)
+    made, report = init_params(config.init_from, config.init_rules, params, have)
     assert report.endswith("(decoder); unused: none")
-    made = paths.stack_layers(paths.flatten(made))
+    made = stack_layers(flatten(made))
     for path, value in clip[1].items():
         if path == "text/embed_text/position":
             value = value[:16]
@@ -96,7 +100,7 @@ def test_a_mae_goes_on_as_mae_clip(tmp_path):
     assert config.model.text_tower == plain.model.text_tower and config.tokenizer == plain.tokenizer
     fresh_params = fresh(config)
     have = adoption.parameters(config, fresh_params)
-    made, report = checkpoint.init_params(config.init_from, config.init_rules, fresh_params, have)
+    made, report = init_params(config.init_from, config.init_rules, fresh_params, have)
     assert np.array_equal(made["image"]["cls"], params["image"]["cls"])
     assert "unused: 2 (decoder)" in report  # MAE-CLIP has an entrance to the decoder for each tower
 
@@ -123,5 +127,5 @@ def test_clip_goes_on_as_mae_clip(clip, tmp_path):
     state = checkpoint.read_numpy(checkpoint.locate(tmp_path) / "state", "params/")
     for path in ("image/trunk/blocks/mlp/up/kernel", "text_head/project/kernel", "image/norm_pre/scale"):
         assert np.array_equal(state[f"params/{path}"], clip[1][path])
-    again = main.read_config(str(tmp_path / "config.json"))
+    again = read(str(tmp_path / "config.json"))
     assert again.init_adopted == again.init_from == f"hf-clip:{clip[0]}"

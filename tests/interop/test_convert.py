@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import maeclip_jax as mc
-from maeclip_jax import interop, objectives, paths
+from maeclip_jax import interop, objectives
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, files, positions
 from maeclip_jax.interop.transforms import TRANSFORMS
+from maeclip_jax.params import flatten
 from tests.interop import foreign
 
 
@@ -52,7 +53,7 @@ def test_columns_of_q_k_and_v_go_head_by_head():
 def test_a_folder_is_read_to_the_last_array(clip):
     folder, params = clip
     found = interop.load("hf-clip", folder)
-    flat = paths.flatten(found.params)
+    flat = flatten(found.params)
     assert set(flat) == set(params) and all(np.array_equal(flat[p], params[p]) for p in params)
     assert set(found.report.used) == set(files.read(folder)) and not found.report.unused and not found.report.missing
     assert "used     logit_scale -> log_logit_scale" in found.report.table()

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from maeclip_jax import interop, objectives, paths
+from maeclip_jax import interop, objectives
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, files, mae
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.mask import keep_lowest
 from maeclip_jax.objectives.masked import reconstruction_losses, stream_inputs
+from maeclip_jax.params import flatten, unflatten
 from tests.interop import oracles
 from tests.parity.compare import close
 
@@ -58,7 +59,7 @@ def m3ae_weights(width=128, small=64, patch=8, vocab=20, depth=2) -> dict:
 
 
 def train_state(weights) -> bytes:
-    tree = paths.unflatten(weights)
+    tree = unflatten(weights)
     state = {"params": {"params": tree}, "opt_state": [{"count": np.array(3)}, {"mu": tree}], "step": np.array(3)}
     return pickle.dumps({"step": 3, "epoch": 0, "variant": {"seed": 42}, "state": state})
 
@@ -104,7 +105,7 @@ def test_m3ae_in_float64(tmp_path):
     close("M3AE in float64", "loss of words", parts["text"], words)
     source = interop.source_of("m3ae")
     as_ours = convert.into_ours(source, jax.tree.map(np.asarray, theirs), found.config.to_dict(), "gradient")[0]
-    close("M3AE in float64", "gradient", paths.flatten(gradient), as_ours, kind="gradient")
+    close("M3AE in float64", "gradient", flatten(gradient), as_ours, kind="gradient")
 
 
 def big_vision_weights(width=128, patch=8, vocab=20, depth=2, length=6) -> dict:
@@ -187,7 +188,7 @@ def test_siglip_of_big_vision_in_float64(tmp_path):
     as_ours = convert.into_ours(source, jax.tree.map(np.asarray, theirs_gradient), found.config.to_dict(), "gradient")[
         0
     ]
-    close("SigLIP of big_vision in float64", "gradient", paths.flatten(gradient), as_ours, kind="gradient")
+    close("SigLIP of big_vision in float64", "gradient", flatten(gradient), as_ours, kind="gradient")
 
 
 def of(config) -> dict:
@@ -204,7 +205,7 @@ def mae_config(**image):
 
 
 def equal(got, want):
-    got = paths.flatten(got)
+    got = flatten(got)
     assert set(got) == set(want)
     for path, value in want.items():
         np.testing.assert_array_equal(got[path], value, err_msg=path)
@@ -214,7 +215,7 @@ def equal(got, want):
 def test_hf_vit_mae_out_and_in_again(tmp_path, position):
     config = mae_config(position=position, cls_position=position == "learned", eps=1e-6)
     flat = of(config)
-    report = interop.save("hf-vit-mae", config, paths.unflatten(flat), tmp_path)
+    report = interop.save("hf-vit-mae", config, unflatten(flat), tmp_path)
     assert not report.unused
     found = interop.load("hf-vit-mae", tmp_path)
     equal(found.params, flat)
@@ -232,16 +233,16 @@ def test_a_model_applied_to_numpy_arrays_leaves_them_as_they_are():
     before = {p: x.copy() for p, x in flat.items()}
     objective = objectives.make("mae", config.model)
     first, again = (
-        objective.apply({"params": paths.unflatten(flat)}, {"image": PICTURES}, method="embed")["image"] for _ in "ab"
+        objective.apply({"params": unflatten(flat)}, {"image": PICTURES}, method="embed")["image"] for _ in "ab"
     )
     np.testing.assert_array_equal(first, again)
-    equal(paths.unflatten(flat), before)
+    equal(unflatten(flat), before)
 
 
 def test_three_spellings_of_vit_mae_are_one(tmp_path):
     config = mae_config()
     flat = of(config)
-    interop.save("hf-vit-mae", config, paths.unflatten(flat), tmp_path)
+    interop.save("hf-vit-mae", config, unflatten(flat), tmp_path)
     hub = files.read(tmp_path)
     new = {
         "vit.encoder.layer.": "vit.layers.", "attention.attention.query": "attention.q_proj",
@@ -314,11 +315,11 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
 
     words = m3ae_weights()
     pictures = {k: v for k, v in words.items() if "text" not in k}
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"state": {"params": {"params": paths.unflatten(pictures)}}}))
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"state": {"params": {"params": unflatten(pictures)}}}))
     refused("m3ae", tmp_path / "x.pkl", "'text_embedding/embedding' in the file: it is no M3AE of pictures and texts")
 
     (folder := tmp_path / "hf").mkdir()
-    interop.save("hf-vit-mae", config, paths.unflatten(of(config)), folder)
+    interop.save("hf-vit-mae", config, unflatten(of(config)), folder)
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(described | dict(model_type="vit")))
     refused("hf-vit-mae", folder, "holds a 'vit' model; hf-vit-mae reads 'vit_mae'")

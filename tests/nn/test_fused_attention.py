@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from maeclip_jax import sharding
 from maeclip_jax.nn.attention import MOST_TOKENS, fused, in_order
 from maeclip_jax.nn.transformer import Trunk
+from maeclip_jax.parallel import sharding
 
 # batch, tokens, heads, width of a head, causal, padded: pictures, captions, decoders (32), ViT-H (80), odd heads.
 CASES = [

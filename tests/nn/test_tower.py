@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import paths
 from maeclip_jax.nn.mask import Kept, random_keep
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.tower import Decoder, Encoder, grid_side
+from maeclip_jax.params import flatten
 from tests.parameters import random_parameters
 
 KEY = jax.random.key(0)
@@ -162,9 +162,7 @@ def test_every_prediction_depends_on_both_streams_and_on_no_pad():
 
 def test_projections_are_shared_or_one_per_stream():
     def names(**kwargs):
-        return {
-            p.split("/")[0] for p in paths.flatten(random_parameters(decoder(**kwargs).init, TOKENS, KEPT, WORDS == 0))
-        }
+        return {p.split("/")[0] for p in flatten(random_parameters(decoder(**kwargs).init, TOKENS, KEPT, WORDS == 0))}
 
     shared = {"project", "trunk", "norm"}
     streams = {f"{part}_{stream}" for part in ("mask", "modality", "predict") for stream in ("image", "text")}

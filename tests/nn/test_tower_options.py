@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import paths
 from maeclip_jax.nn.pool import AttentionPool, pooled
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.objectives.clip import Head
+from maeclip_jax.params import flatten
 from tests.parameters import random_parameters
 
 IMAGE, TEXT = dict(size=8, patch=2), dict(vocab=11, length=6)
@@ -25,7 +25,7 @@ def parameters(module, inputs):
 
 
 def names(module, inputs):
-    return set(paths.flatten(parameters(module, inputs)))
+    return set(flatten(parameters(module, inputs)))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_head_projects_plainly_with_a_bias_or_not_at_all():
     ):
         head = Head("gap", 8, 2, projection=word)
         params = random_parameters(head.init, tokens)
-        assert set(paths.flatten(params)) == added
+        assert set(flatten(params)) == added
         z = np.asarray(head.apply({"params": params}, tokens))
         x = np.asarray(pooled(tokens, "gap"))
         x = x @ params["project"]["kernel"] if added else x

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import flops, paths
 from maeclip_jax.nn.transformer import Block, Trunk, attention_mask, batch_sharded
+from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers
+from maeclip_jax.run import flops
 from tests.parameters import random_parameters
 
 KEY = jax.random.key(0)
@@ -57,7 +58,7 @@ def test_a_block_is_its_definition_in_float64():
     block = Block(heads=2, causal=True)
     params = random_parameters(block.init, X, PAD)
     out = jax.jit(block.apply)({"params": params}, X, PAD)[0]
-    flat = {k: np.asarray(v, np.float64) for k, v in paths.flatten(params).items()}
+    flat = {k: np.asarray(v, np.float64) for k, v in flatten(params).items()}
     allowed = np.broadcast_to(np.asarray(mask)[:, 0], (2, 5, 5))
     np.testing.assert_allclose(out, block_in_float64(flat, np.asarray(X, np.float64), 2, allowed), rtol=1e-4, atol=1e-4)
 
@@ -92,11 +93,11 @@ def loss_and_grads(trunk, params):
 
 
 def nested(flat):
-    return paths.unflatten({p.removeprefix("trunk/"): leaf for p, leaf in flat.items()})
+    return unflatten({p.removeprefix("trunk/"): leaf for p, leaf in flat.items()})
 
 
 def flat(params):
-    return {f"trunk/{p}": np.asarray(leaf) for p, leaf in paths.flatten(params).items()}
+    return {f"trunk/{p}": np.asarray(leaf) for p, leaf in flatten(params).items()}
 
 
 def test_scanned_and_unrolled_layers_agree_forward_and_backward():
@@ -104,9 +105,9 @@ def test_scanned_and_unrolled_layers_agree_forward_and_backward():
     params = random_parameters(scan.init, X, PAD)
     assert params["blocks"]["mlp"]["up"]["kernel"].shape == (3, 8, 32)
     loss, grads = loss_and_grads(scan, params)
-    loss_unrolled, grads_unrolled = loss_and_grads(unroll, nested(paths.unstack_layers(flat(params))))
+    loss_unrolled, grads_unrolled = loss_and_grads(unroll, nested(unstack_layers(flat(params))))
     np.testing.assert_allclose(loss, loss_unrolled, rtol=1e-6)
-    back = nested(paths.stack_layers(flat(grads_unrolled)))
+    back = nested(stack_layers(flat(grads_unrolled)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, np.asarray(b), rtol=2e-4, atol=1e-5), back, grads)
 
 

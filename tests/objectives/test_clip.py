@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import flops, losses, paths
 from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.objectives import losses
+from maeclip_jax.params import flatten
+from maeclip_jax.run import flops
 from tests.objectives import models
 
 BATCH = models.BATCH
@@ -94,8 +96,8 @@ def test_flip_is_clip_s_loss_of_the_patches_it_keeps():
 def test_flip_sees_fewer_patches_in_training_alone():
     flip, clip = models.build("clip", keep=0.5), models.build("clip")
     params = models.parameters(clip)
-    assert {p: x.shape for p, x in paths.flatten(models.parameters(flip)).items()} == {
-        p: x.shape for p, x in paths.flatten(params).items()
+    assert {p: x.shape for p, x in flatten(models.parameters(flip)).items()} == {
+        p: x.shape for p, x in flatten(params).items()
     }
     whole = models.outputs(clip, params)
     trained, again = (models.outputs(flip, params, seed=seed) for seed in (0, 1))
@@ -141,11 +143,11 @@ def test_pads_do_not_reach_an_embedding():
 @pytest.mark.parametrize("pool", ["map", "cls", "last"])
 def test_towers_pool_separately(pool):
     text = models.TEXT | dict(pool=pool, causal=pool == "last")
-    found = paths.flatten(models.parameters(models.build("clip", text_tower=text)))
+    found = flatten(models.parameters(models.build("clip", text_tower=text)))
     assert ("text_head/pool/map/probe" in found) == (pool == "map")
     assert not any("image_head/pool" in path for path in found)
     image = models.IMAGE | dict(pool=pool, cls=pool == "cls")
-    found = paths.flatten(models.parameters(models.build("clip", image_tower=image)))
+    found = flatten(models.parameters(models.build("clip", image_tower=image)))
     assert ("image_head/pool/map/probe" in found) == (pool == "map")
     assert ("image/cls" in found) == (pool == "cls")
 

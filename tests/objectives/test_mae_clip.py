@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from maeclip_jax import paths
+from maeclip_jax.params import flatten
 from tests.objectives import models
 
 BATCH = models.BATCH
@@ -46,7 +46,7 @@ def test_reconstruction_trains_both_towers_and_no_head():
     module = models.build("mae_clip", weights=dict(contrast=0.0, image=1.0, text=0.0))
     params = models.parameters(module)
     grads = jax.jit(jax.grad(lambda p: models.apply(module, p, BATCH, train=True, seed=0)[0]))(params)
-    moved = {path for path, g in paths.flatten(grads).items() if np.abs(g).max() > 1e-7}
+    moved = {path for path, g in flatten(grads).items() if np.abs(g).max() > 1e-7}
     tops = {path.split("/")[0] for path in moved}
     assert tops == {"image", "text", "decoder"}  # words help to fill in pixels: the decoder crosses modalities
     assert "decoder/predict_text/kernel" not in moved
@@ -57,7 +57,7 @@ def test_reconstruction_trains_both_towers_and_no_head():
 def test_decode_image_covers_pictures_alone():
     module = models.build("mae_clip", decode=("image",), mask=dict(image=0.75))
     params = models.parameters(module)
-    found = paths.flatten(params)
+    found = flatten(params)
     assert not any(p.startswith("decoder/") and "text" in p for p in found)
     assert not any(p.startswith("decoder/modality") for p in found)
     out = models.outputs(module, params)

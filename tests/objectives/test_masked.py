@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from maeclip_jax import paths
 from maeclip_jax.nn import pixels
 from maeclip_jax.objectives.masked import draw_masks
+from maeclip_jax.params import flatten
 from tests.objectives import models
 
 BATCH = models.BATCH
@@ -129,17 +129,17 @@ def test_inputs_and_parameters():
     mae, m3ae = models.build("mae"), models.build("m3ae")
     assert {k: (v.shape, v.dtype) for k, v in mae.inputs().items()} == {"image": ((16, 16, 3), np.uint8)}
     assert {k: v.shape for k, v in m3ae.inputs().items()} == {"image": (16, 16, 3), "text": (8,)}
-    assert {p.split("/")[0] for p in paths.flatten(models.parameters(mae))} == {"image", "decoder"}
-    assert {p.split("/")[0] for p in paths.flatten(models.parameters(m3ae))} == {"image_text", "decoder"}
+    assert {p.split("/")[0] for p in flatten(models.parameters(mae))} == {"image", "decoder"}
+    assert {p.split("/")[0] for p in flatten(models.parameters(m3ae))} == {"image_text", "decoder"}
     assert (mae.streams, mae.contrastive, mae.generative) == (("image",), False, True)
 
 
 def test_an_attention_pool_exists_before_a_probe_wants_it():
     tower = models.MODELS["mae"]["image_tower"] | dict(pool="map")
-    found = paths.flatten(models.parameters(models.build("mae", image_tower=tower)))
+    found = flatten(models.parameters(models.build("mae", image_tower=tower)))
     assert "image_pool/map/probe" in found
     text = models.MODELS["m3ae"]["text_tower"] | dict(pool="map")
-    assert "text_pool/map/probe" in paths.flatten(models.parameters(models.build("m3ae", text_tower=text)))
+    assert "text_pool/map/probe" in flatten(models.parameters(models.build("m3ae", text_tower=text)))
 
 
 def refused(name, text, batch=BATCH, **changes):

@@ -5,15 +5,16 @@ import ml_collections
 import numpy as np
 import pytest
 
-from maeclip_jax import objectives, paths
+from maeclip_jax import objectives
 from maeclip_jax.errors import UserError
+from maeclip_jax.params import flatten
 from tests.objectives import models
 
 BATCH = models.BATCH
 
 
 def shapes(name, **changes):
-    return {p: x.shape for p, x in paths.flatten(models.parameters(models.build(name, **changes))).items()}
+    return {p: x.shape for p, x in flatten(models.parameters(models.build(name, **changes))).items()}
 
 
 def below(found, *parts):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import paths, sharding
 from maeclip_jax.objectives import slip
+from maeclip_jax.parallel import sharding
+from maeclip_jax.params import flatten
 from tests.objectives import models
 
 BATCH = models.BATCH
@@ -101,7 +102,7 @@ def test_views_train_the_image_tower_and_the_head_alone():
     module = models.build("slip")
     params = models.parameters(module)
     grads = jax.jit(jax.grad(lambda p: models.apply(module, p, BATCH, train=True, seed=0)[1]["simclr"]))(params)
-    moved = {path.split("/")[0] for path, g in paths.flatten(grads).items() if np.abs(g).max() > 1e-6}
+    moved = {path.split("/")[0] for path, g in flatten(grads).items() if np.abs(g).max() > 1e-6}
     assert moved == {"image", "simclr_head"}
 
 
@@ -111,7 +112,7 @@ def test_the_head_is_three_layers_with_statistics_of_the_batch():
     params = jax.tree.map(
         lambda p: RNG.standard_normal(p.shape), jax.eval_shape(lambda: head.init(jax.random.key(0), x))["params"]
     )
-    assert {p: v.shape for p, v in paths.flatten(params).items() if p.endswith("kernel")} == {
+    assert {p: v.shape for p, v in flatten(params).items() if p.endswith("kernel")} == {
         "up/kernel": (4, 12), "down/kernel": (12, 12), "project/kernel": (12, 5),
     }  # fmt: skip
     y = x

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax import paths
 from maeclip_jax.objectives import vqa
+from maeclip_jax.params import flatten, unflatten
 from tests.objectives import models
 
 BATCH = models.BATCH
@@ -24,8 +24,8 @@ JOINT = dict(
 
 @pytest.mark.parametrize("pretrained, changes", [("clip", {}), ("mae_clip", {}), ("m3ae", JOINT)])
 def test_towers_of_pretraining_load_by_path(pretrained, changes):
-    mine = paths.flatten(models.parameters(build(**changes)))
-    theirs = paths.flatten(models.parameters(models.build(pretrained)))
+    mine = flatten(models.parameters(build(**changes)))
+    theirs = flatten(models.parameters(models.build(pretrained)))
     towers = [p for p in theirs if p.split("/")[0] in ("image", "text", "image_text")]
     assert towers and all(mine[p].shape == theirs[p].shape for p in towers)
     assert {p.split("/")[0] for p in mine if p not in theirs} == ({"head"} if changes else {"head", "fuse"})
@@ -78,11 +78,11 @@ def test_padding_of_a_question_changes_nothing():
     params = models.parameters(module)
     text = np.array(BATCH["text"])
     assert (text == 0).any()
-    flat = paths.flatten(params)
+    flat = flatten(params)
     table = next(p for p in flat if p.endswith("token/embedding"))
     first, second = (
         models.apply(
-            module, paths.unflatten(flat | {table: jnp.asarray(flat[table]).at[0].set(value)}), BATCH, method="answer"
+            module, unflatten(flat | {table: jnp.asarray(flat[table]).at[0].set(value)}), BATCH, method="answer"
         )
         for value in (0.0, 7.0)  # of the embedding of padding, which must not be heard
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from maeclip_jax import objectives, paths
+from maeclip_jax import objectives
 from maeclip_jax.nn.mask import keep_lowest
 from maeclip_jax.objectives.masked import reconstruction_losses, stream_inputs
+from maeclip_jax.params import flatten
 
 
 def ours_on(found, pictures, noise):
@@ -24,4 +25,4 @@ def ours_on(found, pictures, noise):
 
     function = jax.jit(jax.value_and_grad(lambda p: objective.apply({"params": p}, method=run), has_aux=True))
     (_, made), gradient = function(found.params)
-    return kept["image"], jax.tree.map(np.asarray, made), jax.tree.map(np.asarray, paths.flatten(gradient))
+    return kept["image"], jax.tree.map(np.asarray, made), jax.tree.map(np.asarray, flatten(gradient))

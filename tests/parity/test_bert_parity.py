@@ -105,9 +105,9 @@ def ours(bert) -> dict:
 
 
 def flat(tree) -> dict:
-    from maeclip_jax import paths
+    from maeclip_jax.params import flatten
 
-    return paths.flatten(tree)
+    return flatten(tree)
 
 
 def test_embeddings(bert, text):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from maeclip_jax import interop, objectives, paths
+from maeclip_jax import interop, objectives
 from maeclip_jax.interop import convert
+from maeclip_jax.params import unflatten
 from tests.parity import two_towers
 from tests.parity.compare import close
 from tests.parity.masked import ours_on
@@ -103,12 +104,12 @@ def test_ours_as_theirs(tmp_path, position):
     config.model.decoder_tower.update(eps=1e-5)
     rng = np.random.default_rng(0)
     flat = {p: 0.3 * rng.standard_normal(s).astype(np.float32) for p, s in convert.shapes(config).items()}
-    interop.save("hf-vit-mae", config, paths.unflatten(flat), tmp_path)
+    interop.save("hf-vit-mae", config, unflatten(flat), tmp_path)
     model = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path, attn_implementation="eager").eval()
     pictures = two_towers.batch(32, 9, 8)["image"]
     noise = np.random.default_rng(1).random((len(pictures), 16)).astype(np.float32)
     out = model(two_towers.torch_pictures(pictures, "imagenet"), noise=torch.from_numpy(noise))
-    found = interop.Loaded(config, paths.unflatten(flat), None)
+    found = interop.Loaded(config, unflatten(flat), None)
     made = ours_on(found, pictures, noise)[1]
     reference = f"ours -> transformers.ViTMAE, {position} positions"
     close(reference, "reconstruction", made["predicted"], out.logits.detach().numpy())

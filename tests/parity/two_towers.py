@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from maeclip_jax import interop, objectives, paths
+from maeclip_jax import interop, objectives
 from maeclip_jax.interop import convert
 from maeclip_jax.nn import pixels
+from maeclip_jax.params import flatten
 
 
 def batch(side: int, vocab: int, length: int, rows: int = 3) -> dict[str, np.ndarray]:
@@ -97,7 +98,7 @@ class Ours:
             return made | dict(loss=apply(params, train=False)[0], gradient=jax.grad(differentiated)(params))
 
         self.outputs = jax.tree.map(np.asarray, jax.jit(outputs)(self.found.params))
-        self.gradient = paths.flatten(self.outputs["gradient"])
+        self.gradient = flatten(self.outputs["gradient"])
 
     def theirs_as_ours(self, gradient: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A gradient by their names, by our paths: conversions only move values."""

@@ -1,0 +1,38 @@
+"""The evaluators that run during training: losses, zero-shot, retrieval, reconstructions, as far as they apply."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from experiments.scales import ops, scale_of, source, words_are_scenes
+
+
+def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool, streams: tuple[str, ...]) -> dict:
+    """The evaluators that fit: losses; zero-shot and retrieval where there is a shared space; reconstructions."""
+    scale = scale_of(arg)
+    val, test, classify = scale["splits"]
+    batch = min(scale["batch"], 256)
+    batch = 16 if arg.runlocal else min(batch, 100 if arg.scale == "photos" else batch)
+
+    def data(split, **kwargs) -> dict:
+        return dict(source=source(scale, split), ops=ops(scale, kwargs.pop("streams", streams), train=False, **kwargs))
+
+    found = dict(val=dict(type="loss", every="10%", data=data(val), batch_size=batch))
+    if generative:
+        found["reconstruction"] = dict(type="reconstruction", every="25%", data=data(val), batch_size=batch)
+    if contrastive:
+        captions = data(test, captions=3 if words_are_scenes(scale) else 5)
+        # Drawn pictures may share a caption word for word; photos do not (the COCO and Flickr protocol).
+        duplicates = "merge" if words_are_scenes(scale) else "apart"
+        found["retrieval"] = dict(type="retrieval", every="25%", data=captions, batch_size=batch, duplicates=duplicates)
+        if classify:
+            pictures = data(classify, streams=("image",), label=True)
+            found["zero_shot"] = dict(
+                type="zero_shot",
+                every="10%",
+                data=pictures,
+                length=scale["length"],
+                templates="scenes",
+                batch_size=batch,
+            )
+    return found

@@ -1,0 +1,68 @@
+"""What finetuning on questions shares: the data sets, their sources and ops, and which run is finetuned."""
+
+from __future__ import annotations
+
+import importlib
+
+import ml_collections
+from etils import epath
+
+from maeclip_jax import errors
+from maeclip_jax.config import read
+from maeclip_jax.data import source
+from maeclip_jax.errors import UserError
+from maeclip_jax.workdir import CONFIG
+
+# data -> the prepared set, its splits, how many answers, and which loss. Numbers of answers: LXMERT's label files
+# (VQAv2, GQA), Johnson et al. 2017 (CLEVR), counted (scenes/demo).
+DATA = {
+    "scenes": dict(name="scenes/demo", train="train", test="test", answers=25),
+    "clevr": dict(name="clevr", train="train", test="validation", answers=28),
+    "vqav2": dict(name="vqav2", train="train", test="validation", answers=3129, loss="sigmoid"),
+    "gqa": dict(name="gqa", train="train", test="testdev", answers=1842),
+}
+READ_TEXT = ("clip", "mae_clip", "m3ae", "slip")
+
+
+def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config of the run that is finetuned (`init`), or of one that `of`, `scale` and `size` describe."""
+    if not arg.init:
+        errors.choose("of", arg.of, dict.fromkeys(READ_TEXT))
+        words = [f"scale={arg.scale}", f"size={arg.size}", *(["runlocal"] if arg.runlocal else [])]
+        return importlib.import_module(f"experiments.{arg.of}").get_config(",".join(words))
+    path = epath.Path(arg.init) / CONFIG
+    if not path.exists():
+        raise UserError(f"init={arg.init!r} is no workdir: it has no config.json; valid: a run's --workdir")
+    found = read(str(path))
+    if found.get("objective") not in READ_TEXT:
+        raise UserError(
+            f"init={arg.init!r} is a run of {found.get('objective')!r}, which reads no text; valid: runs of "
+            + ", ".join(READ_TEXT)
+        )
+    return found
+
+
+def data(arg: ml_collections.ConfigDict) -> dict:
+    """A row of DATA; for a set of the user's, and for drawn scenes, the answers are counted in the data."""
+    if arg.data in DATA and not arg.runlocal:
+        return DATA[arg.data]
+    found = {} if arg.runlocal else dict(name=arg.data, train="train", test="test")
+    return found | dict(answers=len(source.make(questions(found, "train")).answers))
+
+
+def questions(row: dict, split: str) -> dict:
+    """The source of a split; without a name, scenes drawn when asked for, which are their own vocabulary."""
+    if "name" not in row:
+        of = dict(kind="scenes", resolution=32, count=64, truth="all", seed=0)
+        return dict(kind="questions", of=of, vocabulary=dict(split="", min_count=1, top=0))
+    of = dict(kind="tfds", dir="", name=row["name"], split=row[split])
+    # The commonest answers of the training split: VQAv2's usual 3,129 were counted over train and validation together.
+    top = row.get("answers", 0) if row.get("loss") else 0
+    return dict(kind="questions", of=of, vocabulary=dict(split=row["train"], min_count=1, top=top))
+
+
+def ops(side: int, length: int, blind: bool) -> str:
+    """The ops of questions, in training and in evaluation: whole pictures, since answers may lie at their edges."""
+    words = ["decode", f"resize({side})", *(["blank"] if blind else [])]
+    words += [f'tokenize({length},key="question",out="text")', "answers(10)"]
+    return "|".join([*words, 'keep("image","text","answer","score","credit")'])

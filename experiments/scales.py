@@ -1,0 +1,94 @@
+"""Data scales: where pictures and words come from, and how long to train. Also: sources and ops of their splits.
+
+Facts of the paper are marked "paper"; what the paper does not say (or we do not know) is marked "default of ours".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+
+from experiments.sizes import SIZES
+from maeclip_jax import errors
+
+SCENES_WORDS = Path(errors.__file__).parent / "data" / "vocab" / "scenes.txt"
+
+
+BERT_VOCAB = 30522  # bert-base-uncased
+
+# scale -> where pictures and words come from and how long to train. low: CC12M as downloaded, 11.3M pairs (paper).
+# high: 1.4B pairs; the paper's set is not public, DataComp-1B is the public stand-in by count (default of ours).
+SCALES = {
+    "demo": dict(
+        source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24, words=dict(type="bert", path="scenes"),
+        crop=None, batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
+    ),
+    "photos": dict(
+        source=dict(kind="tfds", name="photos"), size="photos", length=32,
+        words=dict(type="sentencepiece", path="data/photos/words.model"),
+        crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="40 epochs", warmup="10%",
+        splits=("val", "test", None),
+    ),
+    "low": dict(
+        source=dict(kind="tfds", name="cc12m"), size="B/16", length=64, words=dict(type="bert", path="bert_vocab.txt"),
+        crop="random_resized_crop({side},area=(0.5,1))", batch=16384, total="30 epochs", warmup="5%",
+        splits=("val", "val", None),
+    ),
+    "high": dict(
+        source=dict(kind="tfds", name="datacomp_1b"), size="B/16", length=64,
+        words=dict(type="bert", path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))", batch=16384,
+        total="2.8B examples", warmup="2%", splits=("val", "val", None),
+    ),
+}  # fmt: skip
+
+# runlocal: the whole experiment in seconds on a laptop: tiny towers, a few steps, scenes drawn on the fly.
+LOCAL = dict(
+    source=dict(kind="scenes", resolution=32), size="mu", length=16, words=dict(type="bert", path="scenes"), crop=None,
+    batch=16, total="4 steps", splits=("val", "test", None),
+)  # fmt: skip
+
+
+def scale_of(arg: ml_collections.ConfigDict) -> dict:
+    """The row of SCALES that `arg` names, with what `size=` and `runlocal` change in it."""
+    scale = dict(errors.choose("scale", arg.scale, SCALES))
+    if arg.size:
+        scale["size"] = arg.size
+    if arg.runlocal:
+        scale |= LOCAL
+    errors.choose("size", scale["size"], SIZES)
+    return scale
+
+
+def words_are_scenes(scale: dict) -> bool:
+    """Whether pictures and captions are drawn ones."""
+    return scale["words"].get("path") == "scenes"
+
+
+def source(scale: dict, split: str) -> dict:
+    """Where the pictures and words of a split come from; a stream of scenes has no splits but another seed."""
+    if scale["source"]["kind"] == "scenes":
+        return scale["source"] | (dict() if split == "train" else dict(seed=1, count=64))
+    return scale["source"] | dict(dir="", split=split)
+
+
+def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False) -> str:
+    """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation."""
+    side = SIZES[scale["size"]]["side"]
+    words = ["decode"]
+    if train and scale["crop"]:
+        words.append(scale["crop"].format(side=side))
+    elif scale["crop"]:
+        words += [f"resize_small({side})", f"center_crop({side})"]
+    if "text" in streams:
+        words.append(f"captions({captions})" if captions else "pick_caption")
+        words.append(f"tokenize({scale['length']})")
+    kept = [*streams, *(["label"] if label else [])]
+    return "|".join([*words, *(["label"] if label else []), "keep(" + ",".join(f'"{k}"' for k in kept) + ")"])
+
+
+def vocabulary(scale: dict) -> int:
+    """Entries of the text tower's table."""
+    if words_are_scenes(scale):
+        return sum(1 for line in SCENES_WORDS.read_text(encoding="utf-8").splitlines() if line)
+    return {"bytes": 257, "bert": BERT_VOCAB, "sentencepiece": 4000}[scale["words"]["type"]]

@@ -1,0 +1,10 @@
+"""What things cost on this machine: `python -m maeclip_jax.bench NAME ...`, each with --help and --json=FILE.
+
+step       a train step on one batch, and the experiment's input alone: images/s, MFU, memory
+input      decoding and cropping of JPEG files, ours against Pillow (and tf.data if it is installed)
+probe      a linear probe on 50,000 x 768 features with 1,000 classes
+startup    restart to first step, with a cold and with a warm compilation cache
+scenes     drawn pictures per second and core
+
+Each file is one benchmark with `run(argv)`; figures leave in the form of `figures.write`. Ratios are of one run.
+"""

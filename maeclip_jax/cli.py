@@ -1,0 +1,220 @@
+"""What every command shares: flags, --config, one-line errors with exit code 2, lines on the terminal, progress.
+
+A command makes a `Parser`, adds its own flags, and runs under `guarded`. Commands about an experiment add the flags of
+`add_machine` and parse with `parse_experiment`, which takes --config and --config.<name>=<value> in any order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from maeclip_jax import config as configs
+from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.parallel import joining, machine
+
+# What libraries warn of although all is well.
+HARMLESS = ("Reached preemption sync point",)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose mistakes are UserErrors that name the valid flags. `doc`: the docstring of the command."""
+
+    def __init__(self, prog: str, doc: str):
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=f"python -m {prog}", description=doc, formatter_class=style, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        """As argparse, but an unknown flag is named with its nearest neighbour."""
+        found, rest = self.parse_known_args(args, namespace)
+        for word in rest:
+            if word.startswith("-"):
+                raise unknown("flag", word.partition("=")[0], self.flags())
+            raise UserError(f"unexpected argument {word!r}; settings are written --config.name=value")
+        return found
+
+    def flags(self) -> list[str]:
+        """All long flags."""
+        return sorted(o for action in self._actions for o in action.option_strings if o.startswith("--"))
+
+
+class ExperimentParser(Parser):
+    """The parser of a command about an experiment: knows --config and --config.<name> beside the flags it is given."""
+
+    def flags(self) -> list[str]:
+        return [*super().flags(), "--config", "--config.<name>"]
+
+    def parse_experiment(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The flags, with `config` loaded. UserError for anything wrong in them, with the valid choices."""
+        source, suite, settings, rest = split_config(argv)
+        found = self.parse_args(rest)
+        found.config = configs.load(source or self._no_config(), settings, suite)
+        found.source = source
+        return found
+
+    @staticmethod
+    def _no_config() -> NoReturn:
+        raise UserError(
+            "--config is missing: name an experiment file, such as --config=experiments/mae_clip.py:scale=demo"
+        )
+
+
+def split_config(argv: Sequence[str]) -> tuple[str, str, dict[str, str], list[str]]:
+    """(--config, --config.evals, {name: value} of the other --config.<name>, the rest); the last of a flag counts.
+
+    A value may follow its flag as a word of its own.
+    """
+    source, suite, settings, rest, words = "", "", {}, [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = "--" + name.lstrip("-") if name.startswith("-") else name
+        if name != "--config" and not name.startswith("--config."):
+            rest.append(word)
+            continue
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{name} needs a value")
+        if name == "--config":
+            source = value
+        elif name == "--config.evals":
+            suite = value
+        else:
+            settings.pop(name[9:], None)
+            settings[name[9:]] = value
+    return source, suite, settings, rest
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Flags that say on which devices, with which other processes and with which cache a command runs."""
+    platforms = ", ".join(machine.PLATFORMS)
+    add = parser.add_argument
+    add("--platform", default="", help=f"one of {platforms}: insist on it (default: what jax finds)")
+    add("--cpu_devices", type=int, default=0, help="this many CPU devices instead of one, to try out sharding")
+    add("--coordinator", default="", help="host:port of process 0 (needed outside TPU pods)")
+    add("--processes", type=int, default=0, help="number of processes (default: what a TPU slice says, else 1)")
+    add("--process", type=int, default=0, help="number of this process")
+    add("--join_timeout", type=float, default=300, help="seconds to wait until all processes are there (%(default)s)")
+    add("--cache", help=f"compilation cache, local or gs://; empty: none; default: {machine.CACHE}, or WORKDIR/xla "
+        "where the workdir is remote, so that new machines find it")  # fmt: skip
+
+
+def start_jax(args: argparse.Namespace, **identity: str) -> None:
+    """Sets up jax before anything touches a device: platform, fake devices, compilation cache, the other processes.
+
+    `args`: flags of `add_machine` and the config. `identity`: what besides all processes of a run must agree on.
+    """
+    if args.platform not in ("", *machine.PLATFORMS):
+        raise unknown("--platform", args.platform, machine.PLATFORMS)
+    cache = machine.cache_folder(args.cache, identity.get("workdir", ""))
+    on_cpu = machine.configure_jax(args.platform, args.cpu_devices, cache)
+    joining.join_if_several(
+        args.coordinator, args.processes, args.process, ask=not on_cpu, timeout=args.join_timeout,
+        settings=lambda: identity | {f"config.{n}": x for n, x in configs.leaves(configs.plain(args.config))},
+    )  # fmt: skip
+    if not (args.platform or args.cpu_devices or os.environ.get("JAX_PLATFORMS")):
+        machine.refuse_fallback()
+
+
+def start_logging() -> None:
+    """Warnings as plain lines on stderr, less those known to mean nothing; nothing where logging is set up already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(lambda record: not any(text in record.getMessage() for text in HARMLESS))
+    logging.basicConfig(handlers=[handler])
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit code: what it returns, or 0; 2 for a UserError; 130 for Ctrl-C.
+
+    A UserError becomes one line on stderr (MAECLIP_TRACEBACK=1 also shows where it was raised).
+    """
+    try:
+        return command() or 0
+    except UserError as e:
+        if os.environ.get("MAECLIP_TRACEBACK"):
+            traceback.print_exc()
+        text = " ".join(str(e).split())
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        joining.failed(2, text)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it was", file=sys.stderr, flush=True)
+        joining.failed(130, "interrupted")
+        return 130
+
+
+def leave(command: Callable[[], int]) -> NoReturn:
+    """Runs a command and exits with its code.
+
+    Where one of several processes fails alone, all end, within seconds: jax would wait 5 minutes for it.
+    """
+    try:
+        code = command()
+    except Exception as e:
+        joining.settle()
+        traceback.print_exc()
+        code = 1
+        joining.failed(code, f"{type(e).__name__}: {e}")
+    if code:
+        joining.leave(code)
+    sys.exit(code)
+
+
+def say(text: str) -> None:
+    """A line on the terminal of process 0."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning on every process's log."""
+    logging.getLogger("maeclip_jax").warning(text)
+
+
+def duration_text(seconds: float) -> str:
+    """`75` -> `1m15s`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+
+
+class Progress:
+    """How far something that may take long has come: a line every `every` seconds, none if it is done before.
+
+    `eval probe: 12800 of 50000 pictures 26% | eta 1m20s`.
+    """
+
+    def __init__(self, who: str, what: str, total: int, every: float = 15.0):
+        self.who, self.what, self.total, self.every = who, what, total, every
+        self.done, self.start = 0, time.perf_counter()
+        self._said = self.start
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def update(self, n: int = 1) -> None:
+        """`n` more are done."""
+        self.done, now = min(self.done + n, self.total), time.perf_counter()
+        if now - self._said >= self.every and 0 < self.done < self.total:
+            self._said = now
+            left = (now - self.start) / self.done * (self.total - self.done)
+            share = f"{100 * self.done / self.total:3.0f}%"
+            say(f"{self.who}: {self.done} of {self.total} {self.what} {share} | eta {duration_text(left)}")

@@ -1,0 +1,173 @@
+"""An experiment file, its argument and overrides become one validated config. Also: durations, and configs made flat.
+
+`load` is the one way in: the command line, `mc.experiment`, sweeps, benchmarks and the pre-flight call it.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from maeclip_jax.errors import UserError, unknown
+
+
+def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, suite: str = ""):
+    """The ConfigDict of `source` with `settings` put in.
+
+    `source`: an experiment file with its argument ("experiments/clip.py:scale=demo"), or the config.json of a run.
+    `settings`: leaves to change, by dotted name, such as {"total": "1 epochs", "optim.lr": 1e-3}; text is read as on
+    the command line. `suite`: a file of evaluations with its argument, in place of the config's own evaluations.
+    Raises UserError for a file, an argument, a name or a value that does not fit, with the valid ones.
+
+    The folder of an experiment's folder joins sys.path, so that files may import their neighbours from anywhere.
+    """
+    source = os.fspath(source)
+    path, _, argument = source.partition(":")
+    config = read(source) if path.endswith(".json") else _call(path, "experiment", "get_config", argument or None)
+    if suite:
+        path, _, argument = suite.partition(":")
+        config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
+    if settings:
+        config = _changed(config, settings)
+    if ":" in config.get("init_from", ""):
+        from maeclip_jax.interop import adoption
+
+        adoption.adopt(config)  # the towers become those of other code bases' weights
+    return config
+
+
+def read(path: str):
+    """The config that a run left as config.json; lists become the tuples they were. UserError if it cannot be read."""
+    from ml_collections import ConfigDict
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return tuple(plain(v) for v in value) if isinstance(value, list) else value
+
+    try:
+        return ConfigDict(plain(json.loads(epath.Path(path).read_text())))
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"cannot read --config={path}: {' '.join(str(e).split())}; valid: a run's config.json") from e
+
+
+def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted name, value) of every leaf of nested dicts or ConfigDicts; an empty dict is a leaf."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        if not len(value) and path:
+            yield path, {}
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def plain(config) -> dict:
+    """A ConfigDict as config.json holds it: JSON's own types."""
+    return json.loads(config.to_json_best_effort())
+
+
+def _call(path: str, what: str, function: str, *args):
+    """Calls `function` of the file at `path`; a UserError names what is wrong with either."""
+    if not os.path.isfile(path):
+        here = _files(f"experiments/{'eval/' if what == 'evaluation' else ''}*.py", function)
+        raise UserError(f"no {what} file {path!r}; here are: {', '.join(here) or 'none (run in the repository)'}")
+    folder = os.path.dirname(os.path.abspath(path))
+    for root in (os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
+        if root not in sys.path:
+            sys.path.insert(0, root)
+    spec = importlib.util.spec_from_file_location(what, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return getattr(module, function)(*args)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{what} file {path!r} failed: {type(e).__name__}: {e}") from e
+
+
+def _files(pattern: str, function: str) -> list[str]:
+    """Files that define `function`."""
+    found = []
+    for path in sorted(glob.glob(pattern)):
+        with open(path, encoding="utf-8") as f:
+            if f"def {function}(" in f.read():
+                found.append(path)
+    return found
+
+
+def _changed(config, settings: Mapping[str, Any]):
+    """`config` with `settings`, which ml_collections parses to the type of what they replace."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    words = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
+        values(words)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+        raise _setting_error(e, settings, config) from e
+    return values.config
+
+
+def _setting_error(error: Exception, settings: Mapping[str, Any], config) -> UserError:
+    """Which setting does not fit, and why, in one line."""
+    text = " ".join(str(error).split())
+    for name, value in settings.items():
+        node, parts = config, name.split(".")
+        for i, part in enumerate(parts):
+            if not hasattr(node, "keys"):
+                return UserError(f"--config.{name}: config.{'.'.join(parts[:i])} is a value and has no {part!r}")
+            if part not in node:
+                where = f"setting config.{'.'.join(parts[:i])}".rstrip(".")
+                return unknown(f"{where}: name", part, sorted(node.keys()))
+            node = node[part]
+        if name in text or (value != "" and str(value) in text):
+            return UserError(f"--config.{name}={value} does not fit: it is {node!r} ({type(node).__name__}) by default")
+    return UserError(text)
+
+
+# Durations: one string, one conversion. "200 steps", "30 epochs", "12.8B examples", "5%".
+
+UNITS = ("steps", "epochs", "examples", "%")
+_PREFIX = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}
+_FORM = re.compile(
+    r"\s*(?P<number>\d+(?:\.\d*)?(?:e\d+)?)\s*(?:%|(?P<prefix>[kMB]?)\s*(?P<unit>step|epoch|example)s?)\s*"
+)
+
+
+def to_steps(duration: str, what: str, *, batch_size: int, epoch: int | None = None, total: int | None = None) -> int:
+    """Number of steps (rounded, never below 1 unless the duration is 0) of `duration`.
+
+    `epoch` examples make an epoch (None: endless data), `total` steps make 100 %. Raises UserError naming `what`.
+    """
+    m = _FORM.fullmatch(duration) if isinstance(duration, str) else None
+    if not m:
+        raise UserError(
+            f"{what}={duration!r} is no duration; valid: a number and one of {', '.join(UNITS)}, such as '30 epochs'"
+        )
+    number = float(m["number"]) * _PREFIX[m["prefix"] or ""]
+    unit = m["unit"] or "%"
+    if unit == "step":
+        steps = number
+    elif unit == "example":
+        steps = number / batch_size
+    elif unit == "epoch":
+        if epoch is None:
+            raise UserError(f"{what}={duration!r}, but endless data has no epochs; use steps or examples")
+        steps = number * epoch / batch_size
+    else:
+        if total is None:
+            raise UserError(f"{what}={duration!r}: a percentage needs a total; use steps, epochs or examples")
+        steps = number / 100 * total
+    return max(1, round(steps)) if number else 0

@@ -1,6 +1,0 @@
-"""Procedurally drawn image-text pairs with ground truth for everything: the embedded data set."""
-
-from maeclip_jax.data.scenes.stream import SceneStream, sample, scene
-from maeclip_jax.data.scenes.world import SPLITS, SceneSpec
-
-__all__ = ["SPLITS", "SceneSpec", "SceneStream", "sample", "scene"]

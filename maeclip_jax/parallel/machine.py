@@ -1,0 +1,97 @@
+"""What this machine is: its accelerator, its packages and sources; jax set up on it before it touches a device."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from maeclip_jax.errors import UserError
+
+PLATFORMS = ("cpu", "tpu", "gpu")
+CACHE = "~/.cache/maeclip_jax/xla"
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets", "clu",
+    "ml_collections", "numpy", "opencv-python-headless", "pillow", "tokenizers", "sentencepiece", "libtpu",
+    "jax-cuda13-plugin", "apache-beam", "tensorflow-cpu", "tensorflow", "torch",
+)  # fmt: skip
+
+
+HOW_TO = {"tpu": "pip install -e '.[tpu]'", "gpu": "pip install -e '.[gpu]'"}
+
+
+def accelerator() -> str | None:
+    """ "tpu" or "gpu" if the machine has one, going by its device files and drivers, not by jax."""
+    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") or os.environ.get("TPU_WORKER_HOSTNAMES"):
+        return "tpu"
+    if glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi"):
+        return "gpu"
+    return None
+
+
+def refuse_fallback() -> None:
+    """UserError if jax would silently run on the CPU of a machine that has an accelerator."""
+    there = accelerator()
+    if there is None:
+        return
+    import jax
+
+    if jax.default_backend() == "cpu":
+        raise UserError(
+            f"this machine has a {there.upper()}, but jax sees only the CPU; install its support with "
+            f"{HOW_TO[there]}, or ask for the CPU with --platform=cpu"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def commit() -> str:
+    """The commit that the package's folder is at; `unknown` where git does not tell."""
+    command = ["git", "-C", str(Path(__file__).parents[1]), "rev-parse", "--short=12", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return "unknown"
+
+
+def sources() -> str:
+    """A digest of all Python files of the package."""
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> bool:
+    """Sets platform, fake devices and compilation cache; returns whether the CPU was asked for."""
+    import jax
+
+    if cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    if platform:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    return bool(cpu_devices) or "cpu" in (platform, os.environ.get("JAX_PLATFORMS"))
+
+
+def cache_folder(asked: str | None, workdir: str) -> str:
+    """Where compiled programs are kept: as asked, else jax's variable, else a folder of the user's or of the run's."""
+    if asked is None:
+        here = f"{workdir.rstrip('/')}/xla" if "://" in workdir else CACHE
+        asked = os.environ.get("JAX_COMPILATION_CACHE_DIR", here)
+    return os.path.expanduser(asked)

@@ -1,0 +1,197 @@
+"""Pre-flight of an experiment on a TPU slice, with no TPU: does it fit, how fast would it be, what would it cost?
+
+    python -m maeclip_jax.preflight --config=experiments/mae_clip.py:scale=high,pool=max --topology=v5litepod-256
+        [--config.x=y ...] [--num_slices=2] [--program=train|evaluate|embed] [--compare=OTHER_CONFIG] [--price=1.2]
+        [--epoch_examples=11300000] [--json | --json=FILE] [--text=FILE]
+    python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
+
+--topology is a slice as people name it (v4-128 counts cores, v5litepod-256 chips) or as libtpu does (v4:4x4x4).
+--compare pre-flights a second config on the same slice, with the same overrides. --text leaves the compiled program's
+text in FILE, that of the second in FILE.2. --all prints the table of the shipped experiments, those whose name and
+slice match --select. --price is that of a chip-hour. No data is read: the length of an epoch is --epoch_examples, or
+known by the set's name, or taken as 1,000,000. Ends with 1 if something does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from maeclip_jax import cli
+from maeclip_jax import config as configs
+from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.parallel import machine
+from maeclip_jax.preflight import table, topology
+
+# Examples of an epoch, by data set: CC12M as downloaded (paper), DataComp-1B.
+EPOCHS = {"cc12m": 11_300_000, "datacomp_1b": 1_400_000_000}
+ASSUMED = 1_000_000
+NOT_WITH_ALL = ("source", "topology", "num_slices", "compare", "text")
+# What --all pre-flights: experiments with the slices they are meant for. B/16 is the same program at both scales.
+SHIPPED = (
+    *(
+        (f"experiments/{experiment}.py:scale={scale},size={size}", where, 1)
+        for scale, size in (("low", "B/16"), ("high", "L/16"), ("high", "H/14"))
+        for experiment in ("clip", "mae_clip", "m3ae", "mae")
+        for where in ("v4-128", "v5litepod-256", "v5p-256", "v6e-256")
+    ),
+    ("experiments/mae_clip.py:scale=low,size=B/16", "v5litepod-256", 2),
+)
+
+
+def epoch_of(config, asked: int) -> tuple[int, str]:
+    """(examples of an epoch, where the number is from)."""
+    if asked:
+        return asked, "--epoch_examples"
+    name = str((config.data.get("source") or {}).get("name", ""))
+    if name in EPOCHS:
+        return EPOCHS[name], f"known of {name}"
+    return ASSUMED, "assumed; --epoch_examples=N to set it"
+
+
+def at_least(least: float, kind: type) -> Callable[[str], float]:
+    """An argparse type: a finite number of `kind`, `least` or more."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least and (value.is_integer() or kind is float)):
+            whole = "whole " if kind is int else ""
+            raise argparse.ArgumentTypeError(f"{text!r}; valid: a {whole}number, {least} or more")
+        return kind(value)
+
+    return number
+
+
+def parser() -> cli.ExperimentParser:
+    """The flags."""
+    made = cli.ExperimentParser("maeclip_jax.preflight", __doc__)
+    add = made.add_argument
+    add("--topology", default="", help=f"the slice: {topology.EXAMPLES}")
+    add("--num_slices", type=at_least(1, int), default=1, help="how many such slices (%(default)s)")
+    add("--program", default="train", help="train, evaluate or embed (%(default)s)")
+    add("--compare", default="", metavar="CONFIG", help="a second config for the same slice")
+    add("--price", type=at_least(0, float), default=0.0, help="of a chip-hour")
+    add("--epoch_examples", type=at_least(1, int), default=0, help="examples of an epoch")
+    add("--json", nargs="?", const="yes", default="", metavar="FILE", help="figures as JSON, here or in FILE")
+    add("--text", default="", metavar="FILE", help="leave the compiled program's text in FILE")
+    add("--all", action="store_true", help="the table of the shipped experiments")
+    add("--select", default="", metavar="REGEX", help="of --all, those whose name and slice match")
+    cli.add_machine(made)
+    made.set_defaults(platform="cpu", cache="")  # no cache: jax cannot read programs for absent devices back from it
+    return made
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError, before minutes of compiling, for flags that exclude each other and files that cannot be written."""
+    made = parser()
+    flags = [name for name in vars(args) if made.get_default(name) is not None]
+    wrong = [n for n in NOT_WITH_ALL if getattr(args, n) != (made.get_default(n) or "")]
+    if args.all and wrong:
+        valid = ", ".join(f"--{n}" for n in flags if n not in (*NOT_WITH_ALL, "all"))
+        name = wrong[0].replace("source", "config")
+        raise UserError(f"--{name} does not go with --all, the shipped experiments on their slices; valid: {valid}")
+    if args.select and not args.all:
+        raise UserError("--select goes with --all only")
+    if args.price and args.program != "train":
+        raise UserError(f"--price is that of a whole run; valid with it: --program=train, not {args.program}")
+    for name, path in ((n, getattr(args, n)) for n in ("json", "text") if getattr(args, n) not in ("", "yes")):
+        folder = os.path.dirname(path) or "."
+        here = path if os.path.exists(path) else folder
+        if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(here, os.W_OK):
+            raise UserError(f"--{name}={path} cannot be written; valid: a file in a folder that is there")
+
+
+def preflight(source: str, args: argparse.Namespace, where: topology.Slice, text: str = "") -> dict:
+    """Figures of the experiment `source` under the settings of the command line."""
+    config = configs.load(source, args.settings, args.suite)
+    from maeclip_jax.preflight import estimate
+
+    epoch, known = epoch_of(config, args.epoch_examples)
+    found = estimate.estimate(config, where, epoch=epoch, kind=args.program, text_file=text)
+    return found | {"epoch": f"{epoch:,} examples ({known})"}
+
+
+def with_cost(found: dict, price: float) -> dict:
+    """Figures and, of a run whose price is known, its cost."""
+    return found | ({"cost": price * found["chip-hours"]} if price and found["fits"] else {})
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command line; returns whether something does not fit."""
+    source, suite, settings, rest = cli.split_config(argv)
+    args = parser().parse_args(rest)
+    args.source, args.suite, args.settings = source, suite, settings
+    check(args)
+    machine.configure_jax(args.platform, args.cpu_devices, args.cache)
+    if args.all:
+        return every(args)
+    if not source:
+        raise UserError("--config is missing: name an experiment file, such as --config=experiments/clip.py:scale=low")
+    if not args.topology:
+        raise UserError(f"--topology is missing; valid: {topology.EXAMPLES}")
+    where, columns = topology.parse(args.topology, args.num_slices), []
+    for i, config in enumerate(filter(None, (source, args.compare)), 1):
+        text = f"{args.text}.{i}" if args.text and i > 1 else args.text
+        columns.append((config, with_cost(preflight(config, args, where, text), args.price)))
+    if args.json != "yes":
+        print(table.full(columns, args.price))
+        for name, found in columns:
+            print(f"epoch{f' of {name}' if args.compare else ''}: {found['epoch']}", flush=True)
+    write(args.json, [{"config": name} | found for name, found in columns] if args.compare else columns[0][1])
+    return int(not all(found["fits"] for _, found in columns))
+
+
+def every(args: argparse.Namespace) -> int:
+    """The table of the shipped experiments, printed as they are done; whether one does not fit or cannot be built."""
+    named = {
+        f"{config} on {count} x {slice_name}": (config, slice_name, count) for config, slice_name, count in SHIPPED
+    }
+    try:
+        chosen = [name for name in named if any(re.search(args.select, n) for n in (name, short(name)))]
+    except re.error as e:
+        raise UserError(f"--select={args.select!r} is no regular expression: {e}") from None
+    if not chosen:
+        raise unknown("--select", args.select, named)
+    found, cells, bad = [], [table.HEADER], 0
+    for i, name in enumerate(chosen, 1):
+        config, slice_name, count = named[name]
+        try:
+            figures = with_cost(preflight(config, args, topology.parse(slice_name, count)), args.price)
+            cells.append(table.line(short(config), figures))
+        except UserError as e:
+            figures = {"fits": False, "error": " ".join(str(e).split())}
+            cells.append((short(config), slice_name, *("-",) * (len(table.HEADER) - 3), figures["error"]))
+        bad += not figures["fits"]
+        found.append({"config": config} | figures)
+        print(f"{i}/{len(chosen)} {name}: {cells[-1][-1]}", file=sys.stderr, flush=True)
+        write(args.json if args.json != "yes" else "", found)
+    brackets = f" In brackets: at {args.price:g} a chip-hour." if args.price else ""
+    print(json.dumps(found) if args.json == "yes" else f"{table.markdown(cells)}\n\n{table.NOTE}{brackets}")
+    return int(bad > 0)
+
+
+def short(name: str) -> str:
+    """An experiment as the table prints it: clip:scale=low."""
+    return re.sub(r"^experiments/|\.py", "", name)
+
+
+def write(to: str, what) -> None:
+    """JSON into a file, or on stdout for "yes"."""
+    if to == "yes":
+        print(json.dumps(what))
+    elif to:
+        with open(to, "w") as f:
+            json.dump(what, f, indent=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 fits, 1 does not, 2 for a mistake of the user's."""
+    return cli.guarded(lambda: run(sys.argv[1:] if argv is None else argv))

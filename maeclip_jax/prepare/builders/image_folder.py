@@ -1,0 +1,160 @@
+"""Pictures in one folder a class become a data set with labels.
+
+python -m maeclip_jax.prepare.builders.image_folder --src pets/ --name pets --data_dir data
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from maeclip_jax.cli import guarded
+from maeclip_jax.errors import UserError
+from maeclip_jax.prepare import crawl
+from maeclip_jax.prepare.builders import manual
+from maeclip_jax.prepare.builders.archive import Archive
+
+SPLITS = ("train", "val", "valid", "validation", "dev", "test")
+CLASSES = "classes.txt"
+LAYOUT = f"""\
+SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg with splits named {", ".join(SPLITS)}.
+SRC/train.txt, SRC/test.txt and so on: a picture (its path below SRC) a line; they make the splits (optional).
+SRC/{CLASSES}: CLASS<TAB>readable name, a class a line; its order is that of the labels (optional; else by name).
+Pictures: {", ".join(crawl.PICTURES)}; folders may be nested below CLASS."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """classes: folder -> readable name, in label order. splits: split -> paths below the root."""
+
+    root: Path
+    classes: dict[str, str]
+    splits: dict[str, list[str]]
+
+
+class ImageFolder(manual.Builder, skip_registration=True):
+    """Pictures in one folder a class."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUT
+    OPTIONS = {"split": "train"}
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        return read_layout(self.manual_dir, self.options["split"])
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "label": tfds.features.ClassLabel(names=list(self.layout.classes.values())),
+            "file_name": tfds.features.Text(),
+        }
+        return manual.info(self, f"{self.__doc__} From {self.manual_dir}.", features)
+
+    def splits(self, folder: Path) -> dict:
+        return {split: (len(paths), self._examples(paths)) for split, paths in self.layout.splits.items()}
+
+    def _examples(self, paths: list[str]) -> Iterator[dict]:
+        numbers = {name: number for number, name in enumerate(self.layout.classes)}
+        for path in paths:
+            image = (self.layout.root / path).read_bytes()
+            yield {"key": path, "image": image, "label": numbers[class_of(path)], "file_name": path}
+
+
+def class_of(path: str) -> str:
+    """The folder that names the class: the first one, below that of the split if there is one."""
+    first, second, *_ = [*path.split("/"), ""]
+    return second if first in SPLITS and path.count("/") > 1 else first
+
+
+def read_layout(root: Path, split: str = "train") -> Layout:
+    """What lies in `root`; see LAYOUT. `split`: of pictures that nothing gives one. Raises UserError."""
+    paths = [p for p in Archive(root).paths if p.lower().endswith(crawl.PICTURES) and "/" in p]
+    if not paths:
+        raise UserError(f"{root} holds no pictures in folders; {manual.listing(root)}; expected: {_one_line(LAYOUT)}")
+    lists = read_lists(root)
+    if lists:
+        splits = {name: _listed(root / f"{name}.txt", lines, set(paths)) for name, lines in lists.items()}
+    else:
+        splits = collections.defaultdict(list)
+        for path in paths:
+            by_folder = path.split("/")[0] in SPLITS and path.count("/") > 1
+            splits[path.split("/")[0] if by_folder else split].append(path)
+    found = sorted({class_of(path) for paths in splits.values() for path in paths})
+    return Layout(root, _names(root / CLASSES, found), dict(sorted(splits.items())))
+
+
+def read_lists(root: Path) -> dict[str, list[str]]:
+    """Split -> lines of `root/SPLIT.txt`, for the splits that have one; each line once."""
+    files = {split: root / f"{split}.txt" for split in SPLITS}
+    return {split: list(dict.fromkeys(read_lines(path))) for split, path in files.items() if path.exists()}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty; UserError if there are none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from None
+    if not lines:
+        raise UserError(f"{path} is empty")
+    return lines
+
+
+def read_table(path: Path) -> dict[str, str]:
+    """The lines `key<TAB>value` of a text file; a line without a tab is both. UserError for a key that comes twice."""
+    table: dict[str, str] = {}
+    for line in read_lines(path):
+        key, _, value = line.partition("\t")
+        if key in table:
+            raise UserError(f"{path} names {key!r} twice")
+        table[key] = value.strip() or key
+    return table
+
+
+def _listed(file: Path, lines: list[str], paths: set[str]) -> list[str]:
+    lines = [line.removeprefix("./").replace("\\", "/") for line in lines]
+    missing = [line for line in lines if line not in paths]
+    if missing:
+        raise UserError(
+            f"{file}: {len(missing)} of {len(lines)} pictures are not in {file.parent}, the first: {missing[0]}"
+        )
+    return lines
+
+
+def _names(file: Path, folders: list[str]) -> dict[str, str]:
+    """Folder -> readable name, unique. Raises UserError where the file and the folders do not match."""
+    names = read_table(file) if file.exists() else {folder: folder.replace("_", " ") for folder in folders}
+    for folder in folders:
+        if folder not in names:
+            raise UserError(f"folder {folder!r} is not in {file}, which names: {_some(names)}")
+    absent = [folder for folder in names if folder not in folders]
+    if absent:
+        raise UserError(
+            f"{file} names {absent[0]!r} ({len(absent)} such), of which there are no pictures; there are some of: "
+            f"{_some(folders)}"
+        )
+    counts = collections.Counter(names.values())
+    return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()}
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def run() -> None:
+    """The command line."""
+    manual.run(ImageFolder, manual.folder_parser(ImageFolder).parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(run))

@@ -1,0 +1,132 @@
+"""Real image-text data becomes a TFDS data set (ArrayRecord files; no TensorFlow), with an account of every record.
+
+    python -m maeclip_jax.prepare --src photos/ --out data --name photos --short_side 256
+
+reads a folder or file (formats: `data/crawl.py`), checks every picture, and writes `data/photos/1.0.0`, which
+`tfds.builder_from_directory("data/photos/1.0.0").as_data_source("train")` opens. The same command again continues, or
+says that nothing is left to do. `--runner beam` does the same work through TFDS's Beam builder, for data that is too
+large for one machine: `--beam_options="--runner=DataflowRunner --project=..."`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import sys
+
+from etils import epath
+
+from maeclip_jax import cli, errors
+from maeclip_jax.prepare import crawl
+
+RUNNERS = ("local", "beam")
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser("maeclip_jax.prepare", __doc__)
+    p.add_argument("--src", required=True, help="folder or file to read")
+    p.add_argument("--out", required=True, help="TFDS data directory; the data set goes to OUT/NAME/1.0.0")
+    p.add_argument("--name", default="my_pairs", help="name of the data set: small letters, digits, _ (%(default)s)")
+    p.add_argument("--format", default="auto", help=f"auto, {', '.join(crawl.FORMATS)} (%(default)s)")
+    p.add_argument("--image_column", default="", help="column of picture paths or bytes (the first usual name)")
+    p.add_argument("--caption_column", default="", help="column of captions, a text or a list (the first usual name)")
+    p.add_argument("--split_column", default="", help="column that names the split ('split' if there is one)")
+    p.add_argument("--split", default="train", help="split of records that name none (%(default)s)")
+    p.add_argument("--image_dir", default="", help="where picture paths start (beside the table, or in images/ there)")
+    p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
+    p.add_argument("--quality", type=int, default=92, help="JPEG quality of pictures encoded anew (%(default)s)")
+    p.add_argument("--max_pixels", type=int, default=1 << 26, help="larger pictures are dropped (%(default)s)")
+    p.add_argument("--unit_records", type=int, default=0, help="records in a shard (0: 1/64 of all; a tar stays one)")
+    p.add_argument("--max_bad", type=float, default=0.5, help="share of bad records that is an error (%(default)s)")
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    p.add_argument("--runner", default="local", help=f"{' or '.join(RUNNERS)} (%(default)s)")
+    p.add_argument("--beam_options", default="", help="options of the Beam pipeline, one string")
+    p.add_argument("--overwrite", action="store_true", help="delete what is there under this name and version first")
+    return p
+
+
+def prepare(args: argparse.Namespace) -> dict:
+    """Runs one preparation (see `parser` for the fields) and returns its manifest. Raises UserError."""
+    _check(args)
+    plan = crawl.plan(
+        args.src,
+        format=args.format,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        split_column=args.split_column,
+        image_dir=args.image_dir,
+        split=args.split,
+        unit_records=args.unit_records,
+    )
+    from maeclip_jax.prepare import image_text, manifest
+
+    storing = image_text.Storing(args.short_side, args.quality, args.max_pixels)
+    reading = dataclasses.asdict(plan.reading)
+    source = {name: reading.pop(name) for name in ("format", "root")} | {"files": plan.files}
+    options = reading | dataclasses.asdict(storing) | {"unit_records": args.unit_records, "runner": args.runner}
+    identity = {"options": options, "source": source}
+    out = crawl.located(args.out) / args.name / image_text.VERSION
+    if args.overwrite:
+        for folder in (out, out.parent / f"{out.name}.incomplete"):
+            if crawl.exists(folder):
+                folder.rmtree()
+    if crawl.exists(out):
+        return _finished(out, identity)
+    found = f"{plan.reading.format} in {plan.reading.root}: {len(plan.files)} files, {len(plan.units)} units of work"
+    print(found, file=sys.stderr)
+    arguments = {"out": out, "name": args.name, "max_bad": args.max_bad, "identity": identity}
+    if args.runner == "beam":
+        from maeclip_jax.prepare import image_text_beam
+
+        tree = image_text_beam.run(plan, storing, options=args.beam_options, **arguments)
+    else:
+        from maeclip_jax.prepare import assembly
+
+        tree = assembly.run(plan, storing, workers=args.workers, progress=_bar, **arguments)
+    print(manifest.report(tree))
+    print(f"written to {out}")
+    return tree
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.runner not in RUNNERS:
+        raise errors.unknown("runner", args.runner, RUNNERS)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
+        raise errors.UserError(f"name {args.name!r} is no TFDS name; valid: small letters, digits and _")
+    if "://" in args.out and args.runner == "local":
+        choice = "a local folder (then gcloud storage cp -r), or --runner beam"
+        raise errors.UserError(f"out={args.out!r} is not local, and runner local commits by renaming; valid: {choice}")
+    for name, low, high in (("workers", 1, 4096), ("max_bad", 0, 1), ("unit_records", 0, 10**9)):
+        if not low <= getattr(args, name) <= high:
+            raise errors.UserError(f"{name}={getattr(args, name)}; valid: {low} to {high}")
+
+
+def _finished(out: epath.Path, identity: dict) -> dict:
+    from maeclip_jax.prepare import manifest
+
+    path = out / "manifest.json"  # the last file to be written
+    if not path.exists():
+        raise errors.UserError(f"{str(out)!r} holds another data set; valid: another --name or --out, or --overwrite")
+    tree = json.loads(path.read_text())
+    manifest.check_same(tree, identity, out)
+    print(manifest.report(tree))
+    print(f"nothing left to do: {out} is complete")
+    return tree
+
+
+def _bar(total: int | None):
+    import tqdm
+
+    return tqdm.tqdm(total=total, unit=" records", smoothing=0.05, dynamic_ncols=True, desc="prepare")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 for what the user can put right (one line on stderr), 130 interrupted."""
+
+    def run() -> None:
+        prepare(parser().parse_args(argv))
+
+    return cli.guarded(run)

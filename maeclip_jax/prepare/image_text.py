@@ -1,0 +1,237 @@
+"""Image-text pairs as a TFDS data set: the features, and how a raw record becomes an example or is dropped.
+
+`outcomes` is the whole of the work on a unit; the processes of one machine (`data/assembly.py`) and the workers of
+Apache Beam (`builders/image_text_beam.py`) run the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from maeclip_jax import errors
+from maeclip_jax.data import decode
+from maeclip_jax.errors import BadRecord
+from maeclip_jax.prepare import crawl, records
+
+VERSION = "1.0.0"
+WRITER = "group_size:1,uncompressed"  # JPEG does not shrink, and random access wants groups of one
+
+
+@dataclasses.dataclass(frozen=True)
+class Storing:
+    """How pictures are kept. `short_side` 0 keeps every size; otherwise larger pictures shrink to it, none grows."""
+
+    short_side: int = 0
+    quality: int = 92
+    max_pixels: int = decode.MAX_PIXELS
+
+    def __post_init__(self):
+        limits = {"short_side": (0, 1 << 16), "quality": (1, 100), "max_pixels": (1, 1 << 31)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise errors.UserError(f"{name}={getattr(self, name)}; valid: {low} to {high}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A picture as it is kept. Sizes in pixels, upright; `verbatim`: the bytes are the source's."""
+
+    image: bytes
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    verbatim: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    split: str
+    key: str
+    example: dict
+    stored: Stored
+    source_bytes: int
+    rows: int
+    empty_captions: int  # empty ones beside others that are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    key: str
+    source: str
+    kind: str
+    detail: str
+    rows: int = 1
+    records: int = 1
+
+    def json(self) -> dict:
+        entry = dataclasses.asdict(self)
+        return entry | {"detail": records.printable(self.detail)[:300]}
+
+
+def features() -> tfds.features.FeaturesDict:
+    return tfds.features.FeaturesDict(
+        {
+            "key": tfds.features.Text(),
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "texts": tfds.features.Sequence(tfds.features.Text()),
+            "width": np.int32,
+            "height": np.int32,
+            "source": tfds.features.Text(),
+        }
+    )
+
+
+@functools.cache
+def _serializer():
+    from tensorflow_datasets.core import example_serializer
+
+    kind = features()
+    return kind, example_serializer.ExampleSerializer(kind.get_serialized_info())
+
+
+def serialize(example: dict) -> bytes:
+    """The bytes TFDS stores for an example. Deterministic: TFDS's own order of features varies with the hash seed."""
+    kind, serializer = _serializer()
+    return serializer.get_tf_example(kind.encode_example(example)).SerializeToString(deterministic=True)
+
+
+def parse(data: bytes) -> dict:
+    """The inverse of `serialize`."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    stored = tf_example_pb2.Example.FromString(data).features.feature
+    return {
+        "key": stored["key"].bytes_list.value[0].decode(),
+        "image": stored["image"].bytes_list.value[0],
+        "texts": [t.decode() for t in stored["texts"].bytes_list.value],
+        "width": stored["width"].int64_list.value[0],
+        "height": stored["height"].int64_list.value[0],
+        "source": stored["source"].bytes_list.value[0].decode(),
+    }
+
+
+def store(data: bytes, storing: Storing) -> Stored:
+    """The picture in `data` as JPEG, fully decoded once so that whatever is stored is known to decode.
+
+    JPEG that is upright, grey or RGB, and small enough stays byte for byte. The rest is shrunk (area average, after
+    libjpeg's own halving where that still leaves more than is needed) and encoded upright at `quality`, without EXIF.
+    Raises BadRecord with a kind of `decode.KINDS`.
+    """
+    picture = decode.probe(data, max_pixels=storing.max_pixels)
+    height, width = picture.height, picture.width
+    target = _target(height, width, storing.short_side)
+    # Half-scale decoding by libjpeg costs 6 dB where it leaves less than twice what is needed.
+    pixels = picture.read(reduce_to=(2 * target[0], 2 * target[1]))
+    if target == (height, width) and _is_plain_jpeg(data):
+        return Stored(data, width, height, width, height, True)
+    if pixels.shape[:2] != target:
+        pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA)
+    pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, storing.quality))[1]
+    return Stored(encoded.tobytes(), target[1], target[0], width, height, False)
+
+
+def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
+    short = min(height, width)
+    if not short_side or short <= short_side:
+        return height, width
+    return tuple(short_side if side == short else round(side * short_side / short) for side in (height, width))
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether any reader shows the right picture: an EXIF rotation or CMYK ink would need care in each."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode not in ("RGB", "L"):
+            return False
+        try:
+            return image.getexif().get(0x0112, 1) not in range(2, 9)
+        except Exception:  # broken EXIF turns nothing
+            return True
+
+
+def example(record: records.Raw, storing: Storing) -> Kept:
+    """A raw record as an example of `features()`. Raises BadRecord with a kind of `raw.KINDS` or `decode.KINDS`."""
+    if record.error:
+        raise record.error
+    if not crawl.is_split_name(record.split):
+        raise BadRecord("bad_split", f"{record.split!r}")
+    try:
+        texts = [t.strip() for t in record.texts]
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord("garbled_caption", str(error)) from None
+    full = [t for t in texts if t]
+    if not full:
+        raise BadRecord("empty_caption", f"{len(texts)} of {len(texts)} are empty")
+    stored = store(record.image, storing)
+    fields = {
+        "key": record.key,
+        "image": stored.image,
+        "texts": full,
+        "width": stored.width,
+        "height": stored.height,
+        "source": records.printable(record.source),
+    }
+    source_bytes, empty = len(record.image), len(texts) - len(full)
+    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty)
+
+
+def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iterator[Kept | Dropped]:
+    """What becomes of each record of a unit, in order. A key that came before in the unit is dropped."""
+    seen = set()
+    for record in records.read(reading, unit):
+        try:
+            kept = example(record, storing)
+            if record.key in seen:
+                raise BadRecord("duplicate_key", f"came before in {record.source}")
+            seen.add(record.key)
+            yield kept
+        except BadRecord as bad:
+            source = records.printable(record.source)
+            yield Dropped(record.key, source, bad.kind, bad.detail, record.rows, record.lost)
+
+
+def duplicate(kept: Kept) -> Dropped:
+    """The entry for a record whose key an earlier unit has."""
+    return Dropped(kept.key, kept.example["source"], "duplicate_key", "came before in another unit", kept.rows)
+
+
+def write_metadata(folder: Path, plan: crawl.Plan, shards: dict[str, list[dict]]) -> None:
+    """Makes a TFDS data set of the shards in `folder`: split -> [{file, records, bytes}] in order."""
+    from tensorflow_datasets.core import naming
+
+    template = naming.ShardedFileTemplate(data_dir=epath.Path(folder), template=naming.DEFAULT_FILENAME_TEMPLATE)
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[s["records"] for s in files],
+            num_bytes=sum(s["bytes"] for s in files),
+            filename_template=template,
+        )
+        for split, files in shards.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features(),
+        split_infos=splits,
+        version=VERSION,
+        description=description(plan),
+        check_data=False,  # it would read through TensorFlow
+    )
+
+
+def description(plan: crawl.Plan) -> str:
+    return f"Image-text pairs prepared by maeclip_jax.prepare from {plan.reading.format} in {plan.reading.root}."

@@ -1,0 +1,208 @@
+"""Image-text pairs through TFDS's Beam builder: the same units and the same work on each, on any Beam runner."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+
+from maeclip_jax import errors
+from maeclip_jax.prepare import crawl, division, image_text, manifest
+from maeclip_jax.prepare.image_text import Dropped, Kept
+from maeclip_jax.prepare.manifest import Tally
+
+
+class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """`ImageText(plan, storing, name=..., ..., data_dir=...).download_and_prepare(...)`, then `.manifest`.
+
+    Shards, their number and the (hashed, hence shuffled) order are TFDS's; so is the commit, one rename at the end.
+    Workers must see source, output and `scratch` (for the account) under the same path: gs://, or a mount.
+    """
+
+    VERSION = tfds.core.Version(image_text.VERSION)
+
+    def __init__(self, plan: crawl.Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
+                 identity: dict, **kwargs):  # fmt: skip
+        if not plan.splits:
+            choice = "no --split_column, or --runner local"
+            raise errors.UserError(f"beam must know the splits before it reads {plan.reading.format}; valid: {choice}")
+        self.name, self.plan, self.storing, self.scratch = name, plan, storing, epath.Path(scratch)
+        self.max_bad, self.identity, self.manifest = max_bad, identity, {}
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self):
+        text = image_text.description(self.plan)
+        return tfds.core.DatasetInfo(builder=self, features=image_text.features(), description=text)
+
+    def _example_writer(self):
+        return _Writer(self.info.file_format)
+
+    def _split_generators(self, dl_manager, pipeline):
+        del dl_manager
+        import apache_beam as beam
+
+        work = functools.partial(_positioned, self.plan.reading, self.storing)
+        found = pipeline | "Units" >> beam.Create(self.plan.units) | beam.Reshuffle() | "Read" >> beam.FlatMap(work)
+        kept = found | "Kept" >> beam.Filter(_is_kept)
+        # Only keys travel to find out which record came first; pictures stay where they are.
+        later = kept | "Places" >> beam.Map(_key_and_place) | beam.GroupByKey() | "Later" >> beam.FlatMap(_later)
+        later = beam.pvalue.AsDict(later)
+        unique = kept | "First" >> beam.Filter(_is_first, later)
+        repeated = kept | "Repeated" >> beam.FlatMap(_as_duplicate, later)
+        dropped = (found | "Bad" >> beam.Filter(_is_dropped), repeated) | "Dropped" >> beam.Flatten()
+        self._write_report((unique, dropped) | "Outcomes" >> beam.Flatten(), dropped)
+        return {split: unique | f"Split{split}" >> beam.FlatMap(_of_split, split) for split in self.plan.splits}
+
+    def _generate_examples(self):
+        raise NotImplementedError("the pipeline of _split_generators is all there is")
+
+    def _download_and_prepare(self, dl_manager, download_config):
+        super()._download_and_prepare(dl_manager, download_config)
+        # The data set still lies in TFDS's temporary folder: what fails here leaves nothing behind.
+        tally, dropped = _read_report(self.scratch)
+        manifest.check_share(tally, self.max_bad)
+        shards = {split: _shards(info) for split, info in sorted(self.info.splits.items())}
+        upstream = division.upstream_total(self.plan)
+        self.manifest = manifest.build(self.name, self.identity, tally, shards, upstream)
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
+        (self.data_path / "dropped.jsonl").write_text(lines)
+        (self.data_path / "report.txt").write_text(manifest.report(self.manifest))
+        (self.data_path / "manifest.json").write_text(manifest.dump(self.manifest))
+
+    def _write_report(self, found, dropped) -> None:
+        import apache_beam as beam
+
+        folder = self.scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        totals = found | "Tally" >> beam.CombineGlobally(_sum_of_outcomes) | "Json" >> beam.Map(_tally_line)
+        _ = totals | "WriteTally" >> beam.io.WriteToText(str(folder / "tally"))
+        _ = dropped | "Lines" >> beam.Map(_line) | "WriteDropped" >> beam.io.WriteToText(str(folder / "dropped"))
+
+
+class _Writer(tfds.core.ExampleWriter):
+    """Writes a shard here and copies it there: ArrayRecord writes to local files only, `path` may be gs://."""
+
+    def write(self, path, examples) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            local = epath.Path(folder) / "shard"
+            writer = array_record_module.ArrayRecordWriter(str(local), image_text.WRITER)
+            for _, example in examples:
+                writer.write(example)
+            writer.close()
+            local.copy(path, overwrite=True)
+
+
+def _positioned(reading: crawl.Reading, storing: image_text.Storing, unit: crawl.Unit):
+    """((unit, number in it), outcome): the place says which of two records with one key came first."""
+    for number, outcome in enumerate(image_text.outcomes(reading, storing, unit)):
+        yield (unit.index, number), outcome
+
+
+def _is_kept(item) -> bool:
+    return isinstance(item[1], Kept)
+
+
+def _is_dropped(item) -> bool:
+    return isinstance(item[1], Dropped)
+
+
+def _key_and_place(item):
+    return item[1].key, item[0]
+
+
+def _later(item):
+    return [(place, True) for place in sorted(item[1])[1:]]
+
+
+def _is_first(item, later) -> bool:
+    return item[0] not in later
+
+
+def _as_duplicate(item, later):
+    if item[0] in later:
+        yield item[0], image_text.duplicate(item[1])
+
+
+def _of_split(item, split: str):
+    if item[1].split == split:
+        yield item[1].key, item[1].example
+
+
+def _sum_of_outcomes(items) -> Tally:
+    """Beam sums sums: the items are outcomes with their places, or tallies of other parts."""
+    total = Tally()
+    tallies = [total]
+    for item in items:
+        if isinstance(item, Tally):
+            tallies.append(item)
+        else:
+            total.add(item[1])
+    return Tally.sum(tallies)
+
+
+def _tally_line(tally: Tally) -> str:
+    return json.dumps(tally.json())
+
+
+def _line(item) -> str:
+    return json.dumps({"at": item[0], **item[1].json()})
+
+
+def _read_report(folder: epath.Path) -> tuple[Tally, list[dict]]:
+    """The tally and the dropped records, in source order, that `_write_report` left in `folder`."""
+    (tally,) = (json.loads(line) for p in folder.glob("tally-*") for line in p.read_text().splitlines())
+    dropped = [json.loads(line) for p in folder.glob("dropped-*") for line in p.read_text().splitlines()]
+    dropped.sort(key=lambda entry: entry.pop("at"))
+    return Tally.from_json(tally), dropped
+
+
+def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, max_bad: float, identity: dict,
+        options: str = "") -> dict:  # fmt: skip
+    """Builds the TFDS folder `out` (…/NAME/VERSION) with Beam and returns its manifest.
+
+    `options`: of the pipeline, one string. Nothing of an interrupted run is used again: Beam's runners have their own
+    ways to continue. Raises UserError without Apache Beam, or with more than `max_bad` (a share) bad records.
+    """
+    try:
+        from apache_beam.io.filesystems import FileSystems
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise errors.UserError("runner beam needs Apache Beam; valid: pip install maeclip_jax[prepare]") from None
+    try:
+        FileSystems.get_filesystem(str(out))
+    except ValueError:
+        choice = "a local or mounted folder, or pip install apache-beam[gcp] (aws, azure) first"
+        raise errors.UserError(f"Beam cannot write to out={str(out)!r}; valid: {choice}") from None
+
+    out = epath.Path(out)
+    scratch = out.parent / f"{out.name}.report"
+    if scratch.exists():
+        scratch.rmtree()
+    data_dir = str(out.parent.parent)
+    builder = ImageText(
+        plan, storing, name=name, scratch=str(scratch), max_bad=max_bad, identity=identity, data_dir=data_dir
+    )
+    config = tfds.download.DownloadConfig(beam_options=PipelineOptions(options.split()))
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:
+        if "generated examples is 0" in str(error):  # TFDS refuses an empty split, in the middle of the pipeline
+            splits = ", ".join(plan.splits)
+            raise errors.UserError(
+                f"no record of a split can be kept (splits: {splits}); valid: --runner local names each reason"
+            ) from None
+        raise
+    scratch.rmtree()
+    return builder.manifest
+
+
+def _shards(info) -> list[dict]:
+    files = [epath.Path(f) for f in info.filepaths]
+    return [
+        {"file": f.name, "records": n, "bytes": f.stat().length, "sha256": manifest.sha256(f)}
+        for f, n in zip(files, info.shard_lengths)
+    ]

@@ -1,0 +1,261 @@
+"""Orbax checkpoints: async, atomic, kept by policy, restored onto any mesh, number of processes or layer layout.
+
+One checkpoint holds the item `state` (a nested dict whose '/'-joined names are the paths of params, opt_state, step and
+counters) and the item `meta` (JSON: data position, seed, batch size, config). Also: parameters of another run, by path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from maeclip_jax.cli import say
+from maeclip_jax.errors import UserError
+from maeclip_jax.parallel.sharding import put
+from maeclip_jax.params import flatten, unflatten, with_layers_like
+
+FOLDER, STATE, META = "checkpoints", "state", "meta"
+
+
+class KeepBest:
+    """Orbax preservation policy: the `count` checkpoints with the best value of an evaluation metric.
+
+    Evaluations come after the checkpoint they belong to, so their values are told to `record`, not to orbax.
+    """
+
+    def __init__(self, count: int, mode: str):
+        self.count, self.sign, self.values = count, -1 if mode == "max" else 1, {}
+
+    def record(self, step: int, value: float) -> None:
+        self.values[step] = self.sign * value
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        there = sorted((self.values[c.step], c.step) for c in checkpoints if c.step in self.values)
+        best = {step for _, step in there[: self.count]}
+        return [c.step in best for c in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Half-written checkpoints of a killed run are never seen, and removed when it is continued.
+    `keep_last`: how many of the newest stay. `keep_every`: a period in steps whose multiples stay for ever (0: none).
+    `keep_best`: how many stay by `best` (name of an evaluation metric), `best_mode` max | min.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        best: str = "",
+        best_mode: str = "max",
+    ):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as cm
+
+        if keep_last < 1:
+            raise UserError(f"checkpoint.keep_last must be at least 1, got {keep_last}")
+        if best_mode not in ("max", "min"):
+            raise UserError(f"unknown checkpoint.best_mode {best_mode!r}; valid: max, min")
+        if keep_best and not best:
+            raise UserError(f"checkpoint.keep_best={keep_best} needs checkpoint.best=<evaluation>/<metric>")
+        self._best_metric, self._best = best, KeepBest(keep_best, best_mode)
+        policies = [cm.LatestN(keep_last), self._best]
+        if keep_every:
+            policies.append(cm.EveryNSteps(keep_every))
+        self._ocp, self._directory = ocp, absolute(directory)
+        if jax.process_index() == 0 and self._directory.exists():
+            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                leftover.rmtree(missing_ok=True)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=cm.AnyPreservationPolicy(policies), enable_async_checkpointing=True
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """All complete steps."""
+        return sorted(self._manager.all_steps())
+
+    def folder(self, step: int) -> epath.Path:
+        """Where the checkpoint of `step` is."""
+        return self._directory / str(step)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Tells the keep-best policy what an evaluation of checkpoint `step` found.
+
+        UserError if the evaluation that `best` names ran and has no such metric.
+        """
+        if self._best_metric in metrics:
+            self._best.record(step, metrics[self._best_metric])
+            return
+        siblings = [m for m in metrics if m.partition("/")[0] == self._best_metric.partition("/")[0]]
+        if siblings:
+            raise UserError(f"unknown checkpoint.best {self._best_metric!r}; valid: {', '.join(sorted(siblings))}")
+
+    def save(self, step: int, state: Any, meta: Mapping) -> None:
+        """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone."""
+        args = self._ocp.args
+        nested = unflatten(flatten(state))
+        self._manager.save(
+            step, force=True, args=args.Composite(state=args.StandardSave(nested), meta=args.JsonSave(dict(meta)))
+        )
+
+    def wait(self) -> None:
+        """Blocks until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _saved_shapes(directory: epath.Path) -> dict[str, tuple]:
+    import orbax.checkpoint as ocp
+
+    tree = ocp.StandardCheckpointHandler().metadata(directory).tree
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+
+
+@contextlib.contextmanager
+def _reading(folder: epath.Path) -> Iterator[None]:
+    """What goes wrong with files of a checkpoint is a matter of that checkpoint, said in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # damaged files raise anything from KeyError to XlaRuntimeError
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise UserError(
+            f"checkpoint {folder} cannot be read ({reason}); move it away to continue from the one before"
+        ) from e
+
+
+def read(folder: epath.Path, target: Any) -> tuple[Any, dict]:
+    """(state, meta) of one checkpoint `.../<step>`; the state in the structure, dtypes and shardings of `target`.
+
+    Scanned and unrolled layers are converted into each other. UserError if it is of another model or damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    with _reading(folder):
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore(folder / META)
+        return _read_state(folder / STATE, target), meta
+
+
+def _read_state(directory: epath.Path, target: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    want = flatten(target)
+    have = _saved_shapes(directory)
+    if set(have) == set(want):
+        for path, leaf in want.items():
+            _same_shape(directory, path, have[path], leaf.shape)
+        nested = unflatten({p: _abstract(leaf) for p, leaf in want.items()})
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            flat = flatten(checkpointer.restore(directory, args=ocp.args.StandardRestore(nested)))
+    else:
+        hollow = {p: np.broadcast_to(np.int8(0), shape) for p, shape in have.items()}  # no memory: only shapes matter
+        if set(with_layers_like(hollow, want)) != set(want):
+            _other_model(directory, have, want)
+        say(f"the layers of {directory} are laid out the other way: converting")
+        flat = with_layers_like(read_numpy(directory), want)
+        for path, leaf in want.items():
+            _same_shape(directory, path, flat[path].shape, leaf.shape)
+        flat = {p: put(flat[p], leaf) for p, leaf in want.items()}
+    structure = jax.tree_util.tree_structure(target)
+    return jax.tree_util.tree_unflatten(structure, [flat[p] for p in want])
+
+
+def _same_shape(directory, path: str, have: tuple, want: tuple) -> None:
+    if tuple(have) != tuple(want):
+        raise UserError(f"checkpoint {directory} has {path!r} of shape {tuple(have)}, this config makes {tuple(want)}")
+
+
+def _other_model(directory, have: Mapping, want: Mapping) -> None:
+    missing, extra = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+    raise UserError(
+        f"checkpoint {directory} is of another model or optimizer: "
+        f"it lacks {len(missing)} arrays ({', '.join(missing[:2]) or 'none'}) and has {len(extra)} others "
+        f"({', '.join(extra[:2]) or 'none'}); use another --workdir, or config.init_from to take parameters by path"
+    )
+
+
+def _abstract(leaf) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def read_numpy(directory: epath.PathLike, within: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a saved state whose path starts with `within`, as {path: numpy array}."""
+    import orbax.checkpoint as ocp
+
+    shapes = [p for p in _saved_shapes(epath.Path(directory)) if p.startswith(within)]
+    if not shapes:
+        return {}
+    item = unflatten(dict.fromkeys(shapes, 0))
+    args = unflatten({p: ocp.RestoreArgs(restore_type=np.ndarray) for p in shapes})
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(
+            epath.Path(directory), args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+        )
+    return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+
+
+def read_parameters(source: epath.PathLike) -> dict[str, np.ndarray]:
+    """{path: array}, the parameters of a checkpoint; `source`: see `locate`."""
+    folder = locate(source)
+    with _reading(folder):
+        return {p.removeprefix("params/"): v for p, v in read_numpy(folder / STATE, "params/").items()}
+
+
+def read_params(folder: epath.Path, target: Any) -> Any:
+    """The parameters of a checkpoint `.../<step>` alone, in the structure and shardings of `target`.
+
+    UserError if they are others.
+    """
+    directory = folder / STATE
+    have, want = read_parameters(folder), flatten(target)
+    flat = with_layers_like(have, want)
+    if set(flat) != set(want):
+        _other_model(directory, flat, want)
+    for path, leaf in want.items():
+        _same_shape(directory, path, flat[path].shape, leaf.shape)
+    structure = jax.tree_util.tree_structure(target)
+    return jax.tree_util.tree_unflatten(structure, [put(flat[p], leaf) for p, leaf in want.items()])
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A local path made absolute, as orbax wants it; a remote one (gs://) as it is."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
+
+
+def locate(source: epath.PathLike) -> epath.Path:
+    """The checkpoint meant by `source`: a workdir (its newest complete one) or `.../checkpoints/<step>` itself."""
+    path = absolute(source)
+    if (path / STATE).exists():
+        return path
+    folder = path / FOLDER if (path / FOLDER).exists() else path
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _complete(p)] if folder.exists() else []
+    if not steps:
+        raise UserError(f"no checkpoint in {str(source)!r}; valid: a workdir with {FOLDER}/<step>, or one such step")
+    return folder / str(max(steps))
+
+
+def _complete(folder: epath.Path) -> bool:
+    """Local checkpoints get their name when they are complete; where nothing can be renamed, a file says so."""
+    return "://" not in str(folder) or (folder / "commit_success.txt").exists()

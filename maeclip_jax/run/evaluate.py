@@ -1,0 +1,181 @@
+"""Runs the evaluators of a config on parameters: when, under which name, timed, written down. The loop calls it too."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from maeclip_jax import errors, evals
+from maeclip_jax.cli import say, warn
+from maeclip_jax.data import source, tokenizer
+from maeclip_jax.run import checkpoint
+from maeclip_jax.run.features import Surroundings
+from maeclip_jax.run.setup import setup
+from maeclip_jax.workdir import CONFIG, EVALS, make_workdir, read_names, result_files, write_text
+
+
+class Runner:
+    """The evaluators of a config. `steps` converts a duration of the config to steps; `names`: see `read_names`.
+
+    Results of step n are in `evals/<n>.json`, pictures beside it; what is there already, of the same settings, is not
+    computed again. `failed`: evaluators that could not be made or run, and why.
+    """
+
+    def __init__(
+        self, config, objective, mesh, words, workdir: epath.Path, steps: Callable[[str, str], int], names: Mapping
+    ):
+        self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
+        self.failed: dict[str, str] = {}
+        self.settings: dict[str, dict] = {}
+        self._known: dict[str, Any] = {}
+        self.context = Surroundings(objective, mesh, words, names)
+        for name, entry in config.evals.items():
+            settings = source.plain(entry)
+            self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
+            self.settings[name] = json.loads(json.dumps(settings, default=repr))
+            try:
+                made = evals.make(settings.pop("type"), self.context, **settings)
+                # Is all data there? Said now, not after hours of training; opening reads what describes it, no records.
+                for data in settings.values():
+                    if isinstance(data, Mapping) and "source" in data:
+                        self.context.source(data)
+                self.evaluators[name] = made
+            except evals.NotApplicable as reason:
+                self.not_applicable[name] = str(reason)
+            except errors.UserError as e:
+                self._fail(name, e)
+
+    def results(self, step: int) -> dict:
+        """What is known of `step`: evals/<step>.json, or an empty result."""
+        if self._known.get("step") != step:
+            path = self.workdir / EVALS / f"{step}.json"
+            empty = {name: {} for name in ("metrics", "details", "pictures", "not_applicable", "seconds", "settings")}
+            self._known = {"step": step} | empty | (json.loads(path.read_text()) if path.exists() else {})
+        return self._known
+
+    def forget_after(self, step: int) -> None:
+        """Removes the results of later steps: a run that continues from `step` is going to make them again."""
+        if jax.process_index() == 0:
+            for later in [p for p in result_files(self.workdir) if int(p.stem) > step]:
+                later.unlink()
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("forget_after")
+
+    def due(self, step: int, *, final: bool) -> list[str]:
+        """Evaluations whose time is `step`; all of them, if `final`."""
+        return [n for n in self.evaluators if final or (self.every[n] and step % self.every[n] == 0)]
+
+    def run_due(self, params: Any, step: int, *, final: bool) -> dict[str, float]:
+        """Runs what is due at `step` (everything, if `final`) and has no result yet; returns the new metrics.
+
+        An evaluator that fails with a UserError does not take the others down: it is logged, and kept in `failed`.
+        """
+        due = self.due(step, final=final)
+        if not due:
+            return {}
+        result = self.results(step)
+        result["not_applicable"] |= self.not_applicable
+        new: dict[str, float] = {}
+        for name in [n for n in due if not self._is_known(n, result)]:
+            start = time.perf_counter()
+            try:
+                metrics = self._run(name, params, step, result)
+            except errors.UserError as e:
+                self._fail(name, e)
+                continue
+            result["seconds"][name] = time.perf_counter() - start
+            result["settings"][name] = self.settings[name]
+            new |= metrics
+            shown = ", ".join(f"{k.removeprefix(name + '/')} {v:.4g}" for k, v in metrics.items())
+            say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
+            # Each result is kept as it comes: an evaluation that is stopped goes on where it was.
+            write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
+        self.context.forget()
+        write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
+        return new
+
+    def _fail(self, name: str, error: errors.UserError) -> None:
+        self.failed[name] = str(error)
+        warn(f"evaluation {name} failed: {error}")
+
+    def _is_known(self, name: str, result: Mapping) -> bool:
+        return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
+
+    def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, float]:
+        metrics, self.context.running = {}, name
+        for part in ("metrics", "details", "pictures"):  # of other settings, if there were any
+            result[part] = {k: v for k, v in result[part].items() if not k.startswith(f"{name}/")}
+        for key, value in self._values(name, params):
+            full = f"{name}/{key}"
+            if isinstance(value, np.ndarray) and value.ndim == 3:
+                result["pictures"][full] = _save_picture(self.workdir / EVALS, f"{step}/{name}-{key}.png", value)
+            elif isinstance(value, (dict, list)):
+                result["details"][full] = value
+            else:
+                metrics[full] = float(value)
+        result["metrics"] |= metrics
+        return metrics
+
+    def _values(self, name: str, params: Any):
+        with errors.from_modules():
+            yield from self.evaluators[name].run(params)
+
+    def raise_failures(self) -> None:
+        """UserError naming every evaluator that failed, if any did."""
+        if self.failed:
+            raise errors.UserError("; ".join(f"evaluation {n} failed: {e}" for n, e in self.failed.items()))
+
+
+def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> str:
+    if jax.process_index() == 0:
+        import io
+
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.fromarray(picture_HxWx3).save(buffer, "PNG")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(buffer.getvalue())
+    return name
+
+
+def _place(config, workdir: epath.Path) -> epath.Path:
+    """The checkpoint to evaluate: that of `config.resume`, unless this only says where the run in `workdir` began."""
+    path = workdir / CONFIG
+    if config.resume and path.exists() and json.loads(path.read_text()).get("resume") == config.resume:
+        with contextlib.suppress(errors.UserError):  # it has none of its own yet
+            return checkpoint.locate(workdir)
+    return checkpoint.locate(config.resume or workdir)
+
+
+def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> dict[str, float]:
+    """Evaluates one checkpoint, the newest of `workdir` or `config.resume`. Same code and numbers as in training.
+
+    A `resume` that config.json has too is where the run began: its own newest is evaluated, if it has one. Needs no
+    training data. UserError, after all others have run, for evaluators that failed.
+    """
+    workdir = make_workdir(workdir)
+    words = tokenizer.of(config)
+    model = setup(config, devices=devices)
+    folder = _place(config, workdir)
+    with jax.set_mesh(model.mesh):
+        params = checkpoint.read_params(folder, model.params)
+        step = int(folder.name)
+        names = read_names(folder, workdir)
+        runner = Runner(config, model.objective, model.mesh, words, workdir, lambda duration, what: 0, names)
+        metrics = runner.run_due(params, step, final=True)
+    for name, reason in runner.not_applicable.items():
+        say(f"eval {name}: n/a, {reason}")
+    if not metrics and not runner.failed:
+        say(f"{workdir / EVALS / f'{step}.json'} has all results of step {step}; delete it to evaluate again")
+    runner.raise_failures()
+    return metrics

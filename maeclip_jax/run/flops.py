@@ -1,0 +1,54 @@
+"""Model FLOPs by counting the matrix products of a traced program, and the peak of the chip they run on.
+
+FLOPs of a training step = 3 x the forward pass's matmul FLOPs (2 per multiply-add; the backward pass costs twice the
+forward), counted from the jaxpr of the loss: attention in full, causal attention not halved, masked passes at their
+kept tokens, scans by their length, rematerialised work not counted. MFU = that / (step time x devices x peak FLOP/s).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+
+FORMULA = (
+    "MFU = 3 x forward matmul FLOPs (2 per multiply-add, counted from the program, remat not counted) "
+    "/ (step seconds x devices x peak FLOP/s)"
+)
+
+
+def forward_matmul_flops(function: Callable, *args) -> float:
+    """Matmul FLOPs of one call of `function` on the WHOLE (unsharded) arguments; arrays or ShapeDtypeStructs."""
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr) -> float:
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "dot_general":
+            ((lhs_c, _), _) = eqn.params["dimension_numbers"]
+            contracted = math.prod(eqn.invars[0].aval.shape[i] for i in lhs_c)
+            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * contracted
+        elif name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
+        elif name == "pallas_call" and eqn.params["cost_estimate"]:
+            total += eqn.params["cost_estimate"].flops  # its body works on a piece, and is padded to the chip's tiles
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
+        else:
+            times = eqn.params["length"] if name == "scan" else 1
+            if name == "shard_map":  # its body has the shapes of one device
+                times = math.prod(
+                    eqn.params["mesh"].shape[axis]
+                    for axis in eqn.params["newly_manual_axes"] or eqn.params["mesh"].axis_names
+                )
+            for value in eqn.params.values():
+                for sub in value if isinstance(value, (tuple, list)) else (value,):
+                    inner = getattr(sub, "jaxpr", sub)
+                    if hasattr(inner, "eqns"):
+                        total += times * _count(inner)
+    return total

@@ -1,0 +1,103 @@
+"""Optimizer and learning-rate schedule from the config's `optim` section, all per-parameter choices by path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maeclip_jax import errors
+from maeclip_jax.config import to_steps
+from maeclip_jax.params import flatten, map_with_path, match_any, match_rules
+
+# The core update of each optimizer, before weight decay, multipliers and learning rate.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
+    "lamb": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
+    "lion": lambda o: optax.scale_by_lion(b1=o.b1, b2=o.b2, mu_dtype=o.mu_dtype),
+    "adafactor": lambda o: optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8), optax.ema(o.b1, debias=False, accumulator_dtype=o.mu_dtype)
+    ),
+    "sgd": lambda o: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
+}
+MOMENT_DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
+
+
+def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) -> Callable[[Any], jax.Array]:
+    """Linear warm-up to the peak, then cosine | linear | constant | rsqrt down to `end_lr` (a share of the peak).
+
+    `optim.lr` is absolute when `optim.lr_per_examples` is 0; otherwise it is per that many examples of the global batch
+    (256 for MAE, M3AE and FLIP recipes: peak = lr * batch / 256).
+    """
+    peak = optim.lr * (batch_size / optim.lr_per_examples if optim.lr_per_examples else 1)
+    warmup = to_steps(optim.warmup, "optim.warmup", batch_size=batch_size, epoch=epoch, total=total)
+    if warmup > total:
+        raise errors.UserError(f"optim.warmup={optim.warmup!r} is {warmup} steps, but the whole run has {total}")
+    if optim.schedule not in SCHEDULES:
+        raise errors.unknown("schedule", optim.schedule, SCHEDULES)
+    rest = max(1, total - warmup)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup) / rest, 0, 1)
+        shape = {
+            "cosine": lambda: 0.5 * (1 + jnp.cos(math.pi * done)),
+            "linear": lambda: 1 - done,
+            "constant": lambda: jnp.ones(()),
+            "rsqrt": lambda: jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1))),
+        }[optim.schedule]()
+        after = optim.end_lr + (1 - optim.end_lr) * shape
+        return peak * jnp.where(step < warmup, (step + 1) / max(warmup, 1), after)
+
+    return rate
+
+
+def make(optim: Mapping, params: Any, rate: Callable) -> optax.GradientTransformation:
+    """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr, freeze, lr multipliers.
+
+    `optim.no_decay`, `optim.freeze`: path regexes; `optim.lr_multipliers`: (regex, factor) pairs. Vectors and scalars
+    (fewer than two axes longer than 1, the layer axis apart) are never decayed.
+    """
+    if optim.mu_dtype not in MOMENT_DTYPES:
+        raise errors.unknown("optim.mu_dtype", optim.mu_dtype, MOMENT_DTYPES)
+    core = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim)
+    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    parts += [core, optax.add_decayed_weights(optim.weight_decay, mask=decay_mask(optim, params))]
+    if optim.name == "lamb":
+        parts.append(optax.scale_by_trust_ratio())
+    chain = optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    if optim.freeze:
+        frozen = match_any(tuple(optim.freeze), params, "optim.freeze")
+        labels = jax.tree.map(lambda f: "freeze" if f else "train", frozen)
+        chain = optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, labels)
+    if optim.lr_multipliers:  # last: inside multi_transform the updates have holes where parameters are frozen
+        factors = match_rules(tuple(optim.lr_multipliers), params, "optim.lr_multipliers", default=1.0)
+        multiply = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+        chain = optax.chain(chain, multiply)
+    return chain
+
+
+def decay_mask(optim: Mapping, params: Any) -> Any:
+    """A tree of bools: which parameters decay. Matrices do, unless `optim.no_decay` matches; vectors never."""
+    exempt = match_any(tuple(optim.no_decay), params, "optim.no_decay", strict=False)
+
+    def decays(path: str, leaf, is_exempt: bool) -> bool:
+        shape = leaf.shape[1:] if "/blocks/" in path else leaf.shape  # scanned layers carry a leading layer axis
+        return sum(size > 1 for size in shape) >= 2 and not is_exempt  # [1, 1, D] is a vector too
+
+    flat = flatten(params)
+    kept = {p: decays(p, leaf, e) for (p, leaf), e in zip(flat.items(), flatten(exempt).values())}
+    return map_with_path(lambda path, _: kept[path], params)
+
+
+def cap(params: Any, caps: tuple) -> Any:
+    """Parameters with upper bounds applied after the update: ((regex, maximum), ...), such as CLIP's ln 100."""
+    if not caps:
+        return params
+    limits = match_rules(tuple(caps), params, "optim.caps", default=math.inf)
+    return jax.tree.map(lambda p, m: p if m == math.inf else jnp.minimum(p, m), params, limits)

@@ -1,0 +1,54 @@
+"""What a config makes before any step: objective, mesh, and parameters as shapes with shardings.
+
+No data and no optimizer are needed, and no device is touched: evaluation, a loaded model and the train step begin here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from maeclip_jax import errors, objectives
+from maeclip_jax.parallel import sharding
+
+# Streams of randomness, named by meaning; derived from (seed, step), so results do not depend on devices or restarts.
+RNG_STREAMS = ("mask", "dropout")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The part of a program that needs no optimizer and no data. `params`: shapes with shardings, `fresh()` values."""
+
+    objective: nn.Module
+    mesh: Mesh
+    params: Any
+    param_specs: Any
+    fresh: Callable[[], Any]
+
+
+def setup(config, *, devices: Sequence | None = None) -> Setup:
+    """Objective, mesh and parameters of `config`; UserError for words, sizes or rules that do not fit."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    objective = objectives.make(config.objective, config.model)
+
+    def fresh():
+        rngs = {
+            name: jax.random.fold_in(jax.random.key(config.seed), i) for i, name in enumerate(("params", *RNG_STREAMS))
+        }
+        # Parameters do not depend on the batch size: two rows are enough to trace shapes.
+        batch = {name: jnp.ones((2, *x.shape), x.dtype) for name, x in objective.inputs().items()}
+        return objective.init(rngs, batch, train=True)["params"]
+
+    with errors.from_modules(), jax.set_mesh(mesh):
+        params = jax.eval_shape(fresh)
+    specs = sharding.specs(params, mesh, config.get("sharding_rules", ()) or sharding.RULES)
+    split = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, sharding.named(specs, mesh)
+    )
+    return Setup(objective, mesh, split, specs, fresh)

@@ -1,0 +1,140 @@
+"""The compiled side of a run: objective, mesh, shardings, optimizer, initial state and the train step.
+
+Built from a config alone, with no data and no devices touched, so that the loop, the benchmark and a pre-flight for a
+slice one does not have all use the same program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from maeclip_jax.config import to_steps
+from maeclip_jax.parallel import sharding
+from maeclip_jax.run import flops, optim
+from maeclip_jax.run.setup import RNG_STREAMS, setup
+
+
+class State(flax.struct.PyTreeNode):
+    """All that training carries: a checkpoint of it and the position in the data continue a run exactly.
+
+    `counters`: skipped updates, skipped in a row, bad records replaced.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    counters: Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """What `build` makes. `abstract`: the state as shapes with shardings; `init()` makes it; `step` advances it."""
+
+    objective: nn.Module
+    mesh: Mesh
+    batch_size: int
+    total_steps: int
+    rate: Callable
+    inputs: dict[str, jax.ShapeDtypeStruct]  # one global batch, split over the batch axes
+    abstract: State
+    param_specs: Any
+    init: Callable[[], State]
+    step: Callable[[State, Mapping], tuple[State, dict]]
+
+    @functools.cached_property
+    def flops_per_step(self) -> float:
+        """Model FLOPs of one training step on the global batch (see flops.FORMULA)."""
+
+        def forward(params, batch):
+            rngs = {name: jax.random.key(0) for name in RNG_STREAMS}
+            return self.objective.apply({"params": params}, batch, train=True, rngs=rngs)[0]
+
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.abstract.params)
+        batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in self.inputs.items()}
+        return 3 * flops.forward_matmul_flops(forward, params, batch)
+
+
+def build(config, *, epoch: int | None, devices: Sequence | None = None) -> TrainStep:
+    """The program of `config`; `epoch`: records per epoch of its training data (None: endless).
+
+    Raises UserError for whatever does not fit: mesh, batch, model words, rules.
+    """
+    made = setup(config, devices=devices)
+    objective, mesh, param_specs, fresh_params = made.objective, made.mesh, made.param_specs, made.fresh
+    sharding.check_batch(config.batch_size, mesh)
+    total = to_steps(config.total, "total", batch_size=config.batch_size, epoch=epoch)
+    rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
+    on_batch = sharding.batch_sharding(mesh)
+    inputs = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype, sharding=on_batch)
+        for name, x in objective.inputs().items()
+    }
+
+    transform = optim.make(config.optim, made.params, rate)
+
+    def fresh() -> State:
+        params = fresh_params()
+        zero = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_row", "bad_records")}
+        return State(jnp.zeros((), jnp.int32), params, transform.init(params), zero)
+
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(fresh)
+    replicated = jax.NamedSharding(mesh, jax.P())
+    shardings = State(
+        replicated,
+        sharding.named(param_specs, mesh),
+        sharding.named(sharding.optimizer_specs(abstract.opt_state, abstract.params, param_specs), mesh),
+        dict.fromkeys(abstract.counters, replicated),
+    )
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    step = functools.partial(update, objective, transform, rate, config.seed, tuple(config.optim.caps))
+    return TrainStep(
+        objective=objective, mesh=mesh, batch_size=config.batch_size, total_steps=total, rate=rate, inputs=inputs,
+        abstract=abstract, param_specs=param_specs, init=jax.jit(fresh, out_shardings=shardings),
+        step=sharding.jit(step, mesh, out_shardings=(shardings, replicated), donate_argnums=0),
+    )  # fmt: skip
+
+
+def update(objective, transform, rate, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
+    """One update; a non-finite loss or gradient leaves parameters and optimizer alone and is counted."""
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(RNG_STREAMS)}
+    bad = batch["_bad"].sum() if "_bad" in batch else 0
+    batch = {k: x for k, x in batch.items() if not k.startswith("_")}
+
+    def loss_of(params):
+        return objective.apply({"params": params}, batch, train=True, rngs=rngs)
+
+    (loss, parts), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = transform.update(grads, state.opt_state, state.params)
+    params = optim.cap(optax.apply_updates(state.params, updates), caps)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    was = state.counters
+    counters = {
+        "skipped": was["skipped"] + ~finite,
+        "skipped_in_row": jnp.where(finite, 0, was["skipped_in_row"] + 1),
+        "bad_records": was["bad_records"] + bad,
+    }
+    metrics = {
+        "loss": loss,
+        **parts,
+        "grad_norm": grad_norm,
+        "param_norm": optax.tree.norm(params),
+        "learning_rate": rate(state.step),
+        **counters,
+    }
+    return State(state.step + 1, params, opt_state, counters), metrics

@@ -1,0 +1,279 @@
+"""THE loop: build state -> restore -> step / log / checkpoint / evaluate. Knows no objective.
+
+Its order, for step n: 1 take batch n (already on the device), 2 dispatch step n, 3 fetch the metrics of step n-1, never
+n, 4 log, 5 checkpoint if due or if preemption was signalled, 6 evaluate if due, on the parameters just checkpointed,
+7 after the last step: final checkpoint and final evaluations (also when a restart finds only those missing).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+from etils import epath
+
+from maeclip_jax.cli import say, warn
+from maeclip_jax.config import to_steps
+from maeclip_jax.data import pipeline, tokenizer
+from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.interop import adoption
+from maeclip_jax.parallel import watchdog
+from maeclip_jax.parallel.chips import peak_per_device
+from maeclip_jax.parallel.machine import versions
+from maeclip_jax.run import checkpoint, evaluate, flops, log, startup
+from maeclip_jax.run.clock import Clock
+from maeclip_jax.run.costs import write_costs
+from maeclip_jax.run.feed import Feed
+from maeclip_jax.run.step import State, build
+from maeclip_jax.run.stop import StopSignal
+from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table
+from maeclip_jax.run.throughput import Throughput
+from maeclip_jax.run.trace import ExampleTrace
+from maeclip_jax.run.warm_start import init_params
+from maeclip_jax.workdir import CONFIG, claim, make_workdir, read_evals, read_names, write_names, write_text
+
+
+def run(
+    config,
+    workdir: epath.PathLike,
+    *,
+    devices: Sequence | None = None,
+    start: startup.Startup | None = None,
+    limits: watchdog.Limits | None = None,
+) -> None:
+    """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
+
+    `start`: what starting has taken so far; `limits`: when a step is said to stall.
+    Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
+    bad records, for too many non-finite steps in a row, and for evaluations that failed.
+    """
+    workdir = make_workdir(workdir)
+    words = tokenizer.of(config)
+    epoch = pipeline.length(config.data)
+    prog = build(config, epoch=epoch, devices=devices)
+    peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
+    with jax.set_mesh(prog.mesh), StopSignal() as stop:
+        _Run(config, workdir, words, epoch, prog, peak, stop, start, limits).loop()
+
+
+class _Run:
+    """The pieces of one run, and the loop over them."""
+
+    def __init__(
+        self, config, workdir: epath.Path, words, epoch: int | None, prog, peak: tuple[float, str], stop, start, limits
+    ):
+        self.config, self.workdir, self.prog, self.epoch = config, workdir, prog, epoch
+        self.words, self.peak, self.stop = words, peak, stop
+        self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
+
+        def steps(duration: str, what: str) -> int:
+            return to_steps(duration, what, batch_size=prog.batch_size, epoch=epoch, total=prog.total_steps)
+
+        best = config.checkpoint.best.partition("/")[0]
+        if best and best not in config.evals:
+            raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
+        self.log_every = max(1, steps(config.log.every, "log.every"))
+        self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
+        self.saved = checkpoint.Checkpoints(
+            workdir / checkpoint.FOLDER,
+            keep_last=config.checkpoint.keep_last,
+            keep_every=steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
+            keep_best=config.checkpoint.keep_best,
+            best=config.checkpoint.best,
+            best_mode=config.checkpoint.best_mode,
+        )
+        self.text = claim(config, workdir, continued=self.saved.latest() is not None)
+        write_names(workdir, pipeline.names(config.data), prog.objective)
+        names = read_names(workdir, config.resume)
+        self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps, names)
+        self.runner.raise_failures()  # now, and not after hours of training
+
+    def loop(self) -> None:
+        prog, workdir = self.prog, self.workdir
+        state, self.clock = self._start()
+        first = int(state.step)
+        self.runner.forget_after(first)
+        self.log = log.Log(workdir, first)
+        write_text(workdir / CONFIG, self.text)  # every process has read the old one: they met in forget_after
+        for step, metrics in read_evals(workdir).items():
+            self.saved.record(step, metrics)
+            if step == first:  # a kill may have come between the evaluation and its row
+                self.log.scalars(step, metrics)
+        say(parameter_table(prog.abstract.params))
+        say(f"{describe_devices(prog.mesh)}; {prog.total_steps} steps of {prog.batch_size} examples; {workdir}")
+        try:
+            self._evaluate(state, first)  # what a killed run still owed of the step it left
+            if first < prog.total_steps:
+                state = self._train(state, first)
+            else:
+                say(f"{workdir}: all {prog.total_steps} steps are done")
+        except UserError:
+            self.saved.wait()  # what was being saved is worth having, whatever went wrong
+            raise
+        self._write_costs(int(state.step))
+        self.saved.close()
+        self.log.close()
+        self.runner.raise_failures()
+
+    # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
+
+    def _start(self) -> tuple[State, Clock]:
+        prog, config = self.prog, self.config
+        clock = Clock(start=self.start)
+        latest = self.saved.latest()
+        if latest is not None or config.resume:
+            folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
+            start = time.perf_counter()
+            state, meta = checkpoint.read(folder, prog.abstract)
+            step = meta["step"]
+            if meta["batch_size"] != prog.batch_size:
+                raise UserError(
+                    f"checkpoint {folder} was trained with batch_size {meta['batch_size']}, the config says "
+                    f"{prog.batch_size}: schedules and data order would change; set batch_size={meta['batch_size']}, "
+                    "or start a new --workdir with config.init_from"
+                )
+            if meta["seed"] != config.seed:
+                raise UserError(
+                    f"checkpoint {folder} was trained with seed {meta['seed']}, the config says {config.seed}: "
+                    f"the data order would change; set seed={meta['seed']}, or start a new --workdir"
+                )
+            if step > prog.total_steps:
+                raise UserError(
+                    f"checkpoint {folder} is past the end: total={config.total!r} is {prog.total_steps} steps; "
+                    "raise total, or start a new --workdir"
+                )
+            clock = Clock(meta["seconds"], self.start)
+            clock.add("restore", time.perf_counter() - start)
+            say(f"continuing from step {step} of {prog.total_steps} ({folder})")
+            return state, clock
+        state = prog.init()
+        if config.init_from:
+            have, said = adoption.parameters(config, state.params)
+            if said:
+                say(said)
+            params, report = init_params(config.init_from, tuple(config.init_rules), state.params, have)
+            say(report)
+            state = state.replace(params=params)
+        return state, clock
+
+    # The loop proper.
+
+    def _train(self, state: State, first: int) -> State:
+        prog, clock = self.prog, self.clock
+        batches = pipeline.train(
+            self.config.data, batch_size=prog.batch_size, seed=self.config.seed, start_example=first * prog.batch_size,
+            tokenizer=self.words, process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+        try:
+            ahead = Feed(batches, prog, clock)
+            with clock.phase("compile"):
+                step = prog.step.lower(prog.abstract, ahead.shapes()).compile()
+            peak, peak_source = self.peak
+            say(f"{flops.FORMULA}; {prog.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
+            say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}")
+            with watchdog.Watchdog(self.limits, clock.look) as dog:
+                return self._steps(state, first, step, ahead, dog)
+        finally:
+            batches.close()
+
+    def _steps(self, state, first: int, step, ahead: Feed, dog: watchdog.Watchdog) -> State:
+        prog, clock = self.prog, self.clock
+        clock.start_loop()
+        progress = Throughput(
+            first, prog.total_steps, prog.batch_size, prog.flops_per_step, self.peak[0], prog.mesh.size, clock.seconds
+        )
+        trace = ExampleTrace(self.workdir, first) if self.config.log.examples else None
+        pending = None
+        for n in range(first, prog.total_steps):
+            dog.beat(n + 1)
+            batch, keys = ahead.next()  # 1
+            state, metrics = step(state, batch)  # 2
+            if trace:
+                trace.write(n, keys)
+            if pending:
+                self._report(*pending, progress)  # 3, 4
+            pending, done = (n + 1, metrics, keys), n + 1
+            stopping = self.stop.agreed(done)
+            saving = done % self.save_every == 0 or done == prog.total_steps or stopping
+            if saving or self.runner.due(done, final=done == prog.total_steps):
+                self._report(*pending, progress)  # a step that must not be saved is found before it is
+                pending = None
+            if saving:  # 5
+                self.log.flush()  # rows up to a checkpoint are never lost
+                with clock.phase("checkpoint"):
+                    self.saved.save(done, state, self._meta(done))
+                    if stopping or done == prog.total_steps:
+                        self.saved.wait()
+                self._write_costs(done)
+            if stopping:
+                say(f"stopping was asked for: step {done} is saved; the same command continues from here")
+                break
+            self._evaluate(state, done)  # 6
+        clock.stop_loop()
+        if trace:
+            trace.close()
+        return state
+
+    def _report(self, step: int, metrics: Mapping, keys: list[str], progress: Throughput) -> None:
+        """Fetches one step's metrics, guards against non-finite and bad data, logs if due."""
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not self.start.done:
+            say(self.start.finish())
+            self._write_costs(step)
+        self._guard(step, values, keys)
+        if step % self.log_every and step != self.prog.total_steps and step != 1:
+            return
+        row = {f"train/{k}": v for k, v in values.items()}
+        row |= progress.measure(step, self.clock.seconds) | device_memory()
+        row["progress/examples_seen"] = step * self.prog.batch_size
+        self.log.scalars(step, row)
+        say(progress.line(step, row))
+
+    def _guard(self, step: int, values: Mapping[str, float], keys: list[str]) -> None:
+        if values["skipped_in_row"]:
+            warn(
+                f"step {step}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite; update "
+                f"skipped ({values['skipped']:.0f} so far); its examples: {', '.join(keys[:8])}, ..."
+            )
+        if values["skipped_in_row"] >= self.config.max_skipped_in_row:
+            raise UserError(
+                f"stopped: {values['skipped_in_row']:.0f} steps in a row had a non-finite loss or gradient, the last "
+                f"is step {step} with examples {', '.join(keys[:8])}, ...; parameters are those of the last finite "
+                "step; lower optim.lr, raise optim.warmup or set optim.clip_norm, in a new --workdir with "
+                f"config.resume={self.workdir}"
+            )
+        bad = int(values["bad_records"])
+        pipeline.check_bad(step * self.prog.batch_size + bad, bad, self.config.data.max_bad, whole=self.epoch)
+
+    def _evaluate(self, state: State, step: int) -> None:
+        """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""
+        if step == 0:
+            return
+        with self.clock.phase("eval"):
+            metrics = self.runner.run_due(state.params, step, final=step == self.prog.total_steps)
+        if metrics:
+            self.log.scalars(step, metrics | {"progress/examples_seen": step * self.prog.batch_size})
+            self.saved.record(step, metrics)
+
+    def _meta(self, step: int) -> dict:
+        return {
+            "step": step,
+            "examples_seen": step * self.prog.batch_size,
+            "batch_size": self.prog.batch_size,
+            "seed": self.config.seed,
+            "seconds": self.clock.seconds,
+        }
+
+    def _write_costs(self, step: int) -> None:
+        write_costs(self.workdir, {
+            "step": step, "examples_seen": step * self.prog.batch_size, "seconds": self.clock.seconds,
+            "start_seconds": self.start.seconds,
+            "devices": self.prog.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
+            "processes": jax.process_count(), "batch_size": self.prog.batch_size,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.prog.abstract.params)),
+            "flops_per_step": self.prog.flops_per_step, "mfu_formula": flops.FORMULA,
+            "command": " ".join(sys.orig_argv), "versions": versions(),
+            "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
+        })  # fmt: skip

@@ -1,0 +1,6 @@
+"""Procedurally drawn image-text pairs with ground truth for everything: the embedded data set."""
+
+from maeclip_jax.scenes.stream import SceneStream, sample, scene
+from maeclip_jax.scenes.world import SPLITS, SceneSpec
+
+__all__ = ["SPLITS", "SceneSpec", "SceneStream", "sample", "scene"]

@@ -1,0 +1,141 @@
+"""The files of a run by name, their readers and their writers, and which run a workdir holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from maeclip_jax.config import leaves
+from maeclip_jax.errors import UserError, differences
+
+CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
+CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
+TENSORBOARD, PROFILE = "tensorboard", "profile"
+
+BEGAN = ("resume", "init_from", "init_rules", "init_adopted")  # where a run began, which no later command changes
+# Settings that make no other run of one: how long, how it is computed and read, what is kept and looked at. Batch size
+# and seed are compared with the checkpoint's own.
+FREE = re.compile(
+    rf"total|arg\.epochs|batch_size|seed|max_skipped_in_row|(evals|log|checkpoint|mesh)\..*|sharding_rules"
+    rf"|model\.(compute\..*|contrast_mib)|data\.(num_threads|num_workers|prefetch|max_bad)|{'|'.join(BEGAN)}"
+)
+
+
+def claim(config, workdir: epath.Path, *, continued: bool) -> str:
+    """What config.json is to say: `config`, and where the run began, if it is `continued`.
+
+    UserError if the run in `workdir` is another: in a setting both have, or in any of its data. Names that one of them
+    lacks elsewhere came or went with the code.
+    """
+    made, path = json.loads(config.to_json_best_effort()), workdir / CONFIG
+    if continued and path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as e:
+            raise UserError(f"cannot read {path}: {e}; put it right, or move it away to continue without it") from e
+        mine, theirs = settings(made), settings(before)
+        differ = {n for n in mine.keys() ^ theirs.keys() if n.startswith("data.")}
+        differ |= {n for n in mine.keys() & theirs.keys() if mine[n] != theirs[n]}
+        if differ:
+            said = differences(*({n: x for n, x in one.items() if n in differ} for one in (mine, theirs)))
+            raise UserError(
+                f"{workdir} holds another run: {said}; continue that one (--config={path}), or start a new --workdir, "
+                f"with config.resume={workdir} to go on from its state, or config.init_from={workdir} from its "
+                "parameters"
+            )
+        made |= {name: before[name] for name in BEGAN if name in before}
+    return json.dumps(made, indent=1)
+
+
+def settings(config: Mapping) -> dict:
+    """{name: value} of what makes a run what it is: all but `FREE`, and but the folder in which named data lies."""
+    found = dict(leaves(config))
+    named = {f"{n.removesuffix('name')}dir" for n, value in found.items() if n.endswith(".name") and value}
+    # Objects that a notebook put into its config are written with their address.
+    return {
+        n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x
+        for n, x in found.items()
+        if n not in named and not FREE.fullmatch(n)
+    }
+
+
+def make_workdir(workdir: epath.PathLike) -> epath.Path:
+    """The workdir, made if it is not there; UserError if it cannot be (no permission, no support for gs://)."""
+    try:
+        path = epath.Path(workdir)
+        path.mkdir(parents=True, exist_ok=True)
+    except Exception as e:  # remote file systems raise what they like
+        raise UserError(
+            f"workdir {str(workdir)!r} cannot be made: {' '.join(str(e).split()) or type(e).__name__}"
+        ) from e
+    return path
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half."""
+    if jax.process_index():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
+        path.write_text(text)
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict]:
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    path, rows = epath.Path(workdir) / METRICS, []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def read_evals(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
+    """{step: metrics} of every evaluation in a workdir."""
+    found = [json.loads(p.read_text()) for p in result_files(epath.Path(workdir))]
+    return {r["step"]: r["metrics"] for r in sorted(found, key=lambda r: r["step"])}
+
+
+def result_files(workdir: epath.Path) -> list[epath.Path]:
+    folder = workdir / EVALS
+    return [p for p in folder.glob("*.json") if p.stem.isdigit()] if folder.exists() else []
+
+
+def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:
+    """Keeps with the run what the numbers of its data mean: names.json, vocabulary -> names in order.
+
+    UserError if the objective's targets come from a vocabulary of another size, or from another than so far.
+    """
+    before = read_names(workdir)
+    for what, size in getattr(objective, "outputs", dict)().items():
+        if len(names.get(what, ())) != size:
+            raise UserError(
+                f"the training data has {len(names.get(what, ()))} names of {what}, the model is made for {size}; "
+                f"set config.model.{what}s={len(names.get(what, ()))}, or train on other data"
+            )
+        if list(before.get(what, names[what])) != list(names[what]):
+            raise UserError(
+                f"the names of {what} in the training data are not those of {workdir / NAMES}: the data has changed; "
+                "use the data of before, or start a new --workdir with config.init_from"
+            )
+    if names and names != before:
+        write_text(workdir / NAMES, json.dumps(names, indent=0, ensure_ascii=False))
+
+
+def read_names(*workdirs: epath.PathLike) -> dict[str, list[str]]:
+    """names.json of the first of the workdirs (or checkpoints in one) that has it, or {}."""
+    for workdir in map(epath.Path, filter(None, workdirs)):
+        folder = workdir.parent.parent if workdir.parent.name == CHECKPOINTS else workdir
+        if (folder / NAMES).exists():
+            return json.loads((folder / NAMES).read_text())
+    return {}

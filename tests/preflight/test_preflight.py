@@ -1,0 +1,275 @@
+"""Pre-flights of tiny experiments by the real TPU compiler: figures that fit together, and remedies that help."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import clip
+from maeclip_jax.errors import UserError
+from maeclip_jax.preflight import command, estimate, hlo, kernels, table, topology
+
+CONFIG = "experiments/clip.py:runlocal"
+needs_libtpu = pytest.mark.skipif(not topology.installed(), reason=f"libtpu is not installed: {topology.INSTALL}")
+
+
+def flown(name: str = "v5e-4", kind: str = "train", **settings) -> dict:
+    config = clip.get_config("runlocal")
+    config.update_from_flattened_dict(settings)
+    return estimate.estimate(config, topology.parse(name), epoch=1000, kind=kind)
+
+
+@pytest.fixture(scope="module")
+def scanned() -> dict:
+    if not topology.installed():
+        pytest.skip(f"libtpu is not installed: {topology.INSTALL}")
+    return flown()
+
+
+def test_figures_fit_together(scanned):
+    assert scanned["fits"] and scanned["remedy"] == {}
+    assert scanned["chips"] == scanned["devices"] == 4 and scanned["batch per chip"] == 4
+    assert 0 < scanned["parameters GiB"] < scanned["optimizer GiB"] < scanned["peak HBM GiB"] < 15.75
+    assert scanned["optimizer GiB"] == pytest.approx(2 * scanned["parameters GiB"], rel=1e-3)
+    assert scanned["images/s"] == pytest.approx(16 / scanned["step seconds"])
+    assert scanned["MFU"] == pytest.approx(scanned["model FLOPs"] / scanned["step seconds"] / 4 / 197e12)
+    assert scanned["chip-hours"] == pytest.approx(4 * scanned["steps"] * scanned["step seconds"] / 3600)
+    # Gradients of all parameters (67,201 float32) meet once.
+    assert scanned["collectives"]["all-reduce"] == pytest.approx(4 * scanned["parameters"], rel=0.05)
+    assert len(scanned["top"]) == 10 and sum(t["share"] for t in scanned["top"]) < 1
+
+
+def test_flops_in_the_program_are_the_model_s_scanned_or_not(scanned):
+    unrolled = flown(**{"model.compute.layers": "unroll"})
+    assert unrolled["model FLOPs"] == scanned["model FLOPs"]
+    for found in (scanned, unrolled):  # pictures need no gradient, so a little less
+        assert 0.95 < found["counted FLOPs"] / found["model FLOPs"] <= 1
+    assert scanned["counted FLOPs"] == pytest.approx(unrolled["counted FLOPs"], rel=0.01)
+
+
+@needs_libtpu
+def test_a_kernel_has_the_time_of_its_schedule(scanned):
+    found = flown(**{"model.compute.attention": "fused", "model.compute.layers": "unroll"})
+    assert {k["kernel"] for k in found["kernels"]} == {f"attention_{w}_2x16_1_steps" for w in ("forward", "backward")}
+    assert {k["how"] for k in found["kernels"]} == {kernels.SCHEDULE} and not found["custom calls without an estimate"]
+    assert sum(k["calls"] for k in found["kernels"]) == 8  # two towers of two layers, there and back
+    assert 1e-6 < sum(k["seconds"] for k in found["kernels"]) < found["step seconds"]
+    assert found["model FLOPs"] == scanned["model FLOPs"]
+
+
+@needs_libtpu
+def test_two_cores_of_a_chip_share_a_kernel_s_steps():
+    kernel = hlo.Kernel("attention_forward_2x16_8_steps", ("bf16[128,16,96]",), 0, 0)  # 16 samples a step
+    one, two = (kernels.schedule(kernel, name) for name in ("v5e:2x2", "v4:2x2x1"))
+    assert one % 8 == 0 and two % 4 == 0
+    assert 0.3 < two / one < 0.8  # their instructions differ somewhat, too
+
+
+def test_a_kernel_that_nobody_knows_has_its_roofline():
+    where = topology.parse("v5e-4")
+    known = {hlo.Kernel("mine", (), 197e12, 1.0): 2, hlo.Kernel("wide", (), 1.0, 819e9): 1}
+    assert [(k["kernel"], k["seconds"]) for k in kernels.priced(known, where)] == [("mine", 2.0), ("wide", 1.0)]
+    assert {k["how"] for k in kernels.priced(known, where)} == {kernels.ROOFLINE}
+
+
+@needs_libtpu
+def test_remat_is_seen_as_flops_beyond_the_model_s():
+    found = flown(**{"model.compute.remat": "full"})
+    assert found["counted FLOPs"] > 1.15 * found["model FLOPs"]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("kind, share", [("evaluate", 1 / 3), ("embed", 1 / 3)])
+def test_programs_of_evaluations(scanned, kind, share):
+    found = flown(kind=kind)
+    assert found["fits"] and found["optimizer GiB"] == 0
+    assert found["model FLOPs"] == pytest.approx(share * scanned["model FLOPs"], rel=0.01)
+    assert "whole run (compiler-estimated)" not in table.rows(found)
+
+
+@needs_libtpu
+def test_what_does_not_fit_names_numbers_and_a_remedy_that_helps():
+    large = {"model.text_tower.vocab": 40_000_000}
+    found = flown(**large)
+    assert not found["fits"] and found["peak HBM GiB"] > found["HBM GiB"]
+    said = table.verdict(found)
+    assert said.startswith("DOES NOT FIT; try --config.") and f"of {found['HBM GiB']}" in table.full([("x", found)])
+    assert found["remedy"]["mesh.fsdp"] == 4 and flown(**(large | found["remedy"]))["fits"]
+    assert "model.compute.remat" not in flown("v5e-1", "embed", batch_size=2**20)["remedy"]  # there is no backward pass
+
+
+def test_parameters_without_room_are_sharded():
+    config = clip.get_config("runlocal")
+
+    class Program:
+        class mesh:
+            shape = {"replica": 16, "fsdp": 1, "tensor": 1}
+
+        batch_size = 1024
+
+    found = {"program": "train", "HBM GiB": 16.0, "parameters GiB": 8.0, "optimizer GiB": 16.0, "peak HBM GiB": 30.0}
+    assert estimate.remedy(config, Program, found) == {"mesh.replica": -1, "mesh.fsdp": 8}
+    found |= {"parameters GiB": 1.0, "optimizer GiB": 2.0, "peak HBM GiB": 103.0}
+    assert estimate.remedy(config, Program, found) == {"model.compute.remat": "full", "batch_size": 128}
+
+
+def test_needs_are_read_from_the_compiler_s_messages():
+    said = "the total memory required for HLO temporaries (384.00G) exceeds available HBM (15.75G)"
+    assert estimate.needed_gib(said) == 384
+    assert estimate.needed_gib("Used 512.00M of 15.75G hbm") == 0.5
+    assert estimate.needed_gib("no room") is None
+
+
+def run(monkeypatch, capsys, found: dict, *flags: str) -> tuple[int, str]:
+    """(exit code, stdout) of the command, with the compilation replaced by its result."""
+    monkeypatch.setattr(command, "preflight", lambda argv, own, where: found | {"epoch": "1,000 examples (test)"})
+    return command.command(["preflight", *flags]), capsys.readouterr().out
+
+
+FOUND = {
+    "slice": "v5e:2x2 (4 chips)", "chips": 4, "devices": 4, "device kind": "TPU v5 lite", "program": "train",
+    "mesh": "replica=4 fsdp=1 tensor=1", "batch": 16, "batch per chip": 4.0, "steps": 100, "epoch": "",
+    "compute": {"layers": "scan", "remat": "none"}, "parameters": 10, "parameters GiB": 1.0, "optimizer GiB": 2.0,
+    "HBM GiB": 16.0, "peak HBM GiB": 8.0, "compile seconds": 3.0, "fits": True, "remedy": {}, "model FLOPs": 1e12,
+    "counted FLOPs": 1.3e12, "step seconds": 0.1, "MFU": 0.5, "images/s": 160.0, "hours": 2.0, "chip-hours": 8.0,
+    "collectives": {"all-reduce": 2**20}, "collective seconds": 0.001, "loops of unknown length": 1,
+    "kernels": [{"kernel": "attention_forward", "calls": 12, "seconds": 0.002, "how": kernels.SCHEDULE}],
+    "custom calls without an estimate": {"tpu_custom_call": 24},
+    "top": [{"module": "mlp", "share": 0.5, "seconds": 0.05}],
+}  # fmt: skip
+
+
+def test_the_table_says_it_all(monkeypatch, capsys):
+    code, text = run(monkeypatch, capsys, FOUND, f"--config={CONFIG}", "--topology=v5e-4", "--price=2")
+    assert code == 0
+    for piece in (
+        "8.00 GiB of 16.00 (50%)", "130.0% of the model's", "100.0 ms", "50.0%", "160 (40 a chip)", "8.0 chip-hours",
+        "16.00 at 2 a chip-hour", "all-reduce 1.0 MiB", "24 x tpu_custom_call", "1, counted as one turn", "50.0%  mlp",
+        "compiler-estimated", "1,000 examples (test)",
+    ):  # fmt: skip
+        assert piece in text
+
+
+def test_json_compare_and_exit_codes(monkeypatch, capsys, tmp_path):
+    flags = (f"--config={CONFIG}", "--topology=v5e-4")
+    code, text = run(monkeypatch, capsys, FOUND, *flags, "--json")
+    assert code == 0 and json.loads(text)["MFU"] == 0.5
+    bad = FOUND | {"fits": False, "remedy": {"batch_size": 8}, "compiler says": "no room"}
+    code, text = run(monkeypatch, capsys, bad, *flags, f"--json={tmp_path / 'f.json'}", "--compare=other.py")
+    assert code == 1 and text.count("DOES NOT FIT; try --config.batch_size=8") == 2
+    assert all(f"epoch of {name}: 1,000 examples" in text for name in (CONFIG, "other.py"))
+    assert [f["config"] for f in json.loads((tmp_path / "f.json").read_text())] == [CONFIG, "other.py"]
+
+
+def test_what_was_compiled_is_printed_even_if_it_cannot_be_written(monkeypatch, capsys):
+    monkeypatch.setattr(command, "preflight", lambda *_: FOUND)
+    monkeypatch.setattr(command.json, "dump", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command.command(["preflight", f"--config={CONFIG}", "--topology=v5e-4", "--json=/dev/null"])
+    assert "100.0 ms" in capsys.readouterr().out
+
+
+def test_two_programs_leave_two_texts(monkeypatch, capsys):
+    texts = []
+    monkeypatch.setattr(command, "preflight", lambda argv, own, where: texts.append(own["text"]) or FOUND)
+    flags = (f"--config={CONFIG}", "--topology=v5e-4", "--compare=other.py", "--text=program.txt")
+    assert command.command(["preflight", *flags]) == 0 and texts == ["program.txt", "program.txt.2"]
+
+
+def test_the_formula_is_that_of_the_program(monkeypatch, capsys):
+    flags = (f"--config={CONFIG}", "--topology=v5e-4")
+    assert "MFU = 3 x forward matmul FLOPs" in run(monkeypatch, capsys, FOUND, *flags)[1]
+    text = run(monkeypatch, capsys, FOUND | {"program": "embed"}, *flags, "--program=embed")[1]
+    assert "MFU = forward matmul FLOPs" in text and "remat" not in text.split("MFU = ")[1].split("/")[0]
+
+
+def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys):
+    for select in ("/clip.py.*low.*v4-128", "^clip:scale=low.*v4-128"):  # as they are called, as they are printed
+        code, text = run(monkeypatch, capsys, FOUND, "--all", f"--select={select}")
+        assert code == 0 and "| clip:scale=low,size=B/16 | v5e:2x2 (4 chips) | 4 |" in text
+        assert "| 2.0 | 8 | fits |" in text and "brackets" not in text
+    priced = ("--all", f"--select={select}", "--price=2")
+    assert "| 2.0 | 8 (16.00) | fits |" in run(monkeypatch, capsys, FOUND, *priced)[1]
+    assert json.loads(run(monkeypatch, capsys, FOUND, *priced, "--json")[1])[0]["cost"] == 16
+    code, text = run(monkeypatch, capsys, FOUND | {"program": "embed"}, "--all", "--program=embed")
+    assert "| - | - | fits |" in text  # no run, no hours
+
+    def fails(*_):
+        raise UserError("nothing fits")
+
+    monkeypatch.setattr(command, "preflight", fails)
+    assert command.command(["preflight", "--all", "--select=/clip.py.*low.*v4-128"]) == 1
+    assert "nothing fits |" in capsys.readouterr().out
+
+
+@needs_libtpu
+def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
+    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("clip", "mae_clip", "m3ae", "mae"))
+    monkeypatch.setattr(command, "SHIPPED", small)
+    monkeypatch.setattr(command.main, "start_jax", lambda values: None)  # the tests' own settings stay
+    code = command.command(["preflight", "--all", f"--json={tmp_path / 'table.json'}"])
+    text = capsys.readouterr().out
+    found = json.loads((tmp_path / "table.json").read_text())
+    assert code == 0 and [row["fits"] for row in found] == [True] * 4
+    assert all(row["step seconds"] > 0 and row["model FLOPs"] > 0 for row in found)
+    assert text.count("| fits |") == 4 and "Compiler-estimated" in text
+
+
+def test_epochs_need_no_data():
+    config = clip.get_config("scale=low")
+    assert command.epoch_of(config, command.OWN) == (11_300_000, "known of cc12m")
+    assert command.epoch_of(config, command.split(["", "--epoch_examples=5e6"])[0])[0] == 5_000_000
+    assert "assumed" in command.epoch_of(clip.get_config("scale=photos"), command.OWN)[1]
+
+
+def test_flags_are_told_apart():
+    own, rest = command.split(["me", "--config", "a.py", "--json", "--num_slices", "2", "--config.x", "-1", "--cache="])
+    assert (own["config"], own["json"], own["num_slices"]) == ("a.py", "yes", 2)
+    assert rest == ["me", "--config.x", "-1", "--cache="]
+    assert command.split(["me", "--all", "--select="])[0] == command.OWN | {"all": "yes"}
+
+
+HERE = (f"--config={CONFIG}", "--topology=v5e-4")
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--topology=v5e-4"], "--config is missing"),
+        ([f"--config={CONFIG}"], "--topology is missing; valid: v4-128"),
+        ([f"--config={CONFIG}", "--topology=v5e-3"], "a power of two"),
+        ([f"--config={CONFIG}", "--topology", "--json"], "--topology needs a value"),
+        ([*HERE, "--num_slices=two"], "--num_slices='two'; valid: a whole number, 1 or more"),
+        *(([*HERE, f"--num_slices={n}"], "a whole number, 1 or more") for n in ("nan", "inf", "2.7", "0", "-1")),
+        *(([*HERE, f"--epoch_examples={n}"], "a whole number, 1 or more") for n in ("nan", "0", "-5", "")),
+        *(([*HERE, f"--price={n}"], f"--price='{n}'; valid: a number, 0 or more") for n in ("-1", "nan", "inf")),
+        ([*HERE, "--program=embed", "--price=1"], "--program=train, not embed"),
+        ([*HERE, "--select=x"], "--select goes with --all only"),
+        ([*HERE, "--num_slice=2"], "unknown flag '--num_slice' (did you mean '--num_slices'?); valid: --config"),
+        ([*HERE, "--cash=x"], "--cache"),
+        ([*HERE, "--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json cannot be written"),
+        ([*HERE, "--text=/"], "--text=/ cannot be written"),
+        (["--all=no"], "--all takes no value"),
+        (["--all", "--select=nothing"], "unknown --select 'nothing'"),
+        (["--all", "--select=*"], "--select='*' is no regular expression: nothing to repeat"),
+        *(
+            (["--all", f"--{name}=2"], f"--{name} does not go with --all")
+            for name in ("config", "topology", "num_slices", "compare", "text")
+        ),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, flags, text):
+    monkeypatch.setattr(command, "preflight", None)  # nothing is compiled before they are found
+    assert command.command(["preflight", *flags]) == 2
+    said = capsys.readouterr().err
+    assert text in said and len(said.strip().splitlines()) == 1
+
+
+def test_a_mistake_in_the_command_s_own_process():
+    flags = (f"--config={CONFIG}", "--topology=v5e-4", "--program=tran")
+    done = subprocess.run(
+        [sys.executable, "-m", "maeclip_jax.preflight", *flags], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "valid: embed, evaluate, train" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

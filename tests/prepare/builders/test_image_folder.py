@@ -1,0 +1,165 @@
+"""Folders of pictures become labelled data sets; every way to lay them out wrongly gets one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.prepare.builders import image_folder, manual
+from maeclip_jax.prepare.builders.image_folder import ImageFolder, read_layout
+from tests.data.labelled_sources import opened, records, write_tree
+from tests.golden import ROOT
+from tests.prepare.pair_sources import digests, picture
+
+
+def pets(root, **more):
+    """Two classes with three pictures each, one of them nested, one PNG in capitals."""
+    names = ("cat/1.jpg", "cat/2.JPEG", "cat/in/3.jpg", "dog/1.PNG", "dog/2.jpg", "dog/3.jpg")
+    files = {n: picture(i, format="PNG" if "PNG" in n else "JPEG") for i, n in enumerate(names)}
+    return write_tree(root / "pets", {**files, ".hidden/x.jpg": b"", "cat/notes.md": b"", **more})
+
+
+def build(root, out, **kwargs):
+    return manual.build(ImageFolder, root, out, "pets", **kwargs)
+
+
+def test_pictures_are_kept_byte_for_byte_with_labels(tmp_path):
+    root = pets(tmp_path)
+    folder = build(root, tmp_path / "data")
+    assert folder == tmp_path / "data/pets/1.0.0" and "tensorflow" not in sys.modules
+    found = records(folder, "train")
+    assert set(found) == {p for p in digests(root) if p.lower().endswith(("jpg", "jpeg", "png")) and p[0] != "."}
+    assert opened(folder, "train").classes == ["cat", "dog"]
+    for path, record in found.items():
+        assert record["image"] == (root / path).read_bytes() and record["file_name"] == path
+        assert record["label"] == (0 if path.startswith("cat") else 1)
+
+
+def test_split_lists_and_class_names(tmp_path):
+    lists = {"train.txt": "cat/1.jpg\n\ndog/2.jpg\ncat/1.jpg\n", "test.txt": "./cat/in/3.jpg\ndog/3.jpg\n"}
+    root = pets(tmp_path, **lists, **{"classes.txt": "dog\tlarge dog\ncat\tcat, or kitten\n"})
+    folder = build(root, tmp_path / "data")
+    assert set(records(folder, "train")) == {"cat/1.jpg", "dog/2.jpg"}
+    assert {k: r["label"] for k, r in records(folder, "test").items()} == {"cat/in/3.jpg": 1, "dog/3.jpg": 0}
+    assert opened(folder, "test").classes == ["large dog", "cat, or kitten"]  # in the order of classes.txt
+
+
+def test_split_folders(tmp_path):
+    for split, classes in {"train": ("a_b", "c"), "val": ("a_b",)}.items():
+        write_tree(tmp_path / "src", {f"{split}/{c}/{i}.jpg": picture(i) for c in classes for i in range(2)})
+    layout = read_layout(tmp_path / "src")
+    assert layout.classes == {"a_b": "a b", "c": "c"} and {s: len(p) for s, p in layout.splits.items()} == {
+        "train": 4,
+        "val": 2,
+    }
+    assert {r["label"] for r in records(build(tmp_path / "src", tmp_path / "data"), "val").values()} == {0}
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """As in VOC: a folder of pictures is a class, a folder of folders a split."""
+    root = write_tree(tmp_path, {"train/1.jpg": picture(1), "car/1.jpg": picture(2)})
+    assert read_layout(root, "test") == image_folder.Layout(
+        root, {"car": "car", "train": "train"}, {"test": ["car/1.jpg", "train/1.jpg"]}
+    )
+
+
+def test_equal_readable_names_are_told_apart(tmp_path):
+    root = pets(tmp_path, **{"classes.txt": "dog\tpet\ncat\tpet\n"})
+    assert list(read_layout(root).classes.values()) == ["pet (dog)", "pet (cat)"]
+
+
+def test_bad_pictures_are_dropped_counted_and_named(tmp_path):
+    root = pets(tmp_path, **{"cat/bad.jpg": b"not one", "dog/cut.jpg": picture(9, (300, 300))[:-500]})
+    folder = build(root, tmp_path / "data")
+    assert len(opened(folder, "train")) == 6
+    dropped = (folder / "dropped.jsonl").read_text().splitlines()
+    assert len(dropped) == 2 and '"key": "cat/bad.jpg", "kind": "not_an_image"' in dropped[0]
+    assert '"key": "dog/cut.jpg", "kind": "truncated"' in dropped[1]
+
+
+def test_mostly_bad_pictures_are_an_error_and_leave_nothing(tmp_path):
+    root = write_tree(tmp_path / "src", {"a/1.jpg": picture(1), "a/2.jpg": b"x", "b/3.jpg": b""})
+    with pytest.raises(UserError) as e:
+        build(root, tmp_path / "data")
+    assert "2 of 3 pictures of split 'train' cannot be used (empty 1, not_an_image 1); the last: b/3.jpg" in str(
+        e.value
+    )
+    assert not (tmp_path / "data/pets/1.0.0").exists()
+
+
+def test_the_same_folder_gives_the_same_records_in_the_same_order(tmp_path):
+    root = pets(tmp_path)
+    one, two = (opened(build(root, tmp_path / out, workers=w), "train") for out, w in (("a", 1), ("b", 3)))
+    assert [one[i] for i in range(6)] == [two[i] for i in range(6)]
+
+
+def test_built_once(tmp_path):
+    root = pets(tmp_path)
+    folder = build(root, tmp_path / "data")
+    before = folder.stat().mtime
+    assert build(root, tmp_path / "data").stat().mtime == before
+    with pytest.raises(UserError) as e:
+        build(root, tmp_path / "data", split="test")
+    assert "data/pets/1.0.0 holds another data set; valid: another --name or --data_dir, or --overwrite" in str(e.value)
+    assert len(opened(build(root, tmp_path / "data", split="test", overwrite=True), "test")) == 6
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"classes.txt": "cat\nbird\ndog\n"},
+            "classes.txt names 'bird' (1 such), of which there are no pictures; there",
+        ),
+        ({"classes.txt": "cat\tkitten\n"}, "folder 'dog' is not in "),
+        ({"classes.txt": "cat\tkitten\n"}, "classes.txt, which names: cat"),
+        ({"classes.txt": "cat\tx\ncat\ty\ndog\n"}, "classes.txt names 'cat' twice"),
+        ({"classes.txt": "\n"}, "classes.txt is empty"),
+        ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "test.txt: 1 of 2 pictures are not in "),
+        ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "the first: cat/9.jpg"),
+        ({"train.txt": b"\xff\xfe\xff"}, "train.txt cannot be read"),
+    ],
+)
+def test_what_does_not_match_is_named(tmp_path, files, message):
+    root = pets(tmp_path, **files)
+    with pytest.raises(UserError) as e:
+        build(root, tmp_path / "data")
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"name": "My Pets"}, "name 'My Pets' is no TFDS name; valid: small letters, digits and _"),
+        ({"spilt": "x"}, "unknown option of image_folder: 'spilt' (did you mean 'split'?); valid: split"),
+    ],
+)
+def test_wrong_arguments(tmp_path, kwargs, message):
+    with pytest.raises(UserError) as e:
+        manual.build(ImageFolder, pets(tmp_path), tmp_path / "data", **kwargs)
+    assert message in str(e.value)
+
+
+def test_a_folder_without_class_folders_and_one_that_is_not_there(tmp_path):
+    with pytest.raises(UserError) as e:
+        build(write_tree(tmp_path / "flat", {"1.jpg": picture(1)}), tmp_path)
+    assert "flat holds no pictures in folders; " in str(e.value) and "flat holds 1.jpg; expected: SRC/" in str(e.value)
+    with pytest.raises(UserError) as e:
+        build(tmp_path / "none", tmp_path)
+    assert "none is no folder; SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_command_line(tmp_path):
+    def run(*words):
+        command = [sys.executable, "-m", "maeclip_jax.prepare.builders.image_folder", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    root = pets(tmp_path, **{"cat/bad.jpg": b"not one"})
+    done = run("--src", root, "--name", "pets", "--data_dir", tmp_path / "data", "--split", "test")
+    assert done.returncode == 0, done.stderr
+    assert "pets/1.0.0: test 6 (" in done.stdout and "1 pictures dropped (not_an_image 1)" in done.stdout
+    done = run("--src", tmp_path / "no", "--data_dir", tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "SRC/CLASS/*.jpg" in run("--help").stdout
+    assert "error: unrecognized arguments: --scr x; see --help" in run("--src", root, "--scr", "x").stderr

@@ -1,0 +1,43 @@
+"""Training a vocabulary on captions: it must read back, keep padding at 0, and learn only from what it is given."""
+
+import pytest
+
+from maeclip_jax.data import tokenizer
+from maeclip_jax.errors import UserError
+from maeclip_jax.prepare import vocabulary
+from maeclip_jax.scenes import SceneSpec, SceneStream
+
+STREAM = SceneStream(SceneSpec(resolution=24), seed=3)
+CAPTIONS = [text for i in range(150) for text in STREAM[i]["texts"]]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words") / "words.model"
+    path.write_bytes(vocabulary.train(CAPTIONS, 1000))
+    return tokenizer.make({"type": "sentencepiece", "path": str(path)})
+
+
+def test_captions_come_back(words):
+    for caption in CAPTIONS:
+        ids = words(caption, 96)
+        assert (ids != 0).any() and ids[-1] == 0
+        assert words.decode(ids) == caption
+
+
+def test_case_is_folded_and_words_are_not_spelled_out(words):
+    assert (words("A RED STAR", 16) == words("a red star", 16)).all()
+    pieces = sum((words(c, 96) != 0).sum() for c in CAPTIONS)
+    assert pieces < sum(len(c) for c in CAPTIONS) / 2
+
+
+def test_same_captions_same_model():
+    assert vocabulary.train(CAPTIONS, 300) == vocabulary.train(CAPTIONS, 300)
+
+
+@pytest.mark.parametrize(
+    ("captions", "size", "said"), [(CAPTIONS, 50, "valid: 300 and above"), ([], 300, "no vocabulary")]
+)
+def test_bad_input_is_named(captions, size, said):
+    with pytest.raises(UserError, match=said):
+        vocabulary.train(captions, size)

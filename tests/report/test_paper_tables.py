@@ -1,0 +1,465 @@
+import base64
+import io
+import json
+import math
+import re
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maeclip_jax import report
+from maeclip_jax.data import vtab
+from maeclip_jax.report import figures, paper, selection, tables, trends
+from maeclip_jax.report import models as grouping
+from maeclip_jax.report import run as runs
+from maeclip_jax.report.command import main
+
+
+def settings(type, name, split="test", **more):
+    return {"type": type, "data": {"source": {"kind": "tfds", "name": name, "split": split}}, "batch_size": 8, **more}
+
+
+def make(path, objective="clip", pool="max", scale="low", size="B/16", seed=0, evals=(), steps=(100,), **config):
+    """A workdir with evaluations `(name, settings, metrics)`; metrics are lists if steps are several."""
+    (path / "evals").mkdir(parents=True)
+    arg = {"pool": pool, "scale": scale, "size": size, "keep": 1.0} | config.pop("arg", {})
+    made = {"objective": objective, "arg": arg, "seed": seed, "batch_size": 10, "optim": {"lr": 0.001}}
+    made |= {"model": {"image_tower": {"pool": pool}}, "evals": {}, "init_from": ""} | config
+    (path / "config.json").write_text(json.dumps(made))
+    for n, step in enumerate(steps):
+        one = {"step": step, "metrics": {}, "settings": {name: s for name, s, _ in evals}, "seconds": {}}
+        for name, _, metrics in evals:
+            for key, value in metrics.items():
+                one["metrics"][f"{name}/{key}"] = value[n] if isinstance(value, list) else value
+        (path / "evals" / f"{step}.json").write_text(json.dumps(one))
+    return path
+
+
+def probe(top1, data="imagenet2012", split="validation", name="probe", chance=0.1, **more):
+    return (name, settings("linear_probe", data, split, **more), {"top1": top1, "chance": chance})
+
+
+def shot(top1, data="imagenet2012", split="validation"):
+    return ("zero", settings("zero_shot", data, split), {"top1": top1, "top5": top1 + 10, "chance": 0.1})
+
+
+def read(*paths):
+    """(models, numbers, notes) of workdirs."""
+    notes = []
+    found = grouping.models([runs.read(p) for p in paths], notes)
+    return found, list(grouping.entries(found)), notes
+
+
+def table(title, *paths):
+    models, numbers, _ = read(*paths)
+    made, absent = tables.paper_tables(models, numbers)
+    (one,) = [t for t in made if t.title.startswith(title)]
+    assert one.title not in absent
+    return one
+
+
+def cells(one):
+    """{(row, column): text} of what is not empty; a row is its head, a column its head without chance."""
+    out = {}
+    for row, held in one.rows:
+        for column, cell in zip(one.columns, held):
+            if cell.lines or cell.paper:
+                key = " ".join(filter(None, row)), " ".join(filter(None, column[:2]))
+                out[key] = "; ".join(map(str, cell.lines)) + (f" | {cell.paper.split(': ')[1]}" if cell.paper else "")
+    return out
+
+
+def test_linear_probe_has_scales_as_columns_and_the_paper_only_beside_its_own_setting(tmp_path):
+    paths = [
+        make(tmp_path / "a", evals=[probe(50.0)]),
+        make(tmp_path / "b", scale="high", evals=[probe(70.0)]),
+        make(tmp_path / "c", scale="demo", size="demo", evals=[probe(20.0)]),
+        make(tmp_path / "d", "mae", "cls", evals=[probe(30.0)]),
+        make(tmp_path / "e", size="S/16", evals=[probe(40.0)]),
+        make(tmp_path / "f", "mae_clip", evals=[probe(60.0, split="validation[:10%]")]),
+    ]
+    found = cells(table("T1", *paths))
+    assert found == {
+        ("ImageNet CLIP MAX B/16 chance 0.1 %", "low 11.3M pairs"): "50.0 | 52.6",
+        ("ImageNet CLIP MAX B/16 chance 0.1 %", "high 1.4B pairs"): "70.0 | 77.5",
+        ("ImageNet CLIP MAX demo chance 0.1 %", "demo"): "20.0",
+        ("ImageNet MAE CLS B/16 chance 0.1 %", "low 11.3M pairs"): "30.0 | 33.9",
+        ("ImageNet CLIP MAX S/16 chance 0.1 %", "low 11.3M pairs"): "40.0",
+        ("ImageNet MAE-CLIP MAX B/16 chance 0.1 %", "low 11.3M pairs"): "60.0",
+    }
+    assert [r[0][1] for r in table("T1", *paths).rows] == ["MAE", "CLIP", "CLIP", "CLIP", "MAE-CLIP"]
+    assert "the pooling of the 11.3M models is not known" in table("T1", *paths).note
+    assert "11.3M" not in table("T1", paths[2]).note
+    assert table("T1", paths[2]).columns[0][0] == "demo" and len(table("T1", paths[2]).columns) == 3
+
+
+def test_pooling_and_what_is_no_clip_of_the_paper(tmp_path):
+    paths = [
+        make(tmp_path / "a", pool="gap", scale="high", evals=[shot(60.0), probe(70.0)]),
+        make(tmp_path / "b", pool="max", scale="high", evals=[shot(61.0)]),
+        make(tmp_path / "c", pool="max", scale="high", evals=[shot(62.0)], arg={"loss": "sigmoid"}),
+        make(tmp_path / "d", pool="max", scale="high", evals=[shot(63.0)], arg={"keep": 0.5}),
+        make(tmp_path / "e", pool="max", scale="high", evals=[shot(64.0)], init_from="hf-clip:/clip-b16"),
+    ]
+    assert cells(table("T3", *paths)) == {
+        ("CLIP GAP high B/16 1k", "ImageNet zero-shot top-1"): "60.0 | 61.8",
+        ("CLIP GAP high B/16 1k", "ImageNet linear probe top-1"): "70.0 | 75.9",
+        ("CLIP MAX high B/16 1k", "ImageNet zero-shot top-1"): "61.0 | 63.7",
+        ("CLIP MAX high B/16 loss sigmoid 1k", "ImageNet zero-shot top-1"): "62.0",
+        ("CLIP MAX high B/16 keeps 0.5 1k", "ImageNet zero-shot top-1"): "63.0",
+        ("CLIP MAX high B/16 from hf-clip:/clip-b16 1k", "ImageNet zero-shot top-1"): "64.0",
+    }
+
+
+def test_seeds_are_one_row_with_sample_deviation(tmp_path):
+    values = [50.0, 51.0, 53.0]
+    paths = [make(tmp_path / str(n), seed=n, evals=[probe(v)]) for n, v in enumerate(values)]
+    (model,), _, notes = read(*paths)
+    assert len(model.runs) == 3 and notes == []
+    (text,) = cells(table("T1", *paths)).values()
+    sd = statistics.stdev(values)
+    assert math.isclose(sd, math.sqrt(7 / 3)) and text == f"51.3 ± {sd:.1f} (n=3) | 52.6"
+
+
+def test_what_is_no_seed_is_not_averaged(tmp_path):
+    paths = [
+        make(tmp_path / "a", evals=[probe(50.0)]),
+        make(tmp_path / "again", evals=[probe(52.0)]),  # the same seed: no new sample
+        make(tmp_path / "rate", seed=1, evals=[probe(54.0)], optim={"lr": 0.1}),
+    ]
+    found, _, _ = read(*paths)
+    assert [len(m.runs) for m in found] == [1, 1, 1]
+    assert {m.note for m in found} == {"optim.lr 0.001", "optim.lr 0.1"}
+    found, _, _ = read(*paths[:2])
+    assert {m.note for m in found} == {"a", "again"}
+    # Where it ran and how it is looked at changes nothing.
+    other = make(tmp_path / "b", seed=2, evals=[probe(51.0)], mesh={"fsdp": 8}, checkpoint={"every": "1%"})
+    assert [len(m.runs) for m in read(paths[0], other)[0]] == [2]
+
+
+def test_seeds_evaluated_at_different_times_are_said(tmp_path):
+    paths = [make(tmp_path / str(n), seed=n, evals=[probe(50.0)], steps=(100 * (n + 1),)) for n in range(2)]
+    notes = selection.view([runs.read(p) for p in paths], tmp_path)["notes"]
+    assert notes == [
+        "The seeds of CLIP MAX low B/16 were last evaluated after 1,000 and 2,000 examples; their means mix these."
+    ]
+
+
+def test_two_ways_of_measuring_are_two_lines(tmp_path):
+    ways = [probe(50.0), probe(55.0, name="lars", solver="lars"), probe(60.0, name="gap", pool="gap")]
+    (text,) = cells(table("T1", make(tmp_path / "a", evals=ways))).values()
+    assert text.startswith("50.0 (probe); 55.0 (lars)")
+    assert "60.0" not in text  # features pooled otherwise
+    models, numbers, _ = read(tmp_path / "a")
+    assert "60.0 (pool gap)" in cells(tables.everything(models, numbers)).values()
+    (text,) = cells(table("T1", make(tmp_path / "b", evals=ways[2:]))).values()
+    assert text == "60.0 (pool gap)"
+
+
+def vqa(path, start, accuracy, data="clevr", baseline=40.0, **more):
+    source = {"kind": "questions", "of": {"kind": "tfds", "name": data, "split": "validation"}}
+    one = (
+        "answers",
+        {"type": "vqa", "data": {"source": source}},
+        {"accuracy": accuracy, "baseline_accuracy": baseline},
+    )
+    arg = {"of": "clip"} | more.pop("arg", {})
+    return make(path, "vqa", more.pop("pool", "max"), evals=[one], init_from=str(start), arg=arg, **more)
+
+
+def test_finetuned_runs_belong_to_the_row_of_their_pretrained_run(tmp_path):
+    start = make(tmp_path / "clip", scale="high", evals=[shot(61.0)])
+    paths = [
+        vqa(tmp_path / "v0", start, 80.0, scale="", size=""),
+        vqa(tmp_path / "v1", start / "checkpoints" / "100", 82.0, seed=1, scale="", size=""),
+        vqa(tmp_path / "w", start, 30.0, "daquar", 25.0, scale="", size=""),
+    ]
+    one = table("T2", start, *paths)
+    assert cells(one) == {
+        ("CLIP MAX high B/16 1k", "CLEVR accuracy"): "81.0 ± 1.4 (n=2) | 87.8",
+        ("CLIP MAX high B/16 1k", "daquar accuracy"): "30.0",
+    }
+    heads = [" ".join(c[::2]) for c in one.columns]
+    assert heads == ["CLEVR baseline 40.0 %", "VQAv2 ", "GQA ", "daquar baseline 25.0 %"]
+    alone = table("T2", *paths)  # the pretrained run was not given, but is there
+    assert cells(alone) == cells(one)
+    elsewhere = vqa(tmp_path / "x", "clip/checkpoints", 90.0, seed=2, scale="", size="")  # as said from another folder
+    assert "84.0 ± 5.3 (n=3)" in next(iter(cells(table("T2", start, *paths, elsewhere)).values()))
+    assert not any("zero" in str(t) for t in tables.paper_tables(*read(*paths)[:2])[0])
+
+
+def test_answers_without_looking_are_apart(tmp_path):
+    start = make(tmp_path / "clip", scale="high")
+    paths = [
+        vqa(tmp_path / "v", start, 80.0, arg={"blind": False}),
+        vqa(tmp_path / "b", start, 45.0, arg={"blind": True}),
+    ]
+    assert list(cells(table("T2", *paths)).values()) == ["80.0 (not blind); 45.0 (blind) | 87.8"]
+    assert list(cells(table("T2", *paths[1:])).values()) == ["45.0"]
+
+
+def test_a_finetuned_run_without_its_pretrained_one_stands_beside_no_number_of_the_paper(tmp_path):
+    path = vqa(tmp_path / "v", tmp_path / "gone", 80.0, scale="high", arg={"of": "mae_clip"})
+    scratch = vqa(tmp_path / "s", "", 70.0, scale="high")
+    assert cells(table("T2", path, scratch)) == {
+        ("MAE-CLIP MAX high B/16 pretrained run not found", "CLEVR accuracy"): "80.0",
+        ("CLIP MAX high B/16 not pretrained", "CLEVR accuracy"): "70.0",
+    }
+    _, _, notes = read(path)
+    assert notes == [f"v began with {str(tmp_path / 'gone')!r}, which is not there to be read."]
+
+
+def test_retrieval_and_actions(tmp_path):
+    both = {"image_to_text_R@1": 50.0, "text_to_image_R@1": 35.0, "image_to_text_R@5": 80.0}
+    chance = {"chance_image_to_text_R@1": 0.02, "chance_text_to_image_R@1": 0.02}
+    evals = [
+        ("coco", settings("retrieval", "coco_captions/2014:1.1.0"), both | chance),
+        ("mine", settings("retrieval", "photos"), both | chance),
+        ("acts", settings("zero_shot", "coco_a"), {"top1": 20.0, "top5": 40.0}),
+    ]
+    one = table("T4", make(tmp_path / "a", scale="high", evals=evals))
+    assert [" ".join(c) for c in one.columns] == [
+        "COCO I→T R@1 chance 0.02 %", "COCO T→I R@1 chance 0.02 %", "Flickr30k I→T R@1 ", "Flickr30k T→I R@1 ",
+        "COCO-a zero-shot top-1 ", "COCO-a zero-shot top-5 ", "photos I→T R@1 chance 0.02 %",
+        "photos T→I R@1 chance 0.02 %",
+    ]  # fmt: skip
+    assert list(cells(one).values()) == ["50.0 | 55.3", "35.0 | 39.0", "20.0 | 22.7", "40.0 | 51.6", "50.0", "35.0"]
+    assert [bool(c.lines) for c in one.rows[0][1][2:4]] == [False, False] and not one.rows[0][1][2].paper
+
+
+def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
+    made = vtab.evaluators(32)
+    evals = [(name, config, {"top1": 10.0 + n, "chance": 5.0}) for n, (name, config) in enumerate(made.items())]
+    evals.append(probe(99.0, "cifar100", "test", "full"))  # the same data set, but not the task
+    found = cells(table("VTAB", make(tmp_path / "all", evals=evals)))
+    assert len(found) == 19 + 4 and found["structured clevr count all chance 5.0 %", "CLIP MAX low B/16"] == "21.0"
+    means = {k[0]: v for k, v in found.items() if "mean" in k[0]}
+    assert means == {"natural mean of 7": "13.0", "specialized mean of 4": "18.5", "structured mean of 8": "24.5",
+                     "all mean of 19": "19.0"}  # fmt: skip
+    for pool, size, more in (("gap", "1k", 20.0), ("own", "full", 40.0)):  # the model's own pooling is max
+        way = vtab.evaluators(32, size=size, pool=pool).items()
+        name = "full" if size == "full" else pool
+        evals += [(f"{n}_{name}", c, {"top1": more + i, "chance": 5.0}) for i, (n, c) in enumerate(way)]
+    found = cells(table("VTAB", make(tmp_path / "ways", evals=evals)))
+    assert found["all mean of 19", "CLIP MAX low B/16"] == "19.0 (vtab); 49.0 (vtab full)"
+    some = cells(table("VTAB", make(tmp_path / "some", evals=evals[1:20])))
+    assert sorted(k[0] for k in some if "mean" in k[0]) == ["specialized mean of 4", "structured mean of 8"]
+    assert list(cells(table("T1", tmp_path / "all")).values()) == ["99.0"]
+
+
+def test_grounding_has_scores_as_rows(tmp_path):
+    found = {"gradcam_iou": 9.0, "gradcam_pointing": 56.0, "gradcam_gap_matched_iou": 36.0, "chance_pointing": 12.0,
+             "chance_matched_iou": 6.0, "similarity_matched_iou": 40.0, "baseline_center_pointing": 28.7}  # fmt: skip
+    paths = [
+        make(
+            tmp_path / pool,
+            pool=pool,
+            evals=[("g", settings("grounding", "scenes/demo"), found | {"gradcam_iou": iou})],
+        )
+        for pool, iou in (("gap", 9.0), ("max", 5.0))
+    ]
+    one = table("Grounding", *paths)
+    assert [r[1:] for r, _ in one.rows] == [
+        ("pointing", "Grad-CAM", "chance 12.0 %"), ("pointing", "the centre, no map", ""),
+        ("matched iou", "Grad-CAM, GAP", "chance 6.0 %"), ("matched iou", "similarity", "chance 6.0 %"),
+        ("iou", "Grad-CAM", ""),
+    ]  # fmt: skip
+    assert [[c.lines[0].best for c in held] for _, held in one.rows] == [[False, False]] * 4 + [[True, False]]
+
+
+def test_references_of_kinds_of_metrics():
+    one = {"step": 1, "metrics": {
+        "g/gradcam_pointing": 40.0, "g/rollout_pointing": 20.0, "g/gradcam_iou": 10.0, "g/chance_pointing": 8.0,
+        "g/baseline_center_pointing": 12.0, "v/accuracy": 50.0, "v/chance_accuracy": 4.0, "v/baseline_accuracy": 30.0,
+        "f/5_shot": 50.0, "f/5_shot_sd": 2.0, "f/chance": 6.0,
+    }}  # fmt: skip
+    found = {m.name: m.against for e in "gvf" for m in runs.result(one, e).metrics}
+    assert found == {
+        "gradcam_pointing": (("chance", 8.0),), "rollout_pointing": (("chance", 8.0),), "gradcam_iou": (),
+        "baseline_center_pointing": (), "accuracy": (("chance", 4.0), ("baseline", 30.0)),
+        "5_shot": (("chance", 6.0),), "5_shot_sd": (),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config,expected",
+    [
+        ({"data": {"source": {"kind": "tfds", "name": "imagenet2012:5.1.0", "split": "validation"}}},
+         ("imagenet2012", "validation")),
+        ({"data": {"source": {"kind": "tfds", "name": "", "dir": "/d/demo/1.0.0/", "split": "x"}}}, ("demo", "x")),
+        ({"train": {"source": {"name": "a"}}, "test": {"source": {"name": "b/c", "split": "t"}}}, ("b/c", "t")),
+        ({"data": {"source": {"kind": "questions", "of": {"name": "gqa", "split": "testdev"}}}}, ("gqa", "testdev")),
+        ({"data": {"source": {"kind": "scenes"}}}, ("scenes", "")),
+        ({}, ("", "")),
+    ],
+)  # fmt: skip
+def test_the_data_set_of_an_evaluation(config, expected):
+    assert grouping.data_set(config) == expected
+
+
+def test_older_files_without_settings_take_those_of_the_config(tmp_path):
+    path = make(tmp_path / "a", evals=[probe(50.0)], **{"evals_": 0})
+    one = json.loads((path / "evals" / "100.json").read_text())
+    config = json.loads((path / "config.json").read_text()) | {"evals": one.pop("settings")}
+    (path / "evals" / "100.json").write_text(json.dumps(one))
+    (path / "config.json").write_text(json.dumps(config))
+    assert list(cells(table("T1", path)).values()) == ["50.0 | 52.6"]
+
+
+def picture(path, rows=2, columns=3, width=1):
+    size = 8 * width
+    Image.fromarray(np.full((rows * (size + 2) - 2, columns * size, 3), 90, np.uint8)).save(path)
+
+
+def two_steps(kind, first, second):
+    """An evaluation whose metrics are `first`'s at one step and `second`'s at the next."""
+    (name, config, a), (_, _, b) = kind(first), kind(second)
+    return name, config, {k: [a[k], b[k]] for k in a}
+
+
+def everything(folder):
+    """Workdirs that fill every part of the page."""
+    seeds = [
+        make(folder / f"gap{n}", pool="gap", seed=n, steps=(50, 100),
+             evals=[two_steps(shot, 40.0 + n, 50.0 + n), two_steps(probe, 60.0, 62.5 + n)])
+        for n in range(2)
+    ]  # fmt: skip
+    found = {"gradcam_pointing": 55.0, "chance_pointing": 7.5}
+    evals = [two_steps(shot, 45.5, 57.0), ("ground", settings("grounding", "segment"), found),
+             ("seg", settings("segmentation", "voc_segmentation"), {"miou": 33.3, "baseline_miou": 3.5})]  # fmt: skip
+    small = make(folder / "small", scale="demo", size="demo", evals=[shot(30.0)])
+    large = make(folder / "max", scale="high", evals=evals, steps=(50, 100))
+    one = json.loads((large / "evals" / "100.json").read_text())
+    sheet = {"kind": "sheet", "picture": "sheet", "columns": ["image", "mask", "map"], "rows": 2, "gap": 2, "note": ""}
+    sheet |= {"legend": [["dog", "#00ff00"], ["evil", "red;x:y"]]}
+    one["details"] = {"ground/sheet": sheet | {"rows_text": ["a <red> cube", "a dog"]}}
+    one["pictures"] = {"ground/sheet": "sheet.png"}
+    (large / "evals" / "100.json").write_text(json.dumps(one))
+    picture(large / "evals" / "sheet.png", width=100)
+    return [*seeds, small, large, vqa(folder / "v", large, 66.0)]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    assert main(["--tables", *map(str, everything(folder / "runs")), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_the_page_is_one_file_and_shows_everything(page):
+    html = (page / "index.html").read_text()
+    links = re.findall(r'(?:src|href|srcset)="([^"]*)"', html)
+    assert links and all(x.startswith("data:image/") for x in links)
+    for piece in ("T1. Linear probe", "T2. VQA finetuning", "T3. Pooling", "Zero-shot segmentation", "Grounding",
+                  "a &lt;red&gt; cube", "background:#00ff00",
+                  "Accuracy against examples seen", "Accuracy against scale", "chance 7.5 %",
+                  "T4. Zero-shot retrieval and visual actions; Nearest neighbours and few shots; VTAB.",
+                  "63.0", "paper, 1.4B: 63.7 (slides)", "± 0.7 (n=2)", "VQA finetuning"):  # fmt: skip
+        assert piece in html or piece in re.sub(r"<[^>]+>", " ", html), piece
+    sizes = [
+        Image.open(io.BytesIO(base64.b64decode(d))).size
+        for d in re.findall(r"data:image/(?:png|jpeg);base64,([^\"]+)", html)
+    ]
+    assert sizes == [(2400 * 2 // 3, 800 * 2 // 3)] * 2  # rows of a sheet, no wider than the page needs
+
+
+def test_markdown_says_the_same(page):
+    text = (page / "report.md").read_text()
+    assert (
+        "| CLIP | GAP | low | B/16 | 1k | 50.5 ± 0.7 (n=2) | 63.0 ± 0.7 (n=2) · paper, 11.3M: 52.6 (slides) |" in text
+    )
+    assert "| CLIP | MAX | high | B/16 | 1k | 57.0 · paper, 1.4B: 63.7 (slides) |  |" in text
+    for name in re.findall(r"!\[.*?\]\((\S+)\)", text):
+        assert Image.open(page / name).size[0] > 0
+
+
+def test_no_number_is_invented(page, tmp_path):
+    """Every percent of the tables comes from a workdir or from the paper."""
+    known = {f"{v:.1f}" for columns, rows, _ in paper.TABLES.values() for values in rows.values() for v in values}
+    for path in (page.parent / "runs").glob("*/evals/*.json"):
+        known |= {tables.line([v], "%").text for v in json.loads(path.read_text())["metrics"].values()}
+    means = [tables.line(v, "%") for v in ([50.0, 51.0], [62.5, 63.5], [60.0, 61.0])]
+    known |= {x.text for x in means} | {x.spread.split()[1] for x in means if x.spread}
+    body = (page / "report.md").read_text().split("## The runs")[0]
+    body += (page / "report.md").read_text().split("## All numbers")[1]
+    rows = [line.split("|")[4:] for line in body.splitlines() if line.startswith("|") and "---" not in line]
+    shown = {n for row in rows for cell in row for n in re.findall(r"(?<![\w./])\d+\.\d+(?![\w.])", cell)}
+    assert len(shown) > 20 and shown <= known | {"11.3", "1.4"}, shown - known
+
+
+def test_curves(page):
+    found, numbers, _ = read(*sorted((page.parent / "runs").iterdir()))
+    drawings = dict(trends.against_examples(found))
+    assert sorted(drawings) == [
+        "Grounding, segment test: gradcam pointing",
+        "Linear probe, ImageNet validation: top-1",
+        "Segmentation, Pascal VOC test: mean IoU",
+        "Zero shot, ImageNet validation: top-1",
+    ]
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots()
+    drawings["Zero shot, ImageNet validation: top-1"](ax)
+    data = sorted((list(x.get_xdata()), list(x.get_ydata())) for x in ax.lines[:4])
+    assert data == [([500, 1000], y) for y in ([40.0, 50.0], [41.0, 51.0], [45.5, 57.0])] + [([1000], [30.0])]
+    assert [t.get_label() for t in ax.lines if t.get_label()[0] != "_"] == [
+        "CLIP GAP low B/16",
+        "CLIP MAX demo",
+        "CLIP MAX high B/16",
+        "chance",
+    ]
+    _, ax = plt.subplots()
+    ((title, draw),) = trends.against_scale(numbers)
+    draw(ax)
+    assert title == "Zero shot, ImageNet validation: top-1"
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["demo", "low\n11.3M", "high\n1.4B"]
+    assert sorted((list(x.get_xdata()), list(x.get_ydata())) for x in ax.lines) == [
+        ([0, 2], [30.0, 57.0]),
+        ([1], [50.5]),
+    ]
+    plt.close("all")
+
+
+def test_runs_without_evaluations_and_runs_given_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "render", lambda *_: b"\x89PNG")
+    path = make(tmp_path / "sweep" / "a", steps=())
+    report.collect([path, f"{path}/", tmp_path / "sweep"], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "tables from 1 run\n" in text and "- a has not been evaluated." in text
+    assert "T1. Linear probe; T2. VQA finetuning;" in text
+
+
+@pytest.mark.parametrize(
+    "argv,message",
+    [
+        (
+            ["--tables", "{}/none", "--out", "{}/out"],
+            r"no workdir at '.*none'; valid: a folder that a run was given as",
+        ),
+        (["--tables", "{}/bare", "--out", "{}/out"], r"'.*bare' is no workdir: it has no config.json; valid"),
+        (["--tables", "{}/good"], r"--tables needs a folder to write to; valid: --tables WORKDIR\.\.\. --out DIR"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, argv, message):
+    (tmp_path / "bare").mkdir()
+    make(tmp_path / "good")
+    assert main([a.format(tmp_path) for a in argv]) == 2
+    assert re.fullmatch(rf"error: {message}[^\n]*\n", capsys.readouterr().err)
+
+
+def test_numbers_of_the_paper():
+    assert paper.number(paper.PROBE, "CLIP", "gap", "high", "validation") == 75.9  # T3 knows the pooling, T1 does not
+    assert paper.number(paper.PROBE, "CLIP", "cls", "high", "validation") is None
+    assert paper.number(paper.PROBE, "CLIP", "cls", "low", "validation") == 52.6
+    assert paper.number(paper.PROBE, "CLIP", "gap", "low", "train") is None
+    assert paper.number(paper.GQA, "MAE-CLIP", "max", "high", "testdev") == 55.3
+    for columns, rows, note in paper.TABLES.values():
+        assert note and all(len(v) == len(columns) for v in rows.values())
+    # T1 and T3 agree where both have a number.
+    t1, t3 = paper.T1[1], paper.T3[1]
+    assert all(v[0] == t3[k][1] for k, v in t1.items() if k in t3)

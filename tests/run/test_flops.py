@@ -1,0 +1,101 @@
+"""FLOPs counted from the program equal those of the textbook."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+
+from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel.chips import peak_per_device
+from maeclip_jax.run import flops
+from tests.objectives import models
+
+WIDTH, DEPTH, BATCH = 32, 3, 2
+
+
+def trunk(tokens, width=WIDTH, depth=DEPTH):
+    """Forward FLOPs per sample: qkv and out 4 D^2, mlp 8 D^2, scores and values 2 N D a token, each 2 FLOPs."""
+    return depth * 2 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def encoder(**compute):
+    return Encoder(width=WIDTH, depth=DEPTH, heads=4, image=dict(size=32, patch=4), cls=True, compute=compute)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        dict(layers="scan"),
+        dict(layers="unroll"),
+        dict(remat="full"),
+        dict(layers="unroll", remat="dots"),
+        dict(attention="fused"),
+        dict(attention="fused_interpret"),
+    ],
+)
+def test_a_vit_costs_what_its_formula_says(compute):
+    module = encoder(**compute)
+    patches = jax.ShapeDtypeStruct((BATCH, 64, 48), jnp.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), {"image": patches})
+    counted = flops.forward_matmul_flops(module.apply, params, {"image": patches})
+    assert counted == BATCH * (2 * 64 * 48 * WIDTH + trunk(65))
+    mesh = jax.make_mesh((2, 1, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):  # what a kernel does on each device counts for all of them
+        assert flops.forward_matmul_flops(module.apply, params, {"image": patches}) == counted
+
+
+def test_vit_b_16_is_17_6_gmac():
+    module = Encoder(width=768, depth=12, heads=12, image=dict(size=224, patch=16), cls=True)
+    patches = jax.ShapeDtypeStruct((1, 196, 768), jnp.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), {"image": patches})
+    assert flops.forward_matmul_flops(module.apply, params, {"image": patches}) / 2e9 == pytest.approx(17.6, abs=0.05)
+
+
+def test_masked_passes_count_at_their_kept_tokens():
+    module = models.build("mae")  # 16 patches of 48, 4 kept, width 8, depth 2 and 1
+    params = models.parameters(module)
+    counted = flops.forward_matmul_flops(lambda p: models.apply(module, p, models.BATCH, train=True, seed=0)[0], params)
+    encode = 2 * 4 * 48 * 8 + trunk(5, 8, 2)
+    decode = 2 * 5 * 8 * 8 + trunk(17, 8, 1) + 2 * 16 * 8 * 48
+    assert counted == 4 * (encode + decode)
+
+
+def test_products_of_every_kind_are_counted():
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+    assert flops.forward_matmul_flops(jnp.dot, a, b) == 2 * 3 * 4 * 5
+    assert flops.forward_matmul_flops(lambda a, b: jnp.einsum("ij,jk->ki", a, b), a, b) == 2 * 3 * 4 * 5
+    batched = jnp.ones((7, 3, 4)), jnp.ones((7, 4, 5))
+    assert flops.forward_matmul_flops(jnp.matmul, *batched) == 7 * 2 * 3 * 4 * 5
+    assert flops.forward_matmul_flops(jnp.add, a, a) == 0
+    square = jnp.ones((4, 4))
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 5, lambda _, c: c @ x, x)
+
+    assert flops.forward_matmul_flops(loop, square) == 5 * 2 * 4**3
+
+    def either(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    assert flops.forward_matmul_flops(either, square) == 2 * 2 * 4**3  # the dearer branch
+
+    picture, kernel = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 8))
+
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert flops.forward_matmul_flops(convolve, picture, kernel) == 2 * (2 * 4 * 4 * 8) * (3 * 3 * 3)
+
+
+def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
+    for kind, peak in (("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v4", 275e12), ("TPU v6 lite", 918e12)):
+        devices = [SimpleNamespace(device_kind=kind)]
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "local_devices", lambda devices=devices: devices)
+            found, where = peak_per_device("bfloat16")
+        assert found == peak and where == f"{kind} data sheet, bf16"
+    found, where = peak_per_device("float32")
+    assert 1e8 < found < 1e14 and "measured here on a float32 matmul" in where
