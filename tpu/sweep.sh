@@ -9,7 +9,7 @@ cd "$REPOSITORY"
 list() {
   "${PY:-.venv/bin/python}" - "$SWEEP" "$ROOT" <<'PYTHON'
 import os, shlex, sys
-from maeclip_jax import main, sweep
+from maeclip_jax import cli, sweep
 
 def run(name, root):
     for experiment, argument, settings in sweep.runs_of(name):
@@ -17,7 +17,7 @@ def run(name, root):
         given = shlex.join(f"--config.{k}={v}" for k, v in settings.items())
         print(f"experiments/{experiment}.py:{argument}", workdir, given, sep="\t")
 
-sys.exit(main.guarded(lambda: run(*sys.argv[1:])))
+sys.exit(cli.guarded(lambda: run(*sys.argv[1:])))
 PYTHON
 }
 

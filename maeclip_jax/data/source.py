@@ -225,7 +225,7 @@ def _missing(root, base: str, path) -> str:
     if parts[0] == "scenes":
         config = parts[1] if len(parts) > 1 else "demo"
         command = f"python -m maeclip_jax.prepare.builders.scenes --config {config} --data_dir {root}"
-    elif (epath.resource_path("maeclip_jax") / "data" / "builders" / f"{parts[0]}.py").exists():
+    elif (epath.resource_path("maeclip_jax") / "prepare" / "builders" / f"{parts[0]}.py").exists():
         command = f"python -m maeclip_jax.prepare.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
     elif _in_catalogue(parts[0]):  # building these, unlike reading them, needs TensorFlow: setup.cfg, [catalog]
         build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"

@@ -121,16 +121,16 @@ def test_strangers_at_the_port_are_ignored():
 
 MEMBER = """
 import sys, time
-from maeclip_jax import join
-from maeclip_jax.pod import Pod
+from maeclip_jax.parallel import joining, rollcall
+from maeclip_jax.parallel.pod import Pod
 number, port, does = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-join._line = join.roll_call(Pod(f"localhost:{port}", 3, number), {"host": f"h{number}", "runs": {}}, 30)
+joining._line = rollcall.roll_call(Pod(f"localhost:{port}", 3, number), {"host": f"h{number}", "runs": {}}, 30)
 print("ready", flush=True)
 if does == "fail":
-    join.failed(2, "no such\\nfile")
-    join.leave(2)
+    joining.failed(2, "no such\\nfile")
+    joining.leave(2)
 if does == "done":
-    join._line.end(0)
+    joining._line.end(0)
     sys.exit(0)
 sys.stdin.read()
 """
