@@ -77,7 +77,7 @@ doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 
 test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
-	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
+	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q . && $(VENV)/bin/lint-imports --no-logo | tail -n 8
 	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile $(ARGS)
 
 test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)

@@ -15,15 +15,10 @@ B/16 on v5litepod-256 takes at least 0.4 h (100 chip-hours) at scale=low and 3.2
 
 from __future__ import annotations
 
-import math
-
-import ml_collections
-
 from experiments.argument import parse_arg
-from experiments.base import base, towers
+from experiments.base import base
+from experiments.contrastive import contrastive
 from experiments.evaluations import evals
-from maeclip_jax.errors import UserError
-from maeclip_jax.nn import pool as pooling
 
 STREAMS = ("image", "text")
 
@@ -34,31 +29,3 @@ def get_config(arg=None):
     contrastive(config, arg)
     config.evals = evals(arg, contrastive=True, generative=False, streams=STREAMS)
     return config
-
-
-def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
-    """Puts CLIP's towers, loss and optimizer into `config`; `arg` holds pool, text_pool, loss and keep.
-
-    The image tower has a class token only where it is pooled: over patches alone it would be 1 more token for nothing.
-    """
-    image, text, _, width = towers(arg)
-    for word in (arg.pool, arg.text_pool):
-        try:
-            pooling.parse(word)
-        except ValueError as e:
-            raise UserError(str(e)) from None
-    config.model.update(
-        image_tower=image | dict(cls=arg.pool == "cls", pool=arg.pool),
-        text_tower=text | dict(causal=False, position="learned", pool=arg.text_pool),
-        embed_width=width,
-        loss=arg.loss,
-        keep=arg.keep,
-        contrast_mib=128.0,  # of a chip's 16 GiB or more
-        mask_share="sample",
-        stats="imagenet",
-    )
-    if arg.text_pool == "cls":
-        config.tokenizer.cls = True
-    config.optim.update(lr=5e-4 if arg.scale in ("low", "high") else 2e-3)
-    if arg.loss == "softmax":
-        config.optim.caps = (("log_logit_scale", math.log(100)),)

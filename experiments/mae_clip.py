@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from experiments.argument import parse_arg
 from experiments.base import base, towers
-from experiments.clip import contrastive
+from experiments.contrastive import contrastive
 from experiments.evaluations import evals
 from maeclip_jax import errors
 

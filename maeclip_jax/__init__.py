@@ -36,3 +36,5 @@ with _epy.lazy_api_imports(globals()):
     from maeclip_jax.objectives.slip import Slip
     from maeclip_jax.objectives.vqa import Vqa
     from maeclip_jax.run.model import Filled, Model
+
+__all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # noqa: F821 (of lazy_api_imports)

@@ -147,6 +147,8 @@ def guarded(command: Callable[[], int | None]) -> int:
         print(f"error: {text}", file=sys.stderr, flush=True)
         joining.failed(2, text)
         return 2
+    except SystemExit as e:  # argparse, after --help
+        return int(e.code or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it was", file=sys.stderr, flush=True)
         joining.failed(130, "interrupted")

@@ -35,8 +35,7 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     if suite:
         path, _, argument = suite.partition(":")
         config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
-    if settings:
-        config = _changed(config, settings)
+    config = _changed(config, settings or {})
     if ":" in config.get("init_from", ""):
         from maeclip_jax.interop import adoption
 

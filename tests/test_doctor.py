@@ -5,6 +5,7 @@ import pytest
 from maeclip_jax import doctor
 from maeclip_jax.doctor import report
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel import machine
 from maeclip_jax.parallel.machine import refuse_fallback
 
 
@@ -16,7 +17,8 @@ def test_report_names_devices_versions_and_data():
 
 def test_fallback_to_the_cpu_is_an_error_where_there_is_an_accelerator(monkeypatch):
     refuse_fallback()  # nothing here to fall back from
-    monkeypatch.setattr(doctor, "accelerator", lambda: "tpu")
+    for module in (doctor, machine):
+        monkeypatch.setattr(module, "accelerator", lambda: "tpu")
     with pytest.raises(UserError, match=r"has a TPU, but jax sees only the CPU.*\[tpu\].*--platform=cpu"):
         refuse_fallback()
     assert any(line.startswith("PROBLEM") and "fell back" in line for line in report())

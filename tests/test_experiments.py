@@ -48,7 +48,7 @@ def test_the_commands_of_a_docstring_parse(name, monkeypatch):
     for command in found:
         python, m, program_name, *flags = shlex.split(command)
         assert (python, m, program_name) == ("python", "-m", "maeclip_jax.main")
-        values = main.parse(["main", *flags])
+        values = main.parse([*flags])
         assert f"--config=experiments/{name}.py:" in command
         assert values.config.objective == PRESETS.get(name, name) and values.workdir
 
@@ -66,7 +66,7 @@ def test_overrides_reach_the_config(monkeypatch):
         "--workdir=x",
         "--config.model.weights.image=0.5",
     ]
-    values = main.parse(["main", *flags])
+    values = main.parse([*flags])
     assert values.config.model.weights.image == 0.5
     assert values.config.model.image_tower.pool == "topk(2)"
 

@@ -22,7 +22,7 @@ MISTAKES = {
     f"{TINY} W --wrokdir=x": "unknown flag '--wrokdir' (did you mean '--workdir'?); valid: ",
     f"{TINY} W --mode=fly": "unknown --mode 'fly'; valid: train, eval",
     f"{TINY} W --platform=abacus": "unknown --platform 'abacus'; valid: cpu, tpu, gpu",
-    f"{TINY} W --cpu_devices=many": "flag --cpu_devices=many: invalid literal for int()",
+    f"{TINY} W --cpu_devices=many": "argument --cpu_devices: invalid int value: 'many'; see --help",
     f"{TINY} W --processes=2": "--processes=2 needs --coordinator=host:port of process 0",
     f"{TINY} W --processes=2 --coordinator=localhost:1 --process=5": "--process=5 of --processes=2; valid: 0 to 1",
     "--config=experiments/nope.py W": "no experiment file 'experiments/nope.py'; here are: experiments/clip.py, ",
@@ -96,7 +96,7 @@ def call(monkeypatch, capfd, tmp_path):
     monkeypatch.setenv("MAECLIP_DATA_DIR", "/no/data")
 
     def run(argv: list[str]):
-        code = main.main(["main", *argv])
+        code = main.main([*argv])
         out, err = capfd.readouterr()
         return code, out, err.splitlines()
 

@@ -67,7 +67,7 @@ def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(tmp_pat
 
 
 def run_main(*argv):
-    return main.main(["main", f"--config=tests/tiny.py:{ARG}", "--mode=eval", "--cache=", *argv])
+    return main.main([f"--config=tests/tiny.py:{ARG}", "--mode=eval", "--cache=", *argv])
 
 
 def test_what_cannot_be_evaluated_is_named_and_the_rest_is_done(tmp_path, capfd, caplog):
@@ -99,11 +99,11 @@ def test_results_of_other_settings_are_made_again(tmp_path, capsys):
 
 def test_the_config_of_a_run_is_a_config(tmp_path):
     workdir = runs.copy(runs.whole(8, ARG), tmp_path / "run")
-    values = main.parse(["main", f"--config={workdir}/config.json", f"--workdir={workdir}", "--config.seed=7"])
+    values = main.parse([f"--config={workdir}/config.json", f"--workdir={workdir}", "--config.seed=7"])
     want = runs.config(ARG)
     assert values.config.seed == 7 and values.config.model.to_dict() == want.model.to_dict()
     assert json.loads(values.config.evals.to_json()) == json.loads(want.evals.to_json())
-    chosen = main.parse(["main", f"--config={workdir}/config.json", f"--workdir={workdir}", SUITE])
+    chosen = main.parse([f"--config={workdir}/config.json", f"--workdir={workdir}", SUITE])
     assert set(chosen.config.evals) == set(suite.get_evals(None))
 
 
@@ -119,7 +119,7 @@ def test_the_config_of_a_run_is_a_config(tmp_path):
      "unknown VTAB task 'nature' (did you mean 'natural'?); valid: all, natural, "),
 ])  # fmt: skip
 def test_a_mistake_in_a_suite_is_one_line(argv, text, capfd):
-    assert main.main(["main", *argv, "--mode=eval", "--workdir=unused"]) == 2
+    assert main.main([*argv, "--mode=eval", "--workdir=unused"]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {text}")
 
 
@@ -135,7 +135,7 @@ def test_suites_fit_any_objective(name, objective):
 
     name, _, arg = name.partition(":")
     found = main.parse(
-        ["main", f"--config=experiments/{objective}.py:scale=photos", "--workdir=x",
+        [f"--config=experiments/{objective}.py:scale=photos", "--workdir=x",
          f"--config.evals=experiments/eval/{name}.py:{arg}"]
     ).config.evals  # fmt: skip
     assert len(found) >= 4
@@ -152,7 +152,7 @@ def test_suites_fit_any_objective(name, objective):
 
 
 def suite_of(name, arg):
-    command = ["main", "--config=experiments/clip.py:scale=photos", "--workdir=x"]
+    command = ["--config=experiments/clip.py:scale=photos", "--workdir=x"]
     return main.parse([*command, f"--config.evals=experiments/eval/{name}.py:{arg}"]).config.evals
 
 

@@ -18,7 +18,7 @@ def test_runs_of_shipped_sweeps_load(path):
     assert len({sweep.label(*r) for r in runs}) == len(runs) >= 4
     for experiment, argument, settings in runs:
         flags = [f"--config.{k}={v}" for k, v in settings.items()]
-        values = main.parse(["main", f"--config=experiments/{experiment}.py:{argument}", "--workdir=x", *flags])
+        values = main.parse([f"--config=experiments/{experiment}.py:{argument}", "--workdir=x", *flags])
         for name, value in settings.items():
             node = values.config
             for part in name.split("."):
@@ -27,13 +27,13 @@ def test_runs_of_shipped_sweeps_load(path):
 
 
 def test_list_runs_nothing_and_mistakes_are_named(capsys):
-    sweep.run(["sweep", "pooling_demo", "--list", "--config.seed=3"])
+    sweep.run(["pooling_demo", "--list", "--config.seed=3"])
     said = capsys.readouterr().out
     assert said.count("--config.seed=3") == 4 and "mae_clip-scale-demo-pool-max" in said
     with pytest.raises(UserError, match=r"unknown sweep 'poolin'.*pooling_demo"):
-        sweep.run(["sweep", "poolin"])
-    with pytest.raises(UserError, match="unknown option of sweep 'rot'"):
-        sweep.run(["sweep", "pooling_demo", "--rot=x"])
+        sweep.run(["poolin"])
+    with pytest.raises(UserError, match="unknown flag '--rot'"):
+        sweep.run(["pooling_demo", "--rot=x"])
 
 
 def test_two_runs_one_table_and_again_costs_nothing(tmp_path):

@@ -17,7 +17,7 @@ from maeclip_jax.scenes.caption import NUMBERS, OPENINGS, PLACES
 from maeclip_jax.scenes.stream import scene
 from maeclip_jax.scenes.world import SceneSpec
 
-FILE = pathlib.Path(__file__).parents[1] / "vocab" / "scenes.txt"
+FILE = pathlib.Path(__file__).parents[1] / "data" / "vocab" / "scenes.txt"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Of the usual zero-shot prompts, which are not captions of this data set.
 PROMPTS = (

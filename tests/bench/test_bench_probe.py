@@ -8,8 +8,8 @@ from maeclip_jax.bench import probe
 def test_figures_of_a_small_problem(tmp_path, capsys):
     pytest.importorskip("sklearn")
     path = tmp_path / "figures.json"
-    probe.main(["--rows", "300", "--width", "8", "--classes", "3", "--compare", "--json", str(path)])
-    result = json.loads(path.read_text())
+    probe.run(["--rows", "300", "--width", "8", "--classes", "3", "--compare", "--json", str(path)])
+    result = json.loads(path.read_text())["figures"]
     assert 13 <= len(result["l2"]) == len(result["iterations"]) == len(result["scikit-learn"]["iterations"]) <= 19
     assert result["top1"] == pytest.approx(result["scikit-learn"]["top1"], abs=2) and 40 < result["top1"] < 100
     seconds = result["seconds"]

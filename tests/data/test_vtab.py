@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.eval.vtab import evaluators
 from maeclip_jax.data import ops, tfds_record, vtab
 from maeclip_jax.errors import BadRecord, UserError
 
@@ -81,13 +82,13 @@ def test_wrong_words_and_records():
     with pytest.raises(UserError, match="the record has no 'label_azimuth'; it has: image"):
         run("smallnorb_label_azimuth")
     with pytest.raises(UserError, match=r"unknown VTAB task 'natura' \(did you mean 'natural'\?\); valid: all"):
-        vtab.evaluators(32, which="natura")
+        evaluators(32, which="natura")
     with pytest.raises(UserError, match="unknown size of VTAB '2k'; valid: 1k, full"):
-        vtab.evaluators(32, size="2k")
+        evaluators(32, size="2k")
 
 
 def test_evaluators_are_probes_on_800_and_200():
-    found = vtab.evaluators(64, "somewhere", pool="max")
+    found = evaluators(64, "somewhere", pool="max")
     assert len(found) == 19
     probe = found["vtab_svhn"]
     assert probe["type"] == "linear_probe" and probe["classes"] == 10 and probe["pool"] == "max"

@@ -48,7 +48,7 @@ def problem(seed, images=17, vocabulary=20):
 def test_recall_is_what_the_definition_says(fake, processes, pictures, words, monkeypatch, seed, duplicates):
     (image, word), text, count = problem(seed)
     monkeypatch.setattr(retrieval, "BLOCK_BYTES", 4 * 20 * 3)  # three rows of similarities at a time
-    monkeypatch.setattr(retrieval, "unit", lambda x: x)  # keep the scores exact
+    monkeypatch.setattr(retrieval, "unit_rows", lambda x: x)  # keep the scores exact
     data = {"image": pictures(range(len(image))), "text": text, "_captions": count}
     data["_key"] = np.array([f"k{i}" for i in range(len(image))], object)
 

@@ -21,12 +21,12 @@ def clip(tmp_path_factory):
 
 
 def parsed(clip, experiment="experiments/mae_clip.py:runlocal", *more):
-    argv = ["main", f"--config={experiment}", "--workdir=unused", f"--config.init_from=hf-clip:{clip[0]}", *more]
+    argv = [f"--config={experiment}", "--workdir=unused", f"--config.init_from=hf-clip:{clip[0]}", *more]
     return main.parse(argv).config
 
 
 def test_towers_are_those_of_the_weights_and_the_experiment_stays(clip):
-    plain = main.parse(["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config
+    plain = main.parse(["--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config
     config = parsed(clip)
     theirs = foreign.clip_config().model
     own = dict(size=32, pool="gap")
@@ -63,11 +63,11 @@ def fresh(config):
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
-def test_values_arrive_with_positions_interpolated(clip, layers, capsys, caplog):
+def test_values_arrive_with_positions_interpolated(clip, layers, caplog):
     config = parsed(clip, "experiments/mae_clip.py:runlocal", f"--config.model.compute.layers={layers}")
     config.model.image_tower.size = 64
     params = fresh(config)
-    have = adoption.parameters(config, params)
+    have, said = adoption.parameters(config, params)
     made, report = init_params(config.init_from, config.init_rules, params, have)
     assert report.endswith("(decoder); unused: none")
     made = stack_layers(flatten(made))
@@ -77,7 +77,6 @@ def test_values_arrive_with_positions_interpolated(clip, layers, capsys, caplog)
         if path != "image/embed_image/position":
             assert np.array_equal(made[path], value), path
     assert made["image/embed_image/position"].shape == (64, 12) and made["image/embed_image/position"].any()
-    said = capsys.readouterr().out
     assert "arrays used, 0 left out; image/embed_image/position interpolated from 4x4 to 8x8; " in said
     assert "image_tower was trained with pool=cls, this config has gap" in caplog.text
 
@@ -94,12 +93,12 @@ def test_a_mae_goes_on_as_mae_clip(tmp_path):
     mae = ml_collections.ConfigDict(dict(objective="mae", model=foreign.mae_model()))
     params = foreign.random_params(mae)
     interop.save("hf-vit-mae", mae, params, tmp_path)
-    argv = ["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=x"]
+    argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=x"]
     plain, config = (main.parse([*argv, *more]).config for more in ((), (f"--config.init_from=hf-vit-mae:{tmp_path}",)))
     assert config.model.image_tower.width == config.model.decoder_tower.width == 24
     assert config.model.text_tower == plain.model.text_tower and config.tokenizer == plain.tokenizer
     fresh_params = fresh(config)
-    have = adoption.parameters(config, fresh_params)
+    have, _ = adoption.parameters(config, fresh_params)
     made, report = init_params(config.init_from, config.init_rules, fresh_params, have)
     assert np.array_equal(made["image"]["cls"], params["image"]["cls"])
     assert "unused: 2 (decoder)" in report  # MAE-CLIP has an entrance to the decoder for each tower
@@ -114,9 +113,9 @@ def test_mistakes_are_one_line(clip, tmp_path):
     with pytest.raises(UserError, match=r"of up to 20 tokens, the config has 24: set model\.text_tower"):
         parsed(clip, "experiments/mae_clip.py:scale=demo")
     with pytest.raises(UserError, match="unknown kind of weights 'hf_clip'"):
-        main.parse(["main", "--config=tests/tiny.py", "--workdir=x", "--config.init_from=hf_clip:/x"])
+        main.parse(["--config=tests/tiny.py", "--workdir=x", "--config.init_from=hf_clip:/x"])
     with pytest.raises(UserError, match=f"weights '{tmp_path}/none.bin': no such file"):
-        main.parse(["main", "--config=tests/tiny.py", "--workdir=x", f"--config.init_from=hf-clip:{tmp_path}/none.bin"])
+        main.parse(["--config=tests/tiny.py", "--workdir=x", f"--config.init_from=hf-clip:{tmp_path}/none.bin"])
 
 
 def test_clip_goes_on_as_mae_clip(clip, tmp_path):

@@ -346,9 +346,9 @@ def test_a_mae_is_continued_as_mae_clip(tmp_path):
 
     def config(path):
         argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=unused", f"--config.init_from=mae:{path}"]
-        return main.parse(["main", *argv]).config.model
+        return main.parse([*argv]).config.model
 
-    plain = main.parse(["main", "--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config.model
+    plain = main.parse(["--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config.model
     mae = mae_config()
     mae.model.decoder_tower.update(width=64, depth=2, heads=2)
     weights = official(mae, of(mae))

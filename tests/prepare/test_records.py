@@ -51,14 +51,14 @@ def test_incomplete_groups_of_a_tar_are_records_with_an_error(tmp_path):
                ("5.jpg", jpg), ("5.txt", b"\xff\xfe"), ("6.jpg", jpg), ("6.json", b"{"), ("7.cls", b"1"),
                ("8.jpg", jpg), ("8.seg.png", jpg), ("8.txt", b"c"), ("1.jpg", jpg), ("1.txt", b"d")]  # fmt: skip
     src = pair_sources.write_tar(tmp_path / "x.tar", members)
-    records = _read(src)
-    assert [(r.key, k) for r, k in zip(records, _kinds(records))] == [
+    found = _read(src)
+    assert [(r.key, k) for r, k in zip(found, _kinds(found))] == [
         ("1", ""), ("2", "missing_image"), ("3", "no_caption"), ("4", ""), ("5", ""), ("6", "unreadable_row"),
         ("8", ""), ("1", ""),
     ]  # fmt: skip
-    assert records[0].texts == ("from json",) and records[3].texts == ("b",)
+    assert found[0].texts == ("from json",) and found[3].texts == ("b",)
     assert _read(src, split_column="split")[0].split == "val"
-    assert set(_kinds(records)) <= {"", *records.KINDS}
+    assert set(_kinds(found)) <= {"", *records.KINDS}
 
 
 def test_a_tar_cut_anywhere_gives_a_prefix_and_one_lost_rest(tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.eval.vtab import evaluators
 from maeclip_jax import report
-from maeclip_jax.data import vtab
 from maeclip_jax.report import figures, paper, selection, tables, trends
 from maeclip_jax.report import models as grouping
 from maeclip_jax.report import run as runs
@@ -230,7 +230,7 @@ def test_retrieval_and_actions(tmp_path):
 
 
 def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
-    made = vtab.evaluators(32)
+    made = evaluators(32)
     evals = [(name, config, {"top1": 10.0 + n, "chance": 5.0}) for n, (name, config) in enumerate(made.items())]
     evals.append(probe(99.0, "cifar100", "test", "full"))  # the same data set, but not the task
     found = cells(table("VTAB", make(tmp_path / "all", evals=evals)))
@@ -239,7 +239,7 @@ def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
     assert means == {"natural mean of 7": "13.0", "specialized mean of 4": "18.5", "structured mean of 8": "24.5",
                      "all mean of 19": "19.0"}  # fmt: skip
     for pool, size, more in (("gap", "1k", 20.0), ("own", "full", 40.0)):  # the model's own pooling is max
-        way = vtab.evaluators(32, size=size, pool=pool).items()
+        way = evaluators(32, size=size, pool=pool).items()
         name = "full" if size == "full" else pool
         evals += [(f"{n}_{name}", c, {"top1": more + i, "chance": 5.0}) for i, (n, c) in enumerate(way)]
     found = cells(table("VTAB", make(tmp_path / "ways", evals=evals)))

@@ -25,7 +25,7 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_steps_end_to_end(experiment, tmp_path):
     name, _, argument = experiment.partition(":")
-    argv = ["main", f"--config=experiments/{name}.py:{argument}", f"--workdir={tmp_path}", "--cache="]
+    argv = [f"--config=experiments/{name}.py:{argument}", f"--workdir={tmp_path}", "--cache="]
     assert main.main([*argv, "--config.total=2 steps", "--config.mesh.fsdp=2"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}

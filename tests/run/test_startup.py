@@ -56,7 +56,7 @@ def test_a_run_says_and_keeps_how_it_started(tmp_path, capfd):
 
 
 def folder(*flags: str) -> str:
-    argv = ["main", "--config=tests/tiny.py:objective=clip", *flags]
+    argv = ["--config=tests/tiny.py:objective=clip", *flags]
     return main.cache_folder(main.parse(argv))
 
 

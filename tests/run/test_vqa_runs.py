@@ -103,7 +103,7 @@ def test_a_pretrained_run_says_its_scale(tmp_path):
     ("data=nowhere", "no data set 'nowhere' at "),
 ])  # fmt: skip
 def test_a_mistake_in_the_argument_is_one_line(argument, text, capfd):
-    assert main.main(["main", f"--config=experiments/vqa.py:{argument}", "--workdir=unused"]) == 2
+    assert main.main([f"--config=experiments/vqa.py:{argument}", "--workdir=unused"]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {text}")
 
 

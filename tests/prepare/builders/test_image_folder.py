@@ -162,4 +162,4 @@ def test_command_line(tmp_path):
     done = run("--src", tmp_path / "no", "--data_dir", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "SRC/CLASS/*.jpg" in run("--help").stdout
-    assert "error: unrecognized arguments: --scr x; see --help" in run("--src", root, "--scr", "x").stderr
+    assert "error: unknown flag '--scr' (did you mean '--src'?); valid: " in run("--src", root, "--scr", "x").stderr

@@ -1,0 +1,39 @@
+"""CLIP's towers, loss and optimizer, which its neighbours share."""
+
+from __future__ import annotations
+
+import math
+
+import ml_collections
+
+from experiments.base import towers
+from maeclip_jax.errors import UserError
+from maeclip_jax.nn import pool as pooling
+
+
+def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
+    """Puts CLIP's towers, loss and optimizer into `config`; `arg` holds pool, text_pool, loss and keep.
+
+    The image tower has a class token only where it is pooled: over patches alone it would be 1 more token for nothing.
+    """
+    image, text, _, width = towers(arg)
+    for word in (arg.pool, arg.text_pool):
+        try:
+            pooling.parse(word)
+        except ValueError as e:
+            raise UserError(str(e)) from None
+    config.model.update(
+        image_tower=image | dict(cls=arg.pool == "cls", pool=arg.pool),
+        text_tower=text | dict(causal=False, position="learned", pool=arg.text_pool),
+        embed_width=width,
+        loss=arg.loss,
+        keep=arg.keep,
+        contrast_mib=128.0,  # of a chip's 16 GiB or more
+        mask_share="sample",
+        stats="imagenet",
+    )
+    if arg.text_pool == "cls":
+        config.tokenizer.cls = True
+    config.optim.update(lr=5e-4 if arg.scale in ("low", "high") else 2e-3)
+    if arg.loss == "softmax":
+        config.optim.caps = (("log_logit_scale", math.log(100)),)
