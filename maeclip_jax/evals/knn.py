@@ -81,7 +81,7 @@ def neighbours(x_NxD, label_N, bank_MxD, own_M, ks, temperature, classes, tick=l
     size = max(1, BLOCK_BYTES // (4 * max(len(bank_MxD), classes)))
     for start in range(0, len(x_NxD), size):
         rows = slice(start, min(start + size, len(x_NxD)))
-        # Equal rows of the bank have equal cosines only up to rounding, which differs between a matrix product's blocks:
+        # Equal rows of the bank have equal cosines only up to rounding, which differs between blocks of a product:
         # without this, the order of the bank would break ties.
         near_BxM = np.round(x_NxD[rows] @ bank_MxD.T, 6)
         which_Bxk = np.argpartition(-near_BxM, most - 1, axis=1)[:, :most]
