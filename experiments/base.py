@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from experiments.scales import ops, scale_of, source, vocabulary
+from experiments.scales import ops, scale_of, source, vocabulary, whole_picture
 from experiments.sizes import COMPUTE, SIZES
 
 
@@ -26,6 +26,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     if config.tokenizer.type != "bert":
         del config.tokenizer.cls
     # Eight chips of a pod share parameters and optimizer: updating a copy on each would take a tenth of the step.
+    config.preprocess = dict(image=whole_picture(SIZES[scale["size"]]["side"]))  # of a picture that is not augmented
     config.mesh = dict(replica=-1, fsdp=8 if big else 1, tensor=1)
     config.sharding_rules = ()  # () = sharding.RULES
     config.data = dict(source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_workers=0)

@@ -61,8 +61,8 @@ def questions(row: dict, split: str) -> dict:
     return dict(kind="questions", of=of, vocabulary=dict(split=row["train"], min_count=1, top=top))
 
 
-def ops(side: int, length: int, blind: bool) -> str:
-    """The ops of questions, in training and in evaluation: whole pictures, since answers may lie at their edges."""
-    words = ["decode", f"resize({side})", *(["blank"] if blind else [])]
+def ops(image: str, length: int, blind: bool) -> str:
+    """The ops of questions, in training and in evaluation; `image`: what happens to a picture."""
+    words = [image, *(["blank"] if blind else [])]
     words += [f'tokenize({length},key="question",out="text")', "answers(10)"]
     return "|".join([*words, 'keep("image","text","answer","score","credit")'])

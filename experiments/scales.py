@@ -72,6 +72,11 @@ def source(scale: dict, split: str) -> dict:
     return scale["source"] | dict(dir="", split=split)
 
 
+def whole_picture(side: int) -> str:
+    """What evaluation does to a picture: the shorter side resized, the middle cut out."""
+    return f"decode|resize_small({side})|center_crop({side})"
+
+
 def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False) -> str:
     """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation."""
     side = SIZES[scale["size"]]["side"]
@@ -79,7 +84,7 @@ def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0
     if train and scale["crop"]:
         words.append(scale["crop"].format(side=side))
     elif scale["crop"]:
-        words += [f"resize_small({side})", f"center_crop({side})"]
+        words = [whole_picture(side)]
     if "text" in streams:
         words.append(f"captions({captions})" if captions else "pick_caption")
         words.append(f"tokenize({scale['length']})")

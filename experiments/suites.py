@@ -23,17 +23,18 @@ def variant(name: str, *words: str) -> str:
     return "_".join([name, *(re.sub(r"\W+", "_", word).strip("_") for word in words if word not in PLAIN)])
 
 
-def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "crop", **keep: str) -> dict:
-    """Data of pictures as large as the run's. `resize`: crop (shorter side, then the middle) | squash (all of it).
+def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "own", **keep: str) -> dict:
+    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it).
 
     `keep`: name in the batch -> op that makes it ("" for none): label="label", mask="mask|object_classes".
     """
     side = config.model.image_tower.size
-    geometry = {"crop": f"resize_small({side})|center_crop({side})", "squash": f"resize({side})"}[resize]
+    decode, _, geometry = config.preprocess.image.partition("|")
+    geometry = {"own": geometry, "squash": f"resize({side})"}[resize]
     before = [op for op in keep.values() if "mask" in op]  # a mask is cut and resized along with its picture
     after = [op for op in keep.values() if op and op not in before]
     names = ",".join(f'"{n}"' for n in ("image", *keep))
-    return dict(source=tfds(name, split), ops="|".join(["decode", *before, geometry, *after, f"keep({names})"]))
+    return dict(source=tfds(name, split), ops="|".join([decode, *before, geometry, *after, f"keep({names})"]))
 
 
 def length(config: ml_collections.ConfigDict) -> int:
@@ -57,8 +58,7 @@ def classification(config, title: str, train: tuple, test: tuple, *, templates: 
 
 def retrieval(config, name: str, split: str, *, captions: int = 5, duplicates: str = "apart") -> dict:
     """The protocol of COCO and Flickr30k: `captions` a picture, recall both ways."""
-    side = config.model.image_tower.size
-    ops = f"decode|resize_small({side})|center_crop({side})|captions({captions})|tokenize({length(config)})"
+    ops = f"{config.preprocess.image}|captions({captions})|tokenize({length(config)})"
     data = dict(source=tfds(name, split), ops=f'{ops}|keep("image","text")')
     return dict(type="retrieval", data=data, duplicates=duplicates, batch_size=100)
 

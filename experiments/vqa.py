@@ -45,7 +45,8 @@ def get_config(arg=None):
         answers=data["answers"], pool=arg.pool, loss=data.get("loss", "softmax"), slots=10,
         stats=of.model.get("stats", "imagenet"), compute=config.model.compute,
     )  # fmt: skip
-    ops = questions.ops(image.size, text.length, arg.blind)
+    config.preprocess.image = f"decode|resize({image.size})"  # whole pictures: answers may lie at their edges
+    ops = questions.ops(config.preprocess.image, text.length, arg.blind)
     config.data.source, config.data.ops = questions.questions(data, "train"), ops
     config.batch_size = 16 if arg.runlocal else 256 if big else 128
     if not arg.runlocal:

@@ -53,9 +53,14 @@ def read(path: str):
         return tuple(plain(v) for v in value) if isinstance(value, list) else value
 
     try:
-        return ConfigDict(plain(json.loads(epath.Path(path).read_text())))
+        config = ConfigDict(plain(json.loads(epath.Path(path).read_text())))
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(f"cannot read --config={path}: {' '.join(str(e).split())}; valid: a run's config.json") from e
+    side = config.get("model", {}).get("image_tower", {}).get("size")
+    if "preprocess" not in config and side:  # of a run older than this setting, when these were the rules
+        whole = f"resize({side})" if config.get("objective") == "vqa" else f"resize_small({side})|center_crop({side})"
+        config.preprocess = dict(image=f"decode|{whole}")
+    return config
 
 
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:

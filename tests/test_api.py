@@ -93,7 +93,7 @@ def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch)
     """What the conversions do is tested in tests/interop; here only that a model is made of what they give."""
     own = mc.load("experiments/clip.py:runlocal,pool=max")
     config = mc.experiment("experiments/clip.py:runlocal,pool=max")
-    config.evals = dict(pictures=dict(data=dict(ops='decode|resize(32)|keep("image")')))
+    config.preprocess.image = "decode|resize(32)"
     asked = []
 
     def load(kind, path):
@@ -103,7 +103,7 @@ def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch)
     monkeypatch.setattr(interop, "load", load)
     made = mc.load("hf-clip:/some/where", {"model.compute.dtype": "bfloat16"})
     assert asked == [("hf-clip", "/some/where")] and made.config.model.compute.dtype == "bfloat16"
-    assert made.preprocess.words == "decode|resize(32)" and made.step is None
+    assert made.preprocess.image == "decode|resize(32)" and made.step is None
     assert ": clip, hf-clip, 6" in repr(made)
     made = mc.load("hf-clip:/some/where")
     np.testing.assert_array_equal(made.embed(PICTURES)["image"], own.embed(PICTURES)["image"])

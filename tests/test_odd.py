@@ -69,7 +69,7 @@ def prepared(tmp_path_factory):
 
 def one_epoch(source, batch_size=16, hosts=1):
     """(keys of the examples, bad records as (key, kind)) of the first pass over `source`, all hosts together."""
-    whole = len(source) if not isinstance(source, dict) else pipeline.length(dict(source=source, ops=OPS))
+    whole = len(source) if not isinstance(source, dict) else pipeline.open(dict(source=source, ops=OPS)).length
     keys, bad = [], []
     words = tokenizer.make(dict(type="bytes"))
     config = dict(source=source, ops=OPS, max_bad=0.9)

@@ -40,5 +40,5 @@ def evaluators(
         ops = f'decode|vtab("{name}")|resize({side})|keep("image","label")'
         sources = {k: dict(kind="tfds", dir=data_dir, name=task.name, split=s) for k, s in splits.items()}
         sets = {k: dict(source=source, ops=ops) for k, source in sources.items()}
-        out[f"vtab_{name}"] = dict(type="linear_probe", classes=task.classes, **sets, **settings)
+        out[f"vtab_{name}"] = dict(type="linear_probe", task=name, classes=task.classes, **sets, **settings)
     return out

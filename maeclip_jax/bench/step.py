@@ -128,7 +128,7 @@ def run(argv: Sequence[str]) -> None:
     cli.start_jax(args)
     config = args.config
     try:
-        epoch = pipeline.length(config.data)
+        epoch = pipeline.open(config.data).length
     except UserError:
         epoch = 10**6  # the schedule needs an epoch, the speed does not depend on it
     step = build(config, epoch=epoch)

@@ -1,6 +1,7 @@
 """The input pipeline: configs in, batches of numpy arrays out.
 
-`train` gives endless batches, `evaluate` one pass in order, both as the rows of one host. Example n of a training run
+`open` opens the sources of a config; its `train` gives endless batches, its `evaluate` one pass in order, both as the
+rows of one host. Example n of a training run
 is a pure function of (seed, n): the record, its augmentation and its replacement if it is bad know nothing of batch
 size, hosts, threads or processes. So the position of a run is one integer, the number of examples seen, and a run
 continues from it in O(1) on any number of hosts, also with another batch size. Step s on host h of H holds examples
@@ -24,10 +25,12 @@ Memory is bounded by (prefetch + 2) batches and a few chunks of 32 rows a thread
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 
 from maeclip_jax.data import order, source
@@ -53,8 +56,8 @@ log = logging.getLogger(__name__)
 class Batches:
     """Iterator of batches of one host; `close()` (or `with`) stops its threads and processes.
 
-    spec: name -> (shape, dtype) of one row. seen, bad, kinds, share: records tried on this host, how many of them could
-    not be used, by kind, and the share. The first 20 bad records are logged by name, then every 1000th.
+    spec: name -> (shape, dtype) of one row. seen, bad, kinds: records tried on this host, how many of them could not be
+    used, and by kind. The first 20 bad records are logged by name, then every 1000th.
     On a single host it raises UserError when the share goes above `max_bad`; several hosts must agree on that, so there
     the loop calls `check_bad` on global sums.
     """
@@ -65,10 +68,6 @@ class Batches:
         self._finish = weakref.finalize(self, _end, self._live)
         self.spec, self.max_bad, self.whole, self._alone = spec, max_bad, whole, alone
         self.seen, self.bad, self.kinds = 0, 0, Counter()
-
-    @property
-    def share(self) -> float:
-        return self.bad / max(1, self.seen)
 
     def __iter__(self):
         return self
@@ -126,96 +125,116 @@ def check_bad(
         )
 
 
-def train(
-    config,
-    *,
-    batch_size: int,
-    seed: int,
-    start_example: int = 0,
-    tokenizer=None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Batches:
-    """Endless training batches from global example `start_example` on: this host's rows of each global batch.
+class Data:
+    """An opened data config: its sources are open, and every pass reads from them. `open` makes one.
 
-    batch_size is global. Besides what the ops keep, a batch has `_key` (object array of str, host only), `_bad` (int32:
-    bad records skipped to get this row) and `_bad_names` (list of "key: kind: detail", host only).
-    Raises UserError for anything wrong in the config, and when the components of a mix give different rows.
+    `length`: records in one epoch (a mix: of all its components), None where a source is endless. `names`: what the
+    numbers in the data mean: "label" -> names of classes, "answer" -> answers; {} if nothing is known. `source`: of the
+    first component.
     """
-    config = _checked(config)
-    rows_a_host = _divide(batch_size, process_index, process_count)
-    if start_example < 0:
-        raise UserError(f"start_example is a count of examples, not {start_example}")
-    seeds = (seed, config["seed_offset"])
-    components, weights = [], []
-    for name, weight, part in _parts(config):
-        made = source.make(part["source"])
-        epochs = order.Epochs(None if _endless(made) else _length(made, part["source"]), *seeds, name)
-        components.append(Component(name, made, _ops(part["ops"], tokenizer), epochs))
-        weights.append(weight)
-    mix = order.Mix(weights, *seeds) if config["mix"] else None
-    rows = TrainRows(
-        components,
-        mix,
-        key=order.stable_hash("augment", *seeds),
-        start=start_example,
-        batch_size=batch_size,
-        block=(process_index * rows_a_host, rows_a_host),
-    )
-    spec = _common_spec(rows)
-    return Batches(
-        _iterate(rows, rows_a_host, config),
-        spec,
-        max_bad=config["max_bad"],
-        whole=_total(c.source for c in components),
-        alone=process_count == 1,
-    )
+
+    def __init__(self, config, make: Callable = source.make):
+        self.config = _checked(config)
+        self._parts = [(name, weight, part, make(part["source"])) for name, weight, part in _parts(self.config)]
+        self.source = self._parts[0][3]
+        self.length = _total(made for *_, made in self._parts)
+
+    @functools.cached_property
+    def names(self) -> dict[str, list[str]]:
+        """UserError if the components of a mix do not agree."""
+        found: dict[str, list[str]] = {}
+        for name, _, _, made in self._parts:
+            for what, attribute in (("label", "classes"), ("answer", "answers")):
+                words = [str(w) for w in getattr(made, attribute, None) or ()]
+                if words and found.setdefault(what, words) != words:
+                    raise UserError(f"mix component {name!r} has other names of {what} than those before it")
+        return found
+
+    def train(
+        self,
+        *,
+        batch_size: int,
+        seed: int,
+        start_example: int = 0,
+        tokenizer=None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Batches:
+        """Endless training batches from global example `start_example` on: this host's rows of each global batch.
+
+        batch_size is global. Besides what the ops keep, a batch has `_key` (object array of str, host only), `_bad`
+        (int32: bad records skipped to get this row) and `_bad_names` (list of "key: kind: detail", host only).
+        Raises UserError for anything wrong in the config, and when the components of a mix give different rows.
+        """
+        config = self.config
+        rows_a_host = _divide(batch_size, process_index, process_count)
+        if start_example < 0:
+            raise UserError(f"start_example is a count of examples, not {start_example}")
+        seeds = (seed, config["seed_offset"])
+        components = []
+        for name, _, part, made in self._parts:
+            epochs = order.Epochs(None if _endless(made) else _length(made, part["source"]), *seeds, name)
+            components.append(Component(name, made, _ops(part["ops"], tokenizer), epochs))
+        mix = order.Mix([weight for _, weight, *_ in self._parts], *seeds) if config["mix"] else None
+        rows = TrainRows(
+            components,
+            mix,
+            key=order.stable_hash("augment", *seeds),
+            start=start_example,
+            batch_size=batch_size,
+            block=(process_index * rows_a_host, rows_a_host),
+        )
+        spec = _common_spec(rows)
+        return Batches(
+            _iterate(rows, rows_a_host, config),
+            spec,
+            max_bad=config["max_bad"],
+            whole=self.length,
+            alone=process_count == 1,
+        )
+
+    def evaluate(self, *, batch_size: int, tokenizer=None, process_index: int = 0, process_count: int = 1) -> Batches:
+        """One pass over one source in its own order: every record once, all hosts the same number of batches.
+
+        Adds `_mask` (bool): False for rows of zeros, which fill the last batch or stand for a record that cannot be
+        used. A bad record is not replaced but left out, counted in `_bad` and named. Draws of the ops, if any, depend
+        on the index alone, so two passes are equal.
+        """
+        config = self.config
+        if config["mix"]:
+            raise UserError("evaluation reads one source, not a mix: give source=dict(kind=...)")
+        rows_a_host = _divide(batch_size, process_index, process_count)
+        made = self.source
+        if _endless(made):
+            raise UserError(f"evaluation needs an end: give count=... to the source of {config['source']!r}")
+        whole = _length(made, config["source"])
+        component = Component("evaluation", made, _ops(config["ops"], tokenizer), order.Epochs(None))
+        rows = EvaluationRows(component, whole, batch_size, (process_index * rows_a_host, rows_a_host))
+        return Batches(
+            _iterate(rows, rows_a_host, config),
+            rows.spec,
+            max_bad=config["max_bad"],
+            whole=whole,
+            alone=process_count == 1,
+        )
 
 
-def evaluate(config, *, batch_size: int, tokenizer=None, process_index: int = 0, process_count: int = 1) -> Batches:
-    """One pass over one source in its own order: every record once, all hosts the same number of batches.
+def open(config, make: Callable = source.make) -> Data:
+    """The data of a config, opened once for all that is read of it. UserError for what is wrong or not there.
 
-    Adds `_mask` (bool): False for rows of zeros, which fill the last batch or stand for a record that cannot be used. A
-    bad record is not replaced but left out, counted in `_bad` and named. Draws of the ops, if any, depend on the index
-    alone, so two passes are equal.
+    `make`: config of a source -> the source, for whoever shares sources between data configs.
     """
-    config = _checked(config)
-    if config["mix"]:
-        raise UserError("evaluation reads one source, not a mix: give source=dict(kind=...)")
-    rows_a_host = _divide(batch_size, process_index, process_count)
-    made = source.make(config["source"])
-    if _endless(made):
-        raise UserError(f"evaluation needs an end: give count=... to the source of {config['source']!r}")
-    whole = _length(made, config["source"])
-    component = Component("evaluation", made, _ops(config["ops"], tokenizer), order.Epochs(None))
-    rows = EvaluationRows(component, whole, batch_size, (process_index * rows_a_host, rows_a_host))
-    return Batches(
-        _iterate(rows, rows_a_host, config),
-        rows.spec,
-        max_bad=config["max_bad"],
-        whole=whole,
-        alone=process_count == 1,
-    )
+    return Data(config, make)
 
 
-def length(config) -> int | None:
-    """Records in one epoch of a training config (a mix: of all its components); None where a source is endless."""
-    return _total(source.make(part["source"]) for _, _, part in _parts(_checked(config)))
+def train(config, **how) -> Batches:
+    """`open(config).train(...)`, for whoever reads a config once."""
+    return open(config).train(**how)
 
 
-def names(config) -> dict[str, list[str]]:
-    """What the numbers in a training config's data mean: "label" -> names of classes, "answer" -> answers; {} if none.
-
-    UserError if the components of a mix do not agree.
-    """
-    found: dict[str, list[str]] = {}
-    for name, _, part in _parts(_checked(config)):
-        made = source.make(part["source"])
-        for what, attribute in (("label", "classes"), ("answer", "answers")):
-            words = [str(w) for w in getattr(made, attribute, None) or ()]
-            if words and found.setdefault(what, words) != words:
-                raise UserError(f"mix component {name!r} has other names of {what} than those before it")
-    return found
+def evaluate(config, **how) -> Batches:
+    """`open(config).evaluate(...)`, for whoever reads a config once."""
+    return open(config).evaluate(**how)
 
 
 def _total(sources) -> int | None:

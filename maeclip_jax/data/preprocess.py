@@ -9,33 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.data import decode, image_ops, ops, source
+from maeclip_jax.data import decode, ops
 from maeclip_jax.errors import BadRecord, UserError
 
 PICTURES = "a path, encoded bytes, a PIL picture, a uint8 array [H, W, 3], or a list of these"
-_GEOMETRY = [f.__name__ for f in (image_ops.resize, image_ops.resize_small, image_ops.center_crop, image_ops.fit)]
 
 
 class Preprocess:
-    """Pictures to uint8 [side, side, 3] by `words` (an op string without its `keep`), texts to int32 [length].
+    """Pictures to uint8 [side, side, 3] by `image`, ops as in config.preprocess.image; texts to int32 [length].
 
-    `tokenizer` and `length` are None and 0 for a model that reads no text. Whatever size `words` leave a picture in,
-    it ends as the square that the model takes: the shorter side resized, the middle cut out.
+    `tokenizer` and `length` are None and 0 for a model that reads no text. Pictures that `image` does not leave in the
+    size that the model takes are a UserError.
     """
 
-    def __init__(self, words: str, side: int, tokenizer: Any = None, length: int = 0):
-        self.words, self.side, self.tokenizer, self.length = words, side, tokenizer, length
-        self._ops = ops.parse(f'{words}|resize_small({side})|center_crop({side})|keep("image")')
+    def __init__(self, image: str, side: int, tokenizer: Any = None, length: int = 0):
+        self.image, self.side, self.tokenizer, self.length = image, side, tokenizer, length
+        self._ops = ops.parse(f'{image}|keep("image")')
 
     def picture(self, value: Any) -> np.ndarray:
         """uint8 [side, side, 3] of one picture; UserError naming what is wrong with it."""
         name = f"picture {str(value)!r}" if isinstance(value, str | os.PathLike) else "a picture"
         try:
-            return self._ops({"image": _encoded(value)}, np.random.default_rng(0))["image"]
+            made = self._ops({"image": _encoded(value)}, np.random.default_rng(0))["image"]
         except BadRecord as e:
             raise UserError(f"{name} cannot be used: {e}") from None
         except OSError as e:
             raise UserError(f"{name} cannot be read: {e.strerror or e}") from None
+        if made.shape != (self.side, self.side, 3):
+            raise UserError(
+                f"preprocess.image={self.image!r} makes pictures {list(made.shape)}, the model takes "
+                f"{[self.side, self.side, 3]}; end it with resize_small({self.side})|center_crop({self.side})"
+            )
+        return made
 
     def pictures(self, values: Any) -> np.ndarray:
         """uint8 [B, side, side, 3] of one picture or several."""
@@ -122,26 +127,3 @@ def _encoded(value: Any) -> Any:
             raise UserError(f"a picture as an array is uint8 [H, W, 3], not {array.dtype}{list(array.shape)}")
         return array
     raise UserError(f"a picture cannot be {type(value).__name__}; valid: {PICTURES}")
-
-
-def evaluation_words(config: Any) -> str:
-    """What the config's evaluations do to a picture, as an op string without its `keep`; "decode" where it has none.
-
-    Of the first evaluation that only decodes, resizes and cuts; what training does besides is augmentation.
-    """
-    for entry in (config.get("evals") or {}).values():
-        data = source.plain(entry).get("data") or {}
-        if not data.get("ops"):
-            continue
-        # The words alone matter here; a tokenizer that only stands in for the real one is never called.
-        steps = ops.parse(data["ops"], _Context).steps
-        words = [s.label for s in steps if s.function.__name__ in ("decode", *_GEOMETRY)]
-        if words and not any(s.function.__name__ in ("vtab", "blank") for s in steps):
-            return "|".join(words)
-    return "decode"
-
-
-class _Context:
-    @staticmethod
-    def tokenizer(text: str, length: int):
-        raise NotImplementedError

@@ -34,7 +34,8 @@ SOLVERS: dict[str, dict[str, Any]] = {
 class LinearProbe:
     """`data`: pictures it is tested on; `train`, `val`: what it learns from and validates on, with "image" and "label".
     `pool`: own | embed | gap | max | cls | ... `solver`: a name, or dict(type=name, setting=...); with "lars" the ops
-    of `train` are the augmentation, and `val` is not used. `classes`: how many, where the data does not say.
+    of `train` are the augmentation, and `val` is not used. `classes`: how many, where the data does not say. `task`:
+    the task of a benchmark that this is, by which tables find it (VTAB's names).
 
     Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `train_top1`; `chance`, `chance_top5`.
     """
@@ -51,7 +52,9 @@ class LinearProbe:
         classes: int | None = None,
         batch_size: int = 256,
         seed: int = 0,
+        task: str = "",
     ):
+        self.task = task
         self.context, self.train, self.pool, self.seed = context, train, pool, seed
         self.solver, self.settings = read_solver(solver)
         sets = {"data": data}

@@ -120,5 +120,5 @@ def _config(described: Mapping):
     words = described["tokenizer"]
     config.tokenizer = words if words["path"] else dict(type="", path="")  # without its file there is none
     config.seed, config.sharding_rules, config.mesh = 0, (), dict(replica=-1, fsdp=1, tensor=1)
-    config.evals = dict(pictures=dict(data=dict(ops=f'{described["ops"]}|keep("image")')))
+    config.preprocess = dict(image=described["ops"])
     return config

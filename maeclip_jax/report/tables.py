@@ -209,9 +209,9 @@ def _vtab(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
 
 
 def _task(e: Entry) -> str:
-    """The task of VTAB that a number is of, or nothing: the op that makes its labels names it."""
-    named = re.search(r'\bvtab\("(\w+)"\)', str(e.settings.get("data.ops", "")))
-    return named[1] if named and named[1] in vtab.TASKS else ""
+    """The task of VTAB that a number is of, or nothing."""
+    task = e.settings.get("task", "")
+    return task if task in vtab.TASKS else ""
 
 
 def _mean(tasks: Sequence[str], entries: Sequence[Entry]) -> Cell:

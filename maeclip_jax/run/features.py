@@ -32,6 +32,7 @@ class Surroundings:
         self.process_index, self.process_count = jax.process_index(), jax.process_count()
         self.running = "evaluation"
         self._parts = sharding.batch_shards(mesh)
+        self._opened: dict[str, pipeline.Data] = {}
         self._sources: dict[str, Any] = {}
         self._wanted: dict[str, list[str]] = {}  # data set -> poolings that some evaluator is going to ask for
         self._held: dict[str, dict[str, np.ndarray]] = {}  # data set -> features of `_held_params`
@@ -54,17 +55,28 @@ class Surroundings:
         self._loss = sharding.jit(lambda params, batch, seed: loss(objective, params, batch, seed), mesh)
 
     def source(self, config_data: Mapping) -> Any:
-        """The data source of a data config; opened once."""
-        key = _key(config_data["source"])
+        """The data source of a data config."""
+        return self._open(config_data).source
+
+    def _open(self, config_data: Mapping) -> pipeline.Data:
+        """The data of a config; opened once."""
+        key = _key(config_data)
+        if key not in self._opened:
+            self._opened[key] = pipeline.open(config_data, self._make)
+        return self._opened[key]
+
+    def _make(self, config_source: Any) -> Any:
+        """A source, shared by all data configs that name the same one."""
+        key = _key(config_source)
         if key not in self._sources:
-            self._sources[key] = source.make(config_data["source"])
+            self._sources[key] = source.make(config_source)
         return self._sources[key]
 
     def batches(self, config_data: Mapping, batch_size: int) -> Iterator[dict]:
         """One pass over the data; `batch_size` rows over all processes, the last batch filled up and masked."""
         with self.progress("pictures", len(self.source(config_data))) as progress:
-            for batch in pipeline.evaluate(
-                config_data, batch_size=batch_size, tokenizer=self.tokenizer,
+            for batch in self._open(config_data).evaluate(
+                batch_size=batch_size, tokenizer=self.tokenizer,
                 process_index=self.process_index, process_count=self.process_count,
             ):  # fmt: skip
                 yield batch
@@ -72,8 +84,8 @@ class Surroundings:
 
     def train_batches(self, config_data: Mapping, batch_size: int, seed: int) -> Iterator[dict]:
         """Endless batches in a shuffled order, augmented as the ops say; close() it."""
-        return pipeline.train(
-            config_data, batch_size=batch_size, seed=seed, tokenizer=self.tokenizer,
+        return self._open(config_data).train(
+            batch_size=batch_size, seed=seed, tokenizer=self.tokenizer,
             process_index=self.process_index, process_count=self.process_count,
         )  # fmt: skip
 

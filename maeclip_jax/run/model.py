@@ -18,7 +18,7 @@ import numpy as np
 
 from maeclip_jax import errors, objectives
 from maeclip_jax.data import tokenizer
-from maeclip_jax.data.preprocess import Preprocess, evaluation_words, is_one, is_one_text
+from maeclip_jax.data.preprocess import Preprocess, is_one, is_one_text
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import mask_classes, pictures, reconstruction, saliency
 from maeclip_jax.nn.pool import Tokens, parse
@@ -102,7 +102,7 @@ class Model:
         reads = "text" in shapes
         words = tokenizer.of(config) if reads else None
         length = shapes["text"].shape[0] if reads else 0
-        self.preprocess = Preprocess(evaluation_words(config), shapes["image"].shape[0], words, length)
+        self.preprocess = Preprocess(config.preprocess.image, shapes["image"].shape[0], words, length)
         self._context = Surroundings(objective, mesh, words, self.names)
         self._compiled = functools.cache(self._compile)
 

@@ -51,25 +51,34 @@ def run(
     """
     workdir = make_workdir(workdir)
     words = tokenizer.of(config)
-    epoch = pipeline.length(config.data)
-    prog = build(config, epoch=epoch, devices=devices)
+    data = pipeline.open(config.data)
+    prog = build(config, epoch=data.length, devices=devices)
     peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
     with jax.set_mesh(prog.mesh), StopSignal() as stop:
-        _Run(config, workdir, words, epoch, prog, peak, stop, start, limits).loop()
+        _Run(config, workdir, words, data, prog, peak, stop, start, limits).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
     def __init__(
-        self, config, workdir: epath.Path, words, epoch: int | None, prog, peak: tuple[float, str], stop, start, limits
+        self,
+        config,
+        workdir: epath.Path,
+        words,
+        data: pipeline.Data,
+        prog,
+        peak: tuple[float, str],
+        stop,
+        start,
+        limits,
     ):
-        self.config, self.workdir, self.prog, self.epoch = config, workdir, prog, epoch
+        self.config, self.workdir, self.prog, self.data = config, workdir, prog, data
         self.words, self.peak, self.stop = words, peak, stop
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
-            return to_steps(duration, what, batch_size=prog.batch_size, epoch=epoch, total=prog.total_steps)
+            return to_steps(duration, what, batch_size=prog.batch_size, epoch=data.length, total=prog.total_steps)
 
         best = config.checkpoint.best.partition("/")[0]
         if best and best not in config.evals:
@@ -85,7 +94,7 @@ class _Run:
             best_mode=config.checkpoint.best_mode,
         )
         self.text = claim(config, workdir, continued=self.saved.latest() is not None)
-        write_names(workdir, pipeline.names(config.data), prog.objective)
+        write_names(workdir, data.names, prog.objective)
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
@@ -162,8 +171,8 @@ class _Run:
 
     def _train(self, state: State, first: int) -> State:
         prog, clock = self.prog, self.clock
-        batches = pipeline.train(
-            self.config.data, batch_size=prog.batch_size, seed=self.config.seed, start_example=first * prog.batch_size,
+        batches = self.data.train(
+            batch_size=prog.batch_size, seed=self.config.seed, start_example=first * prog.batch_size,
             tokenizer=self.words, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         try:
@@ -245,7 +254,7 @@ class _Run:
                 f"config.resume={self.workdir}"
             )
         bad = int(values["bad_records"])
-        pipeline.check_bad(step * self.prog.batch_size + bad, bad, self.config.data.max_bad, whole=self.epoch)
+        pipeline.check_bad(step * self.prog.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
 
     def _evaluate(self, state: State, step: int) -> None:
         """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""

@@ -466,10 +466,10 @@ def test_rows_that_do_not_fit_together_are_named():
 
 
 def test_length_counts_an_epoch():
-    assert pipeline.length(data(37)) == 37
-    assert pipeline.length(mixed()) == 130
-    assert pipeline.length(data(source={"kind": "noise"})) is None
-    assert pipeline.length(data(source={"kind": "noise", "count": 5})) == 5
+    assert pipeline.open(data(37)).length == 37
+    assert pipeline.open(mixed()).length == 130
+    assert pipeline.open(data(source={"kind": "noise"})).length is None
+    assert pipeline.open(data(source={"kind": "noise", "count": 5})).length == 5
 
 
 # --- cost

@@ -1,16 +1,17 @@
 """Pictures and texts from anywhere: every form of a picture gives the same pixels, and what is none is named."""
 
 import io
+import json
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import clip
+from experiments import clip, vqa
+from maeclip_jax.config import read
 from maeclip_jax.data import ops, tokenizer
-from maeclip_jax.data.preprocess import Preprocess, evaluation_words, is_one, is_one_text, many
+from maeclip_jax.data.preprocess import Preprocess, is_one, is_one_text, many
 from maeclip_jax.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -48,7 +49,7 @@ def test_every_form_of_a_picture_gives_what_an_evaluation_sees(tmp_path):
 
 def test_a_picture_of_the_model_s_size_is_left_alone():
     np.testing.assert_array_equal(Preprocess("decode", 40).picture(PIXELS[:, :40]), PIXELS[:, :40])
-    assert Preprocess("decode", 8).picture(PIXELS).shape == (8, 8, 3)
+    assert Preprocess("decode|resize(8)", 8).picture(PIXELS).shape == (8, 8, 3)
 
 
 def test_one_or_many():
@@ -58,7 +59,7 @@ def test_one_or_many():
 
 
 def test_what_is_no_picture_is_named(tmp_path):
-    made = Preprocess("decode", 8)
+    made = Preprocess("decode|resize(8)", 8)
     text = tmp_path / "a.txt"
     text.write_text("no picture")
     begins = {
@@ -93,12 +94,18 @@ def test_texts_become_ids():
     assert refused(Preprocess("decode", 8).texts, "a") == "this model reads no text; it was trained on pictures alone"
 
 
-def test_pictures_are_prepared_as_the_config_s_evaluations_prepare_them():
-    assert evaluation_words(clip.get_config("scale=low")) == "decode|resize_small(224)|center_crop(224)"
-    assert evaluation_words(clip.get_config("runlocal")) == "decode"
-    assert evaluation_words(ml_collections.ConfigDict(dict(evals={}))) == "decode"
-    both = dict(
-        a=dict(data=dict(ops='decode|vtab("dmlab")|resize(3)|keep("image","label")')),
-        b=dict(data=dict(ops='decode|mask|resize(24, method="bilinear")|keep("image","mask")')),
-    )
-    assert evaluation_words(ml_collections.ConfigDict(dict(evals=both))) == 'decode|resize(24, method="bilinear")'
+def test_the_config_says_what_happens_to_a_picture(tmp_path):
+    assert clip.get_config("scale=low").preprocess.image == "decode|resize_small(224)|center_crop(224)"
+    assert vqa.get_config("runlocal").preprocess.image == "decode|resize(32)"
+    config = clip.get_config("runlocal")
+    path = tmp_path / "config.json"
+    for objective, image in (("clip", "decode|resize_small(32)|center_crop(32)"), ("vqa", "decode|resize(32)")):
+        older = config.to_dict() | dict(objective=objective)
+        del older["preprocess"]
+        path.write_text(json.dumps(older))
+        assert read(str(path)).preprocess.image == image
+
+
+def test_a_picture_of_another_size_than_the_model_takes_is_refused():
+    with pytest.raises(UserError, match=r"makes pictures \[5, 6, 3\], the model takes \[8, 8, 3\]; end"):
+        Preprocess("decode", 8).picture(np.zeros((5, 6, 3), np.uint8))

@@ -137,7 +137,7 @@ def test_rows_of_training_and_evaluation(root):
     with pipeline.train(config, batch_size=9, seed=0, tokenizer=WORDS) as batches:
         batch = next(batches)
     assert len(set(batch["_key"])) == 9 and (batch["answer"] == -1).all(1).sum() == 1
-    assert pipeline.length(config) == 9
+    assert pipeline.open(config).length == 9
 
 
 def test_two_processes_have_every_question_once(root):

@@ -128,9 +128,9 @@ def test_names_of_a_mix_must_agree():
         parts = [(f"p{n}", 1.0, dict(source=spec | dict(labels=n))) for n in labels]
         return dict(mix=parts, ops='decode|label|keep("image","label")')
 
-    assert pipeline.names(mix([3])) == {"label": ["class 0", "class 1", "class 2"]}
+    assert pipeline.open(mix([3])).names == {"label": ["class 0", "class 1", "class 2"]}
     with pytest.raises(UserError, match="mix component 'p4' has other names of label than those before it"):
-        pipeline.names(mix([3, 4]))
+        _ = pipeline.open(mix([3, 4])).names
 
 
 def test_metrics_of_training_are_logged(trained):
