@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from maeclip_jax import config as configs
@@ -119,10 +119,16 @@ def start_jax(args: argparse.Namespace, **identity: str) -> None:
     on_cpu = machine.configure_jax(args.platform, args.cpu_devices, cache)
     joining.join_if_several(
         args.coordinator, args.processes, args.process, ask=not on_cpu, timeout=args.join_timeout,
-        settings=lambda: identity | {f"config.{n}": x for n, x in configs.leaves(configs.plain(args.config))},
+        settings=lambda: agreed(args.config, identity),
     )  # fmt: skip
     if not (args.platform or args.cpu_devices or os.environ.get("JAX_PLATFORMS")):
         machine.refuse_fallback()
+
+
+def agreed(config, flags: Mapping[str, str]) -> dict[str, object]:
+    """What all processes of a run must agree on: `flags` and every leaf of the config, by name."""
+    settings = {f"config.{name}": value for name, value in configs.leaves(configs.plain(config))}
+    return {f"--{name}": value for name, value in flags.items()} | settings
 
 
 def start_logging() -> None:

@@ -7,9 +7,9 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from maeclip_jax import doctor
+from maeclip_jax.cli import agreed
 from maeclip_jax.errors import UserError, differences
-from maeclip_jax.parallel import pod
+from maeclip_jax.parallel import pod, rollcall
 from maeclip_jax.parallel.machine import commit, sources
 from maeclip_jax.parallel.pod import find
 from maeclip_jax.parallel.rollcall import card
@@ -83,16 +83,16 @@ def test_the_metadata_server_of_a_tpu_machine(environment, monkeypatch):
     with http.server.HTTPServer(("localhost", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment(GCE_METADATA_IP=f"localhost:{server.server_port}")
-        monkeypatch.setattr(doctor, "accelerator", lambda: "tpu")
+        monkeypatch.setattr(pod, "accelerator", lambda: "tpu")
         found = find()
         assert (found.address, found.processes, found.process) == ("10.0.0.5:8476", 4, 1)
         assert set(asked) == {"Google"}
         asked.clear()
         assert find(ask=False) is None
-        monkeypatch.setattr(doctor, "accelerator", lambda: "gpu")
+        monkeypatch.setattr(pod, "accelerator", lambda: "gpu")
         assert find() is None and not asked
         server.shutdown()
-    monkeypatch.setattr(doctor, "accelerator", lambda: "tpu")
+    monkeypatch.setattr(pod, "accelerator", lambda: "tpu")
     begun = time.monotonic()
     assert find() is None  # nobody answers any more
     assert time.monotonic() - begun < 5
@@ -100,13 +100,13 @@ def test_the_metadata_server_of_a_tpu_machine(environment, monkeypatch):
 
 def test_the_card_shows_all_that_must_be_equal(monkeypatch):
     config = ConfigDict(dict(seed=0, optim=dict(lr=0.1, caps=(("a", 1.0),))))
-    runs = card(config, {"mode": "train", "workdir": "gs://b/run"})["runs"]
+    runs = card(agreed(config, {"mode": "train", "workdir": "gs://b/run"}))["runs"]
     assert runs["--workdir"] == "gs://b/run" and runs["config.optim.lr"] == 0.1
     assert {"commit", "sources", "jax", "python", "flax"} <= runs.keys()
     assert differences(runs, dict(runs)) == ""
     config.optim.lr = 0.2
-    monkeypatch.setattr(pod, "sources", lambda: "changed")
-    other = card(config, {"mode": "train", "workdir": "gs://b/run"})["runs"]
+    monkeypatch.setattr(rollcall, "sources", lambda: "changed")
+    other = card(agreed(config, {"mode": "train", "workdir": "gs://b/run"}))["runs"]
     assert differences(other, runs) == f"config.optim.lr is 0.2, not 0.1; sources is changed, not {runs['sources']}"
     many = {str(i): i for i in range(6)}
     assert differences({}, many).endswith("3 is absent, not 3; and 2 more")

@@ -123,8 +123,10 @@ def test_needs_are_read_from_the_compiler_s_messages():
 
 def run(monkeypatch, capsys, found: dict, *flags: str) -> tuple[int, str]:
     """(exit code, stdout) of the command, with the compilation replaced by its result."""
-    monkeypatch.setattr(command, "preflight", lambda argv, own, where: found | {"epoch": "1,000 examples (test)"})
-    return command.command(["preflight", *flags]), capsys.readouterr().out
+    monkeypatch.setattr(
+        command, "preflight", lambda source, args, where, text="": found | {"epoch": "1,000 examples (test)"}
+    )
+    return command.main([*flags]), capsys.readouterr().out
 
 
 FOUND = {
@@ -166,15 +168,15 @@ def test_what_was_compiled_is_printed_even_if_it_cannot_be_written(monkeypatch, 
     monkeypatch.setattr(command, "preflight", lambda *_: FOUND)
     monkeypatch.setattr(command.json, "dump", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        command.command(["preflight", f"--config={CONFIG}", "--topology=v5e-4", "--json=/dev/null"])
+        command.main([f"--config={CONFIG}", "--topology=v5e-4", "--json=/dev/null"])
     assert "100.0 ms" in capsys.readouterr().out
 
 
 def test_two_programs_leave_two_texts(monkeypatch, capsys):
     texts = []
-    monkeypatch.setattr(command, "preflight", lambda argv, own, where: texts.append(own["text"]) or FOUND)
+    monkeypatch.setattr(command, "preflight", lambda source, args, where, text: texts.append(text) or FOUND)
     flags = (f"--config={CONFIG}", "--topology=v5e-4", "--compare=other.py", "--text=program.txt")
-    assert command.command(["preflight", *flags]) == 0 and texts == ["program.txt", "program.txt.2"]
+    assert command.main([*flags]) == 0 and texts == ["program.txt", "program.txt.2"]
 
 
 def test_the_formula_is_that_of_the_program(monkeypatch, capsys):
@@ -199,7 +201,7 @@ def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys
         raise UserError("nothing fits")
 
     monkeypatch.setattr(command, "preflight", fails)
-    assert command.command(["preflight", "--all", "--select=/clip.py.*low.*v4-128"]) == 1
+    assert command.main(["--all", "--select=/clip.py.*low.*v4-128"]) == 1
     assert "nothing fits |" in capsys.readouterr().out
 
 
@@ -207,8 +209,8 @@ def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys
 def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
     small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("clip", "mae_clip", "m3ae", "mae"))
     monkeypatch.setattr(command, "SHIPPED", small)
-    monkeypatch.setattr(command.main, "start_jax", lambda values: None)  # the tests' own settings stay
-    code = command.command(["preflight", "--all", f"--json={tmp_path / 'table.json'}"])
+    monkeypatch.setattr(command.machine, "configure_jax", lambda *_: None)  # the tests' own settings stay
+    code = command.main(["--all", f"--json={tmp_path / 'table.json'}"])
     text = capsys.readouterr().out
     found = json.loads((tmp_path / "table.json").read_text())
     assert code == 0 and [row["fits"] for row in found] == [True] * 4
@@ -218,16 +220,11 @@ def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
 
 def test_epochs_need_no_data():
     config = clip.get_config("scale=low")
-    assert command.epoch_of(config, command.OWN) == (11_300_000, "known of cc12m")
-    assert command.epoch_of(config, command.split(["", "--epoch_examples=5e6"])[0])[0] == 5_000_000
-    assert "assumed" in command.epoch_of(clip.get_config("scale=photos"), command.OWN)[1]
-
-
-def test_flags_are_told_apart():
-    own, rest = command.split(["me", "--config", "a.py", "--json", "--num_slices", "2", "--config.x", "-1", "--cache="])
-    assert (own["config"], own["json"], own["num_slices"]) == ("a.py", "yes", 2)
-    assert rest == ["me", "--config.x", "-1", "--cache="]
-    assert command.split(["me", "--all", "--select="])[0] == command.OWN | {"all": "yes"}
+    assert command.epoch_of(config, 0) == (11_300_000, "known of cc12m")
+    assert (
+        command.epoch_of(config, command.parser().parse_args(["--epoch_examples=5e6"]).epoch_examples)[0] == 5_000_000
+    )
+    assert "assumed" in command.epoch_of(clip.get_config("scale=photos"), 0)[1]
 
 
 HERE = (f"--config={CONFIG}", "--topology=v5e-4")
@@ -239,18 +236,21 @@ HERE = (f"--config={CONFIG}", "--topology=v5e-4")
         (["--topology=v5e-4"], "--config is missing"),
         ([f"--config={CONFIG}"], "--topology is missing; valid: v4-128"),
         ([f"--config={CONFIG}", "--topology=v5e-3"], "a power of two"),
-        ([f"--config={CONFIG}", "--topology", "--json"], "--topology needs a value"),
-        ([*HERE, "--num_slices=two"], "--num_slices='two'; valid: a whole number, 1 or more"),
+        ([f"--config={CONFIG}", "--topology", "--json"], "argument --topology: expected one argument"),
+        ([*HERE, "--num_slices=two"], "argument --num_slices: 'two'; valid: a whole number, 1 or more"),
         *(([*HERE, f"--num_slices={n}"], "a whole number, 1 or more") for n in ("nan", "inf", "2.7", "0", "-1")),
         *(([*HERE, f"--epoch_examples={n}"], "a whole number, 1 or more") for n in ("nan", "0", "-5", "")),
-        *(([*HERE, f"--price={n}"], f"--price='{n}'; valid: a number, 0 or more") for n in ("-1", "nan", "inf")),
+        *(
+            ([*HERE, f"--price={n}"], f"argument --price: '{n}'; valid: a number, 0 or more")
+            for n in ("-1", "nan", "inf")
+        ),
         ([*HERE, "--program=embed", "--price=1"], "--program=train, not embed"),
         ([*HERE, "--select=x"], "--select goes with --all only"),
-        ([*HERE, "--num_slice=2"], "unknown flag '--num_slice' (did you mean '--num_slices'?); valid: --config"),
+        ([*HERE, "--num_slice=2"], "unknown flag '--num_slice' (did you mean '--num_slices'?); valid: --all"),
         ([*HERE, "--cash=x"], "--cache"),
         ([*HERE, "--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json cannot be written"),
         ([*HERE, "--text=/"], "--text=/ cannot be written"),
-        (["--all=no"], "--all takes no value"),
+        (["--all=no"], "argument --all: ignored explicit argument 'no'"),
         (["--all", "--select=nothing"], "unknown --select 'nothing'"),
         (["--all", "--select=*"], "--select='*' is no regular expression: nothing to repeat"),
         *(
@@ -261,7 +261,7 @@ HERE = (f"--config={CONFIG}", "--topology=v5e-4")
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, flags, text):
     monkeypatch.setattr(command, "preflight", None)  # nothing is compiled before they are found
-    assert command.command(["preflight", *flags]) == 2
+    assert command.main([*flags]) == 2
     said = capsys.readouterr().err
     assert text in said and len(said.strip().splitlines()) == 1
 
