@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -66,6 +67,12 @@ def metrics(workdir: Path, step: int) -> dict[str, float]:
     return read_evals(workdir)[step]
 
 
+def without_alarms(lines: list[str]) -> list[str]:
+    """Lines of stderr, less those in which XLA tells that a busy machine compiles slowly."""
+    alarms = r"Very slow compile\?|^\*{8,}$|The operation took [\d.]+|[Cc]onstant folding|E\d{4} .*slow_operation_alarm"
+    return [line for line in lines if line.strip() and not re.search(alarms, line)]
+
+
 def text(path: Path) -> str:
     """What a command said, for the message of an assertion."""
     return path.read_text()[-3000:] if path.exists() else "nothing"
@@ -86,7 +93,7 @@ def together(workdir: Path, arg: str, *more: str, processes: int = 2, devices: i
     return [torture.start([*command, *several, f"--process={i}"], Path(f"{workdir}.{i}.txt")) for i in range(processes)]
 
 
-def wait(processes: list[subprocess.Popen], timeout: float = 300) -> list[int]:
+def wait(processes: list[subprocess.Popen], timeout: float = 600) -> list[int]:
     """Exit codes; whatever is still there after `timeout` seconds is killed."""
     try:
         return [p.wait(timeout) for p in processes]

@@ -101,10 +101,13 @@ class Grounding:
     def run(self, params: Any) -> Iterator[tuple[str, Any]]:
         """Metrics, the table of maps, a contact sheet."""
         scores, areas, several, texts, tiles = {name: [] for name in [*self.maps, "center"]}, [], [], [], []
+        self.flat = 0
         for image_HxWx3, mask_HxW, present, maps in self._pictures(params):
             real = ~np.isin(mask_HxW, self.ignore)
             for q, c in enumerate(present):
-                drawn = {n: upsample(square(x[min(q, len(x) - 1)]), *mask_HxW.shape) for n, x in maps.items()}
+                values = {n: x[min(q, len(x) - 1)] for n, x in maps.items()}
+                self.flat += sum(not x.any() for n, x in values.items() if self.maps[n][0] == "gradcam")
+                drawn = {n: upsample(square(x), *mask_HxW.shape) for n, x in values.items()}
                 target_P = (mask_HxW == c)[real]
                 for name, map_HxW in (drawn | {"center": falling(mask_HxW.shape)}).items():
                     scores[name].append(score(map_HxW[real], target_P))
@@ -194,6 +197,8 @@ class Grounding:
             f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these "
             f"tell whether the phrase is read. Grad-CAM: tokens {place}."
         )
+        if self.flat:
+            note += f" {self.flat} Grad-CAM maps are flat: nothing but rounding is left of their gradients there."
         return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 
 

@@ -66,9 +66,13 @@ _HEAT = np.array([(0, 0, 0), (84, 18, 110), (190, 48, 80), (246, 140, 30), (252,
 
 
 def heat(image_HxWx3: np.ndarray, map_HxW: np.ndarray, strength: float = 0.7) -> np.ndarray:
-    """A map, scaled from its own least to its own greatest value, in colours over the grey picture, uint8."""
+    """A map, scaled from its own least to its own greatest value, in colours over the grey picture, uint8.
+
+    A flat map is dark: one whose values differ by less than a part in 100,000, which is rounding.
+    """
     low, high = float(map_HxW.min()), float(map_HxW.max())
-    scaled = np.zeros(map_HxW.shape) if not high > low else (map_HxW - low) / (high - low)
+    flat = not high - low > 1e-5 * max(abs(low), abs(high))
+    scaled = np.zeros(map_HxW.shape) if flat else (map_HxW - low) / (high - low)
     at = scaled * (len(_HEAT) - 1)
     colour = np.stack([np.interp(at, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)], axis=-1)
     grey = image_HxWx3.mean(-1, keepdims=True)

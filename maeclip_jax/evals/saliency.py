@@ -22,6 +22,12 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.nn.pool import parse
 from maeclip_jax.params import flatten, unflatten
 
+# Where a gradient cancels (a token of a LayerNorm has none along itself), only rounding is left of it. The score is a
+# cosine and a weight is a mean over N patches, so rounding leaves maps of about eps / N, while those of a trained or a
+# fresh tower are above 0.01 / N. A Grad-CAM map with less contrast than this many float32 eps / N (plus one eps of the
+# tokens' own dtype) holds no signal.
+ROUNDING = 16
+
 
 def check(objective: Any, pools: tuple[str, ...], block: int) -> int:
     """`block` counted from the first; UserError for a block or a pooling that the image tower cannot have."""
@@ -137,11 +143,15 @@ def gradcam(
     the last block, from where a class token still looks at the patches. Under `max` that says little: LayerNorm does
     not care for the length of a token, so the gradient at the patch that wins a channel is at right angles to it, and
     what lights up is the others. There the tokens that leave the final norm are what to weigh (`embedding`).
+    A map that holds nothing but rounding is 0 everywhere (`ROUNDING`).
     """
     x_BxTxD, gradient_QxBxTxD = gradients(objective, params, image_BxHxWx3, text_BxQxE, pool=pool, block=block)
     first = x_BxTxD.shape[1] - patches(objective)
     weight_QxBxD = gradient_QxBxTxD[:, :, first:].astype(jnp.float32).mean(2)
-    return jax.nn.relu(jnp.einsum("qbd,bnd->bqn", weight_QxBxD, x_BxTxD[:, first:].astype(jnp.float32)))
+    map_BxQxN = jax.nn.relu(jnp.einsum("qbd,bnd->bqn", weight_QxBxD, x_BxTxD[:, first:].astype(jnp.float32)))
+    floor = (ROUNDING * jnp.finfo(jnp.float32).eps + jnp.finfo(x_BxTxD.dtype).eps) / map_BxQxN.shape[-1]
+    contrast_BxQx1 = map_BxQxN.max(-1, keepdims=True) - map_BxQxN.min(-1, keepdims=True)
+    return jnp.where(contrast_BxQx1 > floor, map_BxQxN, 0)
 
 
 def attention(qkv_BxTx3D: jax.Array, heads: int) -> jax.Array:

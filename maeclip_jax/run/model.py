@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -225,7 +226,14 @@ class Model:
         tower = self.objective.image_tower
         if block is None:
             block = -1 if parse(tower["pool"] if pool == "own" else pool)[0] == "cls" else tower["depth"]
-        return self._maps("gradcam", (pool, saliency.check(self.objective, (pool,), block)), images, texts)
+        maps = self._maps("gradcam", (pool, saliency.check(self.objective, (pool,), block)), images, texts)
+        flat = int((~maps.any((-1, -2))).sum())
+        if flat:
+            logging.getLogger("maeclip_jax").warning(
+                "gradcam: %d of %d maps are flat: at block %d nothing but rounding is left of the gradient "
+                "under pool=%s", flat, int(np.prod(maps.shape[:-2])), block, pool,
+            )  # fmt: skip
+        return maps
 
     def rollout(self, images: Any, *, pool: str = "own") -> np.ndarray:
         """float32 [B, h, w]: attention roll-out (Abnar & Zuidema 2020); it knows no text."""

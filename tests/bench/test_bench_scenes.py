@@ -10,7 +10,7 @@ from maeclip_jax.scenes.sheet import sheet
 
 def run(*arguments):
     command = [sys.executable, "-m", "maeclip_jax.bench", "scenes", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_rates_are_printed_as_json():

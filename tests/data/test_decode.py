@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -173,10 +172,9 @@ def test_pixels_without_a_range_are_unsupported():
 def test_a_bomb_is_refused_from_its_header_alone(odd):
     header = odd("bomb_30000x30000.png")[:64]
     tracemalloc.start()
-    start = time.perf_counter()
     with pytest.raises(BadRecord, match="too_large"):
         decode(header)
-    assert time.perf_counter() - start < 1 and tracemalloc.get_traced_memory()[1] < 2**20
+    assert tracemalloc.get_traced_memory()[1] < 2**20  # nothing was decoded
     tracemalloc.stop()
 
 

@@ -3,12 +3,11 @@
 import pickle
 import re
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from maeclip_jax.data import pipeline, source
+from maeclip_jax.data import source
 from maeclip_jax.data.tfds_record import Reader
 from maeclip_jax.errors import UserError
 
@@ -142,19 +141,13 @@ def test_fast_reading_equals_tfds(root):
         assert equal(ours[i], theirs[i])
 
 
-def test_fast_reading_is_fast(root):
+def test_records_are_read_without_the_slow_decoding_of_tfds(root, monkeypatch):
     builder = tfds.builder_from_directory(str(root / "rich" / "1.0.0"))
     raw = open_(root, split="train")._raw[3]
     read = Reader(builder.info.features, {"packed": None})
-    assert "packed" not in read(raw)
-    best = min(_seconds(lambda: [read(raw) for _ in range(100)]) for _ in range(5)) / 100
-    assert best < 100e-6, f"{best * 1e6:.0f} us a record"  # about 20; TFDS's reader takes 280
-
-
-def _seconds(work):
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    for name in ("deserialize_example", "deserialize_example_np", "decode_example", "decode_example_np"):
+        monkeypatch.setattr(type(builder.info.features), name, None)
+    assert "packed" not in read(raw) and read(raw)["key"]
 
 
 def test_catalogue_layouts_become_records(root):
@@ -266,15 +259,9 @@ def test_noise_is_a_function_of_seed_and_index():
 
 
 def test_noise_is_no_bottleneck():
-    """Whole pipeline on 224-pixel noise: an upper bound is only one if it is well above any real data."""
-    config = {
-        "source": {"kind": "noise"},
-        "ops": lambda record, rng: {"image": record["image"], "text": np.ones(64, np.int32)},
-    }
-    with pipeline.train(config, batch_size=64, seed=0) as stream:
-        next(stream)
-        seconds = _seconds(lambda: [next(stream) for _ in range(12)])
-    assert 12 * 64 / seconds > 800, f"{12 * 64 / seconds:.0f} pictures/s"  # 8,000 on two cores that do nothing else
+    """Pictures are windows into one buffer, so a record draws nothing and copies nothing."""
+    made = source.make({"kind": "noise"})
+    assert all(np.shares_memory(made[i]["image"], made._pixels) for i in (0, 1, 10**9))
 
 
 def test_scenes_are_a_function_of_seed_and_index():

@@ -71,11 +71,14 @@ def test_bright_patches_are_found(fake):
 
 
 def test_under_max_a_patch_lights_up_only_behind_the_norm(fake):
-    # No LayerNorm cares for the length of a token, so the gradient at a winning patch stands at right angles to it.
+    # No LayerNorm cares for the length of a token, so the gradient at a winning patch stands at right angles to it, and
+    # here nothing is left of it but rounding, wherever a processor's rounding points: such a map is flat.
     context, params = stand_in(fake, pool="max"), seer("max")[1]
     behind = dict(make(context, methods=("gradcam",), block=2).run(params))
     before = dict(make(context, methods=("gradcam",), block=1).run(params))
-    assert behind["gradcam_pointing"] > 75 and before["gradcam_pointing"] <= before["chance_pointing"]
+    assert behind["gradcam_pointing"] > 75 and before["gradcam_pointing"] == pytest.approx(before["chance_pointing"])
+    assert "5 Grad-CAM maps are flat" in before["maps"]["note"]
+    assert "5 Grad-CAM maps are flat" not in behind["maps"]["note"]
     assert "Grad-CAM: tokens leaving the final norm" in behind["maps"]["note"]
 
 

@@ -31,3 +31,11 @@ def test_colours_differ_and_what_has_none_is_white():
     assert len({tuple(c) for c in colours.tolist()}) == 60
     got = colour_mask(np.array([[0, 59, 255]], np.uint8), colours)
     assert got.tolist() == [[colours[0].tolist(), colours[59].tolist(), [255, 255, 255]]]
+
+
+def test_rounding_is_not_stretched_to_full_contrast():
+    grey = np.full((4, 4, 3), 128, np.uint8)
+    noise = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    flat = heat(grey, np.full((4, 4), 0.3, np.float32))
+    assert np.array_equal(heat(grey, 0.3 + 1e-7 * noise), flat)
+    assert not np.array_equal(heat(grey, 0.3 + 1e-3 * noise), flat)

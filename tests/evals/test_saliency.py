@@ -151,3 +151,14 @@ def test_errors():
         saliency.check(module, ("map",), -1)
     with pytest.raises(UserError, match="pool 'cls' takes a class token, which this tower lacks; valid: own, gap"):
         saliency.check(module, ("cls",), -1)
+
+
+def test_a_map_of_nothing_but_rounding_is_flat(monkeypatch):
+    """The gradient of a token that a LayerNorm reads is at right angles to it: what is left is of the size of eps."""
+    module, params = clip("gap")
+    x_BxTxD = np.random.default_rng(3).standard_normal((2, 16, 8)).astype(np.float32)
+    for size, flat in ((1e-7, True), (1e-2, False)):
+        gradient = np.float32(size) * np.random.default_rng(4).standard_normal((3, 2, 16, 8)).astype(np.float32) / 16
+        monkeypatch.setattr(saliency, "gradients", lambda *_, gradient=gradient, **__: (x_BxTxD, gradient))
+        got = saliency.gradcam(module, params, IMAGE, TEXT_BxQxE, block=1)
+        assert (not np.asarray(got).any()) == flat

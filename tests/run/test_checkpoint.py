@@ -15,6 +15,7 @@ from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers,
 from maeclip_jax.run import checkpoint, train
 from maeclip_jax.run.checkpoint import Checkpoints
 from maeclip_jax.run.warm_start import init_params
+from maeclip_jax.workdir import settings
 from tests import runs, torture
 
 ARG = "steps=12,save=6"
@@ -196,7 +197,7 @@ def test_clip_becomes_mae_clip_by_path(clip, mae_clip):
             assert np.array_equal(value, before[path])
         else:
             assert not np.array_equal(value, before[path]) and value.sharding == before[path].sharding
-    source = with_layers_like(checkpoint._params(checkpoint.locate(clip)), before)
+    source = with_layers_like(checkpoint.read_parameters(clip), before)
     assert all(np.array_equal(flat[p], source[p]) for p in source)
 
 
@@ -322,11 +323,11 @@ def test_what_makes_no_other_run_may_change(tmp_path):
 
 
 def test_data_may_move_as_long_as_it_has_a_name():
-    def settings(folder, name):
+    def at(folder, name):
         return settings({"data": {"source": {"of": {"dir": folder, "name": name}}}})
 
-    assert settings("", "photos") == settings("gs://bucket/data", "photos") != settings("", "pets")
-    assert settings("data/photos/1.0.0", "") != settings("data/pets/1.0.0", "")
+    assert at("", "photos") == at("gs://bucket/data", "photos") != at("", "pets")
+    assert at("data/photos/1.0.0", "") != at("data/pets/1.0.0", "")
 
 
 def test_best_checkpoints_of_a_run(tmp_path):

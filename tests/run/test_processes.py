@@ -103,7 +103,7 @@ def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
                 subprocess.Popen([*command, f"--process={i}"], cwd=folder, stdout=f, stderr=subprocess.STDOUT,
                                  env=os.environ | {"PYTHONPATH": str(ROOT)})
             )  # fmt: skip
-    assert runs.wait(processes, 60) == [2, 2], said(tmp_path / "run")
+    assert runs.wait(processes) == [2, 2], said(tmp_path / "run")
     why = "tokenizer file 'words.txt' is not there"
     assert f"error: {why}" in runs.text(tmp_path / "run.1.txt")
     text = runs.text(tmp_path / "run.0.txt")

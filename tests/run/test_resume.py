@@ -39,7 +39,7 @@ def test_sigterm_saves_that_step_and_exits_0(reference, folder):
     while not torture.pulse("row", run) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0, runs.text(said)
+    assert process.wait(600) == 0, runs.text(said)
     (step,) = torture.steps(run)[-1:]
     assert f"stopping was asked for: step {step} is saved" in said.read_text()
     assert max(runs.series(run)) == step < 24

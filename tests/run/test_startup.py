@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax import main
+from maeclip_jax.parallel.machine import cache_folder
 from maeclip_jax.run import startup
 from maeclip_jax.run.clock import Clock
 from tests import runs
@@ -39,7 +40,7 @@ def test_phases_and_the_rest_add_up(monkeypatch):
 
 
 def test_the_age_counts_from_the_start_of_the_process():
-    code = "import time; time.sleep(1); from maeclip_jax import startup; print(startup.age())"
+    code = "import time; time.sleep(1); from maeclip_jax.run import startup; print(startup.age())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 1 <= float(done.stdout) < 60
 
@@ -57,7 +58,8 @@ def test_a_run_says_and_keeps_how_it_started(tmp_path, capfd):
 
 def folder(*flags: str) -> str:
     argv = ["--config=tests/tiny.py:objective=clip", *flags]
-    return main.cache_folder(main.parse(argv))
+    args = main.parse(argv)
+    return cache_folder(args.cache, args.workdir)
 
 
 def test_where_compiled_programs_are_kept(monkeypatch, tmp_path):

@@ -195,7 +195,7 @@ def test_command_line_needs_no_tensorflow(tmp_path):
         "assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
         "assert scenes.main(['--config', 'x']) == 2\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "ready after" in done.stdout and "pictures" in done.stderr
     assert done.stderr.strip().splitlines()[-1] == "error: unknown config of scenes 'x'; valid: demo, full, mu"
