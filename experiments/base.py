@@ -38,7 +38,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.checkpoint = dict(
         every="1%" if big else "10%", keep_last=2, keep_every="0 steps", keep_best=0, best="", best_mode="max"
     )
-    config.log = dict(every="100 steps" if big else "1%", examples=False)
+    config.log = dict(every="100 steps" if big else "1%", examples=False, sinks=("jsonl", "tensorboard"))
     config.evals = {}
     compute = dict(dtype="float32", layers="scan", remat="none", attention="xla")
     if big:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.parallel import watchdog
+from maeclip_jax.run import profile
 
 MODES = ("train", "eval")
 
@@ -33,11 +34,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                         help="stacks are printed when a step takes this many median steps (%(default)s),")  # fmt: skip
     parser.add_argument("--stall_seconds", type=float, default=limits.seconds,
                         help="... and at least this many seconds; 0: never (%(default)s)")  # fmt: skip
+    parser.add_argument("--profile", default="", help="START:STOP: a profile of these steps, in WORKDIR/profile")
     args = parser.parse_experiment(argv)
+    args.profile = profile.parse(args.profile)
     if not args.workdir:
         raise UserError("--workdir is missing: name the directory of the run, such as --workdir=runs/mine")
     if args.mode not in MODES:
         raise unknown("--mode", args.mode, MODES)
+    if args.profile and args.mode != "train":
+        raise UserError("--profile is of training steps; valid with --mode=train only")
     return args
 
 
@@ -60,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
         with start.phase("devices"):
             jax.devices()
         if args.mode == "train":
-            train.run(args.config, args.workdir, start=start, limits=limits)
+            train.run(args.config, args.workdir, start=start, limits=limits, profile=args.profile)
     if args.mode == "eval":
         evaluate.run(args.config, args.workdir)
 

@@ -16,7 +16,7 @@ from maeclip_jax.errors import UserError, differences
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
-TENSORBOARD, PROFILE = "tensorboard", "profile"
+TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 BEGAN = ("resume", "init_from", "init_rules", "init_adopted")  # where a run began, which no later command changes
 # Settings that make no other run of one: how long, how it is computed and read, what is kept and looked at. Batch size

@@ -1,6 +1,7 @@
 """Losses as pure functions of logits or predictions and masks, in float32, on the GLOBAL batch.
 
 Write them as for one device; under jit the compiler shards them ([B/n, B] logits, all-gathered embeddings).
+Each has a scope of its name, by which a profile shows it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.named_scope("contrast_loss")
 def contrastive_softmax(
     image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, parts: int = 1
 ) -> tuple[jax.Array, dict]:
@@ -35,6 +37,7 @@ def contrastive_softmax(
     return loss, _in_batch_top1(*compared)
 
 
+@jax.named_scope("contrast_loss")
 def contrastive_sigmoid(
     image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, bias: jax.Array, parts: int = 1
 ) -> tuple[jax.Array, dict]:
@@ -116,12 +119,14 @@ def patch_normalise(patches_BxNxP: jax.Array) -> tuple[jax.Array, jax.Array, jax
     return (patches_BxNxP - mean) / std, mean, std
 
 
+@jax.named_scope("image_reconstruction_loss")
 def reconstruction_image(predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """Mean squared error per patch, averaged over masked patches only (MAE)."""
     error_BxN = jnp.mean(jnp.square(predicted_BxNxP.astype(jnp.float32) - target_BxNxP), axis=-1)
     return jnp.sum(error_BxN * mask_BxN) / jnp.maximum(jnp.sum(mask_BxN), 1)
 
 
+@jax.named_scope("text_reconstruction_loss")
 def reconstruction_text(
     logits_BxTxV: jax.Array, text_BxT: jax.Array, mask_BxT: jax.Array, pad_BxT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -81,6 +81,7 @@ class BatchNorm(nn.Module):
         return (x_BxD - mean) * jax.lax.rsqrt(var + self.eps) * scale_D[None] + bias_D[None]
 
 
+@jax.named_scope("view_contrast_loss")
 def nt_xent(a_BxD: jax.Array, b_BxD: jax.Array, temperature: float, parts: int = 1) -> tuple[jax.Array, jax.Array]:
     """(mean cross entropy of finding each view's partner among the 2B - 1 others, views of `a` that do in percent).
 

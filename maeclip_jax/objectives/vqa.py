@@ -146,17 +146,18 @@ class Vqa(nn.Module):
         summed over answers, over all examples.
         """
         logits_BxA = self.answer(batch)
-        target_BxA = targets(batch["answer"], batch["score"], self.answers)
-        total_B = target_BxA.sum(axis=-1)
-        has_B = total_B > 0
-        if self.loss == "softmax":
-            share_BxA = target_BxA / jnp.maximum(total_B, 1e-9)[:, None]
-            loss_B = jax.nn.logsumexp(logits_BxA, axis=-1) - jnp.sum(share_BxA * logits_BxA, axis=-1)
-            loss = jnp.sum(jnp.where(has_B, loss_B, 0)) / jnp.maximum(has_B.sum(), 1)
-        else:
-            loss = jnp.mean(jnp.sum(jax.nn.softplus(logits_BxA) - target_BxA * logits_BxA, axis=-1))
-        best_B = jnp.argmax(logits_BxA, axis=-1)
-        score_B = jnp.take_along_axis(target_BxA, best_B[:, None], axis=-1)[:, 0]
+        with jax.named_scope("answer_loss"):
+            target_BxA = targets(batch["answer"], batch["score"], self.answers)
+            total_B = target_BxA.sum(axis=-1)
+            has_B = total_B > 0
+            if self.loss == "softmax":
+                share_BxA = target_BxA / jnp.maximum(total_B, 1e-9)[:, None]
+                loss_B = jax.nn.logsumexp(logits_BxA, axis=-1) - jnp.sum(share_BxA * logits_BxA, axis=-1)
+                loss = jnp.sum(jnp.where(has_B, loss_B, 0)) / jnp.maximum(has_B.sum(), 1)
+            else:
+                loss = jnp.mean(jnp.sum(jax.nn.softplus(logits_BxA) - target_BxA * logits_BxA, axis=-1))
+            best_B = jnp.argmax(logits_BxA, axis=-1)
+            score_B = jnp.take_along_axis(target_BxA, best_B[:, None], axis=-1)[:, 0]
         return loss, {"accuracy": 100 * jnp.mean(score_B), "answerable": 100 * jnp.mean(has_B)}
 
 

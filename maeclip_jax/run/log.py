@@ -1,91 +1,82 @@
-"""What a run says: terminal lines with progress and ETA, metrics.jsonl, TensorBoard, the parameter table, costs.json.
+"""What a run says, to all the sinks its config names: rows in metrics.jsonl, TensorBoard, Weights & Biases.
 
-Only process 0 writes. The workdir may be remote (gs://), where files cannot be appended to: there, rows are rewritten
-whole and TensorBoard's files copied, at most once a minute and before every checkpoint.
+Only process 0 writes. The workdir may be remote (gs://), where files cannot be appended to: there, what was said is
+written whole, at most once a minute and before every checkpoint.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax.workdir import METRICS, TENSORBOARD, read_metrics, write_text
+from maeclip_jax.cli import warn
+from maeclip_jax.run import sinks
+from maeclip_jax.workdir import read_metrics
 
-_REMOTE_SECONDS = 60.0  # how often rows are rewritten to a remote workdir
+_REMOTE_SECONDS = 60.0  # how often a remote workdir is written to
 
 
 class Log:
-    """Writes scalars of a step to metrics.jsonl and TensorBoard.
+    """Scalars and pictures of steps, for the sinks called `names` (see `sinks.SINKS`; UserError for others).
 
-    A resumed run drops the rows it is going to write again (step > `resume_step`); what comes later for the step of the
-    last row (evaluations) joins that row: there is one row a logged step.
+    A run that is resumed continues the same rows, event files and wandb run from `resumed`, the step of its checkpoint.
+    A sink that raises is warned of once, by name, and asked again the next time; it never ends a run. metrics.jsonl
+    alone may: without it, the report and a resumed run would know nothing.
     """
 
-    def __init__(self, workdir: epath.PathLike, resume_step: int):
-        self._active = jax.process_index() == 0
-        self._path = epath.Path(workdir) / METRICS
-        self._remote = "://" in str(workdir)
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        resumed: int,
+        names: Sequence[str] = sinks.DEFAULT,
+        config: Mapping | None = None,
+    ):
+        names = sinks.check(names)
+        self._sinks: dict[str, Any] = {}
+        self._warned: set[str] = set()
         self._flushed = time.time()
-        if not self._active:
-            return
-        self._rows = [r for r in read_metrics(workdir) if r.get("step", 0) <= resume_step]
-        self._rewrite()
-        from tensorboardX import SummaryWriter
+        if jax.process_index() == 0:
+            story = sinks.Story(epath.Path(workdir), resumed, read_metrics(workdir), config or {})
+            self._remote = story.remote
+            for name in names:
+                self._guard(name, lambda name=name: self._sinks.update({name: sinks.SINKS[name](story)}))
 
-        self._board_folder = epath.Path(workdir) / TENSORBOARD
-        self._board_files = epath.Path(tempfile.mkdtemp()) if self._remote else self._board_folder
-        self._board = SummaryWriter(str(self._board_files), purge_step=resume_step + 1 if resume_step else None)
+    def _guard(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as e:  # libraries and networks raise what they like
+            if name == sinks.TRUTH:
+                raise
+            if name not in self._warned:
+                self._warned.add(name)
+                reason = " ".join(f"{type(e).__name__}: {e}".split())
+                warn(f"log sink {name!r} failed: {reason}; training goes on, further failures of it are not said")
 
-    def _rewrite(self) -> None:
-        write_text(self._path, "".join(json.dumps(r) + "\n" for r in self._rows))
+    def _each(self, action: Callable[[Any], None]) -> None:
+        for name, sink in self._sinks.items():
+            self._guard(name, lambda sink=sink: action(sink))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One row: {"step": step, **values}. Non-finite values are written as null, which JSON can hold."""
-        if not self._active:
-            return
-        row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        joins = bool(self._rows) and self._rows[-1]["step"] == step
-        if joins:
-            self._rows[-1] |= row
-        else:
-            self._rows.append(row)
-        if self._remote:
-            if time.time() - self._flushed > _REMOTE_SECONDS:
-                self.flush()
-        elif joins:
-            self._rewrite()
-        else:
-            with self._path.open("a") as f:
-                f.write(json.dumps(row) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        """Values of a step, by name; those that come later for the same step (evaluations) join them."""
+        self._each(lambda sink: sink.scalars(step, values))
+        if self._sinks and self._remote and time.time() - self._flushed > _REMOTE_SECONDS:
+            self.flush()
 
-    def picture(self, step: int, name: str, picture_HxWx3: np.ndarray) -> None:
-        """A uint8 picture for TensorBoard."""
-        if self._active:
-            self._board.add_image(name, picture_HxWx3, step, dataformats="HWC")
+    def picture(self, step: int, name: str, pixels_HxWx3: np.ndarray) -> None:
+        """A uint8 picture of a step."""
+        self._each(lambda sink: sink.picture(step, name, pixels_HxWx3))
 
     def flush(self) -> None:
         """Everything said so far is on disk, or in the remote workdir, when this returns."""
-        if not self._active:
-            return
-        self._board.flush()
-        if self._remote:
-            self._rewrite()
-            for file in self._board_files.iterdir():
-                self._board_folder.mkdir(parents=True, exist_ok=True)
-                (self._board_folder / file.name).write_bytes(file.read_bytes())
+        self._each(lambda sink: sink.flush())
         self._flushed = time.time()
 
     def close(self) -> None:
-        """Flushes everything."""
-        if self._active:
-            self._board.close()
-            self.flush()
+        """Flushes everything; nothing can be said afterwards."""
+        self._each(lambda sink: sink.close())
+        self._sinks = {}

@@ -116,13 +116,14 @@ def update(objective, transform, rate, seed, caps, state: State, batch: Mapping)
         return objective.apply({"params": params}, batch, train=True, rngs=rngs)
 
     (loss, parts), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = transform.update(grads, state.opt_state, state.params)
-    params = optim.cap(optax.apply_updates(state.params, updates), caps)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-    )
+    with jax.named_scope("optimizer"):
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = optim.cap(optax.apply_updates(state.params, updates), caps)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
     was = state.counters
     counters = {
         "skipped": was["skipped"] + ~finite,

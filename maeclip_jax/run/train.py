@@ -15,17 +15,18 @@ import jax
 from etils import epath
 
 from maeclip_jax.cli import say, warn
-from maeclip_jax.config import to_steps
+from maeclip_jax.config import plain, to_steps
 from maeclip_jax.data import pipeline, tokenizer
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
-from maeclip_jax.run import checkpoint, evaluate, flops, log, startup
+from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
+from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.step import State, build
 from maeclip_jax.run.stop import StopSignal
 from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table
@@ -42,10 +43,12 @@ def run(
     devices: Sequence | None = None,
     start: startup.Startup | None = None,
     limits: watchdog.Limits | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
 
-    `start`: what starting has taken so far; `limits`: when a step is said to stall.
+    `start`: what starting has taken so far; `limits`: when a step is said to stall; `profile`: the
+    first and the last step to take a profile of.
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
@@ -55,24 +58,16 @@ def run(
     prog = build(config, epoch=data.length, devices=devices)
     peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
     with jax.set_mesh(prog.mesh), StopSignal() as stop:
-        _Run(config, workdir, words, data, prog, peak, stop, start, limits).loop()
+        _Run(config, workdir, words, data, prog, peak, stop, start, limits, profile).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
     def __init__(
-        self,
-        config,
-        workdir: epath.Path,
-        words,
-        data: pipeline.Data,
-        prog,
-        peak: tuple[float, str],
-        stop,
-        start,
-        limits,
-    ):
+        self, config, workdir: epath.Path, words, data: pipeline.Data, prog, peak: tuple[float, str], stop, start,
+        limits, profile,
+    ):  # fmt: skip
         self.config, self.workdir, self.prog, self.data = config, workdir, prog, data
         self.words, self.peak, self.stop = words, peak, stop
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
@@ -80,6 +75,8 @@ class _Run:
         def steps(duration: str, what: str) -> int:
             return to_steps(duration, what, batch_size=prog.batch_size, epoch=data.length, total=prog.total_steps)
 
+        self.profile = Profile(workdir, profile, prog.total_steps)
+        self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
         if best and best not in config.evals:
             raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
@@ -104,7 +101,7 @@ class _Run:
         state, self.clock = self._start()
         first = int(state.step)
         self.runner.forget_after(first)
-        self.log = log.Log(workdir, first)
+        self.log = log.Log(workdir, first, self.sinks, plain(self.config))
         write_text(workdir / CONFIG, self.text)  # every process has read the old one: they met in forget_after
         for step, metrics in read_evals(workdir).items():
             self.saved.record(step, metrics)
@@ -182,7 +179,7 @@ class _Run:
             peak, peak_source = self.peak
             say(f"{flops.FORMULA}; {prog.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
             say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}")
-            with watchdog.Watchdog(self.limits, clock.look) as dog:
+            with watchdog.Watchdog(self.limits, clock.look) as dog, self.profile:
                 return self._steps(state, first, step, ahead, dog)
         finally:
             batches.close()
@@ -198,7 +195,7 @@ class _Run:
         for n in range(first, prog.total_steps):
             dog.beat(n + 1)
             batch, keys = ahead.next()  # 1
-            state, metrics = step(state, batch)  # 2
+            state, metrics = self.profile(n + 1, step, state, batch)  # 2
             if trace:
                 trace.write(n, keys)
             if pending:

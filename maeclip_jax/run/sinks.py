@@ -1,0 +1,185 @@
+"""Where scalars and pictures of a run can go, one class each: metrics.jsonl, TensorBoard, Weights & Biases.
+
+A sink is made with a `Story` and has `scalars(step, values)`, `picture(step, name, pixels_HxWx3)`, `flush()` and
+`close()`. It may raise: `log.Log` decides what that means. Only process 0 has sinks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.workdir import METRICS, TENSORBOARD, WANDB_ID, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """What a sink continues: the run in `workdir` from step `resumed`; `rows`: all that metrics.jsonl holds of it.
+
+    `config`: the settings of the run as plain JSON types, for sinks that show them.
+    """
+
+    workdir: epath.Path
+    resumed: int
+    rows: Sequence[Mapping]
+    config: Mapping
+
+    @property
+    def remote(self) -> bool:
+        """Whether nothing can be appended to in the workdir (gs://)."""
+        return "://" in str(self.workdir)
+
+
+class Jsonl:
+    """metrics.jsonl: one row a logged step, {"step": step, **values}; what the report and a resumed run read.
+
+    A resumed run drops the rows it is going to write again. What comes later for the step of the last row (evaluations)
+    joins that row. Values that are not finite are written as null, which JSON can hold. It has no pictures.
+    """
+
+    def __init__(self, story: Story):
+        self._path, self._remote = story.workdir / METRICS, story.remote
+        self._rows = [dict(r) for r in story.rows if r.get("step", 0) <= story.resumed]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        write_text(self._path, "".join(json.dumps(r) + "\n" for r in self._rows))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        joins = bool(self._rows) and self._rows[-1]["step"] == step
+        if joins:
+            self._rows[-1] |= row
+        else:
+            self._rows.append(row)
+        if self._remote:  # rewritten whole when flushed
+            return
+        if joins:
+            self._rewrite()
+        else:
+            with self._path.open("a") as f:
+                f.write(json.dumps(row) + "\n")
+
+    def picture(self, step: int, name: str, pixels_HxWx3: np.ndarray) -> None:
+        pass
+
+    def flush(self) -> None:
+        if self._remote:
+            self._rewrite()
+
+    def close(self) -> None:
+        self.flush()
+
+
+class TensorBoard:
+    """Event files in `tensorboard/`. Those of a remote workdir are written here and copied whenever it is flushed.
+
+    TensorBoard itself hides what an earlier file of the run says of the steps after the one it continues from.
+    """
+
+    def __init__(self, story: Story):
+        from tensorboardX import SummaryWriter
+
+        self._folder = story.workdir / TENSORBOARD
+        self._files = epath.Path(tempfile.mkdtemp()) if story.remote else self._folder
+        self._writer = SummaryWriter(str(self._files), purge_step=story.resumed + 1 if story.resumed else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels_HxWx3: np.ndarray) -> None:
+        self._writer.add_image(name, pixels_HxWx3, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+        if self._files != self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for file in self._files.iterdir():
+                (self._folder / file.name).write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        self._writer.close()
+        self.flush()
+
+
+class Wandb:
+    """A run of Weights & Biases with the config; its id lies in the workdir, so that a resumed run goes on there.
+
+    Project, entity and mode are those of its environment variables (WANDB_PROJECT, WANDB_MODE=offline, ...). "step" is
+    a column of its own, the axis of all others: wandb's own counter would refuse an evaluation of the step a run
+    continues from. What a run says again after it was resumed is left out.
+    """
+
+    def __init__(self, story: Story):
+        import wandb
+
+        path = story.workdir / WANDB_ID
+        name = path.read_text().strip() if path.exists() else secrets.token_hex(4)
+        write_text(path, name)
+        self._image = wandb.Image
+        self._run = wandb.init(
+            id=name, resume="allow", name=story.workdir.name, config=dict(story.config),
+            project=os.environ.get("WANDB_PROJECT", "maeclip_jax"),
+            dir=tempfile.mkdtemp() if story.remote else str(story.workdir),
+            settings=wandb.Settings(reinit="create_new"),  # whatever run a notebook has open is not ours
+        )  # fmt: skip
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        self._resumed = story.resumed
+        self._known = {r["step"]: set(r) for r in story.rows if "step" in r}
+        # The server may know more than metrics.jsonl, which a remote workdir gets once a minute.
+        server = self._run.summary.get("step")
+        self._last = max([*self._known, server if isinstance(server, int) else 0], default=0)
+
+    def _said(self, step: int) -> bool:
+        """Whether all there is to say of the step was said before the run was resumed: later steps were reached."""
+        return self._resumed < step < self._last
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        new = {k: v for k, v in values.items() if k not in self._known.get(step, ())}
+        if new and not self._said(step):
+            self._run.log({"step": step} | new)
+
+    def picture(self, step: int, name: str, pixels_HxWx3: np.ndarray) -> None:
+        if not self._said(step):
+            self._run.log({"step": step, name: self._image(pixels_HxWx3)})
+
+    def flush(self) -> None:
+        """wandb writes and sends in a process of its own, all the time."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS: dict[str, Any] = {"jsonl": Jsonl, "tensorboard": TensorBoard, "wandb": Wandb}
+DEFAULT = ("jsonl", "tensorboard")
+TRUTH = "jsonl"  # the sink that every run has, and whose failure is an error
+
+
+def check(names: Sequence[str]) -> tuple[str, ...]:
+    """`names` with metrics.jsonl first; "jsonl,wandb" is two. UserError for an unknown name or a missing package.
+
+    UserError also where metrics.jsonl is not among them.
+    """
+    words = (names,) if isinstance(names, str) else names
+    names = tuple(dict.fromkeys(name.strip() for word in words for name in word.split(",")))
+    for name in names:
+        if name not in SINKS:
+            raise unknown("name in log.sinks:", name, SINKS)
+    if TRUTH not in names:
+        raise UserError(f"log.sinks={names} lacks {TRUTH!r}, which the report and a resumed run read; add it")
+    if "wandb" in names and importlib.util.find_spec("wandb") is None:
+        raise UserError("log.sinks names 'wandb', which is not installed: pip install 'maeclip_jax[wandb]'")
+    return (TRUTH, *(n for n in names if n != TRUTH))
