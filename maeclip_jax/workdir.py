@@ -8,23 +8,65 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
-from maeclip_jax.config import leaves
+from maeclip_jax.config import leaves, plain
 from maeclip_jax.errors import UserError, differences
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
-BEGAN = ("resume", "init_from", "init_rules", "init_adopted")  # where a run began, which no later command changes
-# Settings that make no other run of one: how long, how it is computed and read, what is kept and looked at. Batch size
-# and seed are compared with the checkpoint's own.
-FREE = re.compile(
-    rf"total|arg\.epochs|batch_size|seed|max_skipped_in_row|(evals|log|checkpoint|mesh)\..*|sharding_rules"
-    rf"|model\.(compute\..*|contrast_mib)|data\.(num_threads|num_workers|prefetch|max_bad)|{'|'.join(BEGAN)}"
+# What each leaf of a config is, by its dotted name; the first pattern that matches decides. A leaf that none matches,
+# as in a person's own experiment, counts as learnt. Identity is what changes the result: LEARNT, LENGTH and ORIGIN.
+LEARNT, LENGTH, ORIGIN, SEED = "learnt", "length", "origin", "seed"
+COMPUTED, LOOKED_AT, CONTINUED, DESCRIBED = "computed", "looked at", "continued", "described"
+CLASSES = (
+    (SEED, r"seed"),
+    (LENGTH, r"total"),
+    (ORIGIN, r"init_from|init_rules|init_adopted"),
+    # A run that goes on from another's state with config.resume is that run, continued elsewhere.
+    (CONTINUED, r"resume"),
+    # The words of an experiment's argument: what they mean stands in the other leaves.
+    (DESCRIBED, r"arg(\..*)?"),
+    # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
+    (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention)|model\.contrast_mib"),
+    (COMPUTED, r"data\.(num_threads|num_workers|prefetch)"),
+    # What is kept and looked at, and when a run gives up.
+    (LOOKED_AT, r"(evals|log|checkpoint|preprocess)(\..*)?|max_skipped_in_row|data\.max_bad"),
+    (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset)|data\.source(\..*)?"),
+    (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical)"),
+    (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
+    (LEARNT, r"model\.(answers|decode|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots|stats|streams)"),
+    (LEARNT, r"model\.compute\.dtype"),
+    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples|mu_dtype|name)"),
+    (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
 )
+_CHECKED_WITH_STATE = ("batch_size",)  # on resume compared with the checkpoint's own, which says what to do
+
+
+def classify(name: str) -> str:
+    """The class of a leaf; "" for a name that no pattern matches, which counts as LEARNT."""
+    return next((kind for kind, pattern in CLASSES if re.fullmatch(pattern, name)), "")
+
+
+def identity(config) -> dict[str, Any]:
+    """{name: value} of the leaves that change what is learnt: two runs with the same are the same run but for its seed.
+
+    `config`: a ConfigDict, or a config.json as read. The folder in which named data lies is left out, and so are rules
+    of an origin that there is not.
+    """
+    found = _leaves(config)
+    named = {f"{n.removesuffix('name')}dir" for n, value in found.items() if n.endswith(".name") and value}
+    if not found.get("init_from"):
+        named |= {"init_rules", "init_adopted"}
+    return {n: x for n, x in found.items() if n not in named and classify(n) in (LEARNT, LENGTH, ORIGIN, "")}
+
+
+def _leaves(config) -> dict[str, Any]:
+    """Leaves of a config in JSON's types. Objects that a notebook put into it are written without their address."""
+    tree = plain(config) if hasattr(config, "to_json_best_effort") else json.loads(json.dumps(config, default=repr))
+    return {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
 
 
 def claim(config, workdir: epath.Path, *, continued: bool) -> str:
@@ -39,7 +81,7 @@ def claim(config, workdir: epath.Path, *, continued: bool) -> str:
             before = json.loads(path.read_text())
         except ValueError as e:
             raise UserError(f"cannot read {path}: {e}; put it right, or move it away to continue without it") from e
-        mine, theirs = settings(made), settings(before)
+        mine, theirs = _fixed(made), _fixed(before)
         differ = {n for n in mine.keys() ^ theirs.keys() if n.startswith("data.")}
         differ |= {n for n in mine.keys() & theirs.keys() if mine[n] != theirs[n]}
         if differ:
@@ -49,20 +91,16 @@ def claim(config, workdir: epath.Path, *, continued: bool) -> str:
                 f"with config.resume={workdir} to go on from its state, or config.init_from={workdir} from its "
                 "parameters"
             )
-        made |= {name: before[name] for name in BEGAN if name in before}
+        made |= {
+            n: x for n, x in before.items() if classify(n) in (ORIGIN, CONTINUED)
+        }  # which no later command changes
     return json.dumps(made, indent=1)
 
 
-def settings(config: Mapping) -> dict:
-    """{name: value} of what makes a run what it is: all but `FREE`, and but the folder in which named data lies."""
-    found = dict(leaves(config))
-    named = {f"{n.removesuffix('name')}dir" for n, value in found.items() if n.endswith(".name") and value}
-    # Objects that a notebook put into its config are written with their address.
-    return {
-        n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x
-        for n, x in found.items()
-        if n not in named and not FREE.fullmatch(n)
-    }
+def _fixed(config: Mapping) -> dict[str, Any]:
+    """What may not change when a run is continued: its identity without its length and its origin."""
+    kept = identity(config)
+    return {n: x for n, x in kept.items() if classify(n) not in (LENGTH, ORIGIN) and n not in _CHECKED_WITH_STATE}
 
 
 def make_workdir(workdir: epath.PathLike) -> epath.Path:
@@ -79,6 +117,8 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
 
 def write_text(path: epath.Path, text: str) -> None:
     """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half."""
+    import jax
+
     if jax.process_index():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,15 +10,16 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax.config import leaves
 from maeclip_jax.errors import UserError
 from maeclip_jax.report import paper
 from maeclip_jax.report.run import OBJECTIVES, Metric, Result, Run, read
+from maeclip_jax.workdir import identity
 
-# Parts of a config that do not change what is learned, only where, how often and from where it is looked at.
-ASIDE = ("seed", "evals", "log", "checkpoint", "resume", "mesh", "sharding_rules")
-ORIGIN = ("init_from", "arg.init")  # where a finetuned run began: seeds of the pretrained one differ in it
-# Settings that do not change what is measured.
-UNSEEN = ("every", "batch_size", "dir", "num_workers", "max_bad")
+# Where a finetuned run began: seeds of the pretrained one differ in it.
+BEGAN = ("init_from", "init_rules", "init_adopted", "arg.init")
+# Settings of an evaluator that do not change what is measured (of a loss over the batch, its size does).
+UNSEEN = re.compile(r"every|(\w+\.)?(batch_size|num_threads|num_workers|prefetch|max_bad)|.*\.dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ def models(runs: Sequence[Run], notes: list[str]) -> list[Model]:
             alone.append(Model(objective, pool, run.scale, run.size, note, (), (run,)))
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in pretrained.values():
-        what, n = json.dumps(learned(run), sort_keys=True, default=str), 0
+        what, n = json.dumps(identity(run.config), sort_keys=True), 0
         while any(r.find("seed") == run.find("seed") for r in groups.get((what, n), ())):
             n += 1  # the same seed again is no new sample
         groups.setdefault((what, n), []).append(run)
@@ -138,7 +139,7 @@ def _apart(model: Model, others: Sequence[Model]) -> list[str]:
     same = [m for m in others if m.order == model.order]
     if len(same) < 2:
         return []
-    apart = differences([learned(m.runs[0]) for m in same])
+    apart = differences([described(m.runs[0]) for m in same])
     return apart[[m is model for m in same].index(True)] or [model.runs[0].workdir.name]
 
 
@@ -159,18 +160,16 @@ def _word(name: str, value: Any) -> str:
     return f"{name} {value}"
 
 
-def learned(run: Run) -> dict[str, Any]:
-    """The part of a run's config that decides what is learned, flat."""
-    return flat({k: v for k, v in run.config.items() if k not in ASIDE})
+def described(run: Run) -> dict[str, Any]:
+    """A run's identity, and the words of its argument, which say most of it in short."""
+    return identity(run.config) | {f"arg.{k}": v for k, v in (run.config.get("arg") or {}).items()}
 
 
-def flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one: `{"data.source.name": ...}`, without `UNSEEN`."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key not in UNSEEN:
-            out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out
+def measured(settings: Mapping) -> dict[str, Any]:
+    """The settings of an evaluator that decide what is measured, flat."""
+    found = dict(leaves(settings))
+    loss = settings.get("type") == "loss"
+    return {k: v for k, v in found.items() if not UNSEEN.fullmatch(k) or (loss and k == "batch_size")}
 
 
 def _is_finetuned(run: Run) -> bool:
@@ -205,9 +204,9 @@ def of_result(model: Model, run: Run, result: Result) -> Iterator[Entry]:
     finetuned = _is_finetuned(run)
     kind = str(result.settings.get("type", result.evaluator))
     data, split = data_set(result.settings)
-    settings = flat(result.settings)
+    settings = measured(result.settings)
     if finetuned:
-        settings |= {k: v for k, v in learned(run).items() if k not in ORIGIN}
+        settings |= {k: v for k, v in described(run).items() if k not in BEGAN}
     for metric in result.metrics:
         yield Entry(model, run, result.evaluator, result.step, kind, data, split, settings, metric, finetuned)
 

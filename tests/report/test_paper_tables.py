@@ -139,6 +139,17 @@ def test_what_is_no_seed_is_not_averaged(tmp_path):
     assert [len(m.runs) for m in read(paths[0], other)[0]] == [2]
 
 
+def test_another_batch_is_another_model_and_another_mesh_is_not(tmp_path):
+    made = dict(evals=[shot(60.0)], model={"image_tower": {"pool": "max"}, "compute": {"attention": "xla"}})
+    small = make(tmp_path / "a", batch_size=128, seed=0, **made)
+    large = make(tmp_path / "b", batch_size=1024, seed=1, **made)
+    assert len(table("T3", small, large).rows) == 2
+    fused = {"image_tower": {"pool": "max"}, "compute": {"attention": "fused"}}
+    other = make(tmp_path / "c", batch_size=128, seed=1, **made | {"model": fused}, mesh={"fsdp": 8})
+    (row,) = table("T3", small, other).rows
+    assert "(n=2)" in str(row[1][0].lines[0])
+
+
 def test_seeds_evaluated_at_different_times_are_said(tmp_path):
     paths = [make(tmp_path / str(n), seed=n, evals=[probe(50.0)], steps=(100 * (n + 1),)) for n in range(2)]
     notes = selection.view([runs.read(p) for p in paths], tmp_path)["notes"]

@@ -15,7 +15,7 @@ from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers,
 from maeclip_jax.run import checkpoint, train
 from maeclip_jax.run.checkpoint import Checkpoints
 from maeclip_jax.run.warm_start import init_params
-from maeclip_jax.workdir import settings
+from maeclip_jax.workdir import identity
 from tests import runs, torture
 
 ARG = "steps=12,save=6"
@@ -324,7 +324,7 @@ def test_what_makes_no_other_run_may_change(tmp_path):
 
 def test_data_may_move_as_long_as_it_has_a_name():
     def at(folder, name):
-        return settings({"data": {"source": {"of": {"dir": folder, "name": name}}}})
+        return identity({"data": {"source": {"of": {"dir": folder, "name": name}}}})
 
     assert at("", "photos") == at("gs://bucket/data", "photos") != at("", "pets")
     assert at("data/photos/1.0.0", "") != at("data/pets/1.0.0", "")

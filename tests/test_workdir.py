@@ -1,0 +1,64 @@
+"""Which run a workdir holds: every leaf of every experiment is of one class, and identity follows the classes."""
+
+import importlib
+
+import pytest
+
+from maeclip_jax.config import leaves, plain
+from maeclip_jax.workdir import COMPUTED, LEARNT, LENGTH, ORIGIN, SEED, classify, identity
+from tests.golden import ARGS, CASES
+
+CONFIGS = {f"{e}-{a}": (e, a) for e, a in CASES}
+
+
+def config(case: str) -> dict:
+    """The config of a golden case, as config.json holds it."""
+    experiment, arg = CONFIGS[case]
+    return plain(importlib.import_module(f"experiments.{experiment}").get_config(ARGS[arg]))
+
+
+def changed(tree: dict, name: str) -> dict:
+    """The tree with another value at a leaf."""
+    head, _, rest = name.partition(".")
+    value = changed(tree[head], rest) if rest else {"another": "value"} if tree[head] == {} else f"not {tree[head]}"
+    return tree | {head: value}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_every_leaf_is_classified_and_identity_follows(case):
+    tree = config(case)
+    before, names = identity(tree), dict(leaves(tree))
+    assert [n for n in names if not classify(n)] == [], "give these a class in workdir.CLASSES"
+    for name in names:
+        kind = classify(name)
+        same = identity(changed(tree, name)) == before
+        part = kind in (LEARNT, LENGTH, ORIGIN) and name != "init_rules"  # rules of an origin that there is not
+        moved = name.endswith(".dir")  # of data with a name
+        assert same == (not part or moved), name
+
+
+def test_what_no_class_knows_is_learnt():
+    tree = config("clip-demo")
+    assert identity(tree | {"my_own": 1}) != identity(tree | {"my_own": 2})
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    {
+        "seed": SEED, "total": LENGTH, "batch_size": LEARNT, "optim.lr": LEARNT, "model.compute.dtype": LEARNT,
+        "model.compute.attention": COMPUTED, "mesh.fsdp": COMPUTED, "init_from": ORIGIN,
+        "model.image_tower.pool": LEARNT,
+    }.items(),
+)  # fmt: skip
+def test_classes(name, kind):
+    assert classify(name) == kind
+
+
+def test_a_config_and_its_json_are_the_same_run():
+    made = importlib.import_module("experiments.mae_clip").get_config("scale=demo")
+    assert identity(made) == identity(plain(made))
+
+
+def test_rules_count_where_parameters_come_from_elsewhere():
+    tree = config("clip-demo") | {"init_from": "runs/a"}
+    assert identity(tree) != identity(tree | {"init_rules": [["text.*", ""]]})
