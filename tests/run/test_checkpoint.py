@@ -281,7 +281,7 @@ def test_a_state_of_another_model_is_not_resumed(arg, settings, text, tmp_path, 
 @pytest.mark.parametrize(
     ("arg", "settings", "text"),
     [
-        (f"{ARG},rest=pool=max", {}, "arg.pool is max, not gap; model.image_tower.pool is max, not gap; continue"),
+        (f"{ARG},rest=pool=max", {}, "model.image_tower.pool is max, not gap; continue"),
         (f"objective=clip,{ARG}", {}, "objective is clip, not mae_clip; continue"),
         (ARG, {"model.weights.image": 0.5, "optim.freeze": ("text/.*",)},
          "optim.freeze is ['text/.*'], not []; model.weights.image is 0.5, not 0.1; continue"),
