@@ -15,18 +15,18 @@ from maeclip_jax.errors import UserError, differences
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 # What each leaf of a config is, by its dotted name; the first pattern that matches decides. A leaf that none matches,
 # as in a person's own experiment, counts as learnt. Identity is what changes the result: LEARNT, LENGTH and ORIGIN.
 LEARNT, LENGTH, ORIGIN, SEED = "learnt", "length", "origin", "seed"
-COMPUTED, LOOKED_AT, CONTINUED, DESCRIBED = "computed", "looked at", "continued", "described"
+COMPUTED, LOOKED_AT, DESCRIBED = "computed", "looked at", "described"
 CLASSES = (
     (SEED, r"seed"),
     (LENGTH, r"total"),
-    (ORIGIN, r"init_from|init_rules|init_adopted"),
-    # A run that goes on from another's state with config.resume is that run, continued elsewhere.
-    (CONTINUED, r"resume"),
+    # A run that goes on from another's state (resume) has learnt from both, with whatever settings that one had.
+    (ORIGIN, r"resume|init_from|init_rules|init_adopted"),
     # The words of an experiment's argument: what they mean stands in the other leaves.
     (DESCRIBED, r"arg(\..*)?"),
     # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
@@ -91,9 +91,7 @@ def claim(config, workdir: epath.Path, *, continued: bool) -> str:
                 f"with config.resume={workdir} to go on from its state, or config.init_from={workdir} from its "
                 "parameters"
             )
-        made |= {
-            n: x for n, x in before.items() if classify(n) in (ORIGIN, CONTINUED)
-        }  # which no later command changes
+        made |= {n: x for n, x in before.items() if classify(n) in (ORIGIN,)}  # which no later command changes
     return json.dumps(made, indent=1)
 
 
@@ -144,6 +142,12 @@ def read_evals(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
     """{step: metrics} of every evaluation in a workdir."""
     found = [json.loads(p.read_text()) for p in result_files(epath.Path(workdir))]
     return {r["step"]: r["metrics"] for r in sorted(found, key=lambda r: r["step"])}
+
+
+def read_better(workdir: epath.PathLike) -> dict[str, str]:
+    """{metric: higher | lower | none} of all metrics of a workdir's evaluations: which direction is better."""
+    found = [json.loads(p.read_text()).get("about", {}) for p in result_files(epath.Path(workdir))]
+    return {name: about["better"] for one in found for name, about in one.items()}
 
 
 def result_files(workdir: epath.Path) -> list[epath.Path]:

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from maeclip_jax.config import leaves, plain
-from maeclip_jax.workdir import COMPUTED, LEARNT, LENGTH, ORIGIN, SEED, classify, identity
+from maeclip_jax.workdir import COMPUTED, DESCRIBED, LEARNT, LENGTH, LOOKED_AT, ORIGIN, SEED, classify, identity
 from tests.golden import ARGS, CASES
 
 CONFIGS = {f"{e}-{a}": (e, a) for e, a in CASES}
@@ -47,7 +47,9 @@ def test_what_no_class_knows_is_learnt():
     {
         "seed": SEED, "total": LENGTH, "batch_size": LEARNT, "optim.lr": LEARNT, "model.compute.dtype": LEARNT,
         "model.compute.attention": COMPUTED, "mesh.fsdp": COMPUTED, "init_from": ORIGIN,
-        "model.image_tower.pool": LEARNT,
+        "model.image_tower.pool": LEARNT, "resume": ORIGIN, "arg.pool": DESCRIBED, "sharding_rules": COMPUTED,
+        "data.num_threads": COMPUTED, "evals.val.every": LOOKED_AT, "max_skipped_in_row": LOOKED_AT,
+        "data.ops": LEARNT, "preprocess.image": LOOKED_AT, "my_own": "",
     }.items(),
 )  # fmt: skip
 def test_classes(name, kind):

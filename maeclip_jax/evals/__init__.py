@@ -8,12 +8,13 @@ and prompt templates are in `prompts`.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 from maeclip_jax import errors
-from maeclip_jax.evals.protocol import Context, NotApplicable
+from maeclip_jax.evals.protocol import Context, Detail, Metric, NotApplicable, Picture
 
-__all__ = ["Context", "NotApplicable", "make", "table"]
+__all__ = ["Context", "Detail", "Metric", "NotApplicable", "Picture", "make", "table"]
 
 
 def table() -> dict[str, type]:
@@ -44,12 +45,12 @@ def table() -> dict[str, type]:
 
 
 def make(type: str, context: Context, **config):
-    """The evaluator `type` with the config's settings.
+    """The evaluator `type` with the config's settings: one of `table()`, or "module:Class" of one that lives elsewhere.
 
     Raises `NotApplicable` if the objective cannot serve it, UserError for an unknown type, an unknown setting (with
     the valid ones) or a missing one.
     """
-    evaluator = errors.choose("evaluator", type, table())
+    evaluator = _elsewhere(type) if ":" in type else errors.choose("evaluator", type, table())
     settings = dict(list(inspect.signature(evaluator).parameters.items())[1:])  # without `context`
     for name in config:
         if name not in settings:
@@ -58,3 +59,23 @@ def make(type: str, context: Context, **config):
     if missing:
         raise errors.UserError(f"evaluator {type!r} needs {', '.join(missing)}; valid: {', '.join(sorted(settings))}")
     return evaluator(context, **config)
+
+
+def _elsewhere(name: str) -> type:
+    """The class of "module:Class"; UserError if it cannot be imported or is not an evaluator."""
+    where, _, what = name.partition(":")
+    try:
+        module = importlib.import_module(where)
+    except Exception as e:
+        raise errors.UserError(
+            f"evaluator {name!r}: cannot import {where!r} ({type(e).__name__}: {' '.join(str(e).split())}); valid: "
+            f"module:Class with the module on PYTHONPATH, or one of {', '.join(sorted(table()))}"
+        ) from e
+    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__}
+    made = errors.choose(f"evaluator of module {where!r}:", what, found)
+    if not callable(getattr(made, "run", None)):
+        raise errors.UserError(f"evaluator {name!r} has no run(params); see maeclip_jax.evals.protocol")
+    takes = list(inspect.signature(made).parameters.values())
+    if not takes or takes[0].kind not in (takes[0].POSITIONAL_ONLY, takes[0].POSITIONAL_OR_KEYWORD):
+        raise errors.UserError(f"evaluator {name!r} does not take `context` first; see maeclip_jax.evals.protocol")
+    return made

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Context
+from maeclip_jax.evals.protocol import Context, Metric, percent
 
 
 def ranks(score_NxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
@@ -21,17 +21,16 @@ def ranks(score_NxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     return score_NxC.shape[1] - 1 - (score_NxC < own_Nx1).sum(1)
 
 
-def accuracies(rank_N: np.ndarray, label_N: np.ndarray, classes: int) -> dict[str, float]:
-    """Percent: top1, mean_per_class (over the classes that have rows), top5 where there are more than 5; chance."""
+def accuracies(rank_N: np.ndarray, label_N: np.ndarray, classes: int) -> list[Metric]:
+    """top1, mean_per_class (over the classes that have rows), top5 where there are more than 5 classes."""
     seen_C = np.bincount(label_N, minlength=classes)
     right_C = np.bincount(label_N, weights=rank_N == 0, minlength=classes)
-    out = {
-        "top1": 100 * float(np.mean(rank_N == 0)),
-        "mean_per_class": 100 * float(np.mean(right_C[seen_C > 0] / seen_C[seen_C > 0])),
-        "chance": 100 / classes,
-    }
+    out = [
+        percent("top1", 100 * np.mean(rank_N == 0), chance=100 / classes),
+        percent("mean_per_class", 100 * np.mean(right_C[seen_C > 0] / seen_C[seen_C > 0]), chance=100 / classes),
+    ]
     if classes > 5:
-        out |= {"top5": 100 * float(np.mean(rank_N < 5)), "chance_top5": 500 / classes}
+        out.append(percent("top5", 100 * np.mean(rank_N < 5), chance=500 / classes))
     return out
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import logistic
 from maeclip_jax.evals.accuracy import Labelled, ranks
-from maeclip_jax.evals.protocol import Context
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, percent
 
 
 class FewShot:
@@ -43,7 +43,7 @@ class FewShot:
         self.context, self.shots, self.seeds, self.l2 = context, [*shots], seeds, l2
         self.labelled = Labelled(context, "few_shot", {"data": data, "train": train}, pool, batch_size, classes)
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, then the table of draws."""
         sets = self.labelled.load(params)
         (x_NxD, label_N), (bank_MxD, own_M) = sets["data"], sets["train"]
@@ -57,9 +57,9 @@ class FewShot:
                     which = draw(own_M, classes, shots, seed)
                     found.append(top1(bank_MxD[which], own_M[which], x_NxD, label_N, classes, self.l2))
                     progress.update()
-                yield f"{shots}_shot", float(np.mean(found))
+                yield percent(f"{shots}_shot", np.mean(found), chance=100 / classes)
                 if self.seeds > 1:
-                    yield f"{shots}_shot_sd", float(np.std(found, ddof=1))
+                    yield Metric(f"{shots}_shot_sd", float(np.std(found, ddof=1)), "%")
                 rows.append([shots, float(np.mean(found)), *found])
                 few = np.flatnonzero(count_C < shots)
                 if len(few):
@@ -67,10 +67,9 @@ class FewShot:
                     notes.append(
                         f"{len(few)} classes have fewer than {shots}: {named}{', ...' if len(few) > 5 else ''}."
                     )
-        yield "chance", 100 / classes
         note = f"{len(own_M)} training pictures to draw from, {len(label_N)} tested, {classes} classes, l2 {self.l2:g}."
         columns = ["pictures a class", "top-1 (%)", *(f"draw {n + 1}" for n in range(self.seeds))]
-        yield "draws", {"kind": "table", "columns": columns, "rows": rows, "note": " ".join([note, *notes])}
+        yield Detail("draws", {"kind": "table", "columns": columns, "rows": rows, "note": " ".join([note, *notes])})
 
 
 def draw(label_M: np.ndarray, classes: int, shots: int, seed: int) -> np.ndarray:

@@ -23,7 +23,16 @@ from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals import saliency
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import heat, sheet, square, thumbnail, upsample
-from maeclip_jax.evals.protocol import Context, NotApplicable, need_shared_space, select
+from maeclip_jax.evals.protocol import (
+    Context,
+    Detail,
+    Metric,
+    NotApplicable,
+    Picture,
+    need_shared_space,
+    percent,
+    select,
+)
 
 METHODS = {"gradcam": "Grad-CAM", "similarity": "similarity", "rollout": "roll-out"}
 SCORES = ("pointing", "iou", "matched_iou")
@@ -98,7 +107,7 @@ class Grounding:
                 out[name] = saliency.rollout(objective, params, image, pool=pool)[:, None]
         return out
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of maps, a contact sheet."""
         scores, areas, several, texts, tiles = {name: [] for name in [*self.maps, "center"]}, [], [], [], []
         self.flat = 0
@@ -125,19 +134,18 @@ class Grounding:
         chance_M = {"pointing": area_M, "matched_iou": area_M / (2 - area_M)}
         for name, values_Mx3 in score_M.items():
             for which, value in zip(SCORES, 100 * values_Mx3.mean(0)):
-                yield f"baseline_{name}_{which}" if name == "center" else f"{name}_{which}", float(value)
-        for which, values in chance_M.items():
-            yield f"chance_{which}", 100 * float(values.mean())
-        yield "baseline_whole_iou", 100 * float(area_M.mean())
-        yield "maps", self._table(score_M, chance_M, np.array(several))
+                chance = 100 * float(chance_M[which].mean()) if which in chance_M and name != "center" else None
+                yield percent(f"{'baseline_' * (name == 'center')}{name}_{which}", value, chance=chance)
+        yield percent("baseline_whole_iou", 100 * area_M.mean())
+        yield Detail("maps", self._table(score_M, chance_M, np.array(several)))
         if tiles:
             columns = ["image", "mask", *(self._title(*m) for m in self.maps.values())]
             gap = max(2, self.tile // 32)
-            yield "sheet", {
+            yield Detail("sheet", {
                 "kind": "sheet", "picture": "pictures", "columns": columns, "rows": len(texts), "gap": gap,
                 "rows_text": texts, "note": "Each map is scaled from its own least (dark) to its own greatest value.",
-            }  # fmt: skip
-            yield "pictures", sheet(tiles, len(columns), gap)
+            })  # fmt: skip
+            yield Picture("pictures", sheet(tiles, len(columns), gap))
 
     def _pictures(self, params: Any) -> Iterator[tuple]:
         """(picture or None once no more are drawn, mask, classes asked for, {name: [Q or 1, N]}) of every picture."""

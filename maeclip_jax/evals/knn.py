@@ -6,6 +6,7 @@ et al. 2018, section 3.4).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
-from maeclip_jax.evals.protocol import Context, unit_rows
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, unit_rows
 
 BLOCK_BYTES = 1 << 26  # similarities at a time
 
@@ -46,7 +47,7 @@ class Knn:
         self.context, self.temperature = context, temperature
         self.labelled = Labelled(context, "knn", {"data": data, "train": train}, pool, batch_size, classes)
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, then the table over k."""
         sets = self.labelled.load(params)
         (x_NxD, label_N), (bank_MxD, own_M) = sets["data"], sets["train"]
@@ -65,13 +66,13 @@ class Knn:
                 progress.update,
             )
         all_k = [accuracies(rank_N, label_N, classes) for rank_N in rank_KxN]
-        yield from all_k[0].items()
+        yield from all_k[0]
         for k, found in zip(self.k[1:], all_k[1:]):
-            yield f"top1_k{k}", found["top1"]
-        rows = [[k, found["top1"], found["mean_per_class"]] for k, found in zip(self.k, all_k)]
+            yield dataclasses.replace(found[0], name=f"top1_k{k}")
+        rows = [[k, top1.value, mean_per_class.value] for k, (top1, mean_per_class, *_) in zip(self.k, all_k)]
         note = f"{len(own_M)} training pictures, {len(label_N)} tested, {classes} classes."
         columns = ["k", "top-1 (%)", "mean per class (%)"]
-        yield "neighbours", {"kind": "table", "columns": columns, "rows": rows, "note": note}
+        yield Detail("neighbours", {"kind": "table", "columns": columns, "rows": rows, "note": note})
 
 
 def neighbours(x_NxD, label_N, bank_MxD, own_M, ks, temperature, classes, tick=lambda n: None) -> np.ndarray:

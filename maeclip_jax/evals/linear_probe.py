@@ -18,7 +18,7 @@ import numpy as np
 from maeclip_jax.errors import UserError, choose, unknown
 from maeclip_jax.evals import l2_search, lars, logistic
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
-from maeclip_jax.evals.protocol import Context
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, percent
 
 # Valid settings of each recipe with their defaults.
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -62,15 +62,15 @@ class LinearProbe:
             sets |= {"train": train} | ({"val": val} if val is not None else {})
         self.labelled = Labelled(context, "linear_probe", sets, pool, batch_size, classes)
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, then the table of the sweep or of the training."""
         sets = self.labelled.load(params)
         solve = self._lbfgs if self.solver == "lbfgs" else self._lars
         score_NxC, train_top1, table = solve(params, sets)
         label_N = sets["data"][1]
-        yield from accuracies(ranks(score_NxC, label_N), label_N, self.labelled.classes).items()
-        yield "train_top1", train_top1
-        yield "solver", table
+        yield from accuracies(ranks(score_NxC, label_N), label_N, self.labelled.classes)
+        yield percent("train_top1", train_top1, chance=100 / self.labelled.classes)
+        yield Detail("solver", table)
 
     def _lbfgs(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
         (x_NxD, y_N), classes, settings = sets["train"], self.labelled.classes, self.settings

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Context, count_rows
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, count_rows
 
 
 class Loss:
@@ -28,7 +28,7 @@ class Loss:
                 f"set batch_size to at most {rows}"
             )
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Mean of every scalar, then how many rows went in."""
         sums: dict[str, float] = {}
         batches = left_out = 0
@@ -42,8 +42,9 @@ class Loss:
             for name, value in self.context.loss(params, arrays, self.seed + n).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             batches += 1
+        units = getattr(self.context.objective, "units", {})
         for name, total in sums.items():
-            yield name, total / batches
+            yield Metric(name, total / batches, *units.get(name, ("", "lower" if name == "loss" else "none")))
         note = f"{batches} batches of {self.batch_size} rows; {left_out} rows that do not fill a batch are left out."
-        yield "rows", {"kind": "table", "columns": ["rows used", "rows left out"],
-                       "rows": [[batches * self.batch_size, left_out]], "note": note}  # fmt: skip
+        yield Detail("rows", {"kind": "table", "columns": ["rows used", "rows left out"],
+                              "rows": [[batches * self.batch_size, left_out]], "note": note})  # fmt: skip

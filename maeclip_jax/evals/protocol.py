@@ -4,14 +4,11 @@ An evaluator is plain numpy around `Context`, which hide the device, the mesh an
 
     class MyEvaluator:
         def __init__(self, context, *, data, batch_size=256): ...   # may raise NotApplicable, UserError
-        def run(self, params):                                  # iterator of (name, value)
-            yield "top1", 61.8
+        def run(self, params):                                      # iterator of Metric | Picture | Detail
+            yield Metric("top1", 61.8, "%", "higher", chance=0.1)
 
-A value is a float (a scalar metric, logged as `<eval>/<name>`; percent for accuracies and recalls), a uint8 [H, W, 3]
-picture, or a dict (a detail for the report, JSON). Metrics named `chance_<name>` or `baseline_<name>` (or plain
-`chance`, for a whole evaluator) are what `<name>` is held against. Details name their `kind`: "table" (columns,
-rows), "tiles" (examples with small pictures), "captions" (words filled in), "sheet" (a contact sheet); readers skip
-kinds they do not know.
+A Metric is logged as `<eval>/<name>` and says its unit and which direction is better where it is made: tables, figures
+and `checkpoint.best` read that. A class may live in a person's own module: `type="my_module:MyEvaluator"` in a config.
 
 The runner owns when an evaluator runs, its prefix, timing, logging and files. Every process makes the same calls in
 the same order and gets the same values.
@@ -19,14 +16,66 @@ the same order and gets the same values.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, unknown
 
 Batch = Mapping[str, Any]
+BETTER = ("higher", "lower", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number. `unit`: "%", "nats", ...; "" for a number without one. `better`: higher | lower | none.
+
+    `chance`: what guessing gives; `reference`: what a rule without a model gives (the commonest answer, a mean colour);
+    `interval`: (low, high) in which the value lies, where it is known. All in the metric's unit.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    better: str = "none"
+    chance: float | None = None
+    reference: float | None = None
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.better not in BETTER:
+            raise unknown(f"better of metric {self.name!r}", self.better, BETTER)
+
+    def about(self) -> dict[str, Any]:
+        """All but name and value, as evals/<step>.json holds it."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "value")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """uint8 pixels [H, W, 3] under a name."""
+
+    name: str
+    pixels_HxWx3: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Detail:
+    """What the report shows beside numbers, in JSON's types.
+
+    `value` names its `kind`: "table" (columns, rows), "tiles" (examples with small pictures), "captions" (words filled
+    in), "sheet" (a contact sheet); readers skip kinds that they do not know.
+    """
+
+    name: str
+    value: Mapping[str, Any]
+
+
+def percent(name: str, value: float, **about: Any) -> Metric:
+    """An accuracy or a recall: a metric in percent of which more is better."""
+    return Metric(name, float(value), "%", "higher", **about)
 
 
 class NotApplicable(Exception):

@@ -16,7 +16,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.pictures import pixels_of_patches, sheet
-from maeclip_jax.evals.protocol import Context, NotApplicable, select
+from maeclip_jax.evals.protocol import Context, Detail, Metric, NotApplicable, Picture, percent, select
 
 COLUMNS = ("original", "masked", "reconstruction")
 GREY = 128
@@ -25,9 +25,9 @@ GREY = 128
 class Reconstruction:
     """`data`: its ops keep "image", "text" or both, as the objective wants them.
 
-    Metrics over all of the data: `masked_mse`, `token_accuracy`, and `baseline_...` of each. Shown: the first
-    `pictures` and the first `captions` rows. Masks are drawn from `seed`, so that two runs (and two steps) are shown
-    the same ones.
+    Metrics over all of the data: `masked_mse` (reference: mean colour) and `token_accuracy` (commonest word).
+    Shown: the first `pictures` and the first `captions` rows. Masks are drawn from `seed`, so that two runs (and two
+    steps) are shown the same ones.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Reconstruction:
         self.context, self.data, self.batch_size, self.seed = context, data, batch_size, seed
         self.pictures, self.captions = pictures, captions
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics of the streams that the objective fills in, a contact sheet, captions with their gaps filled."""
         own_mean = bool(getattr(self.context.objective, "norm_pix", False))
         error, tiles, lines, words = np.zeros(3), [], [], []
@@ -73,8 +73,8 @@ class Reconstruction:
         if not tiles and not words:
             raise UserError("reconstruction found nothing to reconstruct in its data; check the split")
         if error[2]:
-            yield "masked_mse", float(error[0] / error[2])
-            yield "baseline_masked_mse", float(error[1] / error[2])
+            mse, flat = float(error[0] / error[2]), float(error[1] / error[2])
+            yield Metric("masked_mse", mse, "MSE, pixels 0 to 1", "lower", reference=flat)
         if tiles:
             note = "Grey patches are hidden from the model; the reconstruction keeps the visible ones."
             if own_mean:
@@ -83,18 +83,18 @@ class Reconstruction:
                     " patch's own, and the baseline is each patch in its true mean colour."
                 )
             gap = max(2, tiles[0].shape[0] // 32)
-            yield "sheet", {
+            yield Detail("sheet", {
                 "kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "rows": len(tiles) // len(COLUMNS),
                 "gap": gap, "note": note,
-            }  # fmt: skip
-            yield "pictures", sheet(tiles, len(COLUMNS), gap)
+            })  # fmt: skip
+            yield Picture("pictures", sheet(tiles, len(COLUMNS), gap))
         if words:
             true_W, filled_W = (np.concatenate(x) for x in zip(*words))
             if len(true_W):
-                yield "token_accuracy", 100 * float(np.mean(true_W == filled_W))
-                yield "baseline_token_accuracy", 100 * float(np.bincount(true_W).max() / len(true_W))
+                commonest = 100 * float(np.bincount(true_W).max() / len(true_W))
+                yield percent("token_accuracy", 100 * np.mean(true_W == filled_W), reference=commonest)
             note = f"{len(true_W)} words were masked in all."
-            yield "captions", {"kind": "captions", "captions": lines, "note": note}
+            yield Detail("captions", {"kind": "captions", "captions": lines, "note": note})
 
     def _line(self, true_T: np.ndarray, filled_T: np.ndarray, masked_T: np.ndarray) -> list[dict]:
         """One entry a token: {"true": word}, with "filled": word where it was masked."""

@@ -23,7 +23,19 @@ import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.evals.pictures import sheet, thumbnail
-from maeclip_jax.evals.protocol import Batch, Context, as_bytes, as_text, need_shared_space, select, unit_rows
+from maeclip_jax.evals.protocol import (
+    Batch,
+    Context,
+    Detail,
+    Metric,
+    Picture,
+    as_bytes,
+    as_text,
+    need_shared_space,
+    percent,
+    select,
+    unit_rows,
+)
 
 BLOCK_BYTES = 64 * 2**20  # of the similarity matrix, as much as is held at a time
 KEY_BYTES = 160  # keys travel between processes as rows of bytes, cut to this length
@@ -67,7 +79,7 @@ class Retrieval:
         self.context, self.data, self.batch_size, self.k = context, data, batch_size, tuple(k)
         self.merge, self.examples, self.shown, self.tile = duplicates == "merge", examples, shown, tile
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, then examples and one picture that holds their thumbnails."""
         g = self._embed(params)
         asked = np.unique(g.pairs_Mx2[:, 0])  # pictures that have a caption
@@ -76,8 +88,7 @@ class Retrieval:
         chance_i2t, chance_t2i = chances(g.pairs_Mx2, len(g.images_NxD), len(g.texts_UxD), self.merge)
         for way, rank, chance in (("image_to_text", i2t_N[asked], chance_i2t), ("text_to_image", t2i_M, chance_t2i)):
             for k in self.k:
-                yield f"{way}_R@{k}", 100 * float(np.mean(rank < k))
-                yield f"chance_{way}_R@{k}", chance(k)
+                yield percent(f"{way}_R@{k}", 100 * np.mean(rank < k), chance=chance(k))
         if self.examples:
             tiles: dict[int, int] = {}  # picture -> its place on the sheet
             images = [(w, int(asked[q])) for w, q in pick(i2t_N[asked], i2t_score_N[asked], asked, self.examples)]
@@ -85,13 +96,13 @@ class Retrieval:
             repeated = len(g.pairs_Mx2) - len(g.ids_UxT)
             note = f"{len(g.images_NxD)} pictures, {len(g.pairs_Mx2)} captions; {repeated} repeat the words of another"
             note += ", and equal captions count as one." if self.merge else ", and each counts on its own."
-            yield "examples", {
+            yield Detail("examples", {
                 "kind": "tiles", "picture": "tiles", "tile": self.tile, "columns": COLUMNS,
                 "note": note,
                 "image_to_text": [self._image_query(w, i, int(i2t_N[i]), g, tiles) for w, i in images],
                 "text_to_image": [self._text_query(w, m, int(t2i_M[m]), g, tiles) for w, m in texts],
-            }  # fmt: skip
-            yield "tiles", sheet(self._thumbnails(tiles, g.batch_rows), COLUMNS)
+            })  # fmt: skip
+            yield Picture("tiles", sheet(self._thumbnails(tiles, g.batch_rows), COLUMNS))
 
     def _embed(self, params) -> Gallery:
         images, texts, pairs, keys, batch_rows, seen = [], [], [], [], [], {}

@@ -22,7 +22,7 @@ from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import class_colours, colour_mask, sheet, square, thumbnail, upsample
 from maeclip_jax.evals.prompts.lists import FOLDER, read_list
-from maeclip_jax.evals.protocol import Context, need_shared_space, select
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, need_shared_space, percent, select
 from maeclip_jax.evals.saliency import similarity
 
 BACKGROUND = ("auto", "prompt", "threshold", "none")
@@ -84,7 +84,7 @@ class Segmentation:
             lambda objective, params, batch, z: similarity(objective, params, batch["image"], z)
         )
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of classes, a contact sheet."""
         count, tiles, shown, legend = len(self.classes), [], [], set()
         z_PxE = embed_prompts(self.context, params, self.prompts_PxKxT, self.batch_size)
@@ -105,19 +105,19 @@ class Segmentation:
                     tiles += self._row(rows["image"][i], mask_HxW, found_HxW)
         if not counts_CxC1.sum():
             raise UserError("segmentation found no pixels that count in its data; check the split and `ignore`")
-        yield from metrics(counts_CxC1, self.background != "none").items()
-        yield "classes", self._table(counts_CxC1)
+        yield from metrics(counts_CxC1, self.background != "none")
+        yield Detail("classes", self._table(counts_CxC1))
         if tiles:
             gap, colours = max(2, self.tile // 32), class_colours(count)
             hidden = {*self.ignore, *([] if self.background == "none" else [0])}
             named = [c for c in sorted(legend - set(self.ignore)) if c < count]
-            yield "sheet", {
+            yield Detail("sheet", {
                 "kind": "sheet", "picture": "pictures", "columns": list(COLUMNS), "rows": len(shown), "gap": gap,
                 "rows_text": [", ".join(self.classes[c] for c in ids if c not in hidden) for ids in shown],
                 "legend": [[self.classes[c], "#" + bytes(colours[c]).hex()] for c in named],
                 "note": "White pixels do not count. The legend leaves out what was found on small patches only.",
-            }  # fmt: skip
-            yield "pictures", sheet(tiles, len(COLUMNS), gap)
+            })  # fmt: skip
+            yield Picture("pictures", sheet(tiles, len(COLUMNS), gap))
 
     def predict(self, score_PxN: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """[H, W] ids from the cosines of phrases and patches; the number of classes where there is no answer."""
@@ -176,18 +176,18 @@ def per_class(counts_CxC1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return right_C / (true_C + found_C - right_C), np.where(true_C > 0, right_C / true_C, np.nan)
 
 
-def metrics(counts_CxC1: np.ndarray, background: bool) -> dict[str, float]:
+def metrics(counts_CxC1: np.ndarray, background: bool) -> list[Metric]:
     """Percent; see `Segmentation`."""
     iou_C, accuracy_C = per_class(counts_CxC1)
     true_C, all_ = counts_CxC1.sum(1), counts_CxC1.sum()
     occurring = np.count_nonzero(true_C)
     most = true_C.max() / all_
-    out = {
-        "miou": np.nanmean(iou_C), "baseline_miou": most / occurring,
-        "mean_accuracy": np.nanmean(accuracy_C), "baseline_mean_accuracy": 1 / occurring,
-        "pixel_accuracy": counts_CxC1.diagonal().sum() / all_, "baseline_pixel_accuracy": most,
-    }  # fmt: skip
+    out = [
+        ("miou", np.nanmean(iou_C), most / occurring),
+        ("mean_accuracy", np.nanmean(accuracy_C), 1 / occurring),
+        ("pixel_accuracy", counts_CxC1.diagonal().sum() / all_, most),
+    ]
     if background:
         both, either = counts_CxC1[1:, 1:-1].sum(), all_ - counts_CxC1[0, 0] - counts_CxC1[0, -1]
-        out |= {"foreground_iou": both / either if either else 0, "baseline_foreground_iou": 1 - true_C[0] / all_}
-    return {name: 100 * float(value) for name, value in out.items()}
+        out.append(("foreground_iou", both / either if either else 0, 1 - true_C[0] / all_))
+    return [percent(name, 100 * value, reference=100 * float(reference)) for name, value, reference in out]

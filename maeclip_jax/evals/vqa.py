@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Context, NotApplicable, as_bytes, as_text, select
+from maeclip_jax.evals.protocol import (
+    Context,
+    Detail,
+    Metric,
+    NotApplicable,
+    Picture,
+    as_bytes,
+    as_text,
+    percent,
+    select,
+)
 
 KIND_BYTES = 32  # of a question's kind, which travels between processes as numbers
 
@@ -57,7 +67,7 @@ class Vqa:
             lambda model, params, batch: model.apply({"params": params}, batch, method="answer")
         )
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of kinds and baselines, examples."""
         parts = []
         for batch in self.context.batches(self.data, self.batch_size):
@@ -73,28 +83,29 @@ class Vqa:
         right_N = credit(rows["guess"], rows["answer"], rows["credit"])
         kind_N = np.array([as_text(kind) for kind in rows["kind"]])
         kinds = {kind: kind_N == kind for kind in sorted({*kind_N.tolist()} - {""})}
-        yield "accuracy", 100 * float(right_N.mean())
-        for kind, here in kinds.items():
-            yield f"accuracy_{kind}", 100 * float(right_N[here].mean())
-        yield "answerable", 100 * float(rows["credit"].max(axis=1).mean(dtype=np.float64))
         table = [["the model", len(right_N), 100 * float(right_N.mean())]]
         if self.train is not None:
             if self.blind is None:  # the same at every checkpoint
                 self.blind = text_only(*self._training(rows["text"].shape[1]), rows["text"])
             scores = {name: credit(guess, rows["answer"], rows["credit"]) for name, guess in self.blind.items()}
             table += [[f"text only: {name}", len(right_N), 100 * float(s.mean())] for name, s in scores.items()]
-            yield "baseline_accuracy", max(row[2] for row in table[1:])
             best_N = max(scores.values(), key=np.mean)
+        reference = max((row[2] for row in table[1:]), default=None)
+        yield percent("accuracy", 100 * right_N.mean(), reference=reference)
+        for kind, here in kinds.items():
+            yield percent(f"accuracy_{kind}", 100 * right_N[here].mean())
+        yield percent("answerable", 100 * rows["credit"].max(axis=1).mean(dtype=np.float64))
         for kind, here in kinds.items():
             table.append([f"the model, {kind} questions", int(here.sum()), 100 * float(right_N[here].mean())])
             if self.train is not None:
                 table.append([f"text only, {kind} questions", int(here.sum()), 100 * float(best_N[here].mean())])
         note = f"{len(self.answers)} answers to choose from; a question with none of them counts as wrong."
-        yield "table", {"kind": "table", "columns": ["who answers", "questions", "accuracy (%)"], "rows": table,
-                        "note": note}  # fmt: skip
+        columns = ["who answers", "questions", "accuracy (%)"]
+        yield Detail("table", {"kind": "table", "columns": columns, "rows": table, "note": note})
         lines = [self._line(rows, i) for i in range(min(self.examples, len(right_N)))]
         columns = ["question", "answered", "best answer in the vocabulary", "accuracy (%)"]
-        yield "examples", {"kind": "table", "columns": columns, "rows": lines, "note": "The first questions."}
+        note = "The first questions."
+        yield Detail("examples", {"kind": "table", "columns": columns, "rows": lines, "note": note})
 
     def _line(self, rows: Mapping[str, np.ndarray], i: int) -> list:
         best = int(rows["answer"][i][rows["credit"][i].argmax()])

@@ -13,7 +13,16 @@ import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
-from maeclip_jax.evals.protocol import Context, embed_texts, need_shared_space, unit_rows
+from maeclip_jax.evals.protocol import (
+    Context,
+    Detail,
+    Metric,
+    Picture,
+    embed_texts,
+    need_shared_space,
+    percent,
+    unit_rows,
+)
 
 AMONG = ("all", "occurring")
 
@@ -27,9 +36,9 @@ class ZeroShot:
     class name and "{a}" the article that fits it ("a", "an"). `among`: all classes, or only those that are `occurring`
     in the data (ImageNet-A and -R have 200 of 1,000).
 
-    Metrics in percent: `top1`, `top5` (more than 5 classes), `mean_per_class` (one label a picture); chance: `chance`,
-    `chance_top5`. A wrong class that scores the same as the right one counts as before it: a collapsed model scores 0.
-    With several labels, finding any of them is right; pictures without one are left out and counted.
+    Metrics in percent: `top1`, `top5` (more than 5 classes), `mean_per_class` (one label a picture). A wrong class that
+    scores the same as the right one counts as before it: a collapsed model scores 0. With several labels, finding any
+    of them is right; pictures without one are left out and counted.
     """
 
     def __init__(
@@ -63,7 +72,7 @@ class ZeroShot:
             start += len(z_BxD)
         return unit_rows(total)
 
-    def run(self, params: Any) -> Iterator[tuple[str, Any]]:
+    def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, then the table of classes."""
         z_CxD = self.class_embeddings(params)
         found = self.context.features(params, self.data, self.batch_size, "embed")
@@ -87,14 +96,13 @@ class ZeroShot:
         count, one = int(competes_C.sum()), bool((right_NxC.sum(1) == 1).all())
         seen_C = right_NxC.sum(0)
         hit_C = (right_NxC & (guess_N[:, None] == np.arange(len(z_CxD)))).sum(0)
-        yield "top1", 100 * float(np.mean(rank_N == 0))
+        guessing = chance(right_NxC.sum(1), count, 1)
+        yield percent("top1", 100 * np.mean(rank_N == 0), chance=guessing)
         if one:
-            yield "mean_per_class", 100 * float(np.mean(hit_C[seen_C > 0] / seen_C[seen_C > 0]))
-        yield "chance", chance(right_NxC.sum(1), count, 1)
+            yield percent("mean_per_class", 100 * np.mean(hit_C[seen_C > 0] / seen_C[seen_C > 0]), chance=guessing)
         if count > 5:
-            yield "top5", 100 * float(np.mean(rank_N < 5))
-            yield "chance_top5", chance(right_NxC.sum(1), count, 5)
-        yield "classes", self._table(right_NxC, guess_N, seen_C, hit_C, int((~has_N).sum()), count)
+            yield percent("top5", 100 * np.mean(rank_N < 5), chance=chance(right_NxC.sum(1), count, 5))
+        yield Detail("classes", self._table(right_NxC, guess_N, seen_C, hit_C, int((~has_N).sum()), count))
 
     def _right(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
         """bool [N, C]: which classes a picture shows."""

@@ -11,6 +11,7 @@ An objective is a flax.linen Module, duck-typed, no base class:
     inputs() -> {name: ShapeDtypeStruct}             what one example must hold
     outputs() -> {name: size}                        vocabularies of the data that targets come from; only with targets
     streams, contrastive, generative                 what evaluators may ask of it
+    units                                            metric -> (unit, which direction is better); may be absent
 
 Either modality may be absent from a batch given to `encode` and `embed`.
 """

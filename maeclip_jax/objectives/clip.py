@@ -90,6 +90,11 @@ class Clip(nn.Module):
     contrastive = True
     generative = False
     streams = ("image", "text")
+    # Metric -> (unit, which direction is better); the others are plain numbers.
+    units = {
+        "loss": ("nats", "lower"), "contrast": ("nats", "lower"), "image_to_text_top1": ("%", "higher"),
+        "text_to_image_top1": ("%", "higher"),
+    }  # fmt: skip
 
     def setup(self):
         if self.loss not in LOSSES:

@@ -69,6 +69,13 @@ def example(image: Mapping | None, text: Mapping | None) -> dict[str, jax.ShapeD
     return shapes
 
 
+# Metric of a reconstruction -> (unit, which direction is better).
+UNITS = {
+    "loss": ("", "lower"), "image": ("MSE of targets", "lower"), "text": ("nats per word", "lower"),
+    "text_accuracy": ("%", "higher"),
+}  # fmt: skip
+
+
 def draw_masks(rng: jax.Array, inputs: Mapping[str, jax.Array], ratio: Mapping, share: str) -> dict[str, Kept]:
     """Per stream, which tokens are kept; streams draw independently. `ratio`: stream -> share masked out."""
     kept = {}
@@ -134,6 +141,7 @@ class Masked(nn.Module):
 
     contrastive = False
     generative = True
+    units = UNITS
 
     def setup(self):
         check_class_token(self.image_tower)

@@ -32,6 +32,8 @@ class Slip(Clip):
 
     simclr: Mapping | None = None
 
+    units = Clip.units | {"simclr": ("nats", "lower"), "view_top1": ("%", "higher")}
+
     def setup(self):
         super().setup()
         self.simclr_head = Head(self.simclr["hidden"], self.simclr["width"])

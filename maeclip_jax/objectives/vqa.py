@@ -87,6 +87,7 @@ class Vqa(nn.Module):
 
     contrastive = False
     generative = False
+    units = {"loss": ("nats", "lower"), "accuracy": ("%", "higher"), "answerable": ("%", "higher")}
     streams = ("image", "text")
 
     def setup(self):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from maeclip_jax.report import paper
 from maeclip_jax.report.models import Entry, Model, differences
 from maeclip_jax.report.page import amount
-from maeclip_jax.report.run import Metric
+from maeclip_jax.report.run import Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def cell(entries: Sequence[Entry], *, listed: bool = False) -> Cell:
         first = same[0]
         if not label and not first.own_pool:
             label = f"pool {first.settings['pool']}"
-        lines.append(line([e.metric.value for e in same], first.metric.unit, label, chance(e.metric for e in same)))
+        values, held = [e.metric.value for e in same], chance(e.metric for e in same)
+        lines.append(line(values, first.metric.unit, label, held, first.metric.interval))
     if len({(x.text, x.spread, x.chance) for x in lines}) == 1:
         lines = [dataclasses.replace(lines[0], label="" if len(lines) > 1 else lines[0].label)]
     shown = {_paper(e) for e in entries if e.own_pool and not listed} - {None}
@@ -71,18 +72,22 @@ def _paper(e: Entry) -> float | None:
     return paper.number(e.column, m.objective, m.image_pool, m.scale, e.split) if m.papers and not blind else None
 
 
-def line(values: Sequence[float], unit: str, label: str = "", held: str = "") -> Line:
-    """Mean of seeds, ± sample standard deviation."""
+def line(
+    values: Sequence[float], unit: str, label: str = "", held: str = "", interval: tuple[float, float] | None = None
+) -> Line:
+    """Mean of seeds, ± sample standard deviation; of one seed, the interval of its own evaluation if it has one."""
     mean = statistics.fmean(values)
     text, spread = amount(mean, unit).removesuffix(" %"), ""
     if len(values) > 1:
         sd = statistics.stdev(values)
         shown = f"{sd:.1f}" if unit and sd >= 0.05 else f"{sd:.2g}"
         spread = f"± {shown} (n={len(values)})"
+    elif interval:
+        spread = "[" + ", ".join(amount(x, unit).removesuffix(" %") for x in interval) + "]"
     return Line(mean, text, spread, label, held)
 
 
-def chance(metrics: Iterable[Metric]) -> str:
+def chance(metrics: Iterable[Number]) -> str:
     """`chance 1.6 %, baseline 20.0 %`; of several runs, ranges."""
     found: dict[str, list[tuple[float, str]]] = {}
     for m in metrics:
@@ -104,13 +109,16 @@ def settle(cells: Sequence[Cell]) -> tuple[str, list[Cell]]:
     return said.pop(), bare
 
 
-def mark_best(models: Sequence[Model], cells: Sequence[Cell], metric: str) -> list[Cell]:
+def mark_best(models: Sequence[Model], cells: Sequence[Cell], metrics: Iterable[Number]) -> list[Cell]:
     """The best of a column among models of one scale and size, if several have one number each and these differ."""
     groups: dict[tuple[str, str], list[int]] = {}
     for n, m in enumerate(models):
         if len(cells[n].lines) == 1:
             groups.setdefault((m.scale, m.size), []).append(n)
-    best = min if Metric("", metric, 0).lower_is_better else max
+    better = next((b for b in (m.better for m in metrics) if b != "none"), "none")
+    best = {"lower": min, "higher": max}.get(better)
+    if best is None:
+        return list(cells)
     out = list(cells)
     for places in (g for g in groups.values() if len(g) > 1):
         values = [cells[n].lines[0].value for n in places]

@@ -10,14 +10,14 @@ from etils import epath
 
 from maeclip_jax.report import cost
 from maeclip_jax.report.page import amount
-from maeclip_jax.report.run import Metric, Run, number, words
+from maeclip_jax.report.run import Number, Run, number, words
 
 
 def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     """`columns`: (evaluator, label, chance); `rows`: name, link, facts, cells (text, whether it is the best)."""
-    found: list[dict[tuple[str, str], Metric]] = []
+    found: list[dict[tuple[str, str], Number]] = []
     for run in runs:
-        metrics = [m for r in run.results() for m in r.metrics if m.reference is not None]
+        metrics = [m for r in run.results() for m in r.metrics if m.shown]
         found.append({(m.evaluator, m.name): m for m in metrics})
     keys = list(dict.fromkeys(k for one in found for k in one))
     columns = []
@@ -40,18 +40,20 @@ def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     return {"columns": columns, "rows": rows, "missing": missing}
 
 
-def _chance(metrics: Sequence[Metric]) -> str:
-    """`chance 1.6 %`, or the range if the runs' differ."""
+def _chance(metrics: Sequence[Number]) -> str:
+    """`chance 1.6 %`, or the range if the runs' differ; nothing where there is nothing to compare with."""
+    metrics = [m for m in metrics if m.reference is not None]
+    if not metrics:
+        return ""
     shown = list(dict.fromkeys(amount(m.reference, m.unit) for m in sorted(metrics, key=lambda m: m.reference)))
     return f"{metrics[0].kind} {shown[0]}" + (f" to {shown[-1]}" if len(shown) > 1 else "")
 
 
-def _best(metrics: Sequence[Metric]) -> float | None:
+def _best(metrics: Sequence[Number]) -> float | None:
     """The best value of a column of several."""
     values = [m.value for m in metrics if number(m.value)]
-    if len(values) < 2:
-        return None
-    return min(values) if metrics[0].lower_is_better else max(values)
+    best = {"lower": min, "higher": max}.get(metrics[0].better)
+    return best(values) if best and len(values) > 1 else None
 
 
 def link(run: Run, out: epath.Path) -> str:

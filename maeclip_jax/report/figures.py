@@ -62,38 +62,41 @@ def _loss(train: Series, validation: dict[str, Series], batch: int | None, ax) -
 
 
 def accuracies(run: Run) -> list[tuple[str, Draw]]:
-    """(title, drawing) of the percent metrics that have a chance level or baseline against examples seen.
+    """(title, drawing) against examples seen, of percentages with something to compare with, and of a person's own.
 
     What was measured once only is left to the tables, and so are grounding scores other than pointing.
     """
-    panels: dict[tuple[str, str], dict[str, tuple[str, Series, Series]]] = {}
+    panels: dict[tuple[str, str, str], dict[str, tuple[str, Series, Series]]] = {}
     for step, m in run.history():
-        if m.unit == "%" and m.reference is not None and math.isfinite(m.value):
+        if (m.own or (m.unit == "%" and m.shown)) and math.isfinite(m.value):
             if re.search("_(matched_)?iou$", m.name):
                 continue
             way = re.sub(r"_?R@\d+$|top\d$|mean_per_class$|\d+_shot$|.*_(?=pointing$)", "", m.name)
-            group = panels.setdefault((m.evaluator, way), {})
+            group = panels.setdefault((m.evaluator, way, m.unit), {})
             label = m.name.rsplit("_", 1)[1] if "_R@" in m.name else m.label
             _, values, chance = group.setdefault(label, (m.kind, [], []))
             values.append((run.examples(step), m.value))
-            chance.append((run.examples(step), m.reference))
+            if m.reference is not None:
+                chance.append((run.examples(step), m.reference))
     panels = {k: lines for k, lines in panels.items() if any(len(values) > 1 for _, values, _ in lines.values())}
     out = []
-    for (evaluator, way), lines in sorted(panels.items(), key=lambda p: next(iter(p[1].values()))[0] != "chance"):
+    for (evaluator, way, unit), lines in sorted(panels.items(), key=lambda p: next(iter(p[1].values()))[0] != "chance"):
         title = words(evaluator) + (f": {way.replace('_to_', ' → ').replace('_', ' ')}" if way else "")
-        out.append((title, functools.partial(_accuracy, lines)))
+        out.append((title, functools.partial(_accuracy, lines, unit)))
     return out
 
 
-def _accuracy(lines: dict[str, tuple[str, Series, Series]], ax) -> None:
+def _accuracy(lines: dict[str, tuple[str, Series, Series]], unit: str, ax) -> None:
     for i, (label, (kind, values, chance)) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]
         ax.plot(*zip(*values), color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
         # One point draws no line, so it gets a dash of its own.
         style = {"color": colour, "linestyle": "--", "linewidth": 1.2, "marker": "_" if len(chance) == 1 else None}
-        ax.plot(*zip(*chance), alpha=0.8, label=kind if i == len(lines) - 1 else None, **style)
-    ax.set_ylim(0, None)
-    ax.set_ylabel("%")
+        if chance:
+            ax.plot(*zip(*chance), alpha=0.8, label=kind if i == len(lines) - 1 else None, **style)
+    if unit == "%":
+        ax.set_ylim(0, None)
+    ax.set_ylabel(unit)
 
 
 def _figure(plt, title: str, draw: Draw):

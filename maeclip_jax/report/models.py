@@ -13,11 +13,11 @@ from etils import epath
 from maeclip_jax.config import leaves
 from maeclip_jax.errors import UserError
 from maeclip_jax.report import paper
-from maeclip_jax.report.run import OBJECTIVES, Metric, Result, Run, read
+from maeclip_jax.report.run import OBJECTIVES, Number, Result, Run, read
 from maeclip_jax.workdir import identity
 
 # Where a finetuned run began: seeds of the pretrained one differ in it.
-BEGAN = ("init_from", "init_rules", "init_adopted", "arg.init")
+BEGAN = ("resume", "init_from", "init_rules", "init_adopted", "arg.init")
 # Settings of an evaluator that do not change what is measured (of a loss over the batch, its size does).
 UNSEEN = re.compile(r"every|(\w+\.)?(batch_size|num_threads|num_workers|prefetch|max_bad)|.*\.dir")
 
@@ -76,7 +76,7 @@ class Entry:
     data: str
     split: str
     settings: Mapping[str, Any]
-    metric: Metric
+    metric: Number
     finetuned: bool
 
     @property

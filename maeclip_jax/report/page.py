@@ -12,7 +12,7 @@ from etils import epath
 
 from maeclip_jax.report import cost, details, figures
 from maeclip_jax.report.details import Picture
-from maeclip_jax.report.run import Metric, Run, words
+from maeclip_jax.report.run import Number, Run, words
 
 TEMPLATES = epath.resource_path("maeclip_jax") / "templates"
 CARDS = ("accuracy", "top1", "image_to_text_R@1", "text_to_image_R@1", "miou", "token_accuracy")
@@ -23,7 +23,7 @@ def view(run: Run) -> dict[str, Any]:
     """Everything on the page of a run. What is not there is None or empty, with a sentence in `missing`."""
     results, missing = run.results(), []
     metrics = [m for r in results for m in r.metrics]
-    minor = [m for m in metrics if m.reference is None or re.search("^train_|_matched_iou$", m.name)]
+    minor = [m for m in metrics if not m.shown or re.search("^train_|_matched_iou$", m.name)]
     held = sorted((m for m in metrics if m not in minor), key=lambda m: m.kind != "chance")
     order = {name: n for n, name in enumerate(CARDS)}
     cards = sorted((m for m in held if m.name in order), key=lambda m: order[m.name])
@@ -102,10 +102,15 @@ def amount(value: float, unit: str = "") -> str:
         return "not a number"
     if unit == "%":
         return f"{value:.1f} %" if value >= 0.95 or value == 0 else f"{value:.2g} %"
-    return f"{value:.3g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value:.3g} {unit}".strip() if abs(value) < 1e5 else f"{value:,.0f} {unit}".strip()
 
 
-def times(m: Metric) -> str:
+def between(m: Number) -> str:
+    """` [60.1, 63.5]`, the interval of a number that has one."""
+    return " [" + ", ".join(amount(x, m.unit).removesuffix(" %") for x in m.interval) + "]" if m.interval else ""
+
+
+def times(m: Number) -> str:
     """How many times the chance level: `39×`."""
     if not m.reference or m.value != m.value:
         return ""
@@ -149,7 +154,7 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
         files[name] = p.file or p.data
         return Markdown(name)
 
-    common = {"amount": amount, "times": times, "words": words, "duration": cost.duration}
+    common = {"amount": amount, "times": times, "between": between, "words": words, "duration": cost.duration}
     source = {p.name: p.read_text() for p in TEMPLATES.iterdir() if p.name.endswith(".j2")}
     setting = {"loader": jinja2.DictLoader(source), "trim_blocks": True, "lstrip_blocks": True}
     html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, **setting)

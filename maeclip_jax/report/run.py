@@ -5,33 +5,45 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.workdir import CONFIG, COSTS, EVALS, METRICS, RESULTS_FORMAT
 
 OBJECTIVES = {
     "mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "slip": "SLIP", "vqa": "VQA finetuning"
 }  # fmt: skip
-_PERCENT = re.compile(r"R@\d|top\d|accuracy|mean_per_class|recall|_shot|iou|pointing|knn")
-_REFERENCES = ("chance", "baseline")
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
-    """A number of an evaluator, and what it is held `against`: ("chance" or "baseline", value), the first the main."""
+class Number:
+    """A metric of an evaluator as evals/<step>.json holds it: see `evals.protocol.Metric`.
+
+    `own`: of an evaluator that a person brought along, which is shown whatever it is compared with.
+    """
 
     evaluator: str
     name: str
     value: float
-    against: tuple[tuple[str, float], ...] = ()
+    unit: str = ""
+    better: str = "none"
+    chance: float | None = None
+    baseline: float | None = None
+    interval: tuple[float, float] | None = None
+    own: bool = False
+
+    @property
+    def against(self) -> tuple[tuple[str, float], ...]:
+        """What it is compared with: ("chance" or "baseline", value), the first is the main one."""
+        found = (("chance", self.chance), ("baseline", self.baseline))
+        return tuple((kind, value) for kind, value in found if value is not None)
 
     @property
     def reference(self) -> float | None:
-        """What it is mainly held against, if anything."""
+        """What it is mainly compared with, if anything."""
         return self.against[0][1] if self.against else None
 
     @property
@@ -40,14 +52,9 @@ class Metric:
         return self.against[0][0] if self.against else ""
 
     @property
-    def unit(self) -> str:
-        """ "%" or nothing."""
-        return "%" if _PERCENT.search(self.name) else ""
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Errors and losses."""
-        return not self.unit
+    def shown(self) -> bool:
+        """Whether it stands among the main results: it can be compared with something, or is a person's own."""
+        return self.reference is not None or self.own
 
     @property
     def label(self) -> str:
@@ -56,7 +63,7 @@ class Metric:
             "top1": "top-1 accuracy",
             "top5": "top-5 accuracy",
             "mean_per_class": "mean per-class accuracy",
-            "masked_mse": "masked-pixel error (MSE, pixels 0–1)",
+            "masked_mse": "masked-pixel error",
             "token_accuracy": "masked-word accuracy",
             "miou": "mean IoU",
         }
@@ -69,7 +76,7 @@ class Result:
 
     evaluator: str
     step: int
-    metrics: list[Metric]
+    metrics: list[Number]
     details: Mapping[str, Mapping]
     pictures: Mapping[str, str]
     settings: Mapping  # the evaluator's part of the config, `type` and `data` among it
@@ -157,7 +164,7 @@ class Run:
         """Of the evaluator `name` in an evals/<step>.json; of older files, its settings are those of config.json."""
         return result(one, name, one.get("settings", {}).get(name) or self.find(f"evals.{name}") or {})
 
-    def history(self) -> Iterator[tuple[int, Metric]]:
+    def history(self) -> Iterator[tuple[int, Number]]:
         """(step, metric) of every evaluation, oldest first."""
         for one in self.evals:
             for name in evaluators_of(one):
@@ -166,7 +173,7 @@ class Run:
 
     def picture(self, name: str) -> bytes | None:
         """A picture by its path relative to evals/ (or to the workdir); None if it is not there."""
-        for folder in (self.workdir / "evals", self.workdir):
+        for folder in (self.workdir / EVALS, self.workdir):
             if (folder / name).exists():
                 return (folder / name).read_bytes()
         return None
@@ -190,36 +197,27 @@ def evaluators_of(one: Mapping) -> list[str]:
 
 
 def result(one: Mapping, evaluator: str, settings: Mapping | None = None) -> Result:
-    """What an evals/<step>.json holds of one evaluator, metrics joined with their chance and baseline.
-
-    `gradcam_iou` is held against `chance_gradcam_iou`, or else `chance_iou`, or else, if in percent, `chance`.
-    """
+    """What an evals/<step>.json holds of one evaluator."""
+    settings = settings or {}
 
     def mine(section: str) -> dict:
         prefix = evaluator + "/"
         return {k.removeprefix(prefix): v for k, v in one.get(section, {}).items() if k.startswith(prefix)}
 
-    values, metrics, held = {k: v for k, v in mine("metrics").items() if isinstance(v, int | float)}, [], set()
-    references = [k for k in values if k.split("_", 1)[0] in _REFERENCES]
-    for name in [k for k in values if k not in references]:
-        parts = name.split("_")
-        against = []
-        for kind in _REFERENCES if parts[-1] != "sd" else ():
-            names = [f"{kind}_{'_'.join(parts[n:])}" for n in range(len(parts))]
-            found = next((n for n in names if n in values), kind if kind in values and _PERCENT.search(name) else None)
-            against += [(kind, values[found])] if found else []
-            held.add(found)
-        metrics.append(Metric(evaluator, name, values[name], tuple(against)))
-    # What nothing is held against is a number like others.
-    metrics += [Metric(evaluator, name, values[name]) for name in references if name not in held]
-    return Result(evaluator, one["step"], metrics, mine("details"), mine("pictures"), settings or {})
+    about, own = mine("about"), ":" in str(settings.get("type", ""))
+    metrics = []
+    for name, value in mine("metrics").items():
+        known = dict(about.get(name, {}))
+        known["baseline"] = known.pop("reference", None)
+        metrics.append(Number(evaluator, name, value, own=own, **known))
+    return Result(evaluator, one["step"], metrics, mine("details"), mine("pictures"), settings)
 
 
 def workdirs(folders: Iterable[epath.PathLike]) -> list[epath.Path]:
     """The folders; in place of one that is no workdir, those in it that are, if there are any."""
     out = []
     for folder in map(epath.Path, folders):
-        inside = [] if (folder / "config.json").exists() else sorted(p.parent for p in folder.glob("*/config.json"))
+        inside = [] if (folder / CONFIG).exists() else sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
         out += inside or [folder]
     return out
 
@@ -229,16 +227,21 @@ def read(workdir: epath.PathLike) -> Run:
     folder = epath.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"no workdir at {str(folder)!r}; valid: a folder that a run was given as --workdir")
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise UserError(f"{str(folder)!r} is no workdir: it has no config.json; valid: a run's --workdir")
-    rows, unreadable = _rows(folder / "metrics.jsonl")
-    found = [(_json(p), p) for p in (folder / "evals").glob("*.json")] if (folder / "evals").exists() else []
+    rows, unreadable = _rows(folder / METRICS)
+    found = [(_json(p), p) for p in (folder / EVALS).glob("*.json")] if (folder / EVALS).exists() else []
     for one, path in found:
         if not isinstance(one.get("step"), int):
             raise UserError(f"{str(path)!r} has no step; delete it and evaluate again")
+        if one.get("format") != RESULTS_FORMAT:
+            raise UserError(
+                f"{str(path)!r} is of an older version, whose numbers have no units; make it anew: "
+                f"rm -r {folder / EVALS} && make eval WORKDIR={folder}"
+            )
     evals = sorted((one for one, _ in found), key=lambda one: one["step"])
-    costs = folder / "costs.json"
-    return Run(folder, _json(folder / "config.json"), _json(costs) if costs.exists() else {}, rows, evals, unreadable)
+    costs = folder / COSTS
+    return Run(folder, _json(folder / CONFIG), _json(costs) if costs.exists() else {}, rows, evals, unreadable)
 
 
 def _json(path: epath.Path) -> dict:

@@ -17,7 +17,7 @@ from maeclip_jax.report.cells import Cell, cell, line, mark_best, settle
 from maeclip_jax.report.figures import compact
 from maeclip_jax.report.models import Entry, Model
 from maeclip_jax.report.paper import Column
-from maeclip_jax.report.run import Metric, words
+from maeclip_jax.report.run import Number, words
 
 TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
 GROUNDING = (
@@ -66,7 +66,9 @@ def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[lis
     tables += [_columns(title, note, models, found, ()) for title, found, note in others]
     tables.append(_grounding(models, [e for e in own if e.type == "grounding"]))
     tables.append(_vtab(models, tasks))
-    return [_annotated(t) for t in tables if t.rows], [t.title for t in tables if not t.rows]
+    brought = [e for e in own if e.metric.own]
+    tables.append(_columns("Evaluators of your own", "Each number in its own unit.", models, brought, ()))
+    return [_annotated(t) for t in tables if t.rows], [t.title for t in tables[:-1] if not t.rows]
 
 
 def _annotated(table: Table) -> Table:
@@ -145,7 +147,7 @@ def _columns(
     settled = []  # column by column
     for c in columns:
         made = [cell([e for e in entries if e.model is m and e.column == c]) for m in several]
-        settled.append(settle(mark_best(several, made, c.metric)))
+        settled.append(settle(mark_best(several, made, [e.metric for e in entries if e.column == c])))
     heads = tuple((data_name(c.data), _head(c), chance) for c, (chance, _) in zip(columns, settled))
     rows = tuple((_who(m), tuple(cells[n] for _, cells in settled)) for n, m in enumerate(several))
     return _trim(Table(title, note, ("objective", "pooling", "scale", "size", "", "examples seen"), heads, rows))
@@ -165,7 +167,7 @@ def _head(column: Column) -> str:
 
 def metric_name(name: str) -> str:
     """`image_to_text_R@1` -> `I→T R@1`."""
-    return SHORT.get(name, Metric("", name, 0).label)
+    return SHORT.get(name, Number("", name, 0).label)
 
 
 def _grounding(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
@@ -174,7 +176,7 @@ def _grounding(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
     rows = []
     for c in dict.fromkeys(e.column for e in entries):
         made = [cell([e for e in entries if e.model is m and e.column == c]) for m in several]
-        chance, cells = settle(mark_best(several, made, c.metric))
+        chance, cells = settle(mark_best(several, made, [e.metric for e in entries if e.column == c]))
         score, shown = score_of_map(c.metric)
         rows.append(((data_name(c.data), score, shown, chance), tuple(cells)))
     rows.sort(key=lambda row: (row[0][0], SCORES.index(row[0][1]) if row[0][1] in SCORES else len(SCORES)))

@@ -15,7 +15,7 @@ from maeclip_jax.report.tables import data_name, metric_name, type_name
 # What is worth a figure; everything is in the tables.
 DRAWN = ("top1", "image_to_text_R@1", "text_to_image_R@1", "accuracy", "miou", "gradcam_pointing")
 STYLES = ("-", "--", ":", "-.")
-What = tuple[str, str, str, str]  # evaluator type, data, split, metric
+What = tuple[str, str, str, str, str]  # evaluator type, data, split, metric, unit
 
 
 def against_examples(models: Sequence[Model]) -> list[tuple[str, Draw]]:
@@ -33,7 +33,9 @@ def against_examples(models: Sequence[Model]) -> list[tuple[str, Draw]]:
                 found.setdefault(what, {}).setdefault(model.label, []).append(series)
     several = {w: lines for w, lines in found.items() if any(len(s) > 1 for ss in lines.values() for s in ss)}
     labels = list(dict.fromkeys(label for lines in several.values() for label in lines))
-    return [(_title(w), functools.partial(_curves, lines, held[w], labels)) for w, lines in several.items()]
+    return [
+        (_title(w), functools.partial(_curves, lines, held.get(w, {}), labels, w[-1])) for w, lines in several.items()
+    ]
 
 
 def against_scale(entries: Sequence[Entry]) -> list[tuple[str, Draw]]:
@@ -46,7 +48,7 @@ def against_scale(entries: Sequence[Entry]) -> list[tuple[str, Draw]]:
             at.setdefault(e.model.scale, []).append(e.metric.value)
     several = {w: lines for w, lines in found.items() if any(len(at) > 1 for at in lines.values())}
     scales = {w: _scales({s for at in lines.values() for s in at}) for w, lines in several.items()}
-    return [(_title(w), functools.partial(_by_scale, found[w], s)) for w, s in scales.items()]
+    return [(_title(w), functools.partial(_by_scale, found[w], s, w[-1])) for w, s in scales.items()]
 
 
 def _entries(model: Model, run: Run, one: Mapping) -> list[Entry]:
@@ -55,15 +57,16 @@ def _entries(model: Model, run: Run, one: Mapping) -> list[Entry]:
 
 
 def _drawn(e: Entry) -> bool:
-    return e.metric.name in DRAWN and e.metric.reference is not None and math.isfinite(e.metric.value) and e.own_pool
+    wanted = e.metric.own or (e.metric.name in DRAWN and e.metric.reference is not None)
+    return wanted and math.isfinite(e.metric.value) and e.own_pool
 
 
 def _what(e: Entry) -> What:
-    return (e.type, e.data, e.split, e.metric.name)
+    return (e.type, e.data, e.split, e.metric.name, e.metric.unit)
 
 
 def _title(what: What) -> str:
-    kind, data, split, metric = what
+    kind, data, split, metric, _ = what
     return f"{type_name(kind)}, {data_name(data)}{' ' + split if split else ''}: {metric_name(metric)}"
 
 
@@ -72,32 +75,33 @@ def _scales(names: set[str]) -> list[str]:
     return sorted(names - set(paper.SCALES)) + [s for s in paper.SCALES if s in names]
 
 
-def _lines(ax, draw: Callable[[str, dict], None], labels: Sequence[str]) -> None:
+def _lines(ax, draw: Callable[[str, dict], None], labels: Sequence[str], unit: str) -> None:
     for n, label in enumerate(labels):
         draw(label, {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n // len(COLOURS) % len(STYLES)]})
-    ax.set_ylim(0, 1.06 * ax.dataLim.y1 or 1)
-    ax.set_ylabel("%")
+    if unit == "%":
+        ax.set_ylim(0, 1.06 * ax.dataLim.y1 or 1)
+    ax.set_ylabel(unit)
 
 
-def _curves(lines: Mapping[str, list[Series]], held: Mapping[str, float], labels: Sequence[str], ax) -> None:
+def _curves(lines: Mapping[str, list[Series]], held: Mapping[str, float], labels: Sequence[str], unit: str, ax) -> None:
     """A colour is the same model in every figure; seeds share it."""
 
     def draw(label: str, style: dict) -> None:
         for n, series in enumerate(lines.get(label, ())):
             ax.plot(*zip(*series), marker="o", markersize=3.5, linewidth=1.6, label=None if n else label, **style)
 
-    _lines(ax, draw, labels)
+    _lines(ax, draw, labels, unit)
     for kind, value in held.items():
         ax.axhline(value, color="#888888", linestyle=(0, (4, 3)), linewidth=1.1, label=kind)
 
 
-def _by_scale(lines: Mapping[str, Mapping[str, list[float]]], scales: Sequence[str], ax) -> None:
+def _by_scale(lines: Mapping[str, Mapping[str, list[float]]], scales: Sequence[str], unit: str, ax) -> None:
     def draw(label: str, style: dict) -> None:
         at = [(n, lines[label][s]) for n, s in enumerate(scales) if s in lines[label]]
         mean = [sum(values) / len(values) for _, values in at]
         ax.plot([n for n, _ in at], mean, marker="o", markersize=4, linewidth=1.6, label=label, **style)
 
-    _lines(ax, draw, list(lines))
+    _lines(ax, draw, list(lines), unit)
     ax.set_xticks(range(len(scales)), [f"{s}\n{paper.SCALES[s]}" if s in paper.SCALES else s for s in scales])
     ax.set_xlim(-0.3, len(scales) - 0.7)
     ax.set_xlabel("scale of pretraining")

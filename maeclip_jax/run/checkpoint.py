@@ -28,11 +28,11 @@ class KeepBest:
     Evaluations come after the checkpoint they belong to, so their values are told to `record`, not to orbax.
     """
 
-    def __init__(self, count: int, mode: str):
-        self.count, self.sign, self.values = count, -1 if mode == "max" else 1, {}
+    def __init__(self, count: int):
+        self.count, self.values = count, {}
 
-    def record(self, step: int, value: float) -> None:
-        self.values[step] = self.sign * value
+    def record(self, step: int, value: float, better: str) -> None:
+        self.values[step] = -value if better == "higher" else value
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
         there = sorted((self.values[c.step], c.step) for c in checkpoints if c.step in self.values)
@@ -45,7 +45,8 @@ class Checkpoints:
 
     Half-written checkpoints of a killed run are never seen, and removed when it is continued.
     `keep_last`: how many of the newest stay. `keep_every`: a period in steps whose multiples stay for ever (0: none).
-    `keep_best`: how many stay by `best` (name of an evaluation metric), `best_mode` max | min.
+    `keep_best`: how many stay by `best`, the name of an evaluation metric, which
+    says itself which direction is better.
     """
 
     def __init__(
@@ -56,18 +57,15 @@ class Checkpoints:
         keep_every: int = 0,
         keep_best: int = 0,
         best: str = "",
-        best_mode: str = "max",
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as cm
 
         if keep_last < 1:
             raise UserError(f"checkpoint.keep_last must be at least 1, got {keep_last}")
-        if best_mode not in ("max", "min"):
-            raise UserError(f"unknown checkpoint.best_mode {best_mode!r}; valid: max, min")
         if keep_best and not best:
             raise UserError(f"checkpoint.keep_best={keep_best} needs checkpoint.best=<evaluation>/<metric>")
-        self._best_metric, self._best = best, KeepBest(keep_best, best_mode)
+        self._best_metric, self._best = best, KeepBest(keep_best)
         policies = [cm.LatestN(keep_last), self._best]
         if keep_every:
             policies.append(cm.EveryNSteps(keep_every))
@@ -94,13 +92,19 @@ class Checkpoints:
         """Where the checkpoint of `step` is."""
         return self._directory / str(step)
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tells the keep-best policy what an evaluation of checkpoint `step` found.
+    def record(self, step: int, metrics: Mapping[str, float], better: Mapping[str, str]) -> None:
+        """Tells the keep-best policy what an evaluation of checkpoint `step` found; `better`: metric -> direction.
 
-        UserError if the evaluation that `best` names ran and has no such metric.
+        UserError if the evaluation that `best` names ran and has no such metric, or one that cannot be better or worse.
         """
         if self._best_metric in metrics:
-            self._best.record(step, metrics[self._best_metric])
+            if better.get(self._best_metric) not in ("higher", "lower"):
+                valid = sorted(n for n in metrics if better.get(n) in ("higher", "lower"))
+                raise UserError(
+                    f"checkpoint.best={self._best_metric!r}: neither more nor less of it is better; valid: "
+                    + ", ".join(valid)
+                )
+            self._best.record(step, metrics[self._best_metric], better[self._best_metric])
             return
         siblings = [m for m in metrics if m.partition("/")[0] == self._best_metric.partition("/")[0]]
         if siblings:

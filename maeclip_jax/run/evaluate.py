@@ -15,17 +15,20 @@ from etils import epath
 from maeclip_jax import errors, evals
 from maeclip_jax.cli import say, warn
 from maeclip_jax.data import source, tokenizer
+from maeclip_jax.evals import Detail, Metric, Picture
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
-from maeclip_jax.workdir import CONFIG, EVALS, make_workdir, read_names, result_files, write_text
+from maeclip_jax.workdir import CONFIG, EVALS, RESULTS_FORMAT, make_workdir, read_names, result_files, write_text
+
+SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "seconds", "settings")
 
 
 class Runner:
     """The evaluators of a config. `steps` converts a duration of the config to steps; `names`: see `read_names`.
 
     Results of step n are in `evals/<n>.json`, pictures beside it; what is there already, of the same settings, is not
-    computed again. `failed`: evaluators that could not be made or run, and why.
+    computed again. `failed`: evaluators that could not be made or run, and why. `show` is told of every picture.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class Runner:
     ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
+        self.better: dict[str, str] = {}  # metric -> which direction is better, of what has been measured
+        self.show: Callable[[int, str, np.ndarray], None] = lambda step, name, pixels_HxWx3: None
         self.settings: dict[str, dict] = {}
         self._known: dict[str, Any] = {}
         self.context = Surroundings(objective, mesh, words, names)
@@ -56,8 +61,10 @@ class Runner:
         """What is known of `step`: evals/<step>.json, or an empty result."""
         if self._known.get("step") != step:
             path = self.workdir / EVALS / f"{step}.json"
-            empty = {name: {} for name in ("metrics", "details", "pictures", "not_applicable", "seconds", "settings")}
-            self._known = {"step": step} | empty | (json.loads(path.read_text()) if path.exists() else {})
+            before = json.loads(path.read_text()) if path.exists() else {}
+            if before.get("format") != RESULTS_FORMAT:  # of a version whose numbers had no units: made again
+                before = {}
+            self._known = {"step": step, "format": RESULTS_FORMAT} | {name: {} for name in SECTIONS} | before
         return self._known
 
     def forget_after(self, step: int) -> None:
@@ -94,8 +101,8 @@ class Runner:
                 continue
             result["seconds"][name] = time.perf_counter() - start
             result["settings"][name] = self.settings[name]
-            new |= metrics
-            shown = ", ".join(f"{k.removeprefix(name + '/')} {v:.4g}" for k, v in metrics.items())
+            new |= {full: metric.value for full, metric in metrics.items()}
+            shown = ", ".join(f"{m.name} {m.value:.4g}{' %' * (m.unit == '%')}" for m in metrics.values())
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
             # Each result is kept as it comes: an evaluation that is stopped goes on where it was.
             write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
@@ -110,19 +117,25 @@ class Runner:
     def _is_known(self, name: str, result: Mapping) -> bool:
         return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
 
-    def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, float]:
+    def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, Metric]:
         metrics, self.context.running = {}, name
-        for part in ("metrics", "details", "pictures"):  # of other settings, if there were any
+        for part in ("metrics", "about", "details", "pictures"):  # of other settings, if there were any
             result[part] = {k: v for k, v in result[part].items() if not k.startswith(f"{name}/")}
-        for key, value in self._values(name, params):
-            full = f"{name}/{key}"
-            if isinstance(value, np.ndarray) and value.ndim == 3:
-                result["pictures"][full] = _save_picture(self.workdir / EVALS, f"{step}/{name}-{key}.png", value)
-            elif isinstance(value, (dict, list)):
-                result["details"][full] = value
+        for found in self._values(name, params):
+            full = f"{name}/{getattr(found, 'name', '')}"
+            if isinstance(found, Metric):
+                metrics[full] = found
+            elif isinstance(found, Detail):
+                result["details"][full] = found.value
+            elif isinstance(found, Picture):
+                file = f"{step}/{name}-{found.name}.png"
+                result["pictures"][full] = _save_picture(self.workdir / EVALS, file, found.pixels_HxWx3)
+                self.show(step, full, found.pixels_HxWx3)
             else:
-                metrics[full] = float(value)
-        result["metrics"] |= metrics
+                raise errors.UserError(f"its run() gave a {type(found).__name__}; valid: Metric, Picture, Detail")
+        self.better |= {full: metric.better for full, metric in metrics.items()}
+        result["metrics"] |= {full: metric.value for full, metric in metrics.items()}
+        result["about"] |= {full: metric.about() for full, metric in metrics.items()}
         return metrics
 
     def _values(self, name: str, params: Any):

@@ -33,7 +33,16 @@ from maeclip_jax.run.summary import describe_devices, device_memory, memory_line
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
 from maeclip_jax.run.warm_start import init_params
-from maeclip_jax.workdir import CONFIG, claim, make_workdir, read_evals, read_names, write_names, write_text
+from maeclip_jax.workdir import (
+    CONFIG,
+    claim,
+    make_workdir,
+    read_better,
+    read_evals,
+    read_names,
+    write_names,
+    write_text,
+)
 
 
 def run(
@@ -88,7 +97,6 @@ class _Run:
             keep_every=steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
             keep_best=config.checkpoint.keep_best,
             best=config.checkpoint.best,
-            best_mode=config.checkpoint.best_mode,
         )
         self.text = claim(config, workdir, continued=self.saved.latest() is not None)
         write_names(workdir, data.names, prog.objective)
@@ -102,9 +110,11 @@ class _Run:
         first = int(state.step)
         self.runner.forget_after(first)
         self.log = log.Log(workdir, first, self.sinks, plain(self.config))
+        self.runner.show = self.log.picture
         write_text(workdir / CONFIG, self.text)  # every process has read the old one: they met in forget_after
+        better = read_better(workdir)
         for step, metrics in read_evals(workdir).items():
-            self.saved.record(step, metrics)
+            self.saved.record(step, metrics, better)
             if step == first:  # a kill may have come between the evaluation and its row
                 self.log.scalars(step, metrics)
         say(parameter_table(prog.abstract.params))
@@ -261,7 +271,7 @@ class _Run:
             metrics = self.runner.run_due(state.params, step, final=step == self.prog.total_steps)
         if metrics:
             self.log.scalars(step, metrics | {"progress/examples_seen": step * self.prog.batch_size})
-            self.saved.record(step, metrics)
+            self.saved.record(step, metrics, self.runner.better)
 
     def _meta(self, step: int) -> dict:
         return {

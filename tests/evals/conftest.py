@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.evals.protocol import Context
+from tests.evals.found import values
 
 
 class Words:
@@ -37,7 +38,7 @@ class Exchange:
     """Gathers the arrays of several threads, in order of their index; every thread gets the whole."""
 
     def __init__(self, count):
-        self.barrier, self.held, self.count = threading.Barrier(count, timeout=20), {}, count
+        self.barrier, self.held, self.count = threading.Barrier(count, timeout=600), {}, count
 
     def __call__(self, index, arrays):
         self.held[index] = arrays
@@ -122,7 +123,7 @@ def in_threads(make_evaluator, data, count=2, **kwargs):
 
     def work(index):
         context = Fake(data, process=(index, count), exchange=exchange, **kwargs)
-        out[index] = dict(make_evaluator(context).run(None))
+        out[index] = values(make_evaluator(context).run(None))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
     for t in threads:

@@ -4,13 +4,14 @@ import pytest
 from maeclip_jax import evals
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import few_shot
+from tests.evals.found import values
 
 SETS = dict(data={"set": "test"}, train={"set": "train"})
 
 
 def test_more_shots_help_and_draws_vary(labelled_sets, clouds):
     sets = {"train": clouds(180, 1, far=0.7), "test": clouds(300, 2, far=0.7)}
-    got = dict(evals.make("few_shot", labelled_sets(sets), shots=(1, 10), seeds=3, **SETS).run(None))
+    got = values(evals.make("few_shot", labelled_sets(sets), shots=(1, 10), seeds=3, **SETS).run(None))
     assert got["chance"] + 5 < got["1_shot"] < got["10_shot"] - 5
     table = got["draws"]
     assert table["columns"] == ["pictures a class", "top-1 (%)", "draw 1", "draw 2", "draw 3"]
@@ -35,7 +36,7 @@ def test_classes_with_fewer_pictures_are_named(labelled_sets, clouds):
     sets = {"train": (x[kept], label[kept]), "test": clouds(60, 2)}
     names = {"train": ["a", "b", "c", "d", "pear", "f"]}
     evaluator = evals.make("few_shot", labelled_sets(sets, names), shots=(2, 5), seeds=1, **SETS)
-    got = dict(evaluator.run(None))
+    got = values(evaluator.run(None))
     assert got["draws"]["note"].endswith("1 classes have fewer than 5: pear 2.") and "2_shot_sd" not in got
 
 
@@ -43,7 +44,7 @@ def test_scale_of_the_features_does_not_matter(labelled_sets, clouds):
     sets = {"train": clouds(60, 1, far=0.7), "test": clouds(300, 2, far=0.7)}
     other = {name: (1000 * x - 3, label) for name, (x, label) in sets.items()}
     one, two = (
-        dict(evals.make("few_shot", labelled_sets(s), shots=(5,), seeds=1, **SETS).run(None)) for s in (sets, other)
+        values(evals.make("few_shot", labelled_sets(s), shots=(5,), seeds=1, **SETS).run(None)) for s in (sets, other)
     )
     assert one["5_shot"] == pytest.approx(two["5_shot"], abs=0.7)
 

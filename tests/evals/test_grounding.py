@@ -9,6 +9,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import NotApplicable
 from maeclip_jax.evals.grounding import Grounding, falling, score
+from tests.evals.found import values
 from tests.objectives import models
 
 NAMES = ["background", "red", "green", "blue"]
@@ -56,7 +57,7 @@ def make(context, **config):
 
 def test_bright_patches_are_found(fake):
     # 3 pictures in batches of 2: a filling row would add queries.
-    got = dict(make(stand_in(fake)).run(seer("gap")[1]))
+    got = values(make(stand_in(fake)).run(seer("gap")[1]))
     assert got["maps"]["note"].startswith("5 queries, 4 of them in pictures with several classes")
     assert got["similarity_pointing"] == got["gradcam_pointing"] == 100
     assert got["similarity_matched_iou"] > 60 and got["gradcam_matched_iou"] > 60
@@ -74,8 +75,8 @@ def test_under_max_a_patch_lights_up_only_behind_the_norm(fake):
     # No LayerNorm cares for the length of a token, so the gradient at a winning patch stands at right angles to it, and
     # here nothing is left of it but rounding, wherever a processor's rounding points: such a map is flat.
     context, params = stand_in(fake, pool="max"), seer("max")[1]
-    behind = dict(make(context, methods=("gradcam",), block=2).run(params))
-    before = dict(make(context, methods=("gradcam",), block=1).run(params))
+    behind = values(make(context, methods=("gradcam",), block=2).run(params))
+    before = values(make(context, methods=("gradcam",), block=1).run(params))
     assert behind["gradcam_pointing"] > 75 and before["gradcam_pointing"] == pytest.approx(before["chance_pointing"])
     assert "5 Grad-CAM maps are flat" in before["maps"]["note"]
     assert "5 Grad-CAM maps are flat" not in behind["maps"]["note"]
@@ -84,7 +85,7 @@ def test_under_max_a_patch_lights_up_only_behind_the_norm(fake):
 
 def test_two_processes_give_what_one_gives(fake, processes):
     context, params = stand_in(fake), seer("gap")[1]
-    one = dict(make(context).run(params))
+    one = values(make(context).run(params))
 
     def made(context):
         return SimpleNamespace(run=lambda _: make(context).run(params))
@@ -95,7 +96,7 @@ def test_two_processes_give_what_one_gives(fake, processes):
 
 def test_the_sheet_has_its_columns_in_order(fake):
     evaluator = make(stand_in(fake), pools=("own", "max"), block=2, pictures=3, tile=16)
-    got = dict(evaluator.run(seer("gap")[1]))
+    got = values(evaluator.run(seer("gap")[1]))
     detail, picture = got["sheet"], got["pictures"]
     assert detail["rows_text"] == ["red", "green", "blue"] and detail["rows"] == 3
     titles = ["Grad-CAM, gap (own)", "Grad-CAM, max", "similarity", "roll-out, gap (own)", "roll-out, max"]
@@ -118,7 +119,7 @@ def test_which_classes_are_asked_for(fake):
     full = np.full_like(mask, 1)
 
     def asked(**config):
-        got = dict(
+        got = values(
             make(stand_in(fake, [(image, mask), (image, full)]), methods=("similarity",), **config).run(seer("gap")[1])
         )
         return got["sheet"]["rows_text"], got["chance_pointing"]
@@ -133,7 +134,7 @@ def test_without_a_shared_space_there_is_only_the_rollout(fake):
     module = models.build("mae")
     context = stand_in(fake)
     context.objective = module
-    got = dict(make(context).run(models.parameters(module)))
+    got = values(make(context).run(models.parameters(module)))
     assert "rollout_pointing" in got and not [k for k in got if k.startswith(("gradcam", "similarity"))]
     assert got["sheet"]["columns"] == ["image", "mask", "roll-out, cls (own)"]
     with pytest.raises(NotApplicable, match="grounding by phrases compares pictures with texts"):
@@ -168,8 +169,8 @@ def test_errors(fake):
     with pytest.raises(UserError, match="pool 'cls' takes a class token, which this tower lacks"):
         make(context, pools=("cls",))
     with pytest.raises(UserError, match=r"topk pooling needs a whole k in 1\.\.16"):
-        dict(make(context, pools=("topk(17)",)).run(seer("gap")[1]))
+        values(make(context, pools=("topk(17)",)).run(seer("gap")[1]))
     with pytest.raises(UserError, match="no class that covers 50% of a picture but not all of it; check the split"):
-        dict(make(context, min_area=0.5).run(seer("gap")[1]))
+        values(make(context, min_area=0.5).run(seer("gap")[1]))
     with pytest.raises(UserError, match=r"grounding: id 3 in a mask, but there are 3 classes \(valid ids: 0 to 2"):
-        dict(make(context, classes=NAMES[:3]).run(seer("gap")[1]))
+        values(make(context, classes=NAMES[:3]).run(seer("gap")[1]))

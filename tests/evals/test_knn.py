@@ -4,6 +4,7 @@ import pytest
 from maeclip_jax import evals
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import knn
+from tests.evals.found import values
 
 SETS = dict(data={"set": "test"}, train={"set": "train"})
 
@@ -24,7 +25,7 @@ def test_it_agrees_with_an_oracle(labelled_sets, clouds, monkeypatch):
     monkeypatch.setattr(knn, "BLOCK_BYTES", 4 * 120 * 7)  # seven rows at a time
     sets = {"train": clouds(120, 1, far=0.5), "test": clouds(90, 2, far=0.5)}
     context = labelled_sets(sets)
-    got = dict(evals.make("knn", context, k=(20, 1, 120), pool="gap", **SETS).run(None))
+    got = values(evals.make("knn", context, k=(20, 1, 120), pool="gap", **SETS).run(None))
     assert set(context.wanted) == {("train", "gap"), ("test", "gap")}
     (x, label), (bank, own) = sets["test"], sets["train"]
     for k, name in ((20, "top1"), (1, "top1_k1"), (120, "top1_k120")):
@@ -37,13 +38,13 @@ def test_it_agrees_with_an_oracle(labelled_sets, clouds, monkeypatch):
 def test_a_collapsed_representation_scores_nothing_above_chance(labelled_sets, clouds):
     x, label = clouds(60, 1)
     same = {"train": (np.ones_like(x), label), "test": (np.ones_like(x), label)}
-    got = dict(evals.make("knn", labelled_sets(same), k=60, **SETS).run(None))
+    got = values(evals.make("knn", labelled_sets(same), k=60, **SETS).run(None))
     assert got["top1"] == 0  # every class ties with the right one
 
 
 def test_what_a_user_can_get_wrong(labelled_sets, clouds):
     context = labelled_sets({"train": clouds(12, 1), "test": clouds(12, 2)})
     with pytest.raises(UserError, match="knn: k=20, but train has 12 pictures; set k to at most 12"):
-        dict(evals.make("knn", context, **SETS).run(None))
+        values(evals.make("knn", context, **SETS).run(None))
     with pytest.raises(UserError, match=r"k=0, temperature=0\.07 is not valid; valid: k of 1 or more, temperature > 0"):
         evals.make("knn", context, k=0, **SETS)

@@ -7,12 +7,13 @@ import pytest
 
 from maeclip_jax import evals
 from maeclip_jax.errors import UserError
+from tests.evals.found import values
 
 SETS = dict(data={"set": "test"}, train={"set": "train"})
 
 
 def probe(context, **config):
-    return dict(evals.make("linear_probe", context, **SETS, **config).run(None))
+    return values(evals.make("linear_probe", context, **SETS, **config).run(None))
 
 
 @pytest.fixture

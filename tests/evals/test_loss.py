@@ -3,6 +3,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.loss import Loss
+from tests.evals.found import values
 
 
 def counting(fake, rows):
@@ -18,11 +19,11 @@ def counting(fake, rows):
 
 def test_every_row_once_and_the_seed_is_fixed(fake):
     context = counting(fake, 10)
-    got = dict(Loss(context, data={}, batch_size=4, seed=5).run(None))
+    got = values(Loss(context, data={}, batch_size=4, seed=5).run(None))
     assert got["loss"] == (0 + 1 + 2 + 3 + 4 + 5 + 6 + 7) / 2 and got["top1"] == 1
     assert context.calls == [(5, ["image"]), (6, ["image"])]
     assert got["rows"]["rows"] == [[8, 2]]
-    assert got == dict(Loss(context, data={}, batch_size=4, seed=5).run(None))
+    assert got == values(Loss(context, data={}, batch_size=4, seed=5).run(None))
 
 
 def test_too_few_rows(fake):

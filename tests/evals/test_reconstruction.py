@@ -7,6 +7,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.pictures import pixels_of_patches, thumbnail
 from maeclip_jax.evals.reconstruction import Reconstruction
+from tests.evals.found import values
 
 
 def filler(fake, data, image=None, text=None, norm_pix=False):
@@ -40,7 +41,7 @@ def checker(n):
 
 def test_pixel_error_and_pasting(fake):
     context = filler(fake, {"image": checker(5)}, image=0.0)
-    got = dict(Reconstruction(context, data={}, batch_size=2, pictures=3, seed=7).run(None))
+    got = values(Reconstruction(context, data={}, batch_size=2, pictures=3, seed=7).run(None))
     assert got["masked_mse"] == pytest.approx(1.0) and got["baseline_masked_mse"] == pytest.approx(0.8**2)
     assert context.calls == [7, 8, 9]  # the same masks every time, other ones for each batch
     # 3 rows of 3 tiles of 4 pixels with gaps of 2.
@@ -55,14 +56,14 @@ def test_normalised_targets_are_held_against_the_true_patch_mean(fake):
     image = checker(1)
     image[0, 0, 0] = 0
     context = filler(fake, {"image": image}, image=0.0, norm_pix=True)
-    got = dict(Reconstruction(context, data={}, batch_size=1).run(None))
+    got = values(Reconstruction(context, data={}, batch_size=1).run(None))
     assert got["baseline_masked_mse"] == pytest.approx(np.var([0, 1, 1, 1]))
     assert "true mean colour" in got["sheet"]["note"]
 
 
 def test_words(fake):
     text = np.array([[1, 3, 1, 0], [1, 3, 2, 0], [2, 3, 0, 0]], np.int32)
-    got = dict(Reconstruction(filler(fake, {"text": text}, text=1), data={}, batch_size=2, captions=2).run(None))
+    got = values(Reconstruction(filler(fake, {"text": text}, text=1), data={}, batch_size=2, captions=2).run(None))
     assert got["token_accuracy"] == pytest.approx(60)  # masked: 1, 1, 1, 2, 2; padding does not count
     assert got["baseline_token_accuracy"] == pytest.approx(60)
     assert got["captions"]["captions"] == [
@@ -74,9 +75,9 @@ def test_words(fake):
 
 def test_errors(fake):
     with pytest.raises(UserError, match="reconstruction needs 'image' in its batches, which hold: label"):
-        dict(Reconstruction(filler(fake, {"label": np.zeros(1, np.int32)}), data={}).run(None))
+        values(Reconstruction(filler(fake, {"label": np.zeros(1, np.int32)}), data={}).run(None))
     with pytest.raises(UserError, match=r"one caption a picture: use tokenize\(T\)"):
-        dict(Reconstruction(filler(fake, {"text": np.ones((1, 2, 3), np.int32)}, text=1), data={}).run(None))
+        list(Reconstruction(filler(fake, {"text": np.ones((1, 2, 3), np.int32)}, text=1), data={}).run(None))
     with pytest.raises(ValueError, match="5 patches do not tile a 4x4 picture"):
         pixels_of_patches(np.ones((1, 5), bool), 4, 4)
 

@@ -6,6 +6,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import retrieval
 from maeclip_jax.evals.retrieval import Retrieval, chances, image_to_text, text_to_image
+from tests.evals.found import values
 
 
 def reference(images, texts, owner, k, merge):
@@ -57,7 +58,7 @@ def test_recall_is_what_the_definition_says(fake, processes, pictures, words, mo
 
     words.words += [f"w{i}" for i in range(1, len(word))]
     tables = {"image": image, "text": word, "tokenizer": words}
-    got = dict(make(fake(data, **tables)).run(None))
+    got = values(make(fake(data, **tables)).run(None))
     owner = [i for i in range(len(image)) for _ in range(count[i])]
     texts = np.concatenate([word[text[i, : count[i], 0]] for i in range(len(image))])
     for k in (1, 3):
@@ -122,7 +123,7 @@ def test_examples_show_the_right_pictures(fake, pictures):
     data["_key"] = np.array([f"<k{i}>" for i in range(6)], object)
     context = fake(data, image=seen, text=np.concatenate([np.zeros((1, 6), np.float32), table]))
     context.tokenizer.words += list("abcdef")
-    got = dict(Retrieval(context, data={}, batch_size=4, examples=1, shown=2, tile=4).run(None))
+    got = values(Retrieval(context, data={}, batch_size=4, examples=1, shown=2, tile=4).run(None))
     assert got["image_to_text_R@1"] == pytest.approx(500 / 6)
     worst = next(e for e in got["examples"]["image_to_text"] if e["which"] == "worst")
     assert (worst["key"], worst["captions"], worst["rank"]) == ("<k5>", ["f"], 2)
@@ -140,6 +141,6 @@ def test_errors(fake, pictures):
     data = {"image": pictures([0, 1]), "text": np.zeros((2, 3), np.int32)}
     context = fake(data, image=np.eye(2, dtype=np.float32), text=np.eye(2, dtype=np.float32))
     with pytest.raises(UserError, match="retrieval found no captioned pictures"):
-        dict(Retrieval(context, data={}, batch_size=2).run(None))
+        values(Retrieval(context, data={}, batch_size=2).run(None))
     with pytest.raises(UserError, match=r"retrieval needs 'text' in its batches, which hold: image"):
-        dict(Retrieval(fake({"image": pictures([0])}, image=np.eye(2)), data={}, batch_size=2).run(None))
+        values(Retrieval(fake({"image": pictures([0])}, image=np.eye(2)), data={}, batch_size=2).run(None))

@@ -8,6 +8,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import NotApplicable
 from maeclip_jax.evals.segmentation import Segmentation, confusion, metrics, per_class, read_words
+from tests.evals.found import values
 
 NAMES = ["background", "cat", "dog", "bird"]
 EYE = np.eye(8, dtype=np.float32)
@@ -48,7 +49,7 @@ TRUE = ([0, 1, 1, 2], [2, 2, 0, 255], [1, 0, 0, 0])
 
 def test_every_pixel_counts_once(fake):
     # 3 pictures in batches of 2: the filling row would add pixels.
-    got = dict(make(stand_in(fake, SEEN, blocks(*TRUE)), background_words=["background", "sky"]).run(None))
+    got = values(make(stand_in(fake, SEEN, blocks(*TRUE)), background_words=["background", "sky"]).run(None))
     # In patches, 11 count. background: 5 true, all found; cat: 3 true, 2 found, 1 taken for bird; dog: 3 true, 2 found.
     assert got["pixel_accuracy"] == pytest.approx(100 * 9 / 11)
     assert got["mean_accuracy"] == pytest.approx(100 * (1 + 2 / 3 + 2 / 3) / 3)
@@ -62,14 +63,14 @@ def test_every_pixel_counts_once(fake):
 
 
 def test_two_processes_give_what_one_gives(fake, processes):
-    one = dict(make(stand_in(fake, SEEN, blocks(*TRUE))).run(None))
+    one = values(make(stand_in(fake, SEEN, blocks(*TRUE))).run(None))
     context = stand_in(fake, SEEN, blocks(*TRUE))
     two = processes(make, context.data, text=context.text, objective=Patches(), tokenizer=context.tokenizer)
     assert np.array_equal(one.pop("pictures"), two.pop("pictures")) and one == two
 
 
 def test_the_sheet_shows_image_truth_and_finding(fake):
-    got = dict(make(stand_in(fake, SEEN, blocks(*TRUE)), pictures=2, tile=8).run(None))
+    got = values(make(stand_in(fake, SEEN, blocks(*TRUE)), pictures=2, tile=8).run(None))
     picture, detail = got["pictures"], got["sheet"]
     assert picture.shape == (2 * 8 + 2, 3 * 8 + 2 * 2, 3) and detail["rows"] == 2
     colours = {name: list(bytes.fromhex(colour[1:])) for name, colour in detail["legend"]}
@@ -82,7 +83,7 @@ def test_the_sheet_shows_image_truth_and_finding(fake):
 def test_backgrounds(fake):
     def accuracy(seen, mask, **config):
         context = stand_in(fake, [seen], blocks(mask))
-        return dict(make(context, **config).run(None))["pixel_accuracy"]
+        return values(make(context, **config).run(None))["pixel_accuracy"]
 
     # A patch that is like no class (6) ties all cosines at 0.
     assert accuracy([6, 1, 2, 3], [0, 1, 2, 3], background="threshold", threshold=0.4) == 100
@@ -90,14 +91,14 @@ def test_backgrounds(fake):
     assert accuracy([5, 1, 2, 3], [0, 1, 2, 3], background_words=["sky"]) == 100
     assert accuracy([0, 1, 2, 3], [0, 1, 2, 3], background_words=["sky"]) < 100
     context = stand_in(fake, [[0, 1, 2, 3]], blocks([1, 1, 2, 3]))
-    got = dict(make(context, classes=["sky", "cat", "dog", ""]).run(None))  # id 3 has no name: never found
+    got = values(make(context, classes=["sky", "cat", "dog", ""]).run(None))  # id 3 has no name: never found
     assert got["pixel_accuracy"] < 75 and "foreground_iou" not in got
 
 
 def test_a_broken_model_gets_nothing_right(fake):
     context = stand_in(fake, SEEN, blocks(*TRUE))
     context.text = np.full_like(context.text, np.nan)
-    got = dict(make(context).run(None))
+    got = values(make(context).run(None))
     assert got["miou"] == got["pixel_accuracy"] == 0
 
 
@@ -113,15 +114,15 @@ def test_iou_is_that_of_sets_of_pixels():
         either = true[c] | got[c]
         np.testing.assert_equal(iou_C[c], len(true[c] & got[c]) / len(either) if either else np.nan)
         np.testing.assert_equal(accuracy_C[c], len(true[c] & got[c]) / len(true[c]) if true[c] else np.nan)
-    out = metrics(counts, background=True)
+    out = values(metrics(counts, background=True))
     ious = [len(t & g) / len(t | g) for t, g in zip(true, got) if t | g]
     assert len(ious) == 5 and out["miou"] == pytest.approx(100 * np.mean(ious))
     thing = [set().union(*x[1:]) for x in (true, got)]
     assert out["foreground_iou"] == pytest.approx(100 * len(thing[0] & thing[1]) / len(thing[0] | thing[1]))
     most = np.bincount(mask[mask != 255], minlength=6).argmax()
     constant = sum(confusion(m, np.full_like(m, most), 6, (255,)) for m in mask)
-    assert out["baseline_miou"] == pytest.approx(metrics(constant, background=True)["miou"])
-    assert out["baseline_mean_accuracy"] == pytest.approx(metrics(constant, background=True)["mean_accuracy"])
+    assert out["baseline_miou"] == pytest.approx(values(metrics(constant, background=True))["miou"])
+    assert out["baseline_mean_accuracy"] == pytest.approx(values(metrics(constant, background=True))["mean_accuracy"])
 
 
 def test_words_for_background():
@@ -150,16 +151,16 @@ def test_errors(fake):
     with pytest.raises(
         UserError, match=r"id 2 in a mask, but there are 2 classes \(valid ids: 0 to 1, and 255 to be ig"
     ):
-        dict(make(context, classes=NAMES[:2]).run(None))
+        values(make(context, classes=NAMES[:2]).run(None))
     with pytest.raises(UserError, match=r"a batch of masks is whole numbers \[B, H, W\], not uint8\[2, 4, 4, 1\]"):
-        dict(make(stand_in(fake, SEEN, blocks(*TRUE)[..., None])).run(None))
+        values(make(stand_in(fake, SEEN, blocks(*TRUE)[..., None])).run(None))
     with pytest.raises(UserError, match="no pixels that count in its data; check the split and `ignore`"):
-        dict(make(stand_in(fake, SEEN[:1], blocks([255] * 4))).run(None))
+        values(make(stand_in(fake, SEEN[:1], blocks([255] * 4))).run(None))
     with pytest.raises(
         UserError, match="segmentation needs 'mask' in its batches, which hold: image; end the ops with"
     ):
         del context.data["mask"]
-        dict(make(context).run(None))
+        values(make(context).run(None))
     with pytest.raises(NotApplicable, match="zero-shot segmentation compares pictures with texts"):
         make(fake({}, objective=SimpleNamespace(contrastive=False)))
 

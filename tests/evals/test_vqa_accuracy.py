@@ -8,6 +8,7 @@ import pytest
 from maeclip_jax import evals
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import vqa
+from tests.evals.found import values
 
 TRAIN = (
     [("what colour is the sky", "blue")] * 6
@@ -87,7 +88,7 @@ def make(fake, words, pictures):
         context.batches = batches
         context.compile = lambda function: lambda params, batch: np.eye(4)[context.rows(batch)["image"][:, 0, 0, 0]]
         made = evals.make("vqa", context, data=dict(source="test"), train=dict(source="train"), batch_size=4, **kwargs)
-        return dict(made.run(None))
+        return values(made.run(None))
 
     return build
 

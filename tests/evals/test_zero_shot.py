@@ -6,6 +6,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
 from maeclip_jax.evals.zero_shot import ZeroShot
+from tests.evals.found import values
 
 NAMES = ["red cube", "blue ball", "green cone", "orange ring", "white star", "black disc"]
 
@@ -26,7 +27,7 @@ def test_accuracy_counts_each_row_once(fake, pictures):
     # 7 rows in batches of 4: picture value v embeds as e_v; labels agree in 4 of 7 rows.
     labels, seen = np.array([0, 1, 2, 3, 4, 5, 0], np.int32), [0, 1, 2, 4, 4, 0, 1]
     context = prompts_by_class(fake, {"image": pictures(seen), "label": labels}, image=np.eye(8, dtype=np.float32))
-    got = dict(make(context).run(None))
+    got = values(make(context).run(None))
     assert got["top1"] == pytest.approx(100 * 4 / 7)
     assert got["mean_per_class"] == pytest.approx(100 * (0.5 + 1 + 1 + 0 + 1 + 0) / 6)
     assert got["chance"] == pytest.approx(100 / 6) and got["chance_top5"] == pytest.approx(500 / 6)
@@ -37,7 +38,7 @@ def test_accuracy_counts_each_row_once(fake, pictures):
 
 def test_two_processes_give_what_one_gives(fake, processes, pictures):
     data = {"image": pictures([0, 1, 2, 4, 4, 0, 1]), "label": np.array([0, 1, 2, 3, 4, 5, 0], np.int32)}
-    one = dict(make(prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))).run(None))
+    one = values(make(prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))).run(None))
     context = prompts_by_class(fake, data)
     tables = {"image": np.eye(8, dtype=np.float32), "text": context.text, "tokenizer": context.tokenizer}
     two = processes(make, data, classes=NAMES, **tables)
@@ -48,7 +49,7 @@ def test_two_processes_give_what_one_gives(fake, processes, pictures):
 def test_a_collapsed_or_broken_model_scores_nothing(fake, pictures, value):
     data = {"image": pictures([0, 1, 2]), "label": np.array([0, 1, 2], np.int32)}
     context = prompts_by_class(fake, data, image=np.full((8, 8), value, np.float32))
-    got = dict(make(context).run(None))
+    got = values(make(context).run(None))
     assert got["top1"] == got["top5"] == got["mean_per_class"] == 0
 
 
@@ -64,7 +65,7 @@ def test_prompts_are_ensembled_as_the_mean_of_unit_vectors(fake, pictures):
 def test_a_label_without_a_name_is_an_error(fake, pictures):
     context = prompts_by_class(fake, {"image": pictures([0]), "label": np.array([9], np.int32)}, image=np.eye(8))
     with pytest.raises(UserError, match=r"label 9 in the data, but there are 6 class names \(valid labels: 0 to 5\)"):
-        dict(make(context).run(None))
+        values(make(context).run(None))
 
 
 def test_names_must_match_the_source(tmp_path):
@@ -114,7 +115,9 @@ def test_several_labels_finding_any_is_right(fake, pictures):
     images = np.stack([3 * z[0] + 2 * z[1], 3 * z[2] + 2 * z[0], z[5] + 2 * z[3], z[1], z[4]])
     labels = np.array([[1, 3, -1], [0, -1, -1], [3, 5, -1], [-1, -1, -1], [0, 1, 2]], np.int32)
     context = fake({"image": pictures(range(5)), "labels": labels}, image=images, text=z[[0, 0, 1, 2, 3, 4, 5]])
-    found = dict(ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abcdef"), batch_size=2).run(None))
+    found = values(
+        ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abcdef"), batch_size=2).run(None)
+    )
     # Places of the best right class: 1 (after a), 1 (after c), 0, none to find, 3 (after e; the rest ties).
     assert found["top1"] == 25 and found["top5"] == 100 and "mean_per_class" not in found
     assert found["chance"] == pytest.approx(100 * np.mean([2, 1, 2, 3]) / 6)
@@ -128,7 +131,9 @@ def test_only_the_classes_that_occur_may_compete(fake, pictures):
     context = fake({"image": pictures([0, 1]), "label": np.array([0, 1], np.int32)},
                image=np.stack([z[0] + 2 * z[2], z[1]]), text=z[[0, 0, 1, 2]])  # fmt: skip
     results = {
-        among: dict(ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abc"), among=among).run(None))
+        among: values(
+            ZeroShot(context, data={}, length=1, templates=["{}"], classes=list("abc"), among=among).run(None)
+        )
         for among in ("all", "occurring")
     }
     assert results["all"]["top1"] == 50 and results["all"]["chance"] == pytest.approx(100 / 3)

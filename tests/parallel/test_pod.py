@@ -2,7 +2,6 @@
 
 import http.server
 import threading
-import time
 
 import pytest
 from ml_collections import ConfigDict
@@ -93,9 +92,7 @@ def test_the_metadata_server_of_a_tpu_machine(environment, monkeypatch):
         assert find() is None and not asked
         server.shutdown()
     monkeypatch.setattr(pod, "accelerator", lambda: "tpu")
-    begun = time.monotonic()
     assert find() is None  # nobody answers any more
-    assert time.monotonic() - begun < 5
 
 
 def test_the_card_shows_all_that_must_be_equal(monkeypatch):

@@ -36,7 +36,7 @@ def call_roll(cards: dict, *, processes: int, timeout: float = 1.5, numbers=None
 
 
 def test_all_there_and_alike():
-    lines = call_roll({0: RUNS, 1: RUNS, 2: RUNS}, processes=3, timeout=20)
+    lines = call_roll({0: RUNS, 1: RUNS, 2: RUNS}, processes=3, timeout=600)
     assert all(isinstance(line, Line) for line in lines.values()), lines
 
 
@@ -63,7 +63,7 @@ def test_a_missing_process_0_is_named():
 
 def test_what_differs_is_named_on_all():
     other = RUNS | {"config.optim.lr": 0.002, "commit": "def", "extra": "1"}
-    said = call_roll({0: RUNS, 1: RUNS, 2: other}, processes=3, timeout=20)
+    said = call_roll({0: RUNS, 1: RUNS, 2: other}, processes=3, timeout=600)
     assert (
         said[0]
         == said[1]
@@ -76,7 +76,7 @@ def test_what_differs_is_named_on_all():
 
 
 def test_a_number_given_twice_and_a_wrong_count():
-    said = call_roll({0: RUNS, 1: RUNS, "again": RUNS}, processes=3, timeout=20, numbers={"again": 1})
+    said = call_roll({0: RUNS, 1: RUNS, "again": RUNS}, processes=3, timeout=600, numbers={"again": 1})
     assert "this run has 3 processes, but process 1 (host-" in said[0] and "is there twice" in said[0]
     assert said[0] == said[1] == said["again"]
     address = f"localhost:{runs.free_port()}"

@@ -15,6 +15,7 @@ from maeclip_jax.report import figures, paper, selection, tables, trends
 from maeclip_jax.report import models as grouping
 from maeclip_jax.report import run as runs
 from maeclip_jax.report.command import main
+from tests.report.written import written
 
 
 def settings(type, name, split="test", **more):
@@ -26,14 +27,15 @@ def make(path, objective="clip", pool="max", scale="low", size="B/16", seed=0, e
     (path / "evals").mkdir(parents=True)
     arg = {"pool": pool, "scale": scale, "size": size, "keep": 1.0} | config.pop("arg", {})
     made = {"objective": objective, "arg": arg, "seed": seed, "batch_size": 10, "optim": {"lr": 0.001}}
-    made |= {"model": {"image_tower": {"pool": pool}}, "evals": {}, "init_from": ""} | config
+    made |= {"model": {"image_tower": {"pool": pool, "size": size}}, "evals": {}, "init_from": ""}
+    made |= {"data": {"source": {"name": f"pairs_{scale}"}}} | config
     (path / "config.json").write_text(json.dumps(made))
     for n, step in enumerate(steps):
         one = {"step": step, "metrics": {}, "settings": {name: s for name, s, _ in evals}, "seconds": {}}
         for name, _, metrics in evals:
             for key, value in metrics.items():
                 one["metrics"][f"{name}/{key}"] = value[n] if isinstance(value, list) else value
-        (path / "evals" / f"{step}.json").write_text(json.dumps(one))
+        (path / "evals" / f"{step}.json").write_text(json.dumps(written(one)))
     return path
 
 
@@ -286,7 +288,7 @@ def test_references_of_kinds_of_metrics():
         "g/baseline_center_pointing": 12.0, "v/accuracy": 50.0, "v/chance_accuracy": 4.0, "v/baseline_accuracy": 30.0,
         "f/5_shot": 50.0, "f/5_shot_sd": 2.0, "f/chance": 6.0,
     }}  # fmt: skip
-    found = {m.name: m.against for e in "gvf" for m in runs.result(one, e).metrics}
+    found = {m.name: m.against for e in "gvf" for m in runs.result(written(one), e).metrics}
     assert found == {
         "gradcam_pointing": (("chance", 8.0),), "rollout_pointing": (("chance", 8.0),), "gradcam_iou": (),
         "baseline_center_pointing": (), "accuracy": (("chance", 4.0), ("baseline", 30.0)),
@@ -347,7 +349,7 @@ def everything(folder):
     sheet |= {"legend": [["dog", "#00ff00"], ["evil", "red;x:y"]]}
     one["details"] = {"ground/sheet": sheet | {"rows_text": ["a <red> cube", "a dog"]}}
     one["pictures"] = {"ground/sheet": "sheet.png"}
-    (large / "evals" / "100.json").write_text(json.dumps(one))
+    (large / "evals" / "100.json").write_text(json.dumps(written(one)))
     picture(large / "evals" / "sheet.png", width=100)
     return [*seeds, small, large, vqa(folder / "v", large, 66.0)]
 
@@ -390,7 +392,9 @@ def test_no_number_is_invented(page, tmp_path):
     """Every percent of the tables comes from a workdir or from the paper."""
     known = {f"{v:.1f}" for columns, rows, _ in paper.TABLES.values() for values in rows.values() for v in values}
     for path in (page.parent / "runs").glob("*/evals/*.json"):
-        known |= {tables.line([v], "%").text for v in json.loads(path.read_text())["metrics"].values()}
+        one = json.loads(path.read_text())
+        numbers = [*one["metrics"].values(), *(a[k] for a in one["about"].values() for k in ("chance", "reference"))]
+        known |= {tables.line([v], "%").text for v in numbers if v is not None}
     means = [tables.line(v, "%") for v in ([50.0, 51.0], [62.5, 63.5], [60.0, 61.0])]
     known |= {x.text for x in means} | {x.spread.split()[1] for x in means if x.spread}
     body = (page / "report.md").read_text().split("## The runs")[0]

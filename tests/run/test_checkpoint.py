@@ -44,31 +44,38 @@ def test_the_newest_stay_and_every_so_many_for_ever_also_after_a_restart(tmp_pat
     saved.close()
 
 
-@pytest.mark.parametrize(("mode", "kept"), [("max", [2, 4, 6]), ("min", [3, 5, 6])])
-def test_the_best_stay_also_after_a_restart(mode, kept, tmp_path):
+@pytest.mark.parametrize(("better", "kept"), [("higher", [2, 4, 6]), ("lower", [3, 5, 6])])
+def test_the_best_stay_also_after_a_restart(better, kept, tmp_path):
     """What an evaluation found is told after the checkpoint it belongs to, and again when a run continues."""
     values = {1: 50.0, 2: 90.0, 3: 10.0, 4: 80.0, 5: 20.0, 6: 60.0}
-    settings = dict(keep_last=1, keep_best=2, best="val/top1", best_mode=mode)
+    settings = dict(keep_last=1, keep_best=2, best="val/top1")
+    directions = {"val/top1": better}
     first = Checkpoints(tmp_path, **settings)
     for step in (1, 2, 3):
         save(first, step)
-        first.record(step, {"val/top1": values[step], "val/loss": -values[step]})
+        first.record(step, {"val/top1": values[step], "val/loss": -values[step]}, directions)
     first.close()
     again = Checkpoints(tmp_path, **settings)
     for step in (1, 2, 3):
-        again.record(step, {"val/top1": values[step]})
+        again.record(step, {"val/top1": values[step]}, directions)
     for step in (4, 5, 6):
         save(again, step)
-        again.record(step, {"val/top1": values[step]})
+        again.record(step, {"val/top1": values[step]}, directions)
     assert again.steps() == kept
     again.close()
 
 
 def test_a_metric_that_does_not_exist_is_no_best(tmp_path):
     saved = Checkpoints(tmp_path, keep_best=1, best="val/topp1")
-    saved.record(3, {"retrieval/top1": 1.0})  # another evaluation: nothing to say yet
+    saved.record(3, {"retrieval/top1": 1.0}, {})  # another evaluation: nothing to say yet
     with pytest.raises(UserError, match=re.escape("unknown checkpoint.best 'val/topp1'; valid: val/loss, val/top1")):
-        saved.record(3, {"val/top1": 1.0, "val/loss": 2.0})
+        saved.record(3, {"val/top1": 1.0, "val/loss": 2.0}, {})
+
+
+def test_a_metric_that_is_neither_better_nor_worse_is_no_best(tmp_path):
+    saved = Checkpoints(tmp_path, keep_best=1, best="val/logit_scale")
+    with pytest.raises(UserError, match="val/logit_scale': neither more nor less of it is better; valid: val/loss"):
+        saved.record(3, {"val/logit_scale": 1.0, "val/loss": 2.0}, {"val/logit_scale": "none", "val/loss": "lower"})
 
 
 @pytest.mark.parametrize(
@@ -76,7 +83,6 @@ def test_a_metric_that_does_not_exist_is_no_best(tmp_path):
     [
         (dict(keep_last=0), "checkpoint.keep_last must be at least 1, got 0"),
         (dict(keep_best=2), "checkpoint.keep_best=2 needs checkpoint.best=<evaluation>/<metric>"),
-        (dict(best_mode="most"), "unknown checkpoint.best_mode 'most'; valid: max, min"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused(settings, text, tmp_path):
@@ -334,13 +340,14 @@ def test_best_checkpoints_of_a_run(tmp_path):
     """keep_best by a metric that training writes, across a restart."""
     arg = "objective=clip,steps=6,save=1"
     settings = {"checkpoint.keep_last": 1, "checkpoint.keep_best": 1, "checkpoint.best": "val/loss",
-                "checkpoint.best_mode": "max", "checkpoint.every": "1 steps"}  # fmt: skip
+                "checkpoint.every": "1 steps"}  # fmt: skip
     config = runs.config(arg, **settings)
     config.evals = {"val": config.evals.val}
     config.evals.val.every = "1 steps"
     train.run(config, tmp_path, devices=jax.devices()[:1])
     losses = {s: runs.metrics(tmp_path, s)["val/loss"] for s in range(1, 7)}
-    assert torture.steps(tmp_path) == sorted({max(losses, key=losses.get), 6})
+    # A loss says itself that less is better. What step 6 found came after the last save, which removes checkpoints.
+    assert torture.steps(tmp_path) == sorted({min(range(1, 6), key=losses.get), 6})
     config.checkpoint.best = "val/los"
     with pytest.raises(UserError, match=re.escape("unknown checkpoint.best 'val/los'; valid: val/contrast, ")):
         train.run(config, tmp_path, devices=jax.devices()[:1])
