@@ -23,7 +23,7 @@ def row(start: str) -> list[float]:
 
 def draw(ax) -> None:
     """Bars of the four models in two groups, with the chance level as a dashed line."""
-    for group, (label, start) in enumerate(ROWS.items()):
+    for group, start in enumerate(ROWS.values()):
         *values, chance = row(start)
         for i, value in enumerate(values):
             bar = ax.bar(
@@ -35,6 +35,7 @@ def draw(ax) -> None:
         )
     ax.set_xticks(range(len(ROWS)), list(ROWS))
     ax.set_xlabel("")
+    ax.set_ylim(0, 100)
     ax.set_ylabel("percent")
     ax.legend(fontsize=7)
 
