@@ -32,7 +32,7 @@ def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         return importlib.import_module(f"experiments.{arg.of}").get_config(",".join(words))
     path = epath.Path(arg.init) / CONFIG
     if not path.exists():
-        raise UserError(f"init={arg.init!r} is no workdir: it has no config.json; valid: a run's --workdir")
+        raise UserError(f"init={arg.init!r} is not a workdir: it has no config.json; valid: a run's --workdir")
     found = read(str(path))
     if found.get("objective") not in READ_TEXT:
         raise UserError(

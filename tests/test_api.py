@@ -139,14 +139,14 @@ def test_training_from_a_notebook_is_training(tmp_path, monkeypatch):
     assert mc.fit(config, tmp_path / "run", devices=jax.devices()[:1]).step == 2  # done: nothing is trained again
 
 
-def test_the_readme_s_example_runs(tmp_path, monkeypatch, capsys):
-    section = (ROOT / "README.md").read_text().split("## In a notebook")[1]
+def test_the_example_of_the_notebooks_page_runs(tmp_path, monkeypatch, capsys):
+    section = (ROOT / "docs" / "notebooks.md").read_text()
     code = section.split("```python\n")[1].split("```")[0]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(runs.whole(8, RUN.replace("clip", "mae_clip")))
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "docs/notebooks.md", "exec"), {})
     said = capsys.readouterr().out
     assert said.startswith("Model('runs/demo': mae_clip, step 2, ") and "[" in said.splitlines()[-1]
     assert {p.name for p in tmp_path.glob("*.png")} == {"where.png", "gradcam.png", "filled.png"}

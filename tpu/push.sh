@@ -6,7 +6,7 @@ source "$(dirname "$0")/slice.sh"
 pack() {
   local file=$1 folder
   git -C "$REPOSITORY" rev-parse -q --verify HEAD >/dev/null ||
-    fail "$REPOSITORY is no git repository: what is to be sent is not known"
+    fail "$REPOSITORY is not a git repository: what is to be sent is not known"
   folder=$(mktemp -d)
   {
     git -C "$REPOSITORY" rev-parse HEAD

@@ -110,7 +110,7 @@ def read(path: epath.PathLike) -> dict[str, int]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         answer, _, count = line.partition("\t")
         if not (count.strip() or "0").isdigit():
-            raise UserError(f"{path}, line {number}: {count!r} is no count; valid: answer, or answer TAB count")
+            raise UserError(f"{path}, line {number}: {count!r} is not a count; valid: answer, or answer TAB count")
         if answer := normalise(answer):
             counts[answer] = counts.get(answer, 0) + int(count.strip() or 0)
     if not counts:
@@ -124,5 +124,5 @@ def join(references: Iterable[str]) -> str:
 
 
 def split(references: str) -> list[str]:
-    """The inverse of `join`; "" is no reference."""
+    """The inverse of `join`; "" is not a reference."""
     return references.split("\n") if references else []

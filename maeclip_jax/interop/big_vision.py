@@ -63,7 +63,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
         "img/embedding/kernel": 4, "img/pos_embedding": 3, "txt/Embed_0/embedding": 2, "txt/pos_embedding": 3
     }.items():  # fmt: skip
         if name not in weights or weights[name].ndim != axes:
-            raise UserError(f"there is no {name!r} in the file: it is no pair of towers of big_vision")
+            raise UserError(f"there is no {name!r} in the file: it is not a pair of towers of big_vision")
     image, widths = _tower(weights, "img", "Transformer", "cls" if "img/cls" in weights else "gap")
     text, other = _tower(weights, "txt", "Encoder_0", "last")
     patch = weights["img/embedding/kernel"].shape[0]

@@ -137,7 +137,7 @@ def _npz(file) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if not info.filename.endswith(".npy"):
-                raise ValueError(f"{info.filename!r} in it is no array")
+                raise ValueError(f"{info.filename!r} in it is not an array")
             with archive.open(info) as member:
                 array = _npy(member, info)
             arrays[info.filename.removesuffix(".npy")] = array

@@ -49,11 +49,11 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     needed = ("image_embedding/kernel", "text_embedding/embedding")
     for name in needed:
         if name not in weights or weights[name].ndim != 2:
-            raise UserError(f"there is no matrix {name!r} in the file: it is no M3AE of pictures and texts")
+            raise UserError(f"there is no matrix {name!r} in the file: it is not an M3AE of pictures and texts")
     pixels, vocab = (weights[name].shape[0] for name in needed)
     patch = math.isqrt(pixels // 3)
     if 3 * patch**2 != pixels:
-        raise UserError(f"M3AE's patches have {pixels} numbers, which are no square of pixels")
+        raise UserError(f"M3AE's patches have {pixels} numbers, which do not make a square of pixels")
     side = SIDE // patch * patch
     words = hf.beside(folder, "bert_vocab.txt", "vocab.txt")
     return dict(

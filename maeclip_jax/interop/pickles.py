@@ -97,7 +97,7 @@ def dtype_of(word: Any) -> np.dtype:
     name = word.__name__ if isinstance(word, type) else word.decode() if isinstance(word, bytes) else str(word)
     dtype = np.dtype(ml_dtypes.bfloat16) if name in ("bfloat16", "E") else np.dtype(name)
     if dtype.kind not in "biufc" and dtype != np.dtype(ml_dtypes.bfloat16):
-        raise ValueError(f"it holds an array of {name!r}, which are no numbers")
+        raise ValueError(f"it holds an array of {name!r}, which are not numbers")
     return dtype
 
 
@@ -224,7 +224,7 @@ def read_torch(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _arrays(tree: Any, separator: str) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of every array in nested dicts, lists, tuples and stands; other leaves are no weights."""
+    """(name, array) of every array in nested dicts, lists, tuples and stands; other leaves are not weights."""
     todo, seen = [("", tree, frozenset())], 0
     while todo:
         name, node, above = todo.pop()

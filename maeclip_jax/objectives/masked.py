@@ -1,7 +1,7 @@
 """MAE and M3AE: reconstruct masked patches, or masked patches and masked words. One module, one or two streams.
 
 MAE (He et al. 2021): picture only. M3AE (Geng et al. 2022): one encoder over [cls | kept patches | kept words], joint
-decoder; its text loss counts masked words that are no padding.
+decoder; its text loss counts masked words that are not padding.
 """
 
 from __future__ import annotations

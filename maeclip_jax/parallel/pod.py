@@ -35,7 +35,7 @@ class Pod:
     def __post_init__(self):
         host, _, port = self.address.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={self.address!r} is no address; valid: host:port of process 0")
+            raise UserError(f"--coordinator={self.address!r} is not an address; valid: host:port of process 0")
 
     @property
     def place(self) -> tuple[str, int]:

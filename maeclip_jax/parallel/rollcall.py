@@ -68,7 +68,7 @@ class _Peer:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
     def read(self) -> list[dict]:
-        """The messages that are there; waits for some. Sets `open` to False at the end, and for what is no message."""
+        """The messages that are there; waits for some. Sets `open` to False at the end or at a broken message."""
         try:
             data = self.socket.recv(1 << 16)
             *lines, self._text = (self._text + data).split(b"\n")
@@ -178,7 +178,7 @@ def _call(pod: Pod, card: dict, timeout: float) -> Line:
                 if said.get("go"):
                     names = {0: said["go"], pod.process: pod.name(pod.process, card["host"])}
                     return Line(pod, {0: peer}, names, messages)
-        trouble = "something answers there that is no run of this package, or it was ended"
+        trouble = "something answers there that is not a run of this package, or it was ended"
         peer.close()
         time.sleep(0.2)
     raise UserError(

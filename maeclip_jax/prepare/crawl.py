@@ -87,7 +87,7 @@ def plan(src: str, *, format: str = "auto", image_column: str = "", caption_colu
     if not is_split_name(split):
         raise errors.UserError(f"split {split!r} is no TFDS split name; valid: letters, digits and _, but not 'all'")
     if image_dir and not located(image_dir).is_dir():
-        raise errors.UserError(f"image_dir {image_dir!r} is no folder; valid: the folder where picture paths start")
+        raise errors.UserError(f"image_dir {image_dir!r} is not a folder; valid: the folder where picture paths start")
     kind, files = _find(path, format)
     root = path if path.is_dir() else path.parent
     image_dir = str(located(image_dir)) if image_dir else ""

@@ -22,7 +22,7 @@ from maeclip_jax.prepare import crawl, division, tables
 KINDS = {
     "missing_image": "the record names no picture, or one that is not there",
     "unreadable_image": "the file system would not give the picture's bytes",
-    "no_caption": "there is no caption at all, or it is no text",
+    "no_caption": "there is no caption at all, or it is not text",
     "empty_caption": "all captions are empty or white space",
     "garbled_caption": "a caption is not valid UTF-8",
     "bad_split": "the split column holds no name that TFDS takes",
@@ -155,7 +155,7 @@ def captions(value: object) -> tuple[str, ...]:
         return (value,)
     if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
         return tuple(value)
-    raise BadRecord("no_caption", "none given" if value is None or value == [] else f"{value!r:.60} is no text")
+    raise BadRecord("no_caption", "none given" if value is None or value == [] else f"{value!r:.60} is not text")
 
 
 def printable(key: str) -> str:

@@ -100,7 +100,7 @@ def m3ae(p, patches, text, pad, order, keep, heads):
 
 
 def m3ae_losses(predicted, logits, patches, text, pad, order, keep):
-    """(mean squared error on masked patches, cross entropy on masked words that are no padding, per sample and then
+    """(mean squared error on masked patches, cross entropy on masked words that are not padding, per sample and then
     over all)."""
     gone = order["image"][keep["image"] :]
     image = jnp.mean((predicted[:, gone] - patches[:, gone]) ** 2)

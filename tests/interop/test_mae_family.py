@@ -311,12 +311,14 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
     refused("mae", mae_file(decoder_pos_embed=np.ones((1, 17, 32))), "the decoder's positions are not MAE's fixed ones")
     refused("mae", npz(tmp_path / "y.npz", big_vision_weights()), "there is no matrix 'blocks.0.mlp.fc2.weight'")
     refused("m3ae", mae_file(), "there is no matrix 'encoder/Block_0/TransformerMLP_0/fc2/kernel' in the file")
-    refused("big_vision", mae_file(), "there is no 'img/embedding/kernel' in the file: it is no pair of towers")
+    refused("big_vision", mae_file(), "there is no 'img/embedding/kernel' in the file: it is not a pair of towers")
 
     words = m3ae_weights()
     pictures = {k: v for k, v in words.items() if "text" not in k}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"state": {"params": {"params": unflatten(pictures)}}}))
-    refused("m3ae", tmp_path / "x.pkl", "'text_embedding/embedding' in the file: it is no M3AE of pictures and texts")
+    refused(
+        "m3ae", tmp_path / "x.pkl", "'text_embedding/embedding' in the file: it is not an M3AE of pictures and texts"
+    )
 
     (folder := tmp_path / "hf").mkdir()
     interop.save("hf-vit-mae", config, unflatten(of(config)), folder)

@@ -264,8 +264,8 @@ def test_npz_that_lie(tmp_path):
     huge = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000000), }\n"
     refused(put(tmp_path, "x.npz", member(huge)), r"'w.npy' of shape \(1000000000, 1000000000\) and float32 has")
     objects = b"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }\n"
-    refused(put(tmp_path, "x.npz", member(objects)), "holds an array of 'object', which are no numbers")
-    refused(put(tmp_path, "x.npz", member(huge, "readme.txt")), "'readme.txt' in it is no array")
+    refused(put(tmp_path, "x.npz", member(objects)), "holds an array of 'object', which are not numbers")
+    refused(put(tmp_path, "x.npz", member(huge, "readme.txt")), "'readme.txt' in it is not an array")
 
 
 def test_torch_archives_that_lie(tmp_path, torch_names):
@@ -291,7 +291,7 @@ def test_pickles_that_lie(tmp_path):
 
     text = r"an array of shape \(1000000000, 1000000000\) and float32 does not have that many bytes"
     refused(put(tmp_path, "x.pkl", pickle.dumps({"w": Huge()})), text)
-    refused(put(tmp_path, "x.pkl", pickle.dumps({"w": np.array([{}, []], object)})), "'O8', which are no numbers")
+    refused(put(tmp_path, "x.pkl", pickle.dumps({"w": np.array([{}, []], object)})), "'O8', which are not numbers")
     memo = b"\x80\x02}r\xff\xff\xff\x7f."  # an empty dict, remembered under 2**31 - 1
     refused(put(tmp_path, "x.pkl", memo), "it holds no arrays")
     shared = []

@@ -55,7 +55,7 @@ def test_several_slices_and_cores_are_told():
         ("v4-9", 1, "counts cores (two a chip), a power of two from 8"),
         ("v4:4x4", 1, "a v4 slice has 3 axes"),
         ("v7-8", 1, "unknown TPU 'v7'"),
-        ("big", 1, "is no slice; valid: v4-128, v5litepod-256"),
+        ("big", 1, "is not a slice; valid: v4-128, v5litepod-256"),
         ("v4-8", 0, "--num_slices=0: at least 1"),
     ],
 )

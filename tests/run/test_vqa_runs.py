@@ -98,7 +98,7 @@ def test_a_pretrained_run_says_its_scale(tmp_path):
 
 
 @pytest.mark.parametrize("argument, text", [
-    ("init=runs/nowhere", "init='runs/nowhere' is no workdir: it has no config.json; valid: a run's --workdir"),
+    ("init=runs/nowhere", "init='runs/nowhere' is not a workdir: it has no config.json; valid: a run's --workdir"),
     ("of=mae", "unknown of 'mae' (did you mean 'm3ae'?); valid: clip, m3ae, mae_clip, slip"),
     ("data=nowhere", "no data set 'nowhere' at "),
 ])  # fmt: skip

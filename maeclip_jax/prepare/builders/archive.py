@@ -31,7 +31,7 @@ class Archive:
                 self._open = tarfile.open(self.path)  # noqa: SIM115 (lives as long as this object)
                 self._members = {m.name.removeprefix("./"): m for m in self._open if m.isfile()}
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise UserError(f"{self.path} is no folder, tar or zip that can be read whole ({error})") from None
+            raise UserError(f"{self.path} is not a folder, tar or zip that can be read whole ({error})") from None
         self._place = {path: n for n, path in enumerate(self._members)}
 
     @property

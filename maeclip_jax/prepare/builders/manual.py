@@ -81,7 +81,7 @@ def instructions(*files: File) -> str:
 def listing(folder: Path) -> str:
     """What a folder holds, in a few words."""
     if not folder.is_dir():
-        return f"{folder} is no folder"
+        return f"{folder} is not a folder"
     names = sorted(p.name for p in folder.iterdir())
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{more}"
@@ -168,7 +168,7 @@ def build(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"name {name!r} is no TFDS name; valid: small letters, digits and _")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; {' '.join(cls.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}")
+        raise UserError(f"{folder} is not a folder; {' '.join(cls.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}")
     for file in cls.FILES:
         if not file.optional:
             file.need(folder)

@@ -60,7 +60,7 @@ class VqaJsonl(question_sets.Builder):
 def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
     """Split -> picture -> questions. `references`: the column they stand in; "": answers, else answer.
 
-    Raises UserError, with its line, for what is no question.
+    Raises UserError, with its line, for what is not a question.
     """
     if references not in ("", *COLUMNS):
         raise unknown("references", references, COLUMNS)
@@ -69,7 +69,7 @@ def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
     for number, row in _rows(file):
         image, split = row["image"], str(row.get("split") or "train")
         if not crawl.is_split_name(split):
-            raise UserError(f"{file}, line {number}: {split!r} is no name of a split; valid: letters, digits and _")
+            raise UserError(f"{file}, line {number}: {split!r} is not a split name; valid: letters, digits and _")
         asked = splits.setdefault(split, {}).setdefault(image, [])
         given = _references(row, references, f"{file}, line {number}")
         few += len(given) in (2, 3)

@@ -147,7 +147,9 @@ def test_a_folder_without_class_folders_and_one_that_is_not_there(tmp_path):
     assert "flat holds no pictures in folders; " in str(e.value) and "flat holds 1.jpg; expected: SRC/" in str(e.value)
     with pytest.raises(UserError) as e:
         build(tmp_path / "none", tmp_path)
-    assert "none is no folder; SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg" in str(e.value) and "\n" not in str(e.value)
+    assert "none is not a folder; SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg" in str(e.value) and "\n" not in str(
+        e.value
+    )
 
 
 def test_command_line(tmp_path):
