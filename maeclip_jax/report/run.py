@@ -168,7 +168,7 @@ class Run:
         """(step, metric) of every evaluation, oldest first."""
         for one in self.evals:
             for name in evaluators_of(one):
-                for metric in result(one, name).metrics:
+                for metric in self.result(one, name).metrics:
                     yield one["step"], metric
 
     def picture(self, name: str) -> bytes | None:
