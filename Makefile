@@ -19,7 +19,7 @@ export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input preflight preflight-all doctor \
-	test test-parity notebooks lint golden clean
+	test test-unit test-parity notebooks lint golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,8 +77,13 @@ doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 
 test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
-	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q . && $(VENV)/bin/lint-imports --no-logo | tail -n 8
+	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q . && $(VENV)/bin/lint-imports --no-logo
 	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile $(ARGS)
+
+test-unit:  ## lint and the tests that take seconds a file, no whole runs and no pods (minutes on 2 cores)
+	@$(MAKE) -s install EXTRAS=$(EXTRAS)
+	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile -m 'not run and not pod' $(ARGS)
 
 test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)
 	@$(MAKE) -s install EXTRAS=test,parity

@@ -23,7 +23,7 @@ with _epy.lazy_api_imports(globals()):
     from maeclip_jax.nn.pixels import denormalise, normalise, patchify, unpatchify
     from maeclip_jax.nn.pool import AttentionPool, Pool, Tokens, pooled
     from maeclip_jax.nn.tower import Decoder, Encoder
-    from maeclip_jax.objectives.clip import Clip, Head
+    from maeclip_jax.objectives.clip import Clip, EmbedHead
     from maeclip_jax.objectives.losses import (
         contrastive_sigmoid,
         contrastive_softmax,

@@ -19,3 +19,31 @@ for name, value in {
     "JAX_TRACEBACK_FILTERING": "tracebackhide",  # no note of jax's behind the text of an error
 }.items():
     os.environ.setdefault(name, value)
+
+
+# Tiers. `make test-unit` runs what is in neither: seconds a file, under three minutes in all.
+TIERS = {
+    # Trains or evaluates whole runs, in this process or as commands.
+    "run": (
+        "run/", "test_api.py", "test_suites.py", "test_sweep.py", "test_odd.py", "test_notebooks.py", "test_main.py",
+        "bench/", "test_collection.py", "interop/test_adoption.py", "parallel/test_sharding.py",
+        "prepare/test_prepare.py", "prepare/test_prepare_beam.py", "prepare/builders/test_scenes.py",
+    ),
+    # Several processes, servers, stand-ins of a cloud, the TPU compiler.
+    "pod": (
+        "run/test_processes.py", "run/test_curves.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
+        "parallel/test_pod.py", "preflight/", "test_tpu_scripts.py", "run/test_resume.py",
+    ),
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Marks each test with the tier of its file."""
+    import pytest
+
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        for tier in ("pod", "run"):
+            if path.startswith(TIERS[tier]):
+                item.add_marker(getattr(pytest.mark, tier))
+                break

@@ -139,7 +139,7 @@ def test_evaluation_leaves_out_what_it_cannot_use(refused):
     files = Files()
     config = dict(source=files, ops=OPS.replace("random_resized_crop(32,area=(0.5,1))", "resize(32)"), max_bad=0.9)
     with pipeline.evaluate(config, batch_size=10, tokenizer=tokenizer.make(dict(type="bytes"))) as batches:
-        rows = [(k, bool(m), int(b)) for x in batches for k, m, b in zip(x["_key"], x["_mask"], x["_bad"])]
+        rows = [(k, bool(m), int(b)) for x in batches for k, m, b in zip(x["_key"], x["_valid"], x["_bad"])]
     used = [k for k, mask, _ in rows if mask]
     assert used == [n["file"] for n in files.notes if n["file"] not in refused]  # each once, in order
     assert {k for k, mask, bad in rows if bad} == refused.keys() and sum(b for *_, b in rows) == len(refused)

@@ -20,7 +20,8 @@ import numpy as np
 
 from maeclip_jax import cli
 from maeclip_jax.bench.figures import add_json, write
-from maeclip_jax.data import pipeline, tokenizer
+from maeclip_jax.data import pipeline
+from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import peak_per_device
@@ -75,17 +76,17 @@ def time_input(config, step: TrainStep, batches: int) -> dict:
     """Reads `batches` batches of the experiment's own data, or of noise and bytes where those are not there."""
     data, of, by = config.data, "the experiment's data", ""
     try:
-        words = tokenizer.of(config)
+        tokenizer = tokenizers.of(config)
     except UserError as e:
-        words, by = tokenizer.make(dict(type="bytes")), f", bytes as words ({_short(e)})"
+        tokenizer, by = tokenizers.make(dict(type="bytes")), f", bytes as words ({_short(e)})"
     try:
-        it = pipeline.train(data, batch_size=step.batch_size, seed=config.seed, tokenizer=words)
+        it = pipeline.train(data, batch_size=step.batch_size, seed=config.seed, tokenizer=tokenizer)
     except UserError as e:
         of = f"noise pictures ({_short(e)})"
         side = step.inputs["image"].shape[1] if "image" in step.inputs else 32
         data = data.copy_and_resolve_references()
         data.source = dict(kind="noise", resolution=side)
-        it = pipeline.train(data, batch_size=step.batch_size, seed=config.seed, tokenizer=words)
+        it = pipeline.train(data, batch_size=step.batch_size, seed=config.seed, tokenizer=tokenizer)
     with it:
         next(it)
         cpu, start = time.process_time(), time.perf_counter()

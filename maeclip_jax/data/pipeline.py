@@ -196,7 +196,7 @@ class Data:
     def evaluate(self, *, batch_size: int, tokenizer=None, process_index: int = 0, process_count: int = 1) -> Batches:
         """One pass over one source in its own order: every record once, all hosts the same number of batches.
 
-        Adds `_mask` (bool): False for rows of zeros, which fill the last batch or stand for a record that cannot be
+        Adds `_valid` (bool): False for rows of zeros, which fill the last batch or stand for a record that cannot be
         used. A bad record is not replaced but left out, counted in `_bad` and named. Draws of the ops, if any, depend
         on the index alone, so two passes are equal.
         """

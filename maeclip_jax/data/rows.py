@@ -13,7 +13,7 @@ from maeclip_jax.data.source import ENDLESS
 from maeclip_jax.errors import BadRecord, UserError
 
 _TRIES = 32
-_HIDDEN = {"_key": object, "_mask": bool, "_bad": np.int32}  # what the pipeline itself adds to a row
+_HIDDEN = {"_key": object, "_valid": bool, "_bad": np.int32}  # what the pipeline itself adds to a row
 _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}  # what the device would make of them
 
 
@@ -84,7 +84,7 @@ class TrainRows:
 
 
 class EvaluationRows:
-    """This host's rows of one pass in order; rows past the end and bad records are zeros with `_mask` False."""
+    """This host's rows of one pass in order; rows past the end and bad records are zeros with `_valid` False."""
 
     def __init__(self, component: Component, length: int, batch_size: int, block: tuple[int, int]):
         self.component, self.length, self.batch_size, self.block = component, length, batch_size, block
@@ -98,13 +98,13 @@ class EvaluationRows:
         step, row = divmod(i, rows)
         n = step * self.batch_size + offset + row
         if n >= self.length:
-            return {**self._empty, "_key": "", "_mask": False, "_bad": 0, "_bad_records": []}
+            return {**self._empty, "_key": "", "_valid": False, "_bad": 0, "_bad_records": []}
         try:
             example, key = self.component.load(n, generator(0, 0, n))
         except BadRecord as e:
             bad = [(e.key, e.kind, e.detail)]
-            return {**self._empty, "_key": e.key, "_mask": False, "_bad": 1, "_bad_records": bad}
-        return {**example, "_key": key, "_mask": True, "_bad": 0, "_bad_records": []}
+            return {**self._empty, "_key": e.key, "_valid": False, "_bad": 1, "_bad_records": bad}
+        return {**example, "_key": key, "_valid": True, "_bad": 0, "_bad_records": []}
 
     def _first_good(self) -> tuple[dict, dict]:
         """The signature of the rows and an empty one, from the first record that is good."""
@@ -183,8 +183,8 @@ def join(chunks: list[dict]) -> tuple[dict, int, list]:
         else:
             batch[name] = first if len(chunks) == 1 else np.concatenate([c[name] for c in chunks])
     batch["_bad_names"] = [": ".join(b) for b in bad]
-    if "_mask" in batch:
-        tried = int(batch["_mask"].sum()) + len(bad)
+    if "_valid" in batch:
+        tried = int(batch["_valid"].sum()) + len(bad)
     else:
         tried = len(batch["_key"]) + len(bad)
     return batch, tried, bad

@@ -154,13 +154,13 @@ class Grounding:
             z_CxE = (embed_prompts(self.context, params, self.prompts_CxKxT, self.batch_size),)
         for batch in self.context.batches(self.data, self.batch_size):
             held = select(batch, "image", "mask", who=WHO)
-            wanted = ("image", "mask", "_mask") if queries < self.pictures else ("mask", "_mask")
+            wanted = ("image", "mask", "_valid") if queries < self.pictures else ("mask", "_valid")
             rows = self.context.rows({name: held[name] for name in wanted})
             check_masks(rows["mask"], self.classes, self.ignore, WHO)
             asked = [self._present(mask_HxW) for mask_HxW in held["mask"]]
             phrase_BxQ = np.array([a + [0] * (self.phrases - len(a)) for a in asked], np.int32)
             with from_modules():
-                maps = self.draw(params, {k: held[k] for k in ("image", "_mask")} | {"phrase": phrase_BxQ}, *z_CxE)
+                maps = self.draw(params, {k: held[k] for k in ("image", "_valid")} | {"phrase": phrase_BxQ}, *z_CxE)
             for i, mask_HxW in enumerate(rows["mask"]):
                 present = self._present(mask_HxW)
                 queries += len(present)

@@ -29,7 +29,7 @@ EPSILON = 1e-6  # of the normalisation
 MOMENTUM = 0.1  # share of the newest batch in the running mean and variance
 
 
-class Head(NamedTuple):
+class LinearHead(NamedTuple):
     """`w` [D, C], `b` [C]; running `mean` [D] and `variance` [D] of the features."""
 
     w: Any
@@ -54,7 +54,7 @@ def train(
     batch_size: int,
     epochs: int,
     warmup: int,
-) -> tuple[Head, list[list[float]]]:
+) -> tuple[LinearHead, list[list[float]]]:
     """The head, and [loss, accuracy in percent] of every epoch. Raises UserError if no batch can be filled."""
     rows = len(context.source(data))
     per_epoch = rows // batch_size
@@ -92,16 +92,16 @@ def train(
                 history.append((sums / (step % per_epoch + 1)).tolist())
                 sums[:] = 0
             progress.update()
-    return Head(*(np.asarray(part) for part in head)), history
+    return LinearHead(*(np.asarray(part) for part in head)), history
 
 
-def _start(width: int, classes: int, seed: int) -> Head:
+def _start(width: int, classes: int, seed: int) -> LinearHead:
     w = 0.01 * np.random.default_rng(seed).normal(size=(width, classes))
-    head = Head(w, np.zeros(classes), np.zeros(width), np.ones(width))
-    return Head(*(part.astype(np.float32) for part in head))
+    head = LinearHead(w, np.zeros(classes), np.zeros(width), np.ones(width))
+    return LinearHead(*(part.astype(np.float32) for part in head))
 
 
-def _update(optimizer, head: Head, state, x_BxD, label_B):
+def _update(optimizer, head: LinearHead, state, x_BxD, label_B):
     mean, variance = jnp.mean(x_BxD, axis=0), jnp.var(x_BxD, axis=0)
     normal = (x_BxD - mean[None]) * jax.lax.rsqrt(variance + EPSILON)[None]
 
@@ -121,4 +121,4 @@ def _update(optimizer, head: Head, state, x_BxD, label_B):
         (1 - MOMENTUM) * old + MOMENTUM * new
         for old, new in ((head.mean, mean), (head.variance, variance * count / max(count - 1, 1)))
     ]
-    return Head(linear["w"], linear["b"], *running), state, jnp.stack([value, accuracy])
+    return LinearHead(linear["w"], linear["b"], *running), state, jnp.stack([value, accuracy])

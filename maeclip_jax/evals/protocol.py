@@ -85,7 +85,7 @@ class NotApplicable(Exception):
 class Context(Protocol):
     """What the runner gives to an evaluator.
 
-    A batch holds the rows of THIS process (`_mask` False where a row only fills the last batch); what comes back are
+    A batch holds the rows of THIS process (`_valid` False where a row only fills the last batch); what comes back are
     the rows of ALL processes in global order, without filling rows, as numpy arrays on every process.
     """
 
@@ -137,21 +137,21 @@ class Context(Protocol):
 
 
 def select(batch: Batch, *names: str, who: str) -> dict[str, np.ndarray]:
-    """The named arrays and `_mask`; UserError, with what the batch holds, if one is missing."""
+    """The named arrays and `_valid`; UserError, with what the batch holds, if one is missing."""
     for name in names:
         if name not in batch:
             held = ", ".join(k for k in batch if not k.startswith("_"))
             quoted = ", ".join(f'"{n}"' for n in names if not n.startswith("_"))
             raise UserError(f"{who} needs {name!r} in its batches, which hold: {held}; end the ops with keep({quoted})")
     size = len(batch[names[0]])
-    return {"_mask": np.asarray(batch.get("_mask", np.ones(size, bool)))} | {n: np.asarray(batch[n]) for n in names}
+    return {"_valid": np.asarray(batch.get("_valid", np.ones(size, bool)))} | {n: np.asarray(batch[n]) for n in names}
 
 
 def count_rows(context: Context, batch: Batch) -> int:
     """Real rows of a batch over all processes."""
     size = len(next(iter(batch.values())))
-    mask = np.asarray(batch.get("_mask", np.ones(size, bool)))
-    return len(context.rows({"row": np.arange(size, dtype=np.int32), "_mask": mask})["row"])
+    valid = np.asarray(batch.get("_valid", np.ones(size, bool)))
+    return len(context.rows({"row": np.arange(size, dtype=np.int32), "_valid": valid})["row"])
 
 
 def as_bytes(texts: Iterable[Any], width: int) -> np.ndarray:
@@ -188,4 +188,4 @@ def embed_texts(context: Context, params: Any, ids_NxT: np.ndarray, batch_size: 
         mine = np.arange(start + context.process_index * share, start + (context.process_index + 1) * share)
         text = np.zeros((share, length), np.int32)
         text[mine < count] = ids_NxT[mine[mine < count]]
-        yield unit_rows(context.embed(params, {"text": text, "_mask": mine < count})["text"])
+        yield unit_rows(context.embed(params, {"text": text, "_valid": mine < count})["text"])

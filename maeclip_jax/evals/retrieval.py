@@ -108,7 +108,7 @@ class Retrieval:
         images, texts, pairs, keys, batch_rows, seen = [], [], [], [], [], {}
         for batch in self.context.batches(self.data, self.batch_size):
             image = select(batch, "image", who="retrieval")
-            rows = self.context.rows(self._names(batch, image["_mask"]))
+            rows = self.context.rows(self._names(batch, image["_valid"]))
             # Place in the filled-up global batch -> number among all real rows.
             number = {int(place): n for n, place in enumerate(rows["place"], start=sum(batch_rows))}
             keys += [as_text(key) for key in rows["key"]]
@@ -116,7 +116,7 @@ class Retrieval:
             batch_rows.append(len(images[-1]))
 
             text = self._captions(batch)
-            z_RxD = self.context.embed(params, {n: text[n] for n in ("text", "_mask")})["text"]
+            z_RxD = self.context.embed(params, {n: text[n] for n in ("text", "_valid")})["text"]
             rows = self.context.rows(text)
             for ids, z, place in zip(rows["text"], z_RxD, rows["place"], strict=True):
                 if ids.tobytes() not in seen:
@@ -134,22 +134,22 @@ class Retrieval:
     def _place(self, size: int) -> np.ndarray:
         return (self.context.process_index * size + np.arange(size)).astype(np.int32)
 
-    def _names(self, batch: Batch, mask_B: np.ndarray) -> dict[str, np.ndarray]:
-        key = as_bytes(batch.get("_key", [""] * len(mask_B)), KEY_BYTES)
-        return {"place": self._place(len(mask_B)), "key": key, "_mask": mask_B}
+    def _names(self, batch: Batch, valid_B: np.ndarray) -> dict[str, np.ndarray]:
+        key = as_bytes(batch.get("_key", [""] * len(valid_B)), KEY_BYTES)
+        return {"place": self._place(len(valid_B)), "key": key, "_valid": valid_B}
 
     def _captions(self, batch: Batch) -> dict[str, np.ndarray]:
         """Texts flattened to [B * K, T], the place of their picture, and which are real."""
         arrays = select(batch, "text", who="retrieval")
         text_BxKxT = arrays["text"] if arrays["text"].ndim == 3 else arrays["text"][:, None]
         b, k, length = text_BxKxT.shape
-        real_BxK = arrays["_mask"][:, None] & (text_BxKxT != 0).any(-1)
+        real_BxK = arrays["_valid"][:, None] & (text_BxKxT != 0).any(-1)
         if "_captions" in batch:
             real_BxK &= np.arange(k) < np.asarray(batch["_captions"])[:, None]
         return {
             "text": text_BxKxT.reshape(b * k, length).astype(np.int32),
             "place": np.repeat(self._place(b), k),
-            "_mask": real_BxK.reshape(-1),
+            "_valid": real_BxK.reshape(-1),
         }
 
     def _image_query(self, which: str, i: int, rank: int, g: Gallery, tiles: dict) -> dict:

@@ -73,8 +73,8 @@ class Vqa:
         for batch in self.context.batches(self.data, self.batch_size):
             arrays = select(batch, "image", "text", "answer", "credit", who="vqa")
             kind = as_bytes(batch.get("_kind", [""] * len(arrays["text"])), KIND_BYTES)
-            rows = self.context.rows({k: arrays[k] for k in ("text", "answer", "credit", "_mask")} | {"kind": kind})
-            logits = self.logits(params, {k: arrays[k] for k in ("image", "text", "_mask")})
+            rows = self.context.rows({k: arrays[k] for k in ("text", "answer", "credit", "_valid")} | {"kind": kind})
+            logits = self.logits(params, {k: arrays[k] for k in ("image", "text", "_valid")})
             rows["guess"] = logits.argmax(axis=1).astype(np.int32) if len(logits) else np.zeros(0, np.int32)
             parts.append(rows)
         rows = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]} if parts else {}

@@ -15,7 +15,7 @@ from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import losses
-from maeclip_jax.objectives.masked import check_class_token, example, split_tower, stream_inputs
+from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs
 
 PROJECTIONS = ("linear", "affine", "none")
 # loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
@@ -29,7 +29,7 @@ def two_towers(image_tower: Mapping, text_tower: Mapping, compute: Mapping | Non
     return Encoder(image=picture, compute=compute, **image), Encoder(text=words, compute=compute, **text)
 
 
-class Head(nn.Module):
+class EmbedHead(nn.Module):
     """Tokens -> pooled -> projected -> L2-normalised [B, width], float32.
 
     `projection`: linear (CLIP) | affine (with a bias: SigLIP's texts) | none (SigLIP's pictures). `map`: see Pool.
@@ -106,7 +106,9 @@ class Clip(nn.Module):
         check_class_token(self.image_tower)
         self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
         self.image_head, self.text_head = (
-            Head(tower["pool"], self.embed_width, tower["heads"], tower.get("projection", "linear"), tower.get("map"))
+            EmbedHead(
+                tower["pool"], self.embed_width, tower["heads"], tower.get("projection", "linear"), tower.get("map")
+            )
             for tower in (self.image_tower, self.text_tower)
         )
         log_scale, bias = LOSSES[self.loss]

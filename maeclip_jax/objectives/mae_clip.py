@@ -12,7 +12,7 @@ import jax
 
 from maeclip_jax.nn.tower import Decoder
 from maeclip_jax.objectives.clip import Clip
-from maeclip_jax.objectives.masked import UNITS, draw_masks, filled_in, reconstruction_losses
+from maeclip_jax.objectives.reconstruction import UNITS, draw_masks, filled_in, reconstruction_losses
 
 
 class MaeClip(Clip):

@@ -10,113 +10,12 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import Kept, keep_count, random_keep
-from maeclip_jax.nn.pool import Pool, Tokens, parse
+from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
-from maeclip_jax.objectives import losses
-
-# Settings of a tower that are its embedding's, and those of what is done with its tokens.
-EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")
-HEAD = ("pool", "projection", "map")
-
-
-def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str) -> jax.Array:
-    """The normalised patches [B, N, P] of a batch's pictures; ValueError if they do not have the tower's size."""
-    height, width = batch["image"].shape[1:3]
-    if (height, width) != (image["size"], image["size"]):
-        raise ValueError(f"pictures are {height}x{width}, the image tower takes {image['size']}x{image['size']}")
-    return pixels.patchify(pixels.normalise(batch["image"], stats), image["patch"])
-
-
-def stream_inputs(
-    batch: Mapping[str, jax.Array], image: Mapping, stats: str, streams: tuple[str, ...] = ("image", "text")
-) -> dict[str, jax.Array]:
-    """What towers take of a batch: patches [B, N, P] and ids [B, T], of those `streams` that are in it."""
-    inputs = {}
-    if "image" in batch:
-        inputs["image"] = patches(batch, image, stats)
-    if "text" in batch and "text" in streams:
-        inputs["text"] = batch["text"]
-    return inputs
-
-
-def split_tower(tower: Mapping) -> tuple[dict, dict, dict]:
-    """A config's tower as what belongs to (its embedding, its encoder, the head on top of it)."""
-
-    def of(names: tuple[str, ...]) -> dict:
-        return {k: v for k, v in tower.items() if k in names}
-
-    return of(EMBEDDING), {k: v for k, v in tower.items() if k not in (*EMBEDDING, *HEAD)}, of(HEAD)
-
-
-def check_class_token(tower: Mapping) -> None:
-    """ValueError if a picture's pooling takes a class token that its tower does not have."""
-    if parse(tower["pool"])[0] == "cls" and not tower.get("cls"):
-        raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
-
-
-def example(image: Mapping | None, text: Mapping | None) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one example's picture and text, from the towers that take them."""
-    shapes = {}
-    if image is not None:
-        shapes["image"] = jax.ShapeDtypeStruct((image["size"], image["size"], 3), jnp.uint8)
-    if text is not None:
-        shapes["text"] = jax.ShapeDtypeStruct((text["length"],), jnp.int32)
-    return shapes
-
-
-# Metric of a reconstruction -> (unit, which direction is better).
-UNITS = {
-    "loss": ("", "lower"), "image": ("MSE of targets", "lower"), "text": ("nats per word", "lower"),
-    "text_accuracy": ("%", "higher"),
-}  # fmt: skip
-
-
-def draw_masks(rng: jax.Array, inputs: Mapping[str, jax.Array], ratio: Mapping, share: str) -> dict[str, Kept]:
-    """Per stream, which tokens are kept; streams draw independently. `ratio`: stream -> share masked out."""
-    kept = {}
-    for i, (stream, x) in enumerate(sorted(inputs.items())):
-        batch, length = x.shape[:2]
-        kept[stream] = random_keep(jax.random.fold_in(rng, i), batch, length, keep_count(length, ratio[stream]), share)
-    return kept
-
-
-def reconstruction_losses(
-    predicted: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept], norm_pix: bool
-) -> dict[str, jax.Array]:
-    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted."""
-    out = {}
-    if "image" in predicted:
-        target = losses.patch_normalise(inputs["image"])[0] if norm_pix else inputs["image"]
-        out["image"] = losses.reconstruction_image(predicted["image"], target, kept["image"].mask_BxN)
-    if "text" in predicted:
-        text_BxT = inputs["text"]
-        out["text"], out["text_accuracy"] = losses.reconstruction_text(
-            predicted["text"], text_BxT, kept["text"].mask_BxN, text_BxT == 0
-        )
-    return out
-
-
-def filled_in(predicted, inputs, kept, *, norm_pix: bool, stats: str, patch: int, size: int) -> dict[str, jax.Array]:
-    """Predictions as things to look at: `image` [B, H, W, 3] float in 0..255 as predicted everywhere (per-patch
-    normalisation undone with the target's own mean and deviation, as MAE's pictures are made), `image_mask` [B, N],
-    `text` [B, T] most likely words, `text_mask` [B, T]."""
-    out = {}
-    if "image" in predicted:
-        x_BxNxP = predicted["image"]
-        if norm_pix:
-            _, mean, std = losses.patch_normalise(inputs["image"])
-            x_BxNxP = x_BxNxP * std + mean
-        out["image"] = pixels.denormalise(pixels.unpatchify(x_BxNxP, patch, size, size), stats)
-        out["image_mask"] = kept["image"].mask_BxN
-    if "text" in predicted:
-        out["text"] = jnp.argmax(predicted["text"], axis=-1).astype(jnp.int32)
-        out["text_mask"] = kept["text"].mask_BxN
-    return out
+from maeclip_jax.objectives.reconstruction import UNITS, draw_masks, filled_in, reconstruction_losses
+from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs
 
 
 class Masked(nn.Module):

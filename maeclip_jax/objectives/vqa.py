@@ -19,7 +19,7 @@ from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 from maeclip_jax.objectives.clip import two_towers
-from maeclip_jax.objectives.masked import example, split_tower, stream_inputs
+from maeclip_jax.objectives.streams import example, split_tower, stream_inputs
 
 FUSIONS, LOSSES = ("joint", "towers"), ("softmax", "sigmoid")
 

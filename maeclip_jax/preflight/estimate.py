@@ -30,29 +30,29 @@ REMAT_LEAVES = 1 / 2
 TRAFFIC = {"all-reduce": 2.0}
 
 
-def train(prog: TrainStep) -> tuple[Any, tuple]:
+def train(built: TrainStep) -> tuple[Any, tuple]:
     """(the step of training, what it takes)."""
-    bad = jax.ShapeDtypeStruct((prog.batch_size,), jnp.int32, sharding=next(iter(prog.inputs.values())).sharding)
-    return prog.step, (prog.abstract, prog.inputs | {"_bad": bad})
+    bad = jax.ShapeDtypeStruct((built.batch_size,), jnp.int32, sharding=next(iter(built.inputs.values())).sharding)
+    return built.step, (built.abstract, built.inputs | {"_bad": bad})
 
 
-def evaluate(prog: TrainStep) -> tuple[Any, tuple]:
+def evaluate(built: TrainStep) -> tuple[Any, tuple]:
     """The loss of a batch, as the evaluator `loss` has it."""
 
     def step(params, batch):
         rngs = {"mask": jax.random.key(0)}
-        return prog.objective.apply({"params": params}, batch, train=False, rngs=rngs)
+        return built.objective.apply({"params": params}, batch, train=False, rngs=rngs)
 
-    return sharding.jit(step, prog.mesh), (prog.abstract.params, prog.inputs)
+    return sharding.jit(step, built.mesh), (built.abstract.params, built.inputs)
 
 
-def embed(prog: TrainStep) -> tuple[Any, tuple]:
+def embed(built: TrainStep) -> tuple[Any, tuple]:
     """Pooled features of a batch: what probes, zero-shot and retrieval run."""
 
     def step(params, batch):
-        return prog.objective.apply({"params": params}, batch, method="embed")
+        return built.objective.apply({"params": params}, batch, method="embed")
 
-    return sharding.jit(step, prog.mesh), (prog.abstract.params, prog.inputs)
+    return sharding.jit(step, built.mesh), (built.abstract.params, built.inputs)
 
 
 PROGRAMS = {"train": train, "evaluate": evaluate, "embed": embed}
@@ -66,19 +66,20 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     """
     errors.choose("--program", kind, PROGRAMS)
     devices = where.devices()
-    prog = build(config, epoch=epoch, devices=devices)
-    step, args = PROGRAMS[kind](prog)
+    built = build(config, epoch=epoch, devices=devices)
+    step, args = PROGRAMS[kind](built)
     found = {
         "slice": str(where), "chips": where.chips, "devices": len(devices), "device kind": devices[0].device_kind,
-        "program": kind, "mesh": mesh_text(dict(prog.mesh.shape)), "batch": prog.batch_size,
-        "batch per chip": prog.batch_size / where.chips, "steps": prog.total_steps,
-        "compute": dict(config.model.compute), "parameters": sum(x.size for x in jax.tree.leaves(prog.abstract.params)),
-        "parameters GiB": local_gib(prog.abstract.params), "HBM GiB": where.chip.hbm,
-        "optimizer GiB": local_gib(prog.abstract.opt_state) if kind == "train" else 0.0,
+        "program": kind, "mesh": mesh_text(dict(built.mesh.shape)), "batch": built.batch_size,
+        "batch per chip": built.batch_size / where.chips, "steps": built.total_steps,
+        "compute": dict(config.model.compute),
+        "parameters": sum(x.size for x in jax.tree.leaves(built.abstract.params)),
+        "parameters GiB": local_gib(built.abstract.params), "HBM GiB": where.chip.hbm,
+        "optimizer GiB": local_gib(built.abstract.opt_state) if kind == "train" else 0.0,
     }  # fmt: skip
     start = time.perf_counter()
     try:
-        with jax.set_mesh(prog.mesh):
+        with jax.set_mesh(built.mesh):
             compiled, text = compiled_with_text(step.lower(*args))
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
@@ -87,13 +88,13 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
         if needs and "temporaries" in str(e):
             needs += found["parameters GiB"] + found["optimizer GiB"]
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
-        return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, prog, found)}
+        return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, built, found)}
     if text_file:
         with open(text_file, "w") as f:
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
     found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())
-    return found | speed(hlo.costs(text), prog, where, len(devices), model_flops(prog, kind, step, args))
+    return found | speed(hlo.costs(text), built, where, len(devices), model_flops(built, kind, step, args))
 
 
 def compiled_with_text(lowered: Any) -> tuple[Any, str]:
@@ -108,17 +109,17 @@ def compiled_with_text(lowered: Any) -> tuple[Any, str]:
         return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
 
 
-def speed(costs: hlo.Costs, prog: TrainStep, where: Slice, devices: int, model: float) -> dict:
+def speed(costs: hlo.Costs, built: TrainStep, where: Slice, devices: int, model: float) -> dict:
     """What follows from a compiled program's costs: time, MFU, traffic, profile."""
     own = kernels.priced(costs.kernels, where)
     seconds = costs.cycles / where.chip.clock + sum(k["seconds"] for k in own)
     peak = PEAK[where.kind]
     top = [(m, c / where.chip.clock) for m, c in costs.top()] + [(k["kernel"], k["seconds"]) for k in own]
-    hours = prog.total_steps * seconds / 3600
+    hours = built.total_steps * seconds / 3600
     traffic = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in costs.collectives.items())
     return {
         "model FLOPs": model, "counted FLOPs": costs.flops * devices, "step seconds": seconds,
-        "MFU": model / (seconds * devices * peak), "images/s": prog.batch_size / seconds,
+        "MFU": model / (seconds * devices * peak), "images/s": built.batch_size / seconds,
         "hours": hours, "chip-hours": hours * where.chips,
         "collectives": dict(costs.collectives),
         "collective seconds": traffic / where.chip.ici if where.chip.ici and where.count == 1 else None,
@@ -130,9 +131,9 @@ def speed(costs: hlo.Costs, prog: TrainStep, where: Slice, devices: int, model: 
     }  # fmt: skip
 
 
-def model_flops(prog: TrainStep, kind: str, step, args: tuple) -> float:
+def model_flops(built: TrainStep, kind: str, step, args: tuple) -> float:
     """Of one call on the global batch: flops.FORMULA in training, else the program's own matrix products."""
-    return prog.flops_per_step if kind == "train" else flops.forward_matmul_flops(step.__wrapped__, *args)
+    return built.flops_per_step if kind == "train" else flops.forward_matmul_flops(step.__wrapped__, *args)
 
 
 def local_gib(tree: Any) -> float:
@@ -159,7 +160,7 @@ def needed_gib(message: str) -> float | None:
     return None
 
 
-def remedy(config, prog: TrainStep, found: dict) -> dict:
+def remedy(config, built: TrainStep, found: dict) -> dict:
     """Overrides of the config with which a program that has no room should have it: sharded parameters, remat, batch.
 
     A guess from the memory it needs: activations go with the batch, parameters and optimizer with 1/fsdp. Empty if
@@ -168,8 +169,8 @@ def remedy(config, prog: TrainStep, found: dict) -> dict:
     room, changes = TIGHT * found["HBM GiB"], {}
     state = found["parameters GiB"] + found["optimizer GiB"]
     activations = max((found["peak HBM GiB"] or 4 * found["HBM GiB"]) - state, 0.0)
-    shards = math.prod(prog.mesh.shape[a] for a in ("replica", "fsdp"))
-    fsdp = prog.mesh.shape["fsdp"]
+    shards = math.prod(built.mesh.shape[a] for a in ("replica", "fsdp"))
+    fsdp = built.mesh.shape["fsdp"]
     wanted = fsdp
     while state * fsdp / wanted > room / 3 and wanted * 2 <= shards and shards % (wanted * 2) == 0:
         wanted *= 2
@@ -179,9 +180,9 @@ def remedy(config, prog: TrainStep, found: dict) -> dict:
     if found["program"] == "train" and state + activations > room and config.model.compute.remat != "full":
         changes["model.compute.remat"] = "full"
         activations *= REMAT_LEAVES
-    batch = prog.batch_size
-    while state + activations * batch / prog.batch_size > room and batch % (2 * shards) == 0:
+    batch = built.batch_size
+    while state + activations * batch / built.batch_size > room and batch % (2 * shards) == 0:
         batch //= 2
-    if batch < prog.batch_size:
+    if batch < built.batch_size:
         changes["batch_size"] = batch
     return changes

@@ -10,7 +10,7 @@ from etils import epath
 
 from maeclip_jax.report import cost
 from maeclip_jax.report.page import amount
-from maeclip_jax.report.run import Number, Run, number, words
+from maeclip_jax.report.run import Number, Run, number, readable
 
 
 def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     columns = []
     for key in keys:
         held = [one[key] for one in found if key in one]
-        columns.append((words(key[0]), held[0].label, _chance(held)))
+        columns.append((readable(key[0]), held[0].label, _chance(held)))
     best = {k: _best([one[k] for one in found if k in one]) for k in keys}
     rows = []
     for run, one in zip(runs, found):

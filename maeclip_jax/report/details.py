@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from maeclip_jax.report.run import Result, Run, words
+from maeclip_jax.report.run import Result, Run, readable
 
 SMALL_PNG = 6000  # bytes; larger crops are stored as JPEG where that is smaller
 TABLE_ROWS = 200
@@ -41,7 +41,7 @@ def _sheet(run: Run, r: Result, name: str, missing: list[str]):
     path = r.pictures.get(name)
     data = run.picture(path) if path else None
     if data is None:
-        missing.append(f"The pictures of {words(r.evaluator)} are not in the workdir ({path or name}).")
+        missing.append(f"The pictures of {readable(r.evaluator)} are not in the workdir ({path or name}).")
         return None
     from PIL import Image
 
@@ -93,7 +93,7 @@ def _contact_sheet(run: Run, r: Result, detail: Mapping, missing: list[str]) -> 
     texts = [str(t) for t in detail.get("rows_text") or ()]
     texts += [""] * (len(pictures) - len(texts))
     rows = list(zip(pictures, texts))
-    title = TITLES.get(r.settings.get("type", r.evaluator), words(r.evaluator))
+    title = TITLES.get(r.settings.get("type", r.evaluator), readable(r.evaluator))
     legend = [(str(n), c) for n, c in detail.get("legend") or () if re.fullmatch("#[0-9a-fA-F]{6}", str(c))]
     shown = {"title": title, "columns": detail["columns"], "rows": rows, "legend": legend}
     return {"note": detail.get("note", "")} | shown

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.report.run import Run, words
+from maeclip_jax.report.run import Run, readable
 
 COLOURS = ("#3f6fd8", "#e0662f", "#2e9e6b", "#a25ddc", "#9a7b4f")
 INK = {"light": "#3a3f47", "dark": "#c3c8d0"}
@@ -81,7 +81,7 @@ def accuracies(run: Run) -> list[tuple[str, Draw]]:
     panels = {k: lines for k, lines in panels.items() if any(len(values) > 1 for _, values, _ in lines.values())}
     out = []
     for (evaluator, way, unit), lines in sorted(panels.items(), key=lambda p: next(iter(p[1].values()))[0] != "chance"):
-        title = words(evaluator) + (f": {way.replace('_to_', ' → ').replace('_', ' ')}" if way else "")
+        title = readable(evaluator) + (f": {way.replace('_to_', ' → ').replace('_', ' ')}" if way else "")
         out.append((title, functools.partial(_accuracy, lines, unit)))
     return out
 

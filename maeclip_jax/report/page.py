@@ -12,7 +12,7 @@ from etils import epath
 
 from maeclip_jax.report import cost, details, figures
 from maeclip_jax.report.details import Picture
-from maeclip_jax.report.run import Number, Run, words
+from maeclip_jax.report.run import Number, Run, readable
 
 TEMPLATES = epath.resource_path("maeclip_jax") / "templates"
 CARDS = ("accuracy", "top1", "image_to_text_R@1", "text_to_image_R@1", "miou", "token_accuracy")
@@ -30,7 +30,7 @@ def view(run: Run) -> dict[str, Any]:
     if not results:
         missing.append("This run has not been evaluated, so there are no results to show.")
     not_applicable = run.evals[-1].get("not_applicable", {}) if run.evals else {}
-    missing += [f"{words(name)} is not applicable: {reason}." for name, reason in not_applicable.items()]
+    missing += [f"{readable(name)} is not applicable: {reason}." for name, reason in not_applicable.items()]
     losses, accuracies = curves("losses", figures.losses(run)), curves("accuracies", figures.accuracies(run))
     if not losses:
         missing.append("No training losses are logged in metrics.jsonl, so there are no loss curves.")
@@ -154,7 +154,7 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
         files[name] = p.file or p.data
         return Markdown(name)
 
-    common = {"amount": amount, "times": times, "between": between, "words": words, "duration": cost.duration}
+    common = {"amount": amount, "times": times, "between": between, "words": readable, "duration": cost.duration}
     source = {p.name: p.read_text() for p in TEMPLATES.iterdir() if p.name.endswith(".j2")}
     setting = {"loader": jinja2.DictLoader(source), "trim_blocks": True, "lstrip_blocks": True}
     html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, **setting)

@@ -179,7 +179,7 @@ class Run:
         return None
 
 
-def words(name: str) -> str:
+def readable(name: str) -> str:
     """`zero_shot` -> `Zero shot`."""
     name = name.replace("_", " ")
     return name[:1].upper() + name[1:]

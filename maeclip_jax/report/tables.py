@@ -17,7 +17,7 @@ from maeclip_jax.report.cells import Cell, cell, line, mark_best, settle
 from maeclip_jax.report.figures import compact
 from maeclip_jax.report.models import Entry, Model
 from maeclip_jax.report.paper import Column
-from maeclip_jax.report.run import Number, words
+from maeclip_jax.report.run import Number, readable
 
 TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
 GROUNDING = (
@@ -243,7 +243,7 @@ def data_name(data: str) -> str:
 
 def type_name(kind: str) -> str:
     """`linear_probe` -> `Linear probe`."""
-    return TYPES.get(kind, words(kind))
+    return TYPES.get(kind, readable(kind))
 
 
 def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ from etils import epath
 
 from maeclip_jax import errors, evals
 from maeclip_jax.cli import say, warn
-from maeclip_jax.data import source, tokenizer
+from maeclip_jax.data import source
+from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.evals import Detail, Metric, Picture
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
@@ -32,7 +33,7 @@ class Runner:
     """
 
     def __init__(
-        self, config, objective, mesh, words, workdir: epath.Path, steps: Callable[[str, str], int], names: Mapping
+        self, config, objective, mesh, tokenizer, workdir: epath.Path, steps: Callable[[str, str], int], names: Mapping
     ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
@@ -40,7 +41,7 @@ class Runner:
         self.show: Callable[[int, str, np.ndarray], None] = lambda step, name, pixels_HxWx3: None
         self.settings: dict[str, dict] = {}
         self._known: dict[str, Any] = {}
-        self.context = Surroundings(objective, mesh, words, names)
+        self.context = Surroundings(objective, mesh, tokenizer, names)
         for name, entry in config.evals.items():
             settings = source.plain(entry)
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
@@ -177,14 +178,14 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     training data. UserError, after all others have run, for evaluators that failed.
     """
     workdir = make_workdir(workdir)
-    words = tokenizer.of(config)
+    tokenizer = tokenizers.of(config)
     model = setup(config, devices=devices)
     folder = _place(config, workdir)
     with jax.set_mesh(model.mesh):
         params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)
         names = read_names(folder, workdir)
-        runner = Runner(config, model.objective, model.mesh, words, workdir, lambda duration, what: 0, names)
+        runner = Runner(config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names)
         metrics = runner.run_due(params, step, final=True)
     for name, reason in runner.not_applicable.items():
         say(f"eval {name}: n/a, {reason}")

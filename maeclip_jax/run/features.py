@@ -27,8 +27,8 @@ class Surroundings:
     `running` names the evaluator whose progress is shown.
     """
 
-    def __init__(self, objective, mesh, words, names: Mapping[str, list[str]] | None = None):
-        self.objective, self.mesh, self.tokenizer, self.names = objective, mesh, words, dict(names or {})
+    def __init__(self, objective, mesh, tokenizer, names: Mapping[str, list[str]] | None = None):
+        self.objective, self.mesh, self.tokenizer, self.names = objective, mesh, tokenizer, dict(names or {})
         self.process_index, self.process_count = jax.process_index(), jax.process_count()
         self.running = "evaluation"
         self._parts = sharding.batch_shards(mesh)
@@ -96,14 +96,14 @@ class Surroundings:
     def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The arrays of a batch as they are, of all processes, without filling rows."""
         names = [k for k in batch if not k.startswith("_")]
-        mask = _mask(batch, names)
-        arrays = {k: np.asarray(batch[k]) for k in names} | {"_mask": mask}
+        valid = _valid(batch, names)
+        arrays = {k: np.asarray(batch[k]) for k in names} | {"_valid": valid}
         if self.process_count > 1:
             from jax.experimental import multihost_utils
 
             arrays = {k: np.concatenate(np.asarray(multihost_utils.process_allgather(v))) for k, v in arrays.items()}
-        mask = arrays.pop("_mask").astype(bool)
-        return {k: v[mask] for k, v in arrays.items()}
+        valid = arrays.pop("_valid").astype(bool)
+        return {k: v[valid] for k, v in arrays.items()}
 
     def want(self, config_data: Mapping, *pools: str) -> None:
         """Announces `features`, so that one pass over the data makes all that is wanted of it."""
@@ -136,7 +136,7 @@ class Surroundings:
         for batch in self.batches(config_data, batch_size):
             image = select(batch, "image", who=self.running)
             others = {k: v for k, v in batch.items() if k not in ("image", "text") and not k.startswith("_")}
-            rows = self.rows(others | {"_mask": image["_mask"]}) if others else {}
+            rows = self.rows(others | {"_valid": image["_valid"]}) if others else {}
             with errors.from_modules():
                 made = function(params, image)
             parts.append(
@@ -155,7 +155,7 @@ class Surroundings:
 
         def call(params: Any, batch: Mapping, *rest) -> Any:
             arrays = {k: np.asarray(v) for k, v in batch.items() if not k.startswith("_")}
-            return self._on_device(jitted, params, arrays, _mask(batch, list(arrays)), rest)
+            return self._on_device(jitted, params, arrays, _valid(batch, list(arrays)), rest)
 
         return call
 
@@ -185,20 +185,20 @@ class Surroundings:
         return {k: float(v) for k, v in jax.device_get({"loss": loss, **parts}).items()}
 
     def _inputs(self, batch: Mapping) -> dict[str, np.ndarray]:
-        return {k: np.asarray(batch[k]) for k in (*self.objective.inputs(), "_mask") if k in batch}
+        return {k: np.asarray(batch[k]) for k in (*self.objective.inputs(), "_valid") if k in batch}
 
-    def _on_device(self, function: Callable, params: Any, arrays: Mapping, mask: np.ndarray, rest: tuple) -> Any:
+    def _on_device(self, function: Callable, params: Any, arrays: Mapping, valid: np.ndarray, rest: tuple) -> Any:
         # Every device gets as many rows as every other; what is added is masked out again.
-        fill = -len(mask) % (self._parts // self.process_count)
+        fill = -len(valid) % (self._parts // self.process_count)
         arrays = {k: np.concatenate([v, np.zeros((fill, *v.shape[1:]), v.dtype)]) for k, v in arrays.items()}
-        mask = np.concatenate([mask, np.zeros(fill, bool)])
+        valid = np.concatenate([valid, np.zeros(fill, bool)])
         out = function(params, sharding.place(arrays, self.mesh), *rest)
         if self.process_count > 1:
             from jax.experimental import multihost_utils
 
             out = multihost_utils.process_allgather(out, tiled=True)
-            mask = np.concatenate(np.asarray(multihost_utils.process_allgather(mask)))
-        return jax.tree.map(lambda x: np.asarray(x)[mask], out)
+            valid = np.concatenate(np.asarray(multihost_utils.process_allgather(valid)))
+        return jax.tree.map(lambda x: np.asarray(x)[valid], out)
 
 
 def _key(config: Any) -> str:
@@ -208,7 +208,7 @@ def _key(config: Any) -> str:
     return json.dumps(config, sort_keys=True, default=lambda x: source.plain(x) if hasattr(x, "keys") else repr(x))
 
 
-def _mask(batch: Mapping, names: list[str]) -> np.ndarray:
-    if "_mask" in batch:
-        return np.asarray(batch["_mask"], bool)
+def _valid(batch: Mapping, names: list[str]) -> np.ndarray:
+    if "_valid" in batch:
+        return np.asarray(batch["_valid"], bool)
     return np.ones(len(batch[names[0]]), bool)

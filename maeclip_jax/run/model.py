@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maeclip_jax import errors, objectives
-from maeclip_jax.data import tokenizer
+from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.preprocess import Preprocess, is_one, is_one_text
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import mask_classes, pictures, reconstruction, saliency
@@ -101,10 +101,10 @@ class Model:
         self.names, self.batch_size = dict(names or {}), batch_size
         shapes = objective.inputs()
         reads = "text" in shapes
-        words = tokenizer.of(config) if reads else None
+        tokenizer = tokenizers.of(config) if reads else None
         length = shapes["text"].shape[0] if reads else 0
-        self.preprocess = Preprocess(config.preprocess.image, shapes["image"].shape[0], words, length)
-        self._context = Surroundings(objective, mesh, words, self.names)
+        self.preprocess = Preprocess(config.preprocess.image, shapes["image"].shape[0], tokenizer, length)
+        self._context = Surroundings(objective, mesh, tokenizer, self.names)
         self._compiled = functools.cache(self._compile)
 
     def __repr__(self) -> str:
@@ -292,7 +292,7 @@ class Model:
             size = min(s for s in (1, 4, 16, self.batch_size) if rows <= s)
             filled = {k: np.concatenate([v, np.zeros((size - rows, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
             with self._on_mesh():
-                parts.append(function(self.params, filled | {"_mask": np.arange(size) < rows}, *rest))
+                parts.append(function(self.params, filled | {"_valid": np.arange(size) < rows}, *rest))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def _on_mesh(self):

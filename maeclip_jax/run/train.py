@@ -16,7 +16,8 @@ from etils import epath
 
 from maeclip_jax.cli import say, warn
 from maeclip_jax.config import plain, to_steps
-from maeclip_jax.data import pipeline, tokenizer
+from maeclip_jax.data import pipeline
+from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import watchdog
@@ -62,29 +63,29 @@ def run(
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
     workdir = make_workdir(workdir)
-    words = tokenizer.of(config)
+    tokenizer = tokenizers.of(config)
     data = pipeline.open(config.data)
-    prog = build(config, epoch=data.length, devices=devices)
+    built = build(config, epoch=data.length, devices=devices)
     peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
-    with jax.set_mesh(prog.mesh), StopSignal() as stop:
-        _Run(config, workdir, words, data, prog, peak, stop, start, limits, profile).loop()
+    with jax.set_mesh(built.mesh), StopSignal() as stop:
+        _Run(config, workdir, tokenizer, data, built, peak, stop, start, limits, profile).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
     def __init__(
-        self, config, workdir: epath.Path, words, data: pipeline.Data, prog, peak: tuple[float, str], stop, start,
+        self, config, workdir: epath.Path, tokenizer, data: pipeline.Data, built, peak: tuple[float, str], stop, start,
         limits, profile,
     ):  # fmt: skip
-        self.config, self.workdir, self.prog, self.data = config, workdir, prog, data
-        self.words, self.peak, self.stop = words, peak, stop
+        self.config, self.workdir, self.built, self.data = config, workdir, built, data
+        self.tokenizer, self.peak, self.stop = tokenizer, peak, stop
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
-            return to_steps(duration, what, batch_size=prog.batch_size, epoch=data.length, total=prog.total_steps)
+            return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
 
-        self.profile = Profile(workdir, profile, prog.total_steps)
+        self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
         if best and best not in config.evals:
@@ -99,13 +100,13 @@ class _Run:
             best=config.checkpoint.best,
         )
         self.text = claim(config, workdir, continued=self.saved.latest() is not None)
-        write_names(workdir, data.names, prog.objective)
+        write_names(workdir, data.names, built.objective)
         names = read_names(workdir, config.resume)
-        self.runner = evaluate.Runner(config, prog.objective, prog.mesh, words, workdir, steps, names)
+        self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
 
     def loop(self) -> None:
-        prog, workdir = self.prog, self.workdir
+        built, workdir = self.built, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
         self.runner.forget_after(first)
@@ -117,14 +118,14 @@ class _Run:
             self.saved.record(step, metrics, better)
             if step == first:  # a kill may have come between the evaluation and its row
                 self.log.scalars(step, metrics)
-        say(parameter_table(prog.abstract.params))
-        say(f"{describe_devices(prog.mesh)}; {prog.total_steps} steps of {prog.batch_size} examples; {workdir}")
+        say(parameter_table(built.abstract.params))
+        say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
         try:
             self._evaluate(state, first)  # what a killed run still owed of the step it left
-            if first < prog.total_steps:
+            if first < built.total_steps:
                 state = self._train(state, first)
             else:
-                say(f"{workdir}: all {prog.total_steps} steps are done")
+                say(f"{workdir}: all {built.total_steps} steps are done")
         except UserError:
             self.saved.wait()  # what was being saved is worth having, whatever went wrong
             raise
@@ -136,18 +137,18 @@ class _Run:
     # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
 
     def _start(self) -> tuple[State, Clock]:
-        prog, config = self.prog, self.config
+        built, config = self.built, self.config
         clock = Clock(start=self.start)
         latest = self.saved.latest()
         if latest is not None or config.resume:
             folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
             start = time.perf_counter()
-            state, meta = checkpoint.read(folder, prog.abstract)
+            state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
-            if meta["batch_size"] != prog.batch_size:
+            if meta["batch_size"] != built.batch_size:
                 raise UserError(
                     f"checkpoint {folder} was trained with batch_size {meta['batch_size']}, the config says "
-                    f"{prog.batch_size}: schedules and data order would change; set batch_size={meta['batch_size']}, "
+                    f"{built.batch_size}: schedules and data order would change; set batch_size={meta['batch_size']}, "
                     "or start a new --workdir with config.init_from"
                 )
             if meta["seed"] != config.seed:
@@ -155,16 +156,16 @@ class _Run:
                     f"checkpoint {folder} was trained with seed {meta['seed']}, the config says {config.seed}: "
                     f"the data order would change; set seed={meta['seed']}, or start a new --workdir"
                 )
-            if step > prog.total_steps:
+            if step > built.total_steps:
                 raise UserError(
-                    f"checkpoint {folder} is past the end: total={config.total!r} is {prog.total_steps} steps; "
+                    f"checkpoint {folder} is past the end: total={config.total!r} is {built.total_steps} steps; "
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
             clock.add("restore", time.perf_counter() - start)
-            say(f"continuing from step {step} of {prog.total_steps} ({folder})")
+            say(f"continuing from step {step} of {built.total_steps} ({folder})")
             return state, clock
-        state = prog.init()
+        state = built.init()
         if config.init_from:
             have, said = adoption.parameters(config, state.params)
             if said:
@@ -177,17 +178,17 @@ class _Run:
     # The loop proper.
 
     def _train(self, state: State, first: int) -> State:
-        prog, clock = self.prog, self.clock
+        built, clock = self.built, self.clock
         batches = self.data.train(
-            batch_size=prog.batch_size, seed=self.config.seed, start_example=first * prog.batch_size,
-            tokenizer=self.words, process_index=jax.process_index(), process_count=jax.process_count(),
+            batch_size=built.batch_size, seed=self.config.seed, start_example=first * built.batch_size,
+            tokenizer=self.tokenizer, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         try:
-            ahead = Feed(batches, prog, clock)
+            ahead = Feed(batches, built, clock)
             with clock.phase("compile"):
-                step = prog.step.lower(prog.abstract, ahead.shapes()).compile()
+                step = built.step.lower(built.abstract, ahead.shapes()).compile()
             peak, peak_source = self.peak
-            say(f"{flops.FORMULA}; {prog.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
+            say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
             say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}")
             with watchdog.Watchdog(self.limits, clock.look) as dog, self.profile:
                 return self._steps(state, first, step, ahead, dog)
@@ -195,14 +196,20 @@ class _Run:
             batches.close()
 
     def _steps(self, state, first: int, step, ahead: Feed, dog: watchdog.Watchdog) -> State:
-        prog, clock = self.prog, self.clock
+        built, clock = self.built, self.clock
         clock.start_loop()
         progress = Throughput(
-            first, prog.total_steps, prog.batch_size, prog.flops_per_step, self.peak[0], prog.mesh.size, clock.seconds
+            first,
+            built.total_steps,
+            built.batch_size,
+            built.flops_per_step,
+            self.peak[0],
+            built.mesh.size,
+            clock.seconds,
         )
         trace = ExampleTrace(self.workdir, first) if self.config.log.examples else None
         pending = None
-        for n in range(first, prog.total_steps):
+        for n in range(first, built.total_steps):
             dog.beat(n + 1)
             batch, keys = ahead.next()  # 1
             state, metrics = self.profile(n + 1, step, state, batch)  # 2
@@ -212,15 +219,15 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            saving = done % self.save_every == 0 or done == prog.total_steps or stopping
-            if saving or self.runner.due(done, final=done == prog.total_steps):
+            saving = done % self.save_every == 0 or done == built.total_steps or stopping
+            if saving or self.runner.due(done, final=done == built.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
             if saving:  # 5
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    if stopping or done == prog.total_steps:
+                    if stopping or done == built.total_steps:
                         self.saved.wait()
                 self._write_costs(done)
             if stopping:
@@ -239,11 +246,11 @@ class _Run:
             say(self.start.finish())
             self._write_costs(step)
         self._guard(step, values, keys)
-        if step % self.log_every and step != self.prog.total_steps and step != 1:
+        if step % self.log_every and step != self.built.total_steps and step != 1:
             return
         row = {f"train/{k}": v for k, v in values.items()}
         row |= progress.measure(step, self.clock.seconds) | device_memory()
-        row["progress/examples_seen"] = step * self.prog.batch_size
+        row["progress/examples_seen"] = step * self.built.batch_size
         self.log.scalars(step, row)
         say(progress.line(step, row))
 
@@ -261,35 +268,35 @@ class _Run:
                 f"config.resume={self.workdir}"
             )
         bad = int(values["bad_records"])
-        pipeline.check_bad(step * self.prog.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
+        pipeline.check_bad(step * self.built.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
 
     def _evaluate(self, state: State, step: int) -> None:
         """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""
         if step == 0:
             return
         with self.clock.phase("eval"):
-            metrics = self.runner.run_due(state.params, step, final=step == self.prog.total_steps)
+            metrics = self.runner.run_due(state.params, step, final=step == self.built.total_steps)
         if metrics:
-            self.log.scalars(step, metrics | {"progress/examples_seen": step * self.prog.batch_size})
+            self.log.scalars(step, metrics | {"progress/examples_seen": step * self.built.batch_size})
             self.saved.record(step, metrics, self.runner.better)
 
     def _meta(self, step: int) -> dict:
         return {
             "step": step,
-            "examples_seen": step * self.prog.batch_size,
-            "batch_size": self.prog.batch_size,
+            "examples_seen": step * self.built.batch_size,
+            "batch_size": self.built.batch_size,
             "seed": self.config.seed,
             "seconds": self.clock.seconds,
         }
 
     def _write_costs(self, step: int) -> None:
         write_costs(self.workdir, {
-            "step": step, "examples_seen": step * self.prog.batch_size, "seconds": self.clock.seconds,
+            "step": step, "examples_seen": step * self.built.batch_size, "seconds": self.clock.seconds,
             "start_seconds": self.start.seconds,
-            "devices": self.prog.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
-            "processes": jax.process_count(), "batch_size": self.prog.batch_size,
-            "parameters": sum(x.size for x in jax.tree.leaves(self.prog.abstract.params)),
-            "flops_per_step": self.prog.flops_per_step, "mfu_formula": flops.FORMULA,
+            "devices": self.built.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
+            "processes": jax.process_count(), "batch_size": self.built.batch_size,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.built.abstract.params)),
+            "flops_per_step": self.built.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": versions(),
             "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
         })  # fmt: skip

@@ -79,7 +79,7 @@ def test_batch_contract():
     assert batch["image"].flags["C_CONTIGUOUS"] and batch["number"].dtype == np.int32
     assert batch["_key"].dtype == object and batch["_key"][0] == f"k{batch['number'][0]}"
     assert batch["_bad"].dtype == np.int32 and not batch["_bad"].any() and batch["_bad_names"] == []
-    assert "_mask" not in batch
+    assert "_valid" not in batch
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 12])
@@ -341,17 +341,17 @@ def test_evaluation_covers_each_record_once(n, batch_size, hosts):
     assert {len(s) for s in streams} == {-(-n // batch_size)}
     keys = []
     for rows in zip(*streams):
-        assert {len(b["_mask"]) for b in rows} == {batch_size // hosts}
+        assert {len(b["_valid"]) for b in rows} == {batch_size // hosts}
         for b in rows:
-            assert not b["image"][~b["_mask"]].any() and b["image"].dtype == np.uint8
-            keys += b["_key"][b["_mask"]].tolist()
+            assert not b["image"][~b["_valid"]].any() and b["image"].dtype == np.uint8
+            keys += b["_key"][b["_valid"]].tolist()
     assert keys == [f"k{i}" for i in range(n)]
 
 
 def test_evaluation_leaves_bad_records_out():
     stream = pipeline.evaluate(data(source=Records(11, (0, 4)), max_bad=0.5), batch_size=4)
     batches = list(stream)
-    mask, numbers = (np.concatenate([b[k] for b in batches]) for k in ("_mask", "number"))
+    mask, numbers = (np.concatenate([b[k] for b in batches]) for k in ("_valid", "number"))
     assert numbers[mask].tolist() == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert flat(batches, "_bad") == [1, 0, 0, 0, 1] + [0] * 7
     assert (stream.seen, stream.bad, stream.kinds) == (11, 2, {"empty": 2})
@@ -386,7 +386,7 @@ def test_op_strings_give_batches():
 
     ops = 'resize(8)|captions(3)|tokenize(16)|keep("image","text")'
     batches = list(pipeline.evaluate({"source": Pictures(5), "ops": ops}, batch_size=4, tokenizer=words))
-    assert batches[1]["text"].shape == (4, 3, 16) and batches[1]["_mask"].tolist() == [True, False, False, False]
+    assert batches[1]["text"].shape == (4, 3, 16) and batches[1]["_valid"].tolist() == [True, False, False, False]
     assert batches[0]["_captions"].tolist() == [1, 2, 3, 1]
     with pytest.raises(UserError, match="there is no tokenizer"):
         pipeline.evaluate({"source": Pictures(5), "ops": ops}, batch_size=4)

@@ -124,7 +124,7 @@ def test_rows_of_training_and_evaluation(root):
     for batch in pipeline.evaluate(config, batch_size=4, tokenizer=WORDS):
         assert batch["answer"].shape == (4, 4) and batch["answer"].dtype == np.int32
         assert batch["score"].dtype == batch["credit"].dtype == np.float32
-        for i in np.flatnonzero(batch["_mask"]):
+        for i in np.flatnonzero(batch["_valid"]):
             # What an evaluator can know of a row agrees with the official accuracy of the raw references.
             references = answers.split(str(batch["_references"][i]))
             for place, said in enumerate(batch["answer"][i]):
@@ -149,8 +149,8 @@ def test_two_processes_have_every_question_once(root):
             config, batch_size=4, tokenizer=WORDS, process_index=process, process_count=2
         ):  # fmt: skip
             assert len(batch["_references"]) == len(batch["_kind"]) == 2
-            assert all((r != "") == real for r, real in zip(batch["_references"], batch["_mask"]))  # of its own rows
-            keys += list(batch["_key"][batch["_mask"]])
+            assert all((r != "") == real for r, real in zip(batch["_references"], batch["_valid"]))  # of its own rows
+            keys += list(batch["_key"][batch["_valid"]])
     assert sorted(keys) == sorted(record["key"] for record in pets(root))
 
 

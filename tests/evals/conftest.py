@@ -79,12 +79,12 @@ class Fake(Context):
         for start in range(0, count, batch_size):
             mine = start + self.process_index * share + np.arange(share)
             real = mine < count
-            yield {k: np.asarray(v)[np.where(real, mine, 0)] for k, v in self.data.items()} | {"_mask": real}
+            yield {k: np.asarray(v)[np.where(real, mine, 0)] for k, v in self.data.items()} | {"_valid": real}
 
     def rows(self, batch):
         assert all(v.dtype in (np.uint8, np.int32, np.float32, np.bool_) for v in batch.values()), "only these travel"
         whole = self.exchange(self.process_index, dict(batch))
-        return {k: v[whole["_mask"]] for k, v in whole.items() if k != "_mask"}
+        return {k: v[whole["_valid"]] for k, v in whole.items() if k != "_valid"}
 
     def want(self, config_data, *pools):
         self.calls.append(("want", *pools))
@@ -93,7 +93,7 @@ class Fake(Context):
         parts = []
         for batch in self.batches(config_data, batch_size):
             others = {k: v for k, v in batch.items() if k not in ("image", "text")}
-            image = self.embed(params, {k: batch[k] for k in ("image", "_mask")})["image"]
+            image = self.embed(params, {k: batch[k] for k in ("image", "_valid")})["image"]
             parts.append({"image": image, **(self.rows(others) if len(others) > 1 else {})})
         return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
@@ -107,7 +107,7 @@ class Fake(Context):
         return contextlib.nullcontext(SimpleNamespace(update=lambda n=1: None))
 
     def embed(self, params, batch):
-        assert set(batch) <= {"image", "text", "_mask"}
+        assert set(batch) <= {"image", "text", "_valid"}
         rows = self.rows(batch)
         out = {}
         if "image" in rows:
@@ -190,7 +190,7 @@ class Sets(Fake):
         while True:
             rows = draw.permutation(len(x))[:batch_size]
             yield {"image": np.asarray(x, np.float32)[rows], "label": np.asarray(label, np.int32)[rows],
-                   "_mask": np.ones(len(rows), bool)}  # fmt: skip
+                   "_valid": np.ones(len(rows), bool)}  # fmt: skip
 
 
 class Sized(SimpleNamespace):

@@ -36,4 +36,4 @@ def test_objectives_without_a_decoder_reconstruct_nothing(fake):
 
 def test_a_missing_array_is_named_with_what_the_batch_holds():
     with pytest.raises(UserError, match=r"zero_shot needs 'label' .*hold: image; end the ops with keep\(\"label\"\)"):
-        select({"image": [1], "_mask": [True]}, "label", who="zero_shot")
+        select({"image": [1], "_valid": [True]}, "label", who="zero_shot")

@@ -12,7 +12,8 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, files, mae
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.mask import keep_lowest
-from maeclip_jax.objectives.masked import reconstruction_losses, stream_inputs
+from maeclip_jax.objectives.reconstruction import reconstruction_losses
+from maeclip_jax.objectives.streams import stream_inputs
 from maeclip_jax.params import flatten, unflatten
 from tests.interop import oracles
 from tests.parity.compare import close

@@ -7,7 +7,7 @@ import pytest
 
 from maeclip_jax.nn.pool import AttentionPool, pooled
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.objectives.clip import Head
+from maeclip_jax.objectives.clip import EmbedHead
 from maeclip_jax.params import flatten
 from tests.parameters import random_parameters
 
@@ -88,7 +88,7 @@ def test_a_head_projects_plainly_with_a_bias_or_not_at_all():
         ("affine", {"project/kernel", "project/bias"}),
         ("none", set()),
     ):
-        head = Head("gap", 8, 2, projection=word)
+        head = EmbedHead("gap", 8, 2, projection=word)
         params = random_parameters(head.init, tokens)
         assert set(flatten(params)) == added
         z = np.asarray(head.apply({"params": params}, tokens))
@@ -97,9 +97,9 @@ def test_a_head_projects_plainly_with_a_bias_or_not_at_all():
         x = x + params["project"]["bias"] if word == "affine" else x
         np.testing.assert_allclose(z, x / np.linalg.norm(x, axis=-1, keepdims=True), atol=1e-5)
     with pytest.raises(ValueError, match="unknown projection 'half'; valid: linear, affine, none"):
-        Head("gap", 8, 2, projection="half").init(jax.random.key(0), tokens)
+        EmbedHead("gap", 8, 2, projection="half").init(jax.random.key(0), tokens)
     with pytest.raises(ValueError, match="projection is none, but the tower is 8 wide and embed_width 6"):
-        Head("gap", 6, 2, projection="none").init(jax.random.key(0), tokens)
+        EmbedHead("gap", 6, 2, projection="none").init(jax.random.key(0), tokens)
 
 
 def test_the_attention_head_s_mlp_has_its_own_width_and_activation():

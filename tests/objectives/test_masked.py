@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.objectives.masked import draw_masks
+from maeclip_jax.objectives.reconstruction import draw_masks
 from maeclip_jax.params import flatten
 from tests.objectives import models
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax.objectives import slip
+from maeclip_jax.objectives import slip, views
 from maeclip_jax.parallel import sharding
 from maeclip_jax.params import flatten
 from tests.objectives import models
@@ -107,7 +107,7 @@ def test_views_train_the_image_tower_and_the_head_alone():
 
 
 def test_the_head_is_three_layers_with_statistics_of_the_batch():
-    head = slip.Head(hidden=12, width=5)
+    head = slip.SimclrHead(hidden=12, width=5)
     x = RNG.standard_normal((7, 4))
     params = jax.tree.map(
         lambda p: RNG.standard_normal(p.shape), jax.eval_shape(lambda: head.init(jax.random.key(0), x))["params"]
@@ -131,17 +131,17 @@ def test_views_are_drawn_as_often_as_said_and_from_the_key_alone():
     across = np.linspace(40, 200, side)
     one = np.stack([np.broadcast_to(across, (side, side)), *(np.full((side, side), v) for v in (90, 160))], -1)
     pictures = np.broadcast_to(one.astype(np.uint8), (count, side, side, 3))
-    function = jax.jit(slip.augment)
-    views = np.asarray(function(jax.random.key(3), pictures))
-    assert views.dtype == np.uint8 and views.shape == pictures.shape
-    np.testing.assert_array_equal(views, function(jax.random.key(3), pictures))
-    assert (views != np.asarray(function(jax.random.key(4), pictures))).any((1, 2, 3)).all()
-    grey = (np.ptp(views.astype(int), axis=-1) <= 1).all((1, 2))
+    function = jax.jit(views.augment)
+    drawn = np.asarray(function(jax.random.key(3), pictures))
+    assert drawn.dtype == np.uint8 and drawn.shape == pictures.shape
+    np.testing.assert_array_equal(drawn, function(jax.random.key(3), pictures))
+    assert (drawn != np.asarray(function(jax.random.key(4), pictures))).any((1, 2, 3)).all()
+    grey = (np.ptp(drawn.astype(int), axis=-1) <= 1).all((1, 2))
     assert grey.mean() == pytest.approx(0.2, abs=0.05)
-    slope = np.asarray(views, float)[:, :, :, 0].mean(1)
+    slope = np.asarray(drawn, float)[:, :, :, 0].mean(1)
     slope = slope[:, -1] - slope[:, 0]
     assert np.mean(slope[~grey] < 0) == pytest.approx(0.5, abs=0.06)  # mirrored
-    untouched = (abs(views[..., 1:].astype(int) - (90, 160)) <= 1).all((1, 2, 3))
+    untouched = (abs(drawn[..., 1:].astype(int) - (90, 160)) <= 1).all((1, 2, 3))
     assert np.mean(untouched) == pytest.approx(0.2 * 0.8, abs=0.04)  # neither jittered nor grey
     share = abs(slope[untouched]) / 160 * (side - 1) / side  # the part of the ramp that the crop shows
     assert share.min() > 0.24 and share.max() <= 1 and 0.6 < share.mean() < 0.75
@@ -150,13 +150,13 @@ def test_views_are_drawn_as_often_as_said_and_from_the_key_alone():
 def test_a_window_shows_its_part_and_blurring_keeps_the_light():
     ramp = np.arange(8.0)
     for place, share, want in [(0.0, 1.0, ramp), (1.0, 0.5, np.clip(3.75 + ramp / 2, 0, 7))]:
-        weights = slip._window(jnp.full((1, 1), place), jnp.full((1, 1), share), 8)
+        weights = views._window(jnp.full((1, 1), place), jnp.full((1, 1), share), 8)
         np.testing.assert_allclose(weights[0] @ ramp, want, atol=1e-5)
     at = jnp.arange(8)[None]
-    np.testing.assert_allclose(slip._weights(at, jnp.full((1, 1), 0.01), 8)[0], np.eye(8), atol=1e-6)
+    np.testing.assert_allclose(views._weights(at, jnp.full((1, 1), 0.01), 8)[0], np.eye(8), atol=1e-6)
     away = np.arange(8)[:, None] - np.arange(8)
     want = np.exp(-(away**2) / (2 * 1.5**2))
-    blur = slip._weights(at, jnp.full((1, 1), 1.5), 8)[0]
+    blur = views._weights(at, jnp.full((1, 1), 1.5), 8)[0]
     np.testing.assert_allclose(blur, want / want.sum(1, keepdims=True), atol=1e-6)
 
 
@@ -165,10 +165,10 @@ def test_jitter_is_brightness_contrast_saturation_and_hue():
 
     def jittered(light=1.0, contrast=1.0, colour=1.0, hue=0.0):
         return np.asarray(
-            slip._jittered(jnp.asarray(x), *(jnp.full((1, 1, 1, 1), v) for v in (light, contrast, colour, hue)))
+            views._jittered(jnp.asarray(x), *(jnp.full((1, 1, 1, 1), v) for v in (light, contrast, colour, hue)))
         )
 
-    grey = (x * slip.GREY).sum(-1, keepdims=True)
+    grey = (x * views.GREY).sum(-1, keepdims=True)
     np.testing.assert_allclose(jittered(), x, atol=1e-6)
     np.testing.assert_allclose(jittered(light=1.5), 1.5 * x, atol=1e-6)
     np.testing.assert_allclose(jittered(contrast=0.5), (x + grey.mean()) / 2, atol=1e-6)

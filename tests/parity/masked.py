@@ -7,7 +7,8 @@ import numpy as np
 
 from maeclip_jax import objectives
 from maeclip_jax.nn.mask import keep_lowest
-from maeclip_jax.objectives.masked import reconstruction_losses, stream_inputs
+from maeclip_jax.objectives.reconstruction import reconstruction_losses
+from maeclip_jax.objectives.streams import stream_inputs
 from maeclip_jax.params import flatten
 
 

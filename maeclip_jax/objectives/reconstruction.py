@@ -1,0 +1,61 @@
+"""Masked reconstruction as functions: which tokens are hidden, what is lost, and what was filled in to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from maeclip_jax.nn import pixels
+from maeclip_jax.nn.mask import Kept, keep_count, random_keep
+from maeclip_jax.objectives import losses
+
+# Metric of a reconstruction -> (unit, which direction is better).
+UNITS = {
+    "loss": ("", "lower"), "image": ("MSE of targets", "lower"), "text": ("nats per word", "lower"),
+    "text_accuracy": ("%", "higher"),
+}  # fmt: skip
+
+
+def draw_masks(rng: jax.Array, inputs: Mapping[str, jax.Array], ratio: Mapping, share: str) -> dict[str, Kept]:
+    """Per stream, which tokens are kept; streams draw independently. `ratio`: stream -> share masked out."""
+    kept = {}
+    for i, (stream, x) in enumerate(sorted(inputs.items())):
+        batch, length = x.shape[:2]
+        kept[stream] = random_keep(jax.random.fold_in(rng, i), batch, length, keep_count(length, ratio[stream]), share)
+    return kept
+
+
+def reconstruction_losses(
+    predicted: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept], norm_pix: bool
+) -> dict[str, jax.Array]:
+    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted."""
+    out = {}
+    if "image" in predicted:
+        target = losses.patch_normalise(inputs["image"])[0] if norm_pix else inputs["image"]
+        out["image"] = losses.reconstruction_image(predicted["image"], target, kept["image"].mask_BxN)
+    if "text" in predicted:
+        text_BxT = inputs["text"]
+        out["text"], out["text_accuracy"] = losses.reconstruction_text(
+            predicted["text"], text_BxT, kept["text"].mask_BxN, text_BxT == 0
+        )
+    return out
+
+
+def filled_in(predicted, inputs, kept, *, norm_pix: bool, stats: str, patch: int, size: int) -> dict[str, jax.Array]:
+    """Predictions as things to look at: `image` [B, H, W, 3] float in 0..255 as predicted everywhere (per-patch
+    normalisation undone with the target's own mean and deviation, as MAE's pictures are made), `image_mask` [B, N],
+    `text` [B, T] most likely words, `text_mask` [B, T]."""
+    out = {}
+    if "image" in predicted:
+        x_BxNxP = predicted["image"]
+        if norm_pix:
+            _, mean, std = losses.patch_normalise(inputs["image"])
+            x_BxNxP = x_BxNxP * std + mean
+        out["image"] = pixels.denormalise(pixels.unpatchify(x_BxNxP, patch, size, size), stats)
+        out["image_mask"] = kept["image"].mask_BxN
+    if "text" in predicted:
+        out["text"] = jnp.argmax(predicted["text"], axis=-1).astype(jnp.int32)
+        out["text_mask"] = kept["text"].mask_BxN
+    return out

@@ -1,0 +1,62 @@
+"""Streams: what a batch gives to the towers of a config, and which of a tower's settings belong to what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from maeclip_jax.nn import pixels
+from maeclip_jax.nn.pool import parse
+
+# Settings of a tower that are its embedding's, and those of what is done with its tokens.
+EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")
+
+
+HEAD = ("pool", "projection", "map")
+
+
+def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str) -> jax.Array:
+    """The normalised patches [B, N, P] of a batch's pictures; ValueError if they do not have the tower's size."""
+    height, width = batch["image"].shape[1:3]
+    if (height, width) != (image["size"], image["size"]):
+        raise ValueError(f"pictures are {height}x{width}, the image tower takes {image['size']}x{image['size']}")
+    return pixels.patchify(pixels.normalise(batch["image"], stats), image["patch"])
+
+
+def stream_inputs(
+    batch: Mapping[str, jax.Array], image: Mapping, stats: str, streams: tuple[str, ...] = ("image", "text")
+) -> dict[str, jax.Array]:
+    """What towers take of a batch: patches [B, N, P] and ids [B, T], of those `streams` that are in it."""
+    inputs = {}
+    if "image" in batch:
+        inputs["image"] = patches(batch, image, stats)
+    if "text" in batch and "text" in streams:
+        inputs["text"] = batch["text"]
+    return inputs
+
+
+def split_tower(tower: Mapping) -> tuple[dict, dict, dict]:
+    """A config's tower as what belongs to (its embedding, its encoder, the head on top of it)."""
+
+    def of(names: tuple[str, ...]) -> dict:
+        return {k: v for k, v in tower.items() if k in names}
+
+    return of(EMBEDDING), {k: v for k, v in tower.items() if k not in (*EMBEDDING, *HEAD)}, of(HEAD)
+
+
+def check_class_token(tower: Mapping) -> None:
+    """ValueError if a picture's pooling takes a class token that its tower does not have."""
+    if parse(tower["pool"])[0] == "cls" and not tower.get("cls"):
+        raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
+
+
+def example(image: Mapping | None, text: Mapping | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one example's picture and text, from the towers that take them."""
+    shapes = {}
+    if image is not None:
+        shapes["image"] = jax.ShapeDtypeStruct((image["size"], image["size"], 3), jnp.uint8)
+    if text is not None:
+        shapes["text"] = jax.ShapeDtypeStruct((text["length"],), jnp.int32)
+    return shapes
