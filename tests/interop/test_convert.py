@@ -60,7 +60,7 @@ def test_a_folder_is_read_to_the_last_array(clip):
     config = found.config
     assert config.model.to_dict() == foreign.clip_config().model.to_dict()
     assert config.tokenizer.to_dict() == dict(type="clip", path=str(folder / "merges.txt"))
-    assert config.evals.pictures.data.ops == 'decode|resize_small(32)|center_crop(32)|keep("image")'
+    assert config.preprocess.image == "decode|resize_small(32)|center_crop(32)"
 
 
 def test_it_computes_what_the_weights_say(clip):
@@ -83,7 +83,7 @@ def test_another_size_interpolates_positions(clip):
     assert found.params["image"]["embed_image"]["position"].shape == (36, 12)
     assert np.array_equal(found.params["text"]["embed_text"]["position"], clip[1]["text/embed_text/position"][:9])
     assert "interpolated from 4x4 to 6x6" in str(found.report) and "the first 9 of 20" in str(found.report)
-    assert found.config.model.image_tower.size == 48 and "center_crop(48)" in found.config.evals.pictures.data.ops
+    assert found.config.model.image_tower.size == 48 and "center_crop(48)" in found.config.preprocess.image
     with pytest.raises(UserError, match=r"positions for 20 tokens of text, the config wants 21; valid: .* up to 20$"):
         interop.load("hf-clip", clip[0], length=21)
 
