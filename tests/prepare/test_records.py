@@ -121,7 +121,7 @@ def test_bad_rows_of_a_table_are_named(tmp_path):
                                "missing_image", "missing_image", "unreadable_row"]  # fmt: skip
     assert records[0].texts == ("a", "b")
     assert records[1].key == "captions.jsonl:row 2" and records[-1].key == "captions.jsonl:row 9"
-    assert "no file 'no.jpg'" in records[2].error.detail and "3 is no text" in records[4].error.detail
+    assert "no file 'no.jpg'" in records[2].error.detail and "3 is not a text" in records[4].error.detail
 
 
 def test_image_dir_says_where_paths_start(tmp_path):

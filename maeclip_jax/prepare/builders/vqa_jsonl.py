@@ -60,7 +60,7 @@ class VqaJsonl(question_sets.Builder):
 def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
     """Split -> picture -> questions. `references`: the column they stand in; "": answers, else answer.
 
-    Raises UserError, with its line, for what is no question.
+    Raises UserError, with the line number, for a line that is not a question.
     """
     if references not in ("", *COLUMNS):
         raise unknown("references", references, COLUMNS)
@@ -69,7 +69,7 @@ def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
     for number, row in _rows(file):
         image, split = row["image"], str(row.get("split") or "train")
         if not crawl.is_split_name(split):
-            raise UserError(f"{file}, line {number}: {split!r} is no name of a split; valid: letters, digits and _")
+            raise UserError(f"{file}, line {number}: {split!r} is not a split name; valid: letters, digits and _")
         asked = splits.setdefault(split, {}).setdefault(image, [])
         given = _references(row, references, f"{file}, line {number}")
         few += len(given) in (2, 3)
@@ -97,7 +97,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}, line {number}: no JSON ({error}); expected: {QUESTIONS}") from None
+            raise UserError(f"{file}, line {number}: not JSON ({error}); expected: {QUESTIONS}") from None
         for name in ("image", "question"):
             if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
                 raise UserError(f"{file}, line {number}: no {name!r} in {line[:80]!r}; expected: {QUESTIONS}")
@@ -105,7 +105,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _references(row: dict, wanted: str, where: str) -> list[str]:
-    """What annotators said; nothing where the answer is not known (a test split: no column, "" or [])."""
+    """The annotators' answers; empty if they are not known (a test split: no column, "" or [])."""
     column = wanted or next((c for c in COLUMNS if c in row), "answer")
     given = row.get(column)
     if wanted and column not in row and any(c in row for c in COLUMNS):

@@ -34,12 +34,12 @@ def test_a_cut_archive_is_the_users_error(tmp_path, kind):
     path = shutil.make_archive(str(tmp_path / "a"), kind, write_tree(tmp_path / "files", {"x": bytes(range(256)) * 99}))
     with open(path, "rb+") as file:
         file.truncate(90)
-    with pytest.raises(UserError, match=r"is no folder, tar or zip that can be read whole"):
+    with pytest.raises(UserError, match=r"is not a folder or a complete tar or zip"):
         Archive(path)
 
 
 def test_other_files_and_none(tmp_path):
     (tmp_path / "x").write_bytes(b"not an archive")
     for name in ("x", "none"):
-        with pytest.raises(UserError, match="is no folder, tar or zip that can be read whole"):
+        with pytest.raises(UserError, match="is not a folder or a complete tar or zip"):
             Archive(tmp_path / name)

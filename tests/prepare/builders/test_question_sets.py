@@ -225,10 +225,10 @@ def test_vqa_jsonl_with_one_reference(tmp_path):
 @pytest.mark.parametrize(
     ("line", "references", "message"),
     [
-        ("{", "", "questions.jsonl, line 2: no JSON ("),
+        ("{", "", "questions.jsonl, line 2: not JSON ("),
         ('{"image": "a.jpg"}', "", "questions.jsonl, line 2: no 'question' in '{\"image\": \"a.jpg\"}'; expect"),
         ('["a"]', "", "line 2: no 'image' in '[\"a\"]'; expected: questions.jsonl (a line a question"),
-        ('{"image": "a.jpg", "question": "q", "split": "a b"}', "", "line 2: 'a b' is no name of a split; valid"),
+        ('{"image": "a.jpg", "question": "q", "split": "a b"}', "", "line 2: 'a b' is not a split name; valid"),
         ('{"image": "a.jpg", "question": "q", "id": "x"}', "", "line 2: a.jpg has a question with id 'x' already"),
         ('{"image": "a.jpg", "question": "q", "answer": {}}', "", "line 2: 'answer' is [{}]; expected: a text"),
         ('{"image": "a.jpg", "question": "q", "answers": ["a"]}', "answer", "no 'answer'; valid: --references answers"),
