@@ -27,13 +27,13 @@ class Tokens(flax.struct.PyTreeNode):
 
 
 def gap(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
-    """Mean over tokens that are no padding."""
+    """Mean over the tokens that are not padding."""
     count_Bx1 = jnp.sum(~pad_BxN, axis=1, keepdims=True)
     return jnp.sum(jnp.where(pad_BxN[..., None], 0, x_BxNxD), axis=1) / jnp.maximum(count_Bx1, 1)
 
 
 def max_(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
-    """Maximum per channel over tokens that are no padding (CLIPpy, arXiv 2210.09996).
+    """Maximum per channel over the tokens that are not padding (CLIPpy, arXiv 2210.09996).
 
     Picked by index, and the gradient goes to the first of equal tokens. The gradient of jnp.max looks for the values
     that equal the maximum; a compiler that computes those values a second time, rounded differently, finds none and
@@ -50,13 +50,13 @@ def cls(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
 
 
 def last(x_BxNxD: jax.Array, pad_BxN: jax.Array) -> jax.Array:
-    """The last token that is no padding: end-of-text of a causal tower (openai/CLIP)."""
+    """The last token that is not padding: the end-of-text token of a causal tower (openai/CLIP)."""
     index_B = jnp.max(jnp.where(pad_BxN, 0, jnp.arange(pad_BxN.shape[1])[None]), axis=1)
     return _or_zero(jnp.take_along_axis(x_BxNxD, index_B[:, None, None], axis=1)[:, 0], pad_BxN)
 
 
 def logsumexp(x_BxNxD: jax.Array, pad_BxN: jax.Array, tau: float = 1.0) -> jax.Array:
-    """tau * log mean exp(x / tau) over tokens that are no padding: between max (tau -> 0) and gap (tau -> inf)."""
+    """tau * log mean exp(x / tau) over non-padding tokens: between max (tau -> 0) and gap (tau -> inf)."""
     if not tau > 0:
         raise ValueError(f"logsumexp pooling needs tau > 0, got {tau}")
     count_Bx1 = jnp.maximum(jnp.sum(~pad_BxN, axis=1, keepdims=True), 1)
