@@ -1,7 +1,7 @@
 """MAE and M3AE: reconstruct masked patches, or masked patches and masked words. One module, one or two streams.
 
 MAE (He et al. 2021): picture only. M3AE (Geng et al. 2022): one encoder over [cls | kept patches | kept words], joint
-decoder; its text loss counts masked words that are no padding.
+decoder; its text loss counts the masked words that are not padding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
 from maeclip_jax.objectives import losses
 
-# Settings of a tower that are its embedding's, and those of what is done with its tokens.
+# Settings of a tower: those of its embedding, and those of the operations on its tokens.
 EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")
 HEAD = ("pool", "projection", "map")
 
@@ -54,7 +54,7 @@ def split_tower(tower: Mapping) -> tuple[dict, dict, dict]:
 
 
 def check_class_token(tower: Mapping) -> None:
-    """ValueError if a picture's pooling takes a class token that its tower does not have."""
+    """Raises ValueError if the image pooling needs a class token that the tower does not have."""
     if parse(tower["pool"])[0] == "cls" and not tower.get("cls"):
         raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
 
