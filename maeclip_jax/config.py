@@ -158,7 +158,7 @@ def to_steps(duration: str, what: str, *, batch_size: int, epoch: int | None = N
     m = _FORM.fullmatch(duration) if isinstance(duration, str) else None
     if not m:
         raise UserError(
-            f"{what}={duration!r} is no duration; valid: a number and one of {', '.join(UNITS)}, such as '30 epochs'"
+            f"{what}={duration!r} is not a duration; valid: a number and one of {', '.join(UNITS)}, such as '30 epochs'"
         )
     number = float(m["number"]) * _PREFIX[m["prefix"] or ""]
     unit = m["unit"] or "%"

@@ -81,7 +81,7 @@ def _compile(pattern: str, what: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except re.error as e:
-        raise UserError(f"{what} rule {pattern!r} is no regular expression: {e}") from None
+        raise UserError(f"{what} rule {pattern!r} is not a regular expression: {e}") from None
 
 
 _LAYER = re.compile(r"(?P<trunk>.*trunk)/block_(?P<index>\d+)/(?P<rest>.*)")
@@ -129,5 +129,5 @@ def rename_path(path: str, rules: Sequence[tuple[str, str]]) -> str:
             if m:
                 return m.expand(replacement)
         except re.error as e:
-            raise UserError(f"init_rules rule {(pattern, replacement)!r} is no regular expression: {e}") from None
+            raise UserError(f"init_rules rule {(pattern, replacement)!r} is not a regular expression: {e}") from None
     return ""

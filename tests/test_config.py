@@ -37,7 +37,7 @@ def test_what_is_no_duration_is_refused(wrong):
     with pytest.raises(UserError) as error:
         to_steps(wrong, "checkpoint.every", batch_size=256, epoch=1000, total=1000)
     assert str(error.value) == (
-        f"checkpoint.every={wrong!r} is no duration; valid: a number and one of steps, epochs, examples, %, "
+        f"checkpoint.every={wrong!r} is not a duration; valid: a number and one of steps, epochs, examples, %, "
         "such as '30 epochs'"
     )
 

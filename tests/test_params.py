@@ -84,7 +84,7 @@ def test_a_rule_behind_a_wider_one_is_unused_too():
 def test_a_bad_regex_is_named():
     with pytest.raises(UserError) as error:
         match_rules((("image/(", 1),), TREE, "optim.caps")
-    text = "optim.caps rule 'image/(' is no regular expression: missing ), unterminated subpattern at position 6"
+    text = "optim.caps rule 'image/(' is not a regular expression: missing ), unterminated subpattern at position 6"
     assert str(error.value) == text
 
 

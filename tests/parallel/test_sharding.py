@@ -92,7 +92,7 @@ def test_the_first_rule_that_matches_decides():
         (((".*", ()), ("c/.*", ())), "sharding rule 'c/.*' "),
         ((("a/.*", (None, None, "fsdp")), (".*", ())), "sharding rule gives 'a/kernel' 3 axes, but it has 2"),
         ((("a/.*", ("fsdp", None)), (".*", ())), "parameter 'a/kernel' (6, 8): 6 does not divide by fsdp=4"),
-        ((("a/(", ()),), "sharding rule 'a/(' is no regular expression"),
+        ((("a/(", ()),), "sharding rule 'a/(' is not a regular expression"),
     ],
 )
 def test_a_rule_that_cannot_be_is_refused(rules, text):

@@ -222,7 +222,7 @@ def test_what_cannot_be_loaded_is_said(clip, mae_clip):
         UserError, match=r"'text_head/project/kernel' has shape \(32, 32\) there and \(3, 3\) here; drop it"
     ):
         init_params(str(clip), ((r"(.*)", r"\1"),), other)
-    with pytest.raises(UserError, match=re.escape("init_rules rule ('(', '') is no regular expression")):
+    with pytest.raises(UserError, match=re.escape("init_rules rule ('(', '') is not a regular expression")):
         init_params(str(clip), (("(", ""),), mae_clip)
 
 

@@ -197,7 +197,7 @@ def test_bfloat16_moments_are_kept_so():
             dict(freeze=("txt/.*",)),
             "optim.freeze rule 'txt/.*' matches no parameter; paths look like: image/patch/bias",
         ),
-        (dict(lr_multipliers=(("a(", 1),)), "optim.lr_multipliers rule 'a(' is no regular expression: missing )"),
+        (dict(lr_multipliers=(("a(", 1),)), "optim.lr_multipliers rule 'a(' is not a regular expression: missing )"),
     ],
 )
 def test_what_fits_no_parameter_is_refused(changes, text):
