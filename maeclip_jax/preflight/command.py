@@ -157,7 +157,7 @@ def every(args: argparse.Namespace) -> int:
     try:
         chosen = [name for name in named if any(re.search(args.select, n) for n in (name, short(name)))]
     except re.error as e:
-        raise UserError(f"--select={args.select!r} is no regular expression: {e}") from None
+        raise UserError(f"--select={args.select!r} is not a regular expression: {e}") from None
     if not chosen:
         raise unknown("--select", args.select, named)
     found, cells, bad = [], [table.HEADER], 0

@@ -105,7 +105,7 @@ def parse(name: str, count: int = 1) -> Slice:
     """A slice by its name: `v5litepod-256`, `v4-128` (cores: 64 chips), `v4:4x4x4` (chips along the torus)."""
     found = re.fullmatch(r"([a-z0-9]+?)(?:-(\d+)|:(\d+(?:x\d+)*))", name.strip().lower())
     if not found:
-        raise UserError(f"--topology={name!r} is no slice; valid: {EXAMPLES}")
+        raise UserError(f"--topology={name!r} is not a slice; valid: {EXAMPLES}")
     kind = ALIASES.get(found[1], found[1])
     if kind not in CHIPS:
         raise unknown("TPU", found[1], [*CHIPS, *ALIASES])
@@ -122,7 +122,7 @@ def parse(name: str, count: int = 1) -> Slice:
         grid = _grid(name, kind, int(found[2]))
     if kind in ("v5e", "v6e") and grid not in SHAPES:
         shapes = ", ".join(Slice(kind, shape).name for shape in SHAPES)
-        raise UserError(f"--topology={name}: there is no such slice; valid: {shapes}")
+        raise UserError(f"--topology={name}: no such slice exists; valid: {shapes}")
     return Slice(kind, grid, count)
 
 

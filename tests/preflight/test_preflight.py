@@ -252,7 +252,7 @@ HERE = (f"--config={CONFIG}", "--topology=v5e-4")
         ([*HERE, "--text=/"], "--text=/ cannot be written"),
         (["--all=no"], "argument --all: ignored explicit argument 'no'"),
         (["--all", "--select=nothing"], "unknown --select 'nothing'"),
-        (["--all", "--select=*"], "--select='*' is no regular expression: nothing to repeat"),
+        (["--all", "--select=*"], "--select='*' is not a regular expression: nothing to repeat"),
         *(
             (["--all", f"--{name}=2"], f"--{name} does not go with --all")
             for name in ("config", "topology", "num_slices", "compare", "text")
