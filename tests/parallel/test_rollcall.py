@@ -94,7 +94,8 @@ def test_a_port_that_is_taken_and_an_address_that_is_none():
         with pytest.raises(UserError, match=rf"process 0 cannot listen on port {port} \(Address already in use\): "):
             roll_call(Pod(f"localhost:{port}", 2, 0), {"host": "h", "runs": {}}, 1)
     for address in ("localhost", "localhost:http", ":1", "localhost:99999"):
-        with pytest.raises(UserError, match=rf"--coordinator='{address}' is no address; valid: host:port of process 0"):
+        text = rf"--coordinator='{address}' is not an address; valid: host:port of process 0"
+        with pytest.raises(UserError, match=text):
             Pod(address, 2, 0)
 
 
