@@ -1,4 +1,4 @@
-"""What finetuning on questions shares: the data sets, their sources and ops, and which run is finetuned."""
+"""Shared parts of finetuning on questions: the data sets, their sources and ops, and the run to finetune."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         return importlib.import_module(f"experiments.{arg.of}").get_config(",".join(words))
     path = epath.Path(arg.init) / CONFIG
     if not path.exists():
-        raise UserError(f"init={arg.init!r} is no workdir: it has no config.json; valid: a run's --workdir")
+        raise UserError(f"init={arg.init!r} is not a workdir: it has no config.json; valid: a run's --workdir")
     found = read(str(path))
     if found.get("objective") not in READ_TEXT:
         raise UserError(
-            f"init={arg.init!r} is a run of {found.get('objective')!r}, which reads no text; valid: runs of "
+            f"init={arg.init!r} is a run of {found.get('objective')!r}, which does not read text; valid: runs of "
             + ", ".join(READ_TEXT)
         )
     return found

@@ -35,7 +35,7 @@ MISTAKES = {
     f"--config={DEMO}:decode=none W": "unknown decode 'none'; valid: both, image",
     f"--config={DEMO}:runlocal=perhaps W": "runlocal='perhaps' is a switch; valid: runlocal, runlocal=true, ",
     f"--config={DEMO}:pool W": "experiment argument 'pool' needs a value: pool=... ('gap' by default)",
-    "--config=experiments/clip.py:keep=much W": "experiment argument keep='much' is no float",
+    "--config=experiments/clip.py:keep=much W": "experiment argument keep='much' is not of type float",
     "--config=experiments/clip.py:runlocal,loss=hinge W": "unknown loss 'hinge'; valid: softmax, sigmoid",
     "--config=experiments/clip.py:runlocal,keep=1.5 W": "keep must lie in (0, 1], got 1.5",
     "--config=experiments/mae.py:runlocal,pool=topk(0) W": "topk pooling needs a whole k in 1..",
@@ -60,9 +60,9 @@ MISTAKES = {
     f"{TINY} W --config.tokenizer.type=wordy": "unknown tokenizer type 'wordy'; valid: bert, bytes, clip, ",
     f"{TINY} W --config.tokenizer.path=/not/here.txt": "tokenizer file '/not/here.txt' is not there; packaged are: ",
     f"{TINY} W --config.evals.val.type=lost": "unknown evaluator 'lost' (did you mean 'loss'?); valid: ",
-    f"{TINY} W --config.total=soon": "total='soon' is no duration; valid: a number and one of steps, epochs, ",
-    f"{TINY} W --config.log.every=x": "log.every='x' is no duration; valid: ",
-    f"{TINY} W --config.evals.val.every=often": "evals.val.every='often' is no duration; valid: ",
+    f"{TINY} W --config.total=soon": "total='soon' is not a duration; valid: a number and one of steps, epochs, ",
+    f"{TINY} W --config.log.every=x": "log.every='x' is not a duration; valid: ",
+    f"{TINY} W --config.evals.val.every=often": "evals.val.every='often' is not a duration; valid: ",
     f"{TINY},count=0 W --config.total=3epochs": "total='3epochs', but endless data has no epochs; use steps",
     f"{TINY} W --config.optim.warmup=9steps": "optim.warmup='9steps' is 9 steps, but the whole run has 1",
     f"{TINY} W --config.checkpoint.keep_last=0": "checkpoint.keep_last must be at least 1, got 0",
@@ -115,7 +115,7 @@ def test_a_mistake_is_one_line(mistake, call, tmp_path):
 def test_settings_with_spaces_and_the_two_forms_of_a_flag(call, tmp_path):
     code, _, err = call(["--config", TINY.partition("=")[2], "--workdir", f"{tmp_path}", "--config.total", "no steps"])
     assert code == 2 and len(err) == 1
-    assert err[0].startswith("error: total='no steps' is no duration; valid: a number and one of steps, epochs, ")
+    assert err[0].startswith("error: total='no steps' is not a duration; valid: a number and one of steps, epochs, ")
 
 
 def test_an_experiment_file_that_fails_is_named(call, tmp_path):
