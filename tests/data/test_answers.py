@@ -120,7 +120,8 @@ def test_vocabulary_files(tmp_path):
     path.write_text("Two\t4\nblue\n\n2\t1\n")
     assert answers.read(path) == {"2": 5, "blue": 0}
     path.write_text("two\tmany\n")
-    with pytest.raises(UserError, match=r"answers.txt, line 1: 'many' is no count; valid: answer, or answer TAB count"):
+    text = r"answers.txt, line 1: 'many' is not a count; valid: answer, or answer TAB count"
+    with pytest.raises(UserError, match=text):
         answers.read(path)
     path.write_text("\n")
     with pytest.raises(UserError, match=r"answers.txt holds no answer; valid: a text file with an answer a line"):
