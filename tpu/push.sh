@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Sends the working tree (what git tracks or does not ignore) to every worker. Refused while a job runs there.
+# Sends the working tree (what git tracks or does not ignore) to every worker. It fails while a job runs there.
 # PACK=FILE: send that archive instead (`push.sh pack FILE` writes one).
 source "$(dirname "$0")/slice.sh"
 
 pack() {
   local file=$1 folder
   git -C "$REPOSITORY" rev-parse -q --verify HEAD >/dev/null ||
-    fail "$REPOSITORY is no git repository: what is to be sent is not known"
+    fail "$REPOSITORY is not a git repository, so the files to send are not known"
   folder=$(mktemp -d)
   {
     git -C "$REPOSITORY" rev-parse HEAD
