@@ -30,7 +30,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
         try:
             values[key] = kind(text)
         except ValueError:
-            raise UserError(f"experiment argument {key}={text!r} is no {kind.__name__}") from None
+            raise UserError(f"experiment argument {key}={text!r} is not of type {kind.__name__}") from None
     return ml_collections.ConfigDict(values)
 
 

@@ -1,4 +1,4 @@
-"""What finetuning on questions shares: the data sets, their sources and ops, and which run is finetuned."""
+"""Shared parts of finetuning on questions: the data sets, their sources and ops, and the run to finetune."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     found = read(str(path))
     if found.get("objective") not in READ_TEXT:
         raise UserError(
-            f"init={arg.init!r} is a run of {found.get('objective')!r}, which reads no text; valid: runs of "
+            f"init={arg.init!r} is a run of {found.get('objective')!r}, which does not read text; valid: runs of "
             + ", ".join(READ_TEXT)
         )
     return found

@@ -192,7 +192,7 @@ POOLS = ", ".join(pool.NAMES)
         ("mae_clip", "decode=text", "unknown decode 'text'; valid: both, image"),
         ("mae_clip", "loss=hinge", "unknown loss 'hinge'; valid: softmax, sigmoid"),
         ("clip", "keep=0", "keep must lie in (0, 1], got 0.0"),
-        ("clip", "keep=half", "experiment argument keep='half' is no float"),
+        ("clip", "keep=half", "experiment argument keep='half' is not of type float"),
         ("clip", "pool", "experiment argument 'pool' needs a value: pool=... ('gap' by default)"),
         ("mae", "runlocal=maybe", "experiment argument runlocal='maybe' is a switch; valid: runlocal, runlocal=true, "),
     ],

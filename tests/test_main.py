@@ -35,7 +35,7 @@ MISTAKES = {
     f"--config={DEMO}:decode=none W": "unknown decode 'none'; valid: both, image",
     f"--config={DEMO}:runlocal=perhaps W": "runlocal='perhaps' is a switch; valid: runlocal, runlocal=true, ",
     f"--config={DEMO}:pool W": "experiment argument 'pool' needs a value: pool=... ('gap' by default)",
-    "--config=experiments/clip.py:keep=much W": "experiment argument keep='much' is no float",
+    "--config=experiments/clip.py:keep=much W": "experiment argument keep='much' is not of type float",
     "--config=experiments/clip.py:runlocal,loss=hinge W": "unknown loss 'hinge'; valid: softmax, sigmoid",
     "--config=experiments/clip.py:runlocal,keep=1.5 W": "keep must lie in (0, 1], got 1.5",
     "--config=experiments/mae.py:runlocal,pool=topk(0) W": "topk pooling needs a whole k in 1..",

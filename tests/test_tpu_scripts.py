@@ -316,17 +316,17 @@ def test_a_sweep_is_one_run_after_the_other(pod, args):
 @pytest.mark.parametrize(
     "script, env, message",
     [
-        ("create", {"NAME": "", "TYPE": ""}, "create.sh needs NAME=... TYPE=...; tpu/README.md says what they mean"),
+        ("create", {"NAME": "", "TYPE": ""}, "create.sh needs NAME=... TYPE=...; tpu/README.md explains them"),
         ("run", {"CONFIG": "x"}, "run.sh needs WORKDIR=...; tpu/README.md"),
         (
             "run",
             {"CONFIG": "x", "WORKDIR": "runs/a"},
-            "WORKDIR=runs/a would be a folder of every worker's own; valid: gs",
+            "WORKDIR=runs/a would be a different folder on every worker; valid: gs",
         ),
         (
             "run",
             {"CONFIG": "x", "WORKDIR": "gs://b/a"},
-            "pod in here-1 is MISSING, not READY; `make tpu-create` makes it",
+            "pod in here-1 is MISSING, not READY; `make tpu-create` creates it",
         ),
         ("babysit", {"ZONE": ""}, "babysit.sh needs ZONE=... CONFIG=... WORKDIR=..."),
         ("sweep", {}, "sweep.sh needs SWEEP=... ROOT=..."),
@@ -338,7 +338,7 @@ def test_a_sweep_is_one_run_after_the_other(pod, args):
             {"ARGS": "--config.a=don't --config.b=1"},
             "quotes do not match in ARGS: --config.a=don't --config.b=1",
         ),
-        ("babysit", {"CONFIG": "x", "WORKDIR": "runs/a"}, "WORKDIR=runs/a would be a folder of every worker's own"),
+        ("babysit", {"CONFIG": "x", "WORKDIR": "runs/a"}, "WORKDIR=runs/a would be a different folder on every worker"),
         ("status", {"PATH": "{bin}"}, "gcloud is not on the PATH (DRY_RUN=1 needs none)"),
     ],
 )

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Sees a run through to its end: makes the slice where it is missing or was taken away (PREEMPTED, ...), sets it up,
-# starts the run, which continues from its checkpoint, and looks every POLL=30 seconds. Variables: create.sh and run.sh.
-# The code is that of the moment when this begins. Ends with 0: finished; 1: stopped with stop.sh; 2: a mistake in the
+# Supervises a run until it finishes: creates the slice if it is missing or was preempted, sets it up, starts the run,
+# which resumes from its checkpoint, and polls the workers every POLL=30 seconds. Variables: create.sh and run.sh.
+# The code is a copy made when this script starts. Exit codes: 0: finished; 1: stopped with stop.sh; 2: an error in the
 # command, RETRIES=3 failures without a new checkpoint between them, or a slice that for PATIENCE=600 seconds does not
 # answer or cannot be set up.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE TYPE CONFIG WORKDIR
 need_shared_workdir
 here=$REPOSITORY/tpu
-export YES=1 # only what is dead is deleted, only what is stuck is stopped
+export YES=1 # only a dead slice is deleted, and only a stuck job is stopped
 RETRIES=${RETRIES:-3}
 PATIENCE=${PATIENCE:-600}
 
-if [[ -n ${DRY_RUN:-} ]]; then # what is done after a preemption
+if [[ -n ${DRY_RUN:-} ]]; then # shows the commands that follow a preemption
   "$here/delete.sh" && "$here/create.sh" && "$here/setup.sh" && "$here/run.sh"
   exit
 fi
@@ -22,11 +22,11 @@ question="if [ -e $WORKER_SCRIPT ]; then $question; else echo 'worker 0.0: idle 
 
 say() { echo "$(date '+%F %T') $NAME: $*"; }
 
-# give_up WHAT: the slice is left as it is, for someone to look at.
+# give_up WHAT: leaves the slice as it is, so that it can be inspected.
 give_up() { fail "$NAME: $*; the slice is still there (\`make tpu-delete\`)"; }
 
-# What the workers' jobs do, every word once: `running`, `finished`, `failed 2,running`, ...; unreachable, where some do
-# not answer.
+# The distinct states of the workers' jobs: `running`, `finished`, `failed 2,running`, ...; `unreachable` if some
+# workers do not answer.
 jobs_now() {
   local said silent=''
   said=$(on_workers "$question" 2>"$folder/errors") || silent=unreachable
@@ -36,16 +36,16 @@ jobs_now() {
   } | sort -u | paste -sd ,
 }
 
-# in_vain WHAT: counts what may pass by itself, until all is well again; after PATIENCE seconds it is the end.
+# in_vain WHAT: tolerates a problem that may be temporary; gives up if it lasts for PATIENCE seconds.
 in_vain() {
   vain=$((vain + 1))
   say "$1; again in $POLL s"
   ((vain < RETRIES || SECONDS - well < PATIENCE)) || give_up "nothing helped for $((SECONDS - well)) s; the last: $1"
 }
 
-# Starts the run everywhere, whatever is left of an earlier start.
+# Starts the run on all workers, whatever state an earlier start has left.
 begin() {
-  ours='' # what is stopped here was not stopped by someone else
+  ours='' # a job that is stopped here was not stopped by the user
   if on_workers "if [ -e $WORKER_SCRIPT ]; then bash $WORKER_SCRIPT stop ${GRACE:-120}; fi" >/dev/null &&
     "$here/setup.sh" && "$here/run.sh"; then
     ours=1 starts=$((starts + 1))
@@ -58,14 +58,14 @@ last_words() {
   WORKER=all on_workers "bash $WORKER_SCRIPT logs 15" 2>/dev/null | sed 's/^/  /' || true
 }
 
-# The step that the last start continued from; 0 where it began anew, or did not come so far.
+# The step that the last start resumed from; 0 if it started from scratch or failed earlier.
 continued() {
   local said
   said=$(on_workers "grep -h -o 'continuing from step [0-9]*' maeclip/run/log.txt || true" 2>/dev/null) || true
   grep -o '[0-9]*$' <<<"$said" | sort -n | tail -n 1 | grep . || echo 0
 }
 
-# failed WHAT: counts failures; a checkpoint that is newer than at the failure before makes it the first again.
+# failed WHAT: counts failures; the count restarts if there is a newer checkpoint than at the previous failure.
 failed() {
   local step
   step=$(continued)
@@ -83,7 +83,7 @@ while true; do
   [[ $found != READY ]] || now=$(jobs_now)
   [[ $now == "$before" ]] || say "$now"
   before=$now
-  # What an earlier run left behind is a reason to begin; what became of one that was seen running is judged.
+  # A state left by an earlier run is a reason to start; only a job that was seen running can count as a failure.
   [[ $now != *running* ]] || ours=1
   [[ $now == *running*,* || $now == *,running* ]] || uneven=0
   [[ $found == READY && $now != running && $now != running,unreachable ]] || vain=0 well=$SECONDS
@@ -103,15 +103,15 @@ while true; do
         well=$SECONDS
         continue
       fi
-      ((code != 2)) || fail "$NAME: there is a mistake in what is to be created"
+      ((code != 2)) || fail "$NAME: the create command has an error"
       say "not to be had now; again in $POLL s"
       ;;
-    STOPPED,*) fail "$NAME is STOPPED: someone did that; start or delete it first" ;;
-    READY,finished, | READY,finished,unreachable,) exit 0 ;; # nobody finishes alone
+    STOPPED,*) fail "$NAME is STOPPED: it was stopped by hand; start or delete it first" ;;
+    READY,finished, | READY,finished,unreachable,) exit 0 ;; # workers finish together
     READY,*busy,*) fail "another job runs on $NAME; \`make tpu-status\` shows it, \`make tpu-stop\` stops it" ;;
-    READY,running, | READY,running,unreachable,) ;; # nobody runs alone, either
+    READY,running, | READY,running,unreachable,) ;; # workers also run together
     READY,unreachable,) in_vain "no worker answers: $(tail -n 1 "$folder/errors")" ;;
-    READY,*,unreachable,) # the others have left: in a minute it may be back; else it takes another machine
+    READY,*,unreachable,) # the others have ended; the worker may be back in a minute, or else another machine is needed
       if ((SECONDS - well < PATIENCE)); then
         in_vain "$now: $(tail -n 1 "$folder/errors")"
       else
@@ -119,7 +119,7 @@ while true; do
         "$here/delete.sh" || say "not deleted; again in $POLL s"
       fi
       ;;
-    READY,*running,*) # some have left: the others follow by themselves, or are stuck
+    READY,*running,*) # some have ended; the others end by themselves or are stuck
       uneven=$((uneven + 1))
       if ((uneven > 3)); then
         failed "some workers run, others do not: $now"
@@ -128,7 +128,7 @@ while true; do
       ;;
     READY,*stopped,*) begin ;;
     READY,*failed* | READY,*lost,*)
-      # Code 2 on all workers is a mistake of the user's, unless it had worked before: then it may be the storage.
+      # Code 2 on all workers is a user error, unless the run has worked before: then the storage may have failed.
       if [[ -n $ours && $now == 'failed 2' ]] && ((starts < 2)); then
         last_words
         give_up "the run ended with code 2, a mistake in its command or settings, which trying again does not cure"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the slice (or slices) NAME of TYPE in ZONE, if it is not there, and waits until it is READY.
+# Creates the slice (or slices) NAME of TYPE in ZONE if it does not exist, and waits until it is READY.
 # SPOT=1, RESERVED=1, QUEUED=1 (wait in the queue), SLICES=2 (several slices, always queued), RUNTIME= software version,
-# CREATE_FLAGS="--network=... --service-account=..." whatever else gcloud takes.
+# CREATE_FLAGS="--network=... --service-account=..." further flags of gcloud.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE TYPE
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the slice (or slices) NAME with everything on its disks. What is in WORKDIR stays.
+# Deletes the slice (or slices) NAME with everything on its disks. The files in WORKDIR are kept.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE
 found=$(state READY)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sends the working tree (what git tracks or does not ignore) to every worker. Refused while a job runs there.
+# Sends the working tree (what git tracks or does not ignore) to every worker. It fails while a job runs there.
 # PACK=FILE: send that archive instead (`push.sh pack FILE` writes one).
 source "$(dirname "$0")/slice.sh"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts `maeclip_jax.main --config=CONFIG --workdir=WORKDIR ARGS` on every worker, detached; the same again while it
-# runs changes nothing, and later it continues the run. DATA=gs://bucket/data, ENV="NAME=VALUE ...".
+# Starts `maeclip_jax.main --config=CONFIG --workdir=WORKDIR ARGS` on every worker, detached. Repeated while the
+# job runs, it changes nothing; afterwards, it resumes the run. DATA=gs://bucket/data, ENV="NAME=VALUE ...".
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE CONFIG WORKDIR
 need_shared_workdir

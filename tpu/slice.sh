@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # some variables are for the scripts that read this file
-# What the scripts here share: the variables that name a slice (README.md lists them), gcloud with DRY_RUN, the nodes of
-# a slice and their state, a command on all workers.
+# Shared by the scripts here: the variables that name a slice (README.md lists them), gcloud with DRY_RUN, the nodes of
+# a slice and their state, and running a command on all workers.
 set -euo pipefail
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORKER_SCRIPT=maeclip/code/tpu/worker.sh # in the home folder of every worker
 SLICES=${SLICES:-1}
-POLL=${POLL:-30} # seconds between two looks
+POLL=${POLL:-30} # seconds between two polls
 QUEUED=${QUEUED:-}
 
 fail() {
@@ -17,7 +17,7 @@ fail() {
 
 ((BASH_VERSINFO[0] * 10 + BASH_VERSINFO[1] >= 44)) || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
 [[ $SLICES =~ ^[1-9][0-9]*$ ]] || fail "SLICES=$SLICES; valid: 1, 2, 3, ..."
-((SLICES == 1)) || QUEUED=1 # several slices are to be had through the queue only
+((SLICES == 1)) || QUEUED=1 # several slices can only be created through the queue
 [[ -n ${DRY_RUN:-} ]] || command -v gcloud >/dev/null || fail "gcloud is not on the PATH (DRY_RUN=1 needs none)"
 
 # split ARRAY VARIABLE: the words of a variable into an array; blanks between quotes belong to a word.
@@ -40,10 +40,10 @@ split create_flags CREATE_FLAGS
 need() {
   local name missing=()
   for name; do [[ -n ${!name:-} ]] || missing+=("$name=..."); done
-  ((${#missing[@]} == 0)) || fail "${0##*/} needs ${missing[*]}; tpu/README.md says what they mean"
+  ((${#missing[@]} == 0)) || fail "${0##*/} needs ${missing[*]}; tpu/README.md explains them"
 }
 
-# confirm WHAT: asks before something is lost; YES=1 is the answer where nobody sits at a terminal.
+# confirm WHAT: asks before a destructive command; YES=1 answers it when there is no terminal.
 confirm() {
   local answer
   [[ -z ${YES:-}${DRY_RUN:-} ]] || return 0
@@ -75,7 +75,7 @@ nodes() {
   if ((SLICES == 1)); then echo "$NAME"; else seq -f "$NAME-%g" 0 $((SLICES - 1)); fi
 }
 
-# described KIND NAME FIELD: its state; MISSING where there is none, UNKNOWN where gcloud does not answer.
+# described KIND NAME FIELD: its state; MISSING if it does not exist, UNKNOWN if gcloud does not answer.
 described() {
   local said errors
   errors=$(mktemp)
@@ -90,8 +90,8 @@ described() {
   rm -f "$errors"
 }
 
-# READY, MISSING, UNKNOWN, or gcloud's word: CREATING, PREEMPTED, WAITING_FOR_RESOURCES, ... With DRY_RUN nobody is
-# asked: the answer is the caller's.
+# READY, MISSING, UNKNOWN, or gcloud's word: CREATING, PREEMPTED, WAITING_FOR_RESOURCES, ... With DRY_RUN
+# gcloud is not called: the answer is the caller's.
 state() {
   local node found
   if [[ -n ${DRY_RUN:-} ]]; then
@@ -107,7 +107,7 @@ state() {
   fi
   for node in $(nodes); do
     found=$(described tpu-vm "$node" state)
-    [[ -z $QUEUED || $found != MISSING ]] || found=PREEMPTED # its request is still there
+    [[ -z $QUEUED || $found != MISSING ]] || found=PREEMPTED # its request still exists
     if [[ $found != READY ]]; then
       echo "$found"
       return
@@ -120,10 +120,10 @@ must_be_ready() {
   local found
   found=$(state READY)
   [[ $found == READY ]] ||
-    fail "$NAME in $ZONE is $found, not READY; \`make tpu-create\` makes it, \`make tpu-status\` looks"
+    fail "$NAME in $ZONE is $found, not READY; \`make tpu-create\` creates it, \`make tpu-status\` shows it"
 }
 
-# not_otherwise: refuses to call missing what is there without the queue, or in it. (QUEUED is to be given to every script.)
+# not_otherwise: fails if the slice exists without the queue, or only in the queue (all scripts need the same QUEUED).
 not_otherwise() {
   local found
   if [[ -n $QUEUED ]]; then
@@ -135,13 +135,13 @@ not_otherwise() {
   fi
 }
 
-# WORKDIR is one for all workers.
+# WORKDIR must be shared by all workers.
 need_shared_workdir() {
   [[ $WORKDIR == gs://* || $WORKDIR == /* ]] ||
-    fail "WORKDIR=$WORKDIR would be a folder of every worker's own; valid: gs://bucket/..., or an absolute path all share"
+    fail "WORKDIR=$WORKDIR would be a different folder on every worker; valid: gs://bucket/..., or an absolute path all share"
 }
 
-# pack_now: what is sent from here on is the working tree as it is now. `folder`: for the caller's files, too.
+# pack_now: packs the working tree now; later pushes send this copy. `folder`: a folder that the caller may also use.
 pack_now() {
   folder=$(mktemp -d)
   trap 'rm -rf "$folder"' EXIT
@@ -164,7 +164,7 @@ remote() {
 # on_workers COMMAND: on all workers of all slices at once (WORKER=0: on that one of every slice).
 on_workers() {
   local node job jobs=() code=0
-  local more=("${ssh_flags[@]}" --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30) # none gone holds us
+  local more=("${ssh_flags[@]}" --ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30) # a lost worker must not block the script
   for node in $(nodes); do
     if [[ -n ${DRY_RUN:-} ]]; then
       tpus tpu-vm ssh "$node" --worker="${WORKER:-all}" --command="$1" "${more[@]}"

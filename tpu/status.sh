@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The state of the slice, and of the job on every worker, with the last line of its log.
+# Prints the state of the slice and of the job on every worker, with the last line of its log.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE
 found=$(state READY)

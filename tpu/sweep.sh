@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs SWEEP (experiments/sweeps/SWEEP.py) on the slice, one run after the other, each seen through by babysit.sh, in
-# ROOT=gs://bucket/runs; again, runs that are done cost a start each. ARGS go to every run. Python: PY=.venv/bin/python.
+# Runs SWEEP (experiments/sweeps/SWEEP.py) on the slice, one run after the other, each supervised by babysit.sh, in
+# ROOT=gs://bucket/runs; repeated, a finished run only costs a start. ARGS go to every run. Python: PY=.venv/bin/python.
 source "$(dirname "$0")/slice.sh"
 need NAME ZONE TYPE SWEEP ROOT
 cd "$REPOSITORY"
@@ -22,7 +22,7 @@ PYTHON
 }
 
 runs=$(list)
-[[ -n ${DRY_RUN:-} ]] || pack_now # all runs are of the same code
+[[ -n ${DRY_RUN:-} ]] || pack_now # all runs use the same code
 common=${ARGS:-} failed=()
 while IFS=$'\t' read -r CONFIG WORKDIR ARGS <&3; do
   ARGS+=" $common"

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# What happens on a worker, a host of a slice. The other scripts call it there; in ~/maeclip are
+# Runs on a worker, a host of a slice, where the other scripts call it. The folder ~/maeclip holds
 #   code/  the tree that push.sh sent     venv/  its packages     run/  the job: command, log.txt, pid, exit, stopped
 set -euo pipefail
 
 base=$HOME/maeclip
 run=$base/run
 python=${REMOTE_PYTHON:-$base/venv/bin/python}
-ASKED="stopping was asked for" # what train.py says when it leaves before the end
+ASKED="stopping was asked for" # what train.py prints when it ends early
 
 fail() {
   echo "error: $(hostname): $*" >&2
   exit 2
 }
 
-# metadata NAME: what the machine knows about itself.
+# metadata NAME: an attribute of this machine from the metadata server.
 metadata() {
   local url=http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1
   curl -s -f -m 20 -H 'Metadata-Flavor: Google' "$url" ||
-    fail "the metadata server does not say $1; without it this worker does not know its place in the slice"
+    fail "the metadata server does not give $1, which determines this worker's place in the slice"
 }
 
 # Sets `worker` of `workers`, `slice` of `slices`, and `leader`, the address of the first worker of the first slice.
@@ -41,12 +41,12 @@ setting() {
   echo "${found:-$2}"
 }
 
-running() { # a number may have gone to another program since, after a restart of the machine
+running() { # after a restart of the machine, another program may have the same process id
   [[ -s $run/pid ]] && grep -q -a maeclip_jax "/proc/$(cat "$run/pid")/cmdline" 2>/dev/null
 }
 
-# How the job fares: idle, running, stopped (on request), interrupted (told to leave by the machine), finished, failed
-# CODE, lost (no word of its end). Given a command line: busy where another runs, idle where another ran.
+# The state of the job: idle, running, stopped (on request), interrupted (by the machine), finished, failed CODE,
+# lost (no exit code). Given a command line: busy if another one runs, idle if another one ran.
 job_state() {
   local code
   if running; then
@@ -69,7 +69,7 @@ job_state() {
   fi
 }
 
-receive() { # the tree in new/ takes the place of the one in code/
+receive() { # replaces the tree in code/ by the one in new/
   ! running || fail "the job still runs in the code that is there; \`make tpu-stop\` first"
   rm -rf "$base/code"
   mv "$base/new" "$base/code"
@@ -89,7 +89,7 @@ install() { # the images' own Python is older than 3.11, so uv brings one where 
       echo "$want" >"$base/venv/installed"
     fi
   fi
-  # Not the TPU: one process that asks for the chips of a slice waits for all others.
+  # This must not use the TPU: a process that requests the chips of a slice waits for all the others.
   JAX_PLATFORMS=cpu "$python" -c 'import sys, jax, maeclip_jax
 print("worker: python", sys.version.split()[0], "jax", jax.__version__)'
 }
@@ -124,7 +124,7 @@ start() {
   echo "worker $slice.$worker: started in $(cat COMMIT)"
 }
 
-job() { # the job itself, in a session of its own: its end is written down
+job() { # the job itself, in its own session; its exit code is recorded
   local code=0
   "$@" &
   echo $! >"$run/pid"
@@ -137,7 +137,7 @@ state() {
   echo "worker $slice.$worker: $(job_state "$@") | $(tail -n 1 "$run/log.txt" 2>/dev/null)"
 }
 
-stop() { # stop SECONDS: asked to save and leave first
+stop() { # stop SECONDS: first asks the job to save and exit
   local i
   place
   if running; then

@@ -12,8 +12,8 @@ Every way gets the same JPEG bytes from memory and makes uint8 [224,224,3], a ra
 All run in one process on one core, in turns of one pass each, so that other load meets all of them alike; a pass
 is measured in CPU seconds of the process, and the best pass of each counts.
 
-The lead shrinks as files grow: a 160 kB photo spends most of its time in JPEG's entropy decoding, which nobody can
-skip. Storing pictures at a shorter side of 256 helps every way, and ours most.
+The lead shrinks as files grow: a 160 kB photo spends most of its time in JPEG's entropy decoding, which cannot be
+skipped. Storing pictures at a shorter side of 256 helps every way, and ours most.
 """
 
 from __future__ import annotations

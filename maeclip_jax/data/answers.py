@@ -62,7 +62,7 @@ def accuracy(prediction: str, references: Sequence[str]) -> float:
     """How right an answer is, 0 to 1: the mean over references left out of min(matches among the others / 3, 1).
 
     A single reference asks for an exact match. Everything is compared in its normal form. The rule is made for ten
-    annotators; with two or three even what all of them said falls short of 1. ValueError without references.
+    annotators; with two or three, even a unanimous answer scores less than 1. ValueError without references.
     """
     if not references:
         raise ValueError("an answer without references cannot be judged")
@@ -78,7 +78,7 @@ def accuracy(prediction: str, references: Sequence[str]) -> float:
 def soft_scores(references: Sequence[str]) -> dict[str, float]:
     """Normal form -> min(n / 3, 1) of the n annotators who gave it (1 for a single reference), the commonest first.
 
-    Equally common ones in alphabetical order. What is nothing but punctuation and articles has no normal form and is
+    Equally common ones in alphabetical order. An answer of only punctuation and articles has no normal form and is
     left out.
     """
     counts = Counter(normalise(r) for r in references)
@@ -98,10 +98,10 @@ def write(path: epath.PathLike, counts: Mapping[str, int]) -> None:
 
 
 def read(path: epath.PathLike) -> dict[str, int]:
-    """A vocabulary from text, in the order of its lines: answer, or answer, tab, count (0 where there is none).
+    """A vocabulary from text, in the order of its lines: answer, or answer, tab, count (0 if it is missing).
 
-    Answers are brought to their normal form; of those that become the same, the first stays with the sum of counts.
-    Raises UserError where there is no file, no answer in it, or a count that is none.
+    Answers are normalised; of those that become equal, the first stays, with the sum of their counts.
+    Raises UserError if the file is missing, holds no answer, or has a count that is not a number.
     """
     path = epath.Path(path)
     if not path.exists():

@@ -145,7 +145,7 @@ class Picture:
 def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, truncated: str = "refuse") -> Picture:
     """The picture in `data`, upright, its size known and checked, JPEG not decoded yet.
 
-    `truncated`: "refuse" (BadRecord) or "fill" (JPEG only: what is missing stays grey). Pillow's own limit of
+    `truncated`: "refuse" (BadRecord) or "fill" (JPEG only: the missing part stays grey). Pillow's own limit of
     179 million pixels holds whatever `max_pixels` is. Raises BadRecord with a kind from `KINDS`.
     """
     if not data:

@@ -36,7 +36,7 @@ def decode(example, rng, max_pixels=MAX_PIXELS, min_side=1, truncated="refuse"):
     """Encoded bytes in `image` to an upright uint8 RGB picture; drawn arrays pass unchanged.
 
     Refused from the header, as bad records: more than `max_pixels`, a side under `min_side`. truncated="fill"
-    accepts cut JPEG files, with grey for what is missing.
+    accepts truncated JPEG files and fills the missing part with grey.
     """
     image = field(example, "image")
     if isinstance(image, np.ndarray | Picture):
@@ -87,7 +87,7 @@ def resize_small(example, rng, side, method="bicubic", antialias="exact"):
 
 
 def fit(example, rng, size, fill=255, method="bicubic", antialias="exact"):
-    """The whole picture, proportions kept, centred in `size`; what is left over has the value `fill`, in a mask 255."""
+    """The whole picture, proportions kept, centred in `size`; the border has the value `fill`, in a mask 255."""
     picture = _picture(example)
     scale = min(size[0] / picture.height, size[1] / picture.width)
     inner = tuple(max(1, min(n, round(scale * m))) for n, m in zip(size, (picture.height, picture.width)))
@@ -100,7 +100,7 @@ def fit(example, rng, size, fill=255, method="bicubic", antialias="exact"):
 
 
 def flip_lr(example, rng, p=0.5):
-    """Mirrored left-right with probability `p`. It makes captions that say left or right wrong."""
+    """Mirrors left-right with probability `p`. Captions that mention left or right then become wrong."""
     if rng.random() >= p:
         return example
     moved = {"image": _picture(example).read(), **_mask(example)}

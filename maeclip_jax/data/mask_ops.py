@@ -62,7 +62,7 @@ def read_mask(data: bytes, channel: int | None = None) -> np.ndarray:
     except Exception as error:  # on broken bytes Pillow raises nearly every type there is
         raise BadRecord("bad_mask", f"{len(data)} bytes that are not a readable picture ({error})") from None
     if image.format == "JPEG":
-        raise BadRecord("bad_mask", "JPEG, which does not keep ids as they were; masks are PNG")
+        raise BadRecord("bad_mask", "JPEG, which does not preserve ids; masks must be PNG")
     ids = np.asarray(image)
     if ids.ndim == 3:
         if channel is None or channel >= ids.shape[2]:

@@ -1,6 +1,6 @@
 """Which record is example n: pure functions of (seed, n), so training starts anywhere and knows no hosts.
 
-Nothing here is read or written, and nothing remembers: a position in the data is one integer.
+Nothing is read, written or stored here: a position in the data is one integer.
 """
 
 from __future__ import annotations

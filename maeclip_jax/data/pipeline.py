@@ -64,7 +64,7 @@ class Batches:
 
     def __init__(self, iterator, spec: dict, *, max_bad: float, whole: int | None, alone: bool):
         self._live = [iterator]
-        # Also when nobody closes it: grain's iterators must be gone before the interpreter takes its modules apart.
+        # Needed even without close(): grain's iterators must be deleted before the interpreter unloads its modules.
         self._finish = weakref.finalize(self, _end, self._live)
         self.spec, self.max_bad, self.whole, self._alone = spec, max_bad, whole, alone
         self.seen, self.bad, self.kinds = 0, 0, Counter()
@@ -220,20 +220,20 @@ class Data:
 
 
 def open(config, make: Callable = source.make) -> Data:
-    """The data of a config, opened once for all that is read of it. UserError for what is wrong or not there.
+    """The data of a config, opened once for all its readers. UserError if something is wrong or missing.
 
-    `make`: config of a source -> the source, for whoever shares sources between data configs.
+    `make`: config of a source -> the source; a caller passes it to share sources between data configs.
     """
     return Data(config, make)
 
 
 def train(config, **how) -> Batches:
-    """`open(config).train(...)`, for whoever reads a config once."""
+    """`open(config).train(...)`, for a config that is read only once."""
     return open(config).train(**how)
 
 
 def evaluate(config, **how) -> Batches:
-    """`open(config).evaluate(...)`, for whoever reads a config once."""
+    """`open(config).evaluate(...)`, for a config that is read only once."""
     return open(config).evaluate(**how)
 
 

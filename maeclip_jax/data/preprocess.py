@@ -89,7 +89,8 @@ def is_one_text(values: Any) -> bool:
 
 
 def many(values: Any) -> list:
-    """One picture, a list or an array [B, H, W, 3] of pictures, as a list. UserError for none and for what is none."""
+    """One picture, a list or an array [B, H, W, 3] of pictures, as a list. UserError for an empty list and for objects
+    that are not pictures."""
     if hasattr(values, "ndim") and not is_one(values):
         values = list(np.asarray(values)) if values.ndim == 4 else values
     elif isinstance(values, Sequence | Iterator) and not isinstance(values, str | bytes):

@@ -5,9 +5,9 @@
 A record is that of the picture (`image`, ...) without its list of questions, and
 
     key             the picture's key / the question's id
-    question, kind  str; kind is "" where the data set tells none apart
+    question, kind  str; kind is "" if the data set has no kinds
     answers         list of str: the references as they stand; empty where they are hidden (test splits)
-    answer          the commonest reference as it stands, "" if there is none
+    answer          the most common reference, unchanged; "" if there is none
     answer_ids      int32 [n]: those answers of the question that are in the vocabulary, the commonest first
     answer_scores   float32 [n]: their soft targets, min(annotators / 3, 1)
     answer_credits  float32 [n]: the official accuracy of giving that answer
@@ -23,7 +23,7 @@ what data it was made of, so that an old one is never used for new data.
 The vocabulary comes from training annotations: every question counts once, for the answer most of its annotators
 gave. The usual sizes are those of `USUAL`: VQAv2's 3,129 are the answers of at least 9 questions of train and
 validation together (min_count=9, split="train+validation": only if validation is not what is measured), GQA's 1,842
-and CLEVR's 28 are all that occur. A size that differs is said, never forced.
+and CLEVR's 28 are all that occur. A size that differs is reported, never forced.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from maeclip_jax.errors import UserError, unknown
 FIELDS = ("questions", "question_answer")  # where records keep them; the second is CLEVR's of the TFDS catalogue
 USUAL = {"vqav2": 3129, "gqa": 1842, "clevr": 28}
 RULES = 1  # of normal forms and of what an index holds: raise it when they change
-_SAMPLE = 32  # pictures whose questions say whether data is the same
+_SAMPLE = 32  # pictures whose questions identify the data
 
 log = logging.getLogger(__name__)
 _indices: dict[str, Index] = {}  # of this process
@@ -135,7 +135,7 @@ def index(made: Any, config: dict | None = None) -> Index:
 
 
 def _mark(made: Any, config: dict) -> str:
-    """Tells data apart: name, version, split, what is read of it, its length and a sample, but not where it lies."""
+    """Identifies data: name, version, split, the columns read, its length and a sample, but not its location."""
     sample = [Question.of(made[int(i)]) for i in np.linspace(0, len(made) - 1, min(_SAMPLE, len(made)))]
     if folder := getattr(made, "folder", None):
         sample.append((folder / "dataset_info.json").read_text())  # has the bytes of all splits

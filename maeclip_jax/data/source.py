@@ -21,7 +21,7 @@ import numpy as np
 from maeclip_jax.data import tfds_record
 from maeclip_jax.errors import UserError, choose, unknown
 
-ENDLESS = 2**62  # what len() of an endless source says: more than will ever be asked for
+ENDLESS = 2**62  # len() of an endless source: more records than are ever requested
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
@@ -255,13 +255,13 @@ def _folders(path) -> list:
 
 
 def _check_split(split: str, builder) -> None:
-    """Refuses unknown names, slices that cannot be read and splits with nothing in them."""
+    """Rejects unknown names, slices that cannot be parsed and empty splits."""
     valid = sorted(builder.info.splits)
     for part in split.split("+"):
         base = part.partition("[")[0].strip()
         if base not in valid and base != "all":
-            said = unknown(f"split of {builder.info.full_name}:", base, valid)
-            raise UserError(f"{said}, or a slice such as train[99%:]")
+            problem = unknown(f"split of {builder.info.full_name}:", base, valid)
+            raise UserError(f"{problem}, or a slice such as train[99%:]")
     try:
         empty = builder.info.splits[split].num_examples == 0
     except (ValueError, AssertionError) as e:

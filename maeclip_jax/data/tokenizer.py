@@ -113,7 +113,7 @@ class Tokenizer:
         return out
 
     def _ids(self, ids: Iterable[int]) -> list[int]:
-        """What decode reads: no padding, no special tokens, nothing out of range."""
+        """The ids that decode uses: without padding, special tokens and ids out of range."""
         drop = {0, *self._first, *self._last}
         return [i for i in map(int, ids) if i not in drop and i < self.vocab_size]
 
@@ -275,7 +275,7 @@ def _clean(text: str | bytes) -> str:
 
 
 def _read(path: str, otherwise: str) -> bytes:
-    """The bytes of a file; `otherwise` says what to do if it is not there."""
+    """The bytes of a file; `otherwise` tells the user what to do if it does not exist."""
     from etils import epath
 
     file = epath.Path(__file__).parent / PACKAGED[path] if path in PACKAGED else epath.Path(path)

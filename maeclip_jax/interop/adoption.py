@@ -1,4 +1,4 @@
-"""Training that begins with other code bases' weights: `--config.init_from=hf-clip:/path`.
+"""Training that starts from the weights of another code base: `--config.init_from=hf-clip:/path`.
 
 The towers become those of the weights (`adopt`, once, when the command line is read); what belongs to the experiment
 stays: objective, loss, pooling, size of pictures, length of texts. `parameters` then gives the values, with positions
@@ -24,11 +24,11 @@ OWN = ("size", "length", "pool", "map")  # of a tower: what the experiment says
 
 
 def adopt(config: Any) -> None:
-    """Makes the towers, the pixel statistics and the tokenizer of `config` those of the weights its init_from names.
+    """Sets the towers, the pixel statistics and the tokenizer of `config` to those of the weights in its init_from.
 
-    Of towers that `config.init_rules` leave out nothing is taken. Nothing happens where init_from names no kind of
-    weights, and where the config has adopted them before (it is a run's). UserError for what cannot be read, and for
-    weights whose tokenizer is not to be found.
+    Towers that `config.init_rules` exclude are unchanged. Nothing happens if init_from does not name a kind of weights,
+    or if the config has adopted them before (as the config of a run has). Raises UserError for weights that cannot be
+    read and for weights whose tokenizer is not found.
     """
     named = interop.split(config.get("init_from") or "")
     if not named or config.get("init_adopted") == config.init_from:
@@ -60,7 +60,7 @@ def _adopt_tokenizer(config: Any, theirs: Mapping) -> None:
         config.tokenizer = dict(theirs)
     elif config.tokenizer.type != theirs["type"]:
         raise UserError(
-            f"init_from {config.init_from}: there is no file of its tokenizer beside the weights; put it there "
+            f"init_from {config.init_from}: its tokenizer's file is missing beside the weights; put it there "
             "(merges.txt or bpe_simple_vocab_16e6.txt.gz for CLIP, spiece.model for SigLIP), or keep your texts' tower "
             "and words: --config.init_rules=\"((r'(image.*)', r'\\1'),)\""
         )
@@ -80,10 +80,10 @@ def _towers(source: convert.Source, held: Collection[str], rules: Sequence[tuple
 
 
 def parameters(config: Any, params: Any) -> tuple[dict[str, np.ndarray] | None, str]:
-    """({path: array} that init_from names, for a model with `params`; what became of them, in words).
+    """({path: array} of init_from for a model with `params`, a summary of the conversion).
 
-    (None, "") where init_from names no kind of weights. UserError if a setting that the values depend on is
-    another here than there.
+    (None, "") if init_from does not name a kind of weights. Raises UserError if a setting that the weights depend on
+    differs between the two configs.
     """
     named, rules = interop.split(config.init_from), tuple(config.init_rules)
     if not named:

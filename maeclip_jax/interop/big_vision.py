@@ -1,6 +1,7 @@
 """Two towers of google-research/big_vision (SigLIP, image-text): its .npz with the trees img/ and txt/, t and b.
 
-Layers may be one by one (encoderblock_0, ...) or stacked (encoderblock). Learned positions; GELU by tanh (flax).
+Layers may be separate (encoderblock_0, ...) or stacked (encoderblock). Positions are learned, and GELU is flax's tanh
+approximation.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ ROWS = (
 
 
 def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
-    """The config that the arrays tell. Texts without an attention head are pooled at their last place, as in SigLIP."""
+    """The config that the arrays imply. Without an attention head, texts are pooled at the last position (SigLIP)."""
     for name, axes in {
         "img/embedding/kernel": 4, "img/pos_embedding": 3, "txt/Embed_0/embedding": 2, "txt/pos_embedding": 3
     }.items():  # fmt: skip
@@ -87,7 +88,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
 
 
 def _tower(weights: Mapping[str, np.ndarray], part: str, trunk: str, pool: str) -> tuple[dict, int]:
-    """(what a tower's arrays tell of it, width of its embeddings)."""
+    """(tower settings that follow from its arrays, width of its embeddings)."""
     shape = mae.sizes(weights, f"{part}/{trunk}/encoderblock_{{layer}}/MlpBlock_0/Dense_1/kernel", torch=False)
     width, head = shape["width"], weights.get(f"{part}/head/kernel")
     pool = "map" if f"{part}/MAPHead_0/probe" in weights else pool

@@ -29,7 +29,7 @@ TOWERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What there is to know of one code base's weights.
+    """The weight format of one code base.
 
     `rows`: the table. `ignored`: (pattern of their name, why it is left out). `renames`: (regex, replacement) applied
     to their names before anything else, for spellings of different versions. `describe(weights, folder)` -> the config
@@ -210,7 +210,7 @@ def _plan(rows, want: Mapping[str, tuple], weights: Mapping, config: Mapping) ->
 
 
 def _check(name, weights, want, ours, names, transform: Transform, heads: int) -> None:
-    """UserError if their arrays do not have the shapes that ours come from."""
+    """Raises UserError if an external array does not have the shape that the conversion expects."""
     hollow = [np.broadcast_to(np.int8(0), want[p][1:] if _stacked(p) else want[p]) for p in ours]
     needed = [x.shape for x in transform.out(hollow, heads)]
     for layer in names:

@@ -22,8 +22,8 @@ DEFAULTS = dict(
 
 
 def write(source: convert.Source, kind: str, config: Mapping, flat: Mapping[str, np.ndarray], folder: Path):
-    """Writes `flat` ({path: array}, layers stacked) as `source` has it; -> the report. UserError if it cannot be said
-    in that format; nothing is written then."""
+    """Writes `flat` ({path: array}, layers stacked) in the format of `source`; -> the report. Raises UserError, before
+    anything is written, if the format cannot express it."""
     theirs = source.config_of(config)
     flat = complete(flat, config, fold_bias=not any("patch/bias" in str(row[0]) for row in source.rows))
     constants = source.constants(config) if source.constants else {}
@@ -42,7 +42,7 @@ def write(source: convert.Source, kind: str, config: Mapping, flat: Mapping[str,
 
 
 def needs(kind: str, config: Mapping, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-    """UserError naming the first setting that `kind` cannot express. `wanted`: tower -> setting -> value."""
+    """Raises UserError for the first setting that `kind` cannot express. `wanted`: tower -> setting -> value."""
     for tower, settings in wanted.items():
         have = config["model"].get(tower)
         if have is None:

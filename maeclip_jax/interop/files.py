@@ -1,7 +1,8 @@
 """Files of weights as {name: array}: safetensors, torch archives, .npz, pickles, and folders of Hugging Face.
 
-`read` looks at the whole file before it returns anything: a file that is cut, damaged, or not what its name says is a
-UserError of one line. Nothing in a file is ever executed (`interop.pickles`), and torch is not needed.
+`read` checks the whole file before it returns anything: a file that is truncated, damaged, or not of the type that its
+name implies raises a one-line UserError. Nothing in a file is ever executed (`interop.pickles`), and torch is not
+needed.
 """
 
 from __future__ import annotations
@@ -55,18 +56,19 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _named(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line with the file's name."""
+    """Turns any error inside into a one-line UserError that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise UserError(f"weights {str(path)!r}: no such file") from None
     except zipfile.BadZipFile:
-        raise UserError(f"weights {str(path)!r} are no {what}: cut off, damaged, or of another kind") from None
+        reason = "truncated, damaged, or of another kind"
+        raise UserError(f"weights {str(path)!r} are not a readable {what}: {reason}") from None
     except Exception as e:  # a damaged file fails anywhere in a reader: KeyError, IndexError, EOFError, ...
-        said = " ".join(str(e).split())[:200]
+        reason = " ".join(str(e).split())[:200]
         if not isinstance(e, ValueError):
-            said = f"{type(e).__name__}: {said}" if said else type(e).__name__
-        raise UserError(f"weights {str(path)!r} are no {what}: {said}") from None
+            reason = f"{type(e).__name__}: {reason}" if reason else type(e).__name__
+        raise UserError(f"weights {str(path)!r} are not a readable {what}: {reason}") from None
 
 
 def _folder(path: Path) -> dict[str, np.ndarray]:
@@ -126,10 +128,10 @@ def _torch(file) -> dict[str, np.ndarray]:
         return pickles.read_torch(file)
     if start[:1] == b"\x80":
         raise ValueError(
-            "it is in torch's format from before 1.6; write it anew: "
+            "it is in the format of torch before 1.6; convert it: "
             "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)"
         )
-    raise ValueError("cut off, damaged, or of another kind")
+    raise ValueError("truncated, damaged, or of another kind")
 
 
 def _npz(file) -> dict[str, np.ndarray]:

@@ -57,9 +57,9 @@ def read_json(folder: Path, name: str, *, needed: bool = True) -> dict:
             raise ValueError(f"it holds a {type(found).__name__}")
         return found
     except FileNotFoundError:
-        raise UserError(f"weights in {str(folder)!r} need the {name} that came with them: it is not there") from None
+        raise UserError(f"weights in {str(folder)!r} need the {name} that belongs to them: it is missing") from None
     except (OSError, ValueError) as e:
-        raise UserError(f"{str(path)!r} is no {name}: {' '.join(str(e).split())}") from None
+        raise UserError(f"{str(path)!r} is not a valid {name}: {' '.join(str(e).split())}") from None
 
 
 def tower(section: Mapping, defaults: Mapping, what: str) -> dict:

@@ -72,7 +72,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
 
 
 def config_of(config: Mapping) -> dict:
-    """The config.json of a model of ours; UserError if it is no CLIP as transformers has it.
+    """The config.json of a model of ours; UserError if transformers' CLIP cannot express it.
 
     A class token without a position, fixed positions and a bias of the patches are accepted.
     """

@@ -87,7 +87,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
 
 
 def config_of(config: Mapping) -> dict:
-    """Their config.json of a MAE of ours; UserError if ViTMAE has no such model."""
+    """The ViTMAE config.json of one of our MAE models; UserError if ViTMAE cannot express it."""
     from maeclip_jax.interop import export
 
     model = config["model"]

@@ -13,7 +13,7 @@ from maeclip_jax.interop import hf, mae
 from maeclip_jax.interop.convert import Source, under
 from maeclip_jax.interop.flax_names import dense, norm
 
-# Its data's defaults; positions are fixed, so that the file does not tell them.
+# The defaults of its data; positions are fixed, so the file does not contain them.
 SIDE, LENGTH = 256, 64
 BLOCKS = (
     *norm("norm_1", "LayerNorm_0"),
@@ -41,7 +41,7 @@ ROWS = (
 
 
 def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
-    """The config that the arrays' shapes tell, with the heads of its models, its GELU (tanh) and its data's sizes."""
+    """The config that follows from the arrays' shapes, with M3AE's number of heads, tanh GELU and data sizes."""
     encoder, decoder = (
         mae.sizes(weights, f"{part}/Block_{{layer}}/TransformerMLP_0/fc2/kernel", torch=False)
         for part in ("encoder", "decoder")

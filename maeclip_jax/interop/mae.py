@@ -1,6 +1,7 @@
-"""What formats of MAE share: fixed positions, the config of a MAE, and the table of facebookresearch/mae (kind `mae`).
+"""Parts shared by the MAE formats: fixed positions, the config, and the table of facebookresearch/mae (kind `mae`).
 
-Its .pth files are the encoder alone (mae_pretrain_*: the decoder is then fresh) or both (mae_visualize_*, *_full).
+Its .pth files hold the encoder alone (mae_pretrain_*: the decoder is then newly initialized) or both
+(mae_visualize_*, *_full).
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def fixed(image: Mapping, width: int) -> np.ndarray:
 
 
 def described(*, image: dict, decoder: dict, positions: tuple, mask: float, norm_pix: bool, stats: str) -> dict:
-    """The config of a MAE with these towers; `positions`: the file's own of (encoder, decoder), None where it has none.
+    """The config of an MAE with these towers; `positions`: those that the file holds for (encoder, decoder), or None.
 
-    UserError if those of the decoder are others than MAE's fixed ones; the encoder's are then learned ones.
+    UserError if the decoder's positions are not MAE's fixed ones; those of the encoder may be learned.
     """
     own, decoders = positions
     if decoders is not None and not _is_fixed(decoders, image, decoder["width"]):
@@ -114,7 +115,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     trunk = sizes(weights, "blocks.{layer}.mlp.fc2.weight", torch=True)
     for name, axes in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
         if name not in weights or weights[name].ndim != axes:
-            raise UserError(f"there is no {name!r} in the file: it is no MAE of facebookresearch/mae")
+            raise UserError(f"there is no {name!r} in the file: it is not an MAE of facebookresearch/mae")
     patch = weights["patch_embed.proj.weight"].shape[-1]
     side = math.isqrt(weights["pos_embed"].shape[1] - 1) * patch
     decoder = dict(DECODER)
@@ -132,7 +133,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
 
 
 def heads(width: int) -> int:
-    """Of ViT-S, -B, -L and -H, and of what scales like them."""
+    """The number of heads of ViT-S, -B, -L and -H, and of models that scale like them."""
     return 16 if width == 1280 else max(1, width // 64)
 
 

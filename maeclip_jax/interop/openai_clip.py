@@ -70,12 +70,12 @@ NEEDED = {
 
 
 def describe(weights: Mapping[str, np.ndarray], folder: Path, *, activation: str) -> dict:
-    """The config that the arrays' shapes tell, and open_clip_config.json where it is there."""
+    """The config that follows from the arrays' shapes and from open_clip_config.json, if there is one."""
     if any(name.startswith("visual.layer1.") for name in weights):
-        raise UserError(f"weights in {str(folder)!r} have a ResNet for pictures; valid are CLIPs with a ViT")
+        raise UserError(f"weights in {str(folder)!r} have a ResNet image tower; valid: CLIP models with a ViT")
     for name, axes in NEEDED.items():
         if name not in weights or weights[name].ndim != axes:
-            raise UserError(f"weights in {str(folder)!r} are no CLIP of openai/CLIP or open_clip: they lack {name!r}")
+            raise UserError(f"weights in {str(folder)!r} are not a CLIP of openai/CLIP or open_clip: no {name!r}")
     found = hf.read_json(folder, "open_clip_config.json", needed=False)
     config = found.get("model_cfg") or {}
     vision, text = (config.get(k) or {} for k in ("vision_cfg", "text_cfg"))
@@ -104,7 +104,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, *, activation: str
 
 
 def _check(vision: Mapping, text: Mapping, what: str) -> None:
-    """UserError for a setting of open_clip that no tower of ours has."""
+    """Raises UserError for a setting of open_clip that our towers do not support."""
     for section, name, valid in (
         (vision, "pool_type", "tok"),
         (vision, "timm_model_name", None),

@@ -1,4 +1,4 @@
-"""Weights out of pickle files (torch's zip archives, M3AE's .pkl) without running what they say.
+"""Reads weights from pickle files (torch's zip archives, M3AE's .pkl) without executing anything in them.
 
 A pickle is a program: it names functions and calls them. Here no name is ever imported. Those that rebuild arrays and
 tensors mean functions of this file, which check sizes first; names of the packages in `STANDS_IN` (a train state, an
@@ -18,13 +18,13 @@ import numpy as np
 
 from maeclip_jax.errors import UserError
 
-# Top-level packages that checkpoints of these codebases mention beside the arrays.
+# Top-level packages that checkpoints of these codebases refer to beside the arrays.
 STANDS_IN = (
     "__torch__", "_operator", "abc", "absl", "argparse", "chex", "cloudpickle", "collections", "dataclasses", "enum",
     "flax", "functools", "inspect", "jax", "jaxlib", "jaxtyping", "m3ae", "ml_collections", "mlxu", "omegaconf",
     "optax", "pathlib", "torch", "types", "typing", "yacs",
 )  # fmt: skip
-_NODES = 3_000_000  # containers and leaves; more is no model, but a file made to fill the memory
+_NODES = 3_000_000  # containers and leaves; a file with more is not a model but one crafted to exhaust memory
 _BUILTINS = (
     "bool", "bytes", "dict", "float", "getattr", "int", "list", "NotImplemented", "object", "property", "str", "tuple",
     "type", "Ellipsis",
@@ -32,7 +32,7 @@ _BUILTINS = (
 
 
 class Stand:
-    """In place of an object of the file's: keeps what it was built from, does nothing."""
+    """Replaces an object of the file: it keeps the constructor's arguments and does nothing."""
 
     def __new__(cls, *args, **kwargs):  # pickle does not always call __init__
         self = super().__new__(cls)
@@ -63,7 +63,7 @@ class Stand:
 
 class _Dict(dict):
     def __setstate__(self, _):
-        """A state dict of torch's has a `_metadata` of versions."""
+        """A torch state dict has a `_metadata` attribute with versions."""
 
 
 class _Dtype:
@@ -91,7 +91,7 @@ class _Ndarray:
 
 
 def dtype_of(word: Any) -> np.dtype:
-    """The dtype called `word`; ValueError unless it is of numbers."""
+    """The dtype called `word`; ValueError unless it is numeric."""
     import ml_dtypes
 
     name = word.__name__ if isinstance(word, type) else word.decode() if isinstance(word, bytes) else str(word)
@@ -139,7 +139,7 @@ _NUMPY = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """The one in Python: that in C sets up a memo of 64 GB when a few bytes of a file ask for it."""
+    """The Python unpickler: the one in C allocates a memo of 64 GB when a few bytes of a file ask for it."""
 
     def __init__(self, file: BinaryIO, names: dict[str, Any], storage: Callable | None = None):
         super().__init__(file)
@@ -149,20 +149,20 @@ class _Unpickler(pickle._Unpickler):
         full = f"{module}.{name}"
         if full in self.names:
             return self.names[full]
-        if module == "torch._utils":  # a stand would lose the tensor without a word
+        if module == "torch._utils":  # a stand would lose the tensor silently
             raise ValueError(f"it holds a tensor of a kind that is not read ({name})")
         if module.split(".")[0] in STANDS_IN:
             return type(name, (Stand,), {})
-        raise UserError(f"it asks for {full!r}, which has no place in a file of weights; nothing of it was run")
+        raise UserError(f"it asks for {full!r}, which does not belong in a weight file; nothing was executed")
 
     def persistent_load(self, key: Any) -> Any:
         if self.storage is None:
-            raise ValueError("it refers to things outside of itself")
+            raise ValueError("it refers to objects outside the file")
         return self.storage(key)
 
 
 def read_pickle(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Arrays of a pickle of dicts, lists, train states: {names joined by '/': array}. ValueError if it is none."""
+    """Arrays of a pickle of dicts, lists, train states: {names joined by '/': array}. ValueError otherwise."""
     return dict(_arrays(_Unpickler(file, _NUMPY).load(), "/"))
 
 
@@ -196,7 +196,7 @@ _TORCH = {
 
 
 def read_torch(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Tensors of a zip archive of `torch.save` or TorchScript: {names joined by '.': array}. ValueError if it is none.
+    """Tensors of a zip archive of `torch.save` or TorchScript: {names joined by '.': array}. ValueError otherwise.
 
     Format: github.com/pytorch/pytorch, torch/serialization.py: `<folder>/data.pkl` and one raw file per storage,
     `<folder>/data/<key>`, stored and not compressed.
@@ -230,7 +230,7 @@ def _arrays(tree: Any, separator: str) -> Iterator[tuple[str, np.ndarray]]:
         name, node, above = todo.pop()
         seen += 1
         if seen > _NODES:
-            raise ValueError(f"it holds more than {_NODES:,} things")
+            raise ValueError(f"it holds more than {_NODES:,} objects")
         if isinstance(node, _Ndarray):
             node = node.array
         if isinstance(node, np.ndarray):
@@ -242,6 +242,6 @@ def _arrays(tree: Any, separator: str) -> Iterator[tuple[str, np.ndarray]]:
             parts = list(enumerate(node))
         elif isinstance(node, Stand):
             parts = [*enumerate(node.args), *node.fields.items()]
-        if parts and id(node) not in above:  # a thing that holds itself is read once
+        if parts and id(node) not in above:  # an object that contains itself is read once
             above = above | {id(node)}
             todo += [(f"{name}{separator}{key}" if name else str(key), part, above) for key, part in reversed(parts)]

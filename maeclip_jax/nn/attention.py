@@ -57,9 +57,9 @@ def fused(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(width)) v of `qkv + bias` -> [B, N, W] in the dtype of `qkv`; softmax in float32.
 
-    `pad_BxN` True = attended to by nobody. The bias is given apart so that its gradient is summed where the tokens'
-    gradients are at hand. On a mesh the batch is split over (replica, fsdp) and columns over `tensor`, see `in_order`.
-    Raises ValueError for more than MOST_TOKENS tokens.
+    `pad_BxN`: True for padding, which no token attends to. The bias is a separate argument so that its gradient is
+    summed in the kernel that computes the tokens' gradients. On a mesh the batch is split over (replica, fsdp) and
+    columns over `tensor`, see `in_order`. Raises ValueError for more than MOST_TOKENS tokens.
     """
     tokens, width = qkv_BxNx3W.shape[1], qkv_BxNx3W.shape[2] // 3 // heads
     if tokens > MOST_TOKENS:

@@ -29,8 +29,8 @@ class Encoder(nn.Module):
     """Embeds the kept tokens of its streams, runs one trunk over [cls | image | text], and splits them again.
 
     `image`: dict(size, patch, position, patch_bias). `text`: dict(vocab, length, position, std, padding). Either may be
-    None; with both, each stream has a learned modality embedding (M3AE). `padding`: masked (id 0 is attended to by
-    nobody) | attended (id 0 is a word like any other, as SigLIP has it). `cls`: a class token comes first, with a
+    None; with both, each stream has a learned modality embedding (M3AE). `padding`: masked (no token attends to
+    id 0) | attended (id 0 is a word like any other, as in SigLIP). `cls`: a class token comes first, with a
     position of its own if `cls_position`. `norm_pre`: the embeddings are normalised before the trunk (openai/CLIP).
     `eps`: of every LayerNorm. `compute`: dtype, layers, remat, attention of the trunk.
     """
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
     ) -> dict[str, jax.Array]:
         """-> image: predicted patches [B, N, P], text: logits [B, T, vocab], both float32.
 
-        `pad_BxT` is the padding of the whole text, needed if the text is decoded: pads are attended to by nobody.
+        `pad_BxT` is the padding of the whole text, needed if the text is decoded: no token attends to padding.
         """
         compute = dict(self.compute or {})
         dtype = compute_dtype(compute.pop("dtype", "float32"))

@@ -92,7 +92,7 @@ class Qkv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, by the words of ATTENTION; `pad` [B, N] True = attended to by nobody."""
+    """Multi-head self-attention, implemented as ATTENTION names it; no token attends to `pad` [B, N] True."""
 
     heads: int
     causal: bool = False

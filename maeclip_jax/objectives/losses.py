@@ -56,7 +56,7 @@ def contrastive_sigmoid(
 
 
 def over_columns(function: Callable[[Any, jax.Array], Any], columns: Any, parts: int) -> Any:
-    """What `function(columns, own [B, C])` says of each of `parts` parts of C = B / parts columns, stacked as [P, ...].
+    """`function(columns, own [B, C])` of each of `parts` parts of C = B / parts columns, stacked as [P, ...].
 
     `columns`: arrays [B, ...]; `own` True where a column is that of the row. With more than one part, logits exist for
     one part at a time, forward and backward: the backward pass computes them again, so gradients are exact. Part p

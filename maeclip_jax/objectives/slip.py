@@ -91,7 +91,7 @@ def nt_xent(a_BxD: jax.Array, b_BxD: jax.Array, temperature: float, parts: int =
                 jnp.dot(x_BxD, y_CxD.T, preferred_element_type=jnp.float32) / temperature
                 for y_CxD in (same_CxD, other_CxD)
             )
-            same_BxC = jnp.where(own_BxC, -1e9, same_BxC)  # nobody is asked for itself
+            same_BxC = jnp.where(own_BxC, -1e9, same_BxC)  # a sample is not its own negative
             sum_B = jnp.logaddexp(jax.nn.logsumexp(same_BxC, axis=1), jax.nn.logsumexp(other_BxC, axis=1))
             own_B, best_B, _ = losses.own_and_best_other(other_BxC, own_BxC)
             return sum_B, own_B, jnp.maximum(best_B, jnp.max(jax.lax.stop_gradient(same_BxC), axis=1))

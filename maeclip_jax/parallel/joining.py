@@ -14,7 +14,7 @@ _line: Line | None = None
 def join_if_several(
     coordinator: str, processes: int, process: int, *, ask: bool, timeout: float, settings: Callable[[], Mapping]
 ) -> None:
-    """Joins the pod that the flags or the environment name (see `pod.find`); a run of one process joins nobody.
+    """Joins the pod that the flags or the environment name (see `pod.find`); a run of one process joins no pod.
 
     `settings()`: what all processes must agree on. UserError, the same on all hosts, as `join` says.
     """
@@ -42,7 +42,7 @@ def join(pod: Pod, card: dict, timeout: float) -> None:
 
 
 def failed(code: int, why: str) -> None:
-    """This process ends with `code`: the others shall end with it too, and say why."""
+    """Announces that this process ends with `code`, so that the others end with it too and print the reason."""
     if _line:
         _line.end(code, why)
 

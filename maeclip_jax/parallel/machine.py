@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that the package's folder is at; `unknown` where git does not tell."""
+    """The commit that the package's folder is at; `unknown` if git cannot determine it."""
     command = ["git", "-C", str(Path(__file__).parents[1]), "rev-parse", "--short=12", "HEAD"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

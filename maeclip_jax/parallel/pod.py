@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel.machine import accelerator
 
-# Of the coordinator where nobody names one. Google opens it between the VMs of a slice; 8482, jax's own, may be shut
+# The coordinator's port if none is given. Google opens it between the VMs of a slice; 8482, jax's own, may be shut
 # (jax issue 35905).
 PORT = 8476
 
@@ -50,10 +50,10 @@ class Pod:
 
 
 def find(coordinator: str = "", processes: int = 0, process: int = 0, *, ask: bool = True) -> Pod | None:
-    """The pod that the flags name, or the environment of a TPU slice; None: a run of one process, which joins nobody.
+    """The pod that the flags name, or the environment of a TPU slice; None: a run of one process.
 
-    `processes` 1 without a coordinator says so; 0 leaves it to the environment. `ask`: whether the metadata server may
-    be asked (it answers on a TPU VM only, and within 2 seconds). Raises UserError for flags that do not fit together.
+    `processes` 1 without a coordinator means one process; 0 leaves it to the environment. `ask`: whether the metadata
+    server may be asked (it answers on a TPU VM only, and within 2 seconds). Raises UserError for inconsistent flags.
     """
     if coordinator or processes > 1:
         if not coordinator:
@@ -89,7 +89,7 @@ def _slices(value: Callable[[str], str]) -> Pod | None:
 
 
 def _metadata() -> Callable[[str], str]:
-    """The variables of a TPU slice as the metadata server of a TPU VM gives them; empty where nobody answers."""
+    """The variables of a TPU slice as the metadata server of a TPU VM gives them; empty if no server answers."""
 
     def ask(key: str) -> str:
         server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")

@@ -1,13 +1,13 @@
-"""Joining the pod: a roll call with a time limit, and a line that stays open and tells everybody who was lost.
+"""Joins the pod: a roll call with a time limit, and a connection that stays open and reports a lost process to all.
 
-Where a host is missing, `jax.distributed.initialize` ends the process from C++ and names nobody; where one dies, it
+If a host is missing, `jax.distributed.initialize` ends the process from C++ without naming the host; if one dies, it
 does so after its heartbeats have failed. So process 0 first listens at the coordinator's address itself. Every other
-process calls, says who it is and what it runs, and is told whether the run may start; then the port is jax's. The
-connections stay open: the end of one is seen at once if its process dies, and within half a minute if its host does.
-jax's own heartbeats remain for a process that is there and frozen.
+process connects, sends its number and what it runs, and receives whether the run may start; then jax takes over the
+port. The connections stay open: the end of one is noticed at once if its process dies, and within half a minute if its
+host does. jax's own heartbeats remain for a process that is alive but frozen.
 
 The line carries JSON, a line a message: a card (see `card`), then {"go": name of process 0} or {"refused": why},
-then, from whoever ends first, {"end": exit code, "text": why}.
+then, from the process that ends first, {"end": exit code, "text": why}.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from maeclip_jax.parallel.machine import commit, sources, versions
 from maeclip_jax.parallel.pod import Pod
 
 LOST = 75  # exit code: another host was lost, the same command continues the run (EX_TEMPFAIL of sysexits.h)
-HEARTBEAT_SECONDS = 45  # after which jax takes a process for dead that is there and does not answer
+HEARTBEAT_SECONDS = 45  # after which jax considers an unresponsive process dead
 GRACE_SECONDS = 3.0  # for a process to find by itself what another one ended with, or why its collective broke
-_LAST_SECONDS = 8.0  # process 0 leaves last, so that jax's service is there as long as anybody needs it
+_LAST_SECONDS = 8.0  # process 0 leaves last, so that jax's service outlives its users
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}  # 30 s until a silent host is given up
 
 
@@ -63,7 +63,7 @@ class _Peer:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: dict) -> None:
-        """What can no longer be sent, its reader can no longer want."""
+        """Sends a message; an error is ignored, since a reader that is gone no longer needs it."""
         with contextlib.suppress(OSError):
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
@@ -125,7 +125,7 @@ def _gather(pod: Pod, card: dict, timeout: float) -> Line:
 
 
 def _verdict(pod: Pod, card: dict, peers: dict[int, _Peer], names: dict[int, str], timeout: float) -> str:
-    """What is wrong with those who came, in words; empty if nothing is."""
+    """A description of what is wrong with the processes that joined; empty if nothing is."""
     missing = [pod.name(i) for i in range(1, pod.processes) if i not in peers]
     found = [f"{names[i]}: {d}" for i in sorted(peers) if (d := differences(peers[i].runs, card["runs"]))]
     said = []
@@ -165,7 +165,7 @@ def _call(pod: Pod, card: dict, timeout: float) -> Line:
             time.sleep(0.2)
             continue
         peer = _Peer(connection)
-        if connection.getsockname() == connection.getpeername():  # nobody listens: the kernel joined it to itself
+        if connection.getsockname() == connection.getpeername():  # no listener: the kernel connected it to itself
             peer.close()
             continue
         peer.send(mine)
@@ -194,9 +194,9 @@ class Line:
     """
 
     def __init__(self, pod: Pod, peers: dict[int, _Peer], names: dict[int, str], heard: Iterable[dict] = ()):
-        """`heard`: what process 0 said in the same breath as that the run may start."""
+        """`heard`: the messages that process 0 sent together with the permission to start."""
         self.pod, self._peers, self._names = pod, peers, names
-        self._told = threading.Event()  # this process ends by itself, and has said why
+        self._told = threading.Event()  # this process ends by itself and has announced why
         self._ending: tuple[int, str, float] | None = None  # exit code, reason, since when
         for said in heard:
             self._take(said, peers[0])
@@ -227,7 +227,7 @@ class Line:
             time.sleep(0.05)
 
     def leave(self, code: int) -> None:
-        """Exits with the code of whoever ended first: process 0 when all others have gone, or after a few seconds."""
+        """Exits with the code of the process that ended first; process 0 waits a few seconds for the others."""
         code, begun = (self._ending[0] if self._ending else 0) or code, time.monotonic()
         while self.pod.process == 0 and time.monotonic() < begun + _LAST_SECONDS:
             if not any(p.open for p in self._peers.values()):
@@ -252,7 +252,7 @@ class Line:
                 self._follow()
 
     def _hear(self, i: int, peer: _Peer) -> None:
-        """What process i says, or that it is gone."""
+        """Handles the messages of process i, or its loss."""
         for said in peer.read():
             self._take(said, peer)
         if not peer.open and not peer.left:
@@ -260,7 +260,7 @@ class Line:
             self._announce(LOST, f"{name} is lost: its connection ended; the same command continues the run")
 
     def _take(self, said: dict, peer: _Peer) -> None:
-        """That a process ends, from itself or from process 0."""
+        """Handles the message that a process ends, from itself or from process 0."""
         peer.left = True
         if said.get("end"):
             self._announce(said["end"], said.get("text", ""))
@@ -271,7 +271,7 @@ class Line:
             return
         code, text, since = self._ending
         if code != LOST and time.monotonic() < since + GRACE_SECONDS:
-            return  # most mistakes are everybody's: each says its own
+            return  # most errors occur on all processes: each prints its own
         print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
         self._told.set()
         threading.Thread(target=self.leave, args=(code,), daemon=True).start()

@@ -58,7 +58,7 @@ class Watchdog:
         self._step, self._since, self._told = step, now, ""
 
     def check(self) -> bool:
-        """Says what stalls, if something does and it has not been said; whether it was."""
+        """Reports a stall that has not been reported yet; -> whether it did."""
         trained, doing, paused = self._look()
         what, limit, known = f"step {self._step}", self.limits.seconds, "there is no other step to compare with"
         taken = trained - self._since
@@ -75,8 +75,8 @@ class Watchdog:
         self._told = what
         where = f", in {doing}" if doing and not paused else ""
         self._say(
-            f"{what} has taken {taken:.0f} s{where} (said after {limit:.0f} s{'; ' if known else ''}{known}); the run "
-            "goes on waiting; stacks of all threads:"
+            f"{what} has taken {taken:.0f} s{where} (reported after {limit:.0f} s{'; ' if known else ''}{known}); "
+            "the run goes on waiting; stacks of all threads:"
         )
         try:
             faulthandler.dump_traceback(file=self._file or sys.stderr, all_threads=True)

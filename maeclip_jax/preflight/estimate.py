@@ -23,10 +23,10 @@ from maeclip_jax.run.step import TrainStep, build
 
 TIGHT = 0.9  # share of the memory that a remedy aims for
 UNITS = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
-# How much of the activations remat=full leaves, with caution: estimated 0.30 in a two-tower B/16 of 12 layers, 0.41 in
-# tiny towers, where the logits of a large batch weigh more.
+# The share of the activations that remat=full leaves, a cautious bound: estimates are 0.30 in a two-tower B/16 of 12
+# layers and 0.41 in tiny towers, where the logits of a large batch weigh more.
 REMAT_LEAVES = 1 / 2
-# Bytes that leave a device for a byte of the whole array, on rings: there and back for all-reduce.
+# Bytes that leave a device per byte of the whole array, on rings; all-reduce passes the data twice.
 TRAFFIC = {"all-reduce": 2.0}
 
 
@@ -151,7 +151,7 @@ def peak_gib(memory: Any) -> float:
 
 
 def needed_gib(message: str) -> float | None:
-    """What a program without room would take, as far as the compiler's message tells."""
+    """The memory that a program would need if it does not fit, as far as the compiler's message gives it."""
     number = r"([\d.]+)([KMGT]?)i?B?"
     for pattern in (rf"\({number}\) exceeds available", rf"[Uu]sed {number} of", rf"total hbm usage >= {number}"):
         found = re.search(pattern, message)
@@ -164,7 +164,7 @@ def remedy(config, built: TrainStep, found: dict) -> dict:
     """Overrides of the config with which a program that has no room should have it: sharded parameters, remat, batch.
 
     A guess from the memory it needs: activations go with the batch, parameters and optimizer with 1/fsdp. Empty if
-    the compiler did not tell the need and everything was tried. Run the pre-flight again with them.
+    the compiler did not report the need and everything was tried. Run the pre-flight again with them.
     """
     room, changes = TIGHT * found["HBM GiB"], {}
     state = found["parameters GiB"] + found["optimizer GiB"]

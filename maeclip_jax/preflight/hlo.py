@@ -61,7 +61,7 @@ class Op:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A Pallas kernel's call: its name, the shapes of what it takes, and what its author says that it costs."""
+    """A call of a Pallas kernel: its name, the shapes of its operands, and its author's cost estimate."""
 
     name: str
     shapes: tuple[str, ...]
@@ -183,13 +183,13 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
 
 
 def _kernel(op: Op, here: dict) -> Kernel | None:
-    """The Pallas kernel that a custom call is; None for other calls, and for kernels that say nothing of their cost."""
+    """The Pallas kernel that a custom call is; None for other calls, and for kernels without a cost estimate."""
     name = re.search(r"(\w+)/pallas_call$", op.source)
-    says = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
-    if not name or len(says) < 2:
+    costs = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
+    if not name or len(costs) < 2:
         return None
     shapes = tuple("{}[{}]".format(*_SHAPE.search(shape).groups()) for shape in _operand_shapes(op, here))
-    return Kernel(name[1], shapes, float(says["flops"]), float(says["bytes_accessed"]))
+    return Kernel(name[1], shapes, float(costs["flops"]), float(costs["bytes_accessed"]))
 
 
 def _turns(loop: Op, module: dict) -> int | None:

@@ -1,4 +1,4 @@
-"""Time of our own Pallas kernels, for which the compiler gives no estimate: from its schedule of their instructions.
+"""Estimates the time of our Pallas kernels, which the compiler does not estimate, from its instruction schedule.
 
 A TPU core issues one bundle of instructions a cycle in an order fixed at compile time, and our kernels run straight
 through without a loop inside a step. So bundles x steps / clock is their time, if the data arrives in time; reading
@@ -45,8 +45,8 @@ def priced(kernels: Mapping[Kernel, int], where: Slice) -> list[dict]:
 
 @functools.cache
 def schedule(kernel: Kernel, slice_name: str) -> int | None:
-    """Bundles that a core issues in one call of an attention kernel; None for another kernel, or if libtpu tells
-    nothing.
+    """Bundles that a core issues in one call of an attention kernel; None for another kernel, or if libtpu gives
+    no schedule.
     """
     named = NAME.fullmatch(kernel.name)
     if not named:
@@ -70,8 +70,8 @@ def schedule(kernel: Kernel, slice_name: str) -> int | None:
 
 def _number(folder: str, files: str, pattern: str) -> int | None:
     """What `pattern` finds first in the only one of `files`."""
-    said = [p.read_text() for p in Path(folder).glob(files)]
-    found = re.search(pattern, said[0]) if len(said) == 1 else None
+    texts = [p.read_text() for p in Path(folder).glob(files)]
+    found = re.search(pattern, texts[0]) if len(texts) == 1 else None
     return int(found[1]) if found else None
 
 

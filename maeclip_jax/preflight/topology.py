@@ -122,7 +122,7 @@ def parse(name: str, count: int = 1) -> Slice:
         grid = _grid(name, kind, int(found[2]))
     if kind in ("v5e", "v6e") and grid not in SHAPES:
         shapes = ", ".join(Slice(kind, shape).name for shape in SHAPES)
-        raise UserError(f"--topology={name}: there is no such slice; valid: {shapes}")
+        raise UserError(f"--topology={name}: no such slice exists; valid: {shapes}")
     return Slice(kind, grid, count)
 
 

@@ -27,12 +27,12 @@ from maeclip_jax.prepare import crawl, division, image_text, manifest
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
 from maeclip_jax.prepare.manifest import Tally
 
-# What of a kept record its example does not hold, so that a duplicate can be taken out of the account again.
+# Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
 _ROW = np.dtype(
     [("hash", "u8"), ("split", "u2"), ("width", "u4"), ("height", "u4"), ("bytes", "u8"), ("verbatim", "?"),
      ("rows", "u4"), ("empty", "u4")]
 )  # fmt: skip
-_PULSE = 32  # records between two signs of life
+_PULSE = 32  # records between two progress updates
 _EARLY = 10_000  # records after which too many bad ones end the work before all is read
 
 
@@ -86,7 +86,7 @@ def _hash(key: str) -> int:
 
 
 def _shard(path: Path, records: int) -> dict:
-    """{records, bytes, sha256} of a shard, after a look whether the file system holds all of it."""
+    """{records, bytes, sha256} of a shard, after a check that the file system holds all of it."""
     found = array_record_module.ArrayRecordReader(str(path))
     if found.num_records() != records:
         raise OSError(f"{path} holds {found.num_records()} of {records} records that were written; is the disk full?")
@@ -148,7 +148,7 @@ def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: in
 
 
 class _alone:
-    """Holds the folder for this process; the kernel lets go when the process ends, however it ends."""
+    """Locks the folder for this process; the kernel releases the lock when the process ends, however it ends."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -230,7 +230,7 @@ _worker: tuple = ()
 def _start(job: Job, counter) -> None:
     global _worker
     _worker = (job, counter)
-    # A pool's workers wait for ever when the process that fed them is killed.
+    # A pool's workers wait forever when their parent process is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -250,7 +250,7 @@ def _work(unit: crawl.Unit) -> None:
 
 
 def _drop_repeated(plan: crawl.Plan, job: Job) -> None:
-    """Drops from later units what earlier units have. A unit that changes is written anew and then replaced."""
+    """Drops from later units what earlier units have. A unit that changes is rewritten and then replaced."""
     hashes = [np.load(job.unit_folder(u) / "rows.npy")["hash"] for u in plan.units]
     first = np.unique(np.concatenate(hashes), return_index=True)[1]
     repeated = np.ones(sum(map(len, hashes)), bool)
@@ -283,7 +283,7 @@ def _rewrite(job: Job, unit: crawl.Unit, repeated: np.ndarray) -> None:
 
 
 def _assemble(plan: crawl.Plan, job: Job, final: Path, name: str, max_bad: float, identity: dict) -> dict:
-    """Moves all shards to `final` and writes what TFDS and people want to know of them; returns the manifest."""
+    """Moves all shards to `final` and writes their metadata for TFDS and for readers; returns the manifest."""
     summaries = {u: _summary(job, u) for u in plan.units}
     tally = Tally.sum(Tally.from_json(s["tally"]) for s in summaries.values())
     manifest.check_share(tally, max_bad)

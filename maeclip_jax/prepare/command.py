@@ -1,4 +1,4 @@
-"""Real image-text data becomes a TFDS data set (ArrayRecord files; no TensorFlow), with an account of every record.
+"""Converts image-text data into a TFDS data set (ArrayRecord files; no TensorFlow) and accounts for every record.
 
     python -m maeclip_jax.prepare --src photos/ --out data --name photos --short_side 256
 
@@ -37,14 +37,14 @@ def parser() -> cli.Parser:
     p.add_argument("--split", default="train", help="split of records that name none (%(default)s)")
     p.add_argument("--image_dir", default="", help="where picture paths start (beside the table, or in images/ there)")
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
-    p.add_argument("--quality", type=int, default=92, help="JPEG quality of pictures encoded anew (%(default)s)")
+    p.add_argument("--quality", type=int, default=92, help="JPEG quality of re-encoded pictures (%(default)s)")
     p.add_argument("--max_pixels", type=int, default=1 << 26, help="larger pictures are dropped (%(default)s)")
     p.add_argument("--unit_records", type=int, default=0, help="records in a shard (0: 1/64 of all; a tar stays one)")
     p.add_argument("--max_bad", type=float, default=0.5, help="share of bad records that is an error (%(default)s)")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     p.add_argument("--runner", default="local", help=f"{' or '.join(RUNNERS)} (%(default)s)")
     p.add_argument("--beam_options", default="", help="options of the Beam pipeline, one string")
-    p.add_argument("--overwrite", action="store_true", help="delete what is there under this name and version first")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name and version")
     return p
 
 
@@ -95,7 +95,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.runner not in RUNNERS:
         raise errors.unknown("runner", args.runner, RUNNERS)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
-        raise errors.UserError(f"name {args.name!r} is no TFDS name; valid: small letters, digits and _")
+        raise errors.UserError(f"name {args.name!r} is not a TFDS name; valid: small letters, digits and _")
     if "://" in args.out and args.runner == "local":
         choice = "a local folder (then gcloud storage cp -r), or --runner beam"
         raise errors.UserError(f"out={args.out!r} is not local, and runner local commits by renaming; valid: {choice}")
@@ -124,7 +124,7 @@ def _bar(total: int | None):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 for what the user can put right (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 2 for an error that the user can correct (one line on stderr), 130 interrupted."""
 
     def run() -> None:
         prepare(parser().parse_args(argv))

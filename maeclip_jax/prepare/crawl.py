@@ -1,4 +1,4 @@
-"""What lies at a source of image-text pairs: its format, its columns, and the units of work it divides into.
+"""Inspects a source of image-text pairs: its format, its columns, and the units of work that it divides into.
 
 Four formats are read, the first and the last also from gs:// and other remote file systems (through etils.epath):
 
@@ -26,7 +26,7 @@ FORMATS = ("webdataset", "table", "files", "parquet")  # in this order when the 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How to read a source. Columns are "" where there is none; `split` is where records go that name none."""
+    """How to read a source. A column that does not exist is ""; `split` is the split of records that name none."""
 
     format: str
     root: str
@@ -85,7 +85,7 @@ def plan(src: str, *, format: str = "auto", image_column: str = "", caption_colu
     if not exists(path):
         raise errors.UserError(f"source {src!r} does not exist; valid: {formats()}")
     if not is_split_name(split):
-        raise errors.UserError(f"split {split!r} is no TFDS split name; valid: letters, digits and _, but not 'all'")
+        raise errors.UserError(f"split {split!r} is not a TFDS split name; valid: letters, digits and _, but not 'all'")
     if image_dir and not located(image_dir).is_dir():
         raise errors.UserError(f"image_dir {image_dir!r} is not a folder; valid: the folder where picture paths start")
     kind, files = _find(path, format)
@@ -110,7 +110,7 @@ def located(path: str) -> epath.Path:
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether there is such a file or folder. UserError where only a missing package stands between."""
+    """Whether the file or folder exists. UserError if a missing package prevents the check."""
     try:
         return path.exists()
     except ImportError as error:  # etils.epath reaches gs:// through fsspec
@@ -141,7 +141,7 @@ def is_member(name: str) -> bool:
 
 
 def split_of(row: dict | str, reading: Reading) -> str:
-    """The split a row asks for; rows that name none (or cannot be read) go to the default."""
+    """The split that a row names; rows that name none (or cannot be read) go to the default split."""
     value = row.get(reading.split_column) if reading.split_column and isinstance(row, dict) else None
     return reading.split if value is None or not str(value).strip() else str(value).strip()
 

@@ -56,7 +56,7 @@ def _members(reading: Reading, wanted: Wanted) -> Reading:
 
 
 def upstream(shard: epath.Path) -> dict[str, int]:
-    """What img2dataset says of this shard in `00000_stats.json` ({} if it does not): count, successes, failed_*."""
+    """The counts in img2dataset's `00000_stats.json` of this shard ({} if missing): count, successes, failed_*."""
     try:
         found = json.loads((shard.parent / f"{shard.stem}_stats.json").read_text())
     except (OSError, ValueError):
@@ -146,7 +146,7 @@ def _parquet(reading: Reading, files: list[epath.Path], wanted: Wanted, unit_rec
                     splits.add(reading.split)
                 groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
         except (pa.ArrowException, OSError):
-            groups.append([])  # counted as unreadable_shard when its turn comes
+            groups.append([])  # counted as unreadable_shard when it is read
     if schema is None:
         raise errors.UserError(f"no parquet file in {reading.root!r} opens; valid: {formats()}")
     goal = _goal(sum(map(sum, groups)), unit_records)

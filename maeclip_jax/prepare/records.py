@@ -1,7 +1,7 @@
-"""Records as they lie in a source: a key, encoded picture bytes and captions, or the reason why not.
+"""Reads the records of a source: a key, encoded picture bytes and captions, or the reason why they cannot be read.
 
 `read(reading, unit)` yields every record of a unit in the order of the source, whatever its state: a record that
-cannot be read comes out with `error` set, so that whoever counts `read`'s output has counted the source.
+cannot be read comes out with `error` set, so that `read` yields as many outputs as the source has records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = {
     "no_caption": "there is no caption at all, or it is not text",
     "empty_caption": "all captions are empty or white space",
     "garbled_caption": "a caption is not valid UTF-8",
-    "bad_split": "the split column holds no name that TFDS takes",
+    "bad_split": "the split column does not hold a valid TFDS split name",
     "duplicate_key": "an earlier record has the same key",
     "unreadable_row": "the row or json member cannot be parsed",
     "unreadable_shard": "the shard ends early or is damaged; its remaining records are lost",
@@ -84,7 +84,7 @@ def _tar_key(name: str) -> tuple[str, str]:
 
 
 def _after_the_end(tar: tarfile.TarFile) -> str:
-    """What is wrong where the last member ended: tarfile stops in silence at a damaged header, and at a cut."""
+    """The damage after the last member, if any: tarfile stops silently at a damaged header and at a truncation."""
     tar.fileobj.seek(tar.offset)
     rest = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(rest) < tarfile.BLOCKSIZE:
@@ -150,7 +150,7 @@ def _joined(key: str, members: dict[str, bytes], reading: crawl.Reading, unit: c
 
 
 def captions(value: object) -> tuple[str, ...]:
-    """Captions as they stand, from one text or a list of texts. BadRecord(no_caption) for anything else."""
+    """The unchanged captions from one text or a list of texts. BadRecord(no_caption) for anything else."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):

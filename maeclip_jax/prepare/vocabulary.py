@@ -20,7 +20,7 @@ from maeclip_jax.errors import UserError
 def train(captions: Iterable[str], size: int) -> bytes:
     """A unigram model of at most `size` pieces, lower-cased, padding at 0; as the bytes of a .model file.
 
-    A small collection has fewer pieces than asked for. Raises UserError if there are no captions, or size < 300.
+    A small collection gives fewer pieces than requested. Raises UserError if there are no captions, or size < 300.
     """
     import sentencepiece
 

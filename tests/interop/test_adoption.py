@@ -108,7 +108,7 @@ def test_mistakes_are_one_line(clip, tmp_path):
     for file in clip[0].iterdir():
         if file.name != "merges.txt":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match=r"there is no file of its tokenizer beside the weights; put it there \(merges"):
+    with pytest.raises(UserError, match=r"its tokenizer's file is missing beside the weights; put it there \(merges"):
         parsed((tmp_path,))
     with pytest.raises(UserError, match=r"of up to 20 tokens, the config has 24: set model\.text_tower"):
         parsed(clip, "experiments/mae_clip.py:scale=demo")

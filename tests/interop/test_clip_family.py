@@ -73,10 +73,10 @@ def test_a_config_beside_an_open_clip_wins(tmp_path):
 
 def test_other_networks_are_named(tmp_path):
     resnet = {"visual.layer1.0.conv1.weight": np.zeros((2, 2, 1, 1))}
-    assert "have a ResNet for pictures; valid are CLIPs with a ViT" in raised("openai-clip", write(tmp_path, resnet))
+    assert "have a ResNet image tower; valid: CLIP models with a ViT" in raised("openai-clip", write(tmp_path, resnet))
     other = {"model.layers.0.weight": np.zeros((2, 2))}
     message = raised("openai-clip", write(tmp_path, other))
-    assert "are no CLIP of openai/CLIP or open_clip: they lack 'visual.conv1.weight'" in message
+    assert "are not a CLIP of openai/CLIP or open_clip: no 'visual.conv1.weight'" in message
     odd = {k: v for k, v in openai_arrays().items() if k != "visual.proj"}
     assert "does not fit its table: it lacks 1 arrays (visual.proj)" in raised("openai-clip", write(tmp_path, odd))
 

@@ -169,7 +169,7 @@ def test_a_folder_without_its_config_and_other_mistakes(clip, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]}')
     assert "which nn.pixels.STATS does not have; valid: imagenet, clip" in raised(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert "need the config.json that came with them: it is not there" in raised(tmp_path)
+    assert "need the config.json that belongs to them: it is missing" in raised(tmp_path)
     assert "unknown kind of weights 'hf-klip' (did you mean 'hf-clip'?); valid: " in raised(tmp_path, "hf-klip")
 
 

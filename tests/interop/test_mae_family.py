@@ -308,7 +308,7 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
     refused("mae", mae_file(cls_token=None), r"it lacks 1 arrays \(cls_token\)")
     refused("mae", mae_file(cls_token=np.ones((1, 2, 64))), r"'cls_token' has shape \(1, 2, 64\), its config needs")
     refused("mae", mae_file(**{"decoder_norm.bias": None}), r"it lacks 1 arrays \(decoder_norm.bias\)")
-    refused("mae", mae_file(pos_embed=None), "there is no 'pos_embed' in the file: it is no MAE of facebookresearch")
+    refused("mae", mae_file(pos_embed=None), "no 'pos_embed' in the file: it is not an MAE of facebookresearch/mae")
     refused("mae", mae_file(decoder_pos_embed=np.ones((1, 17, 32))), "the decoder's positions are not MAE's fixed ones")
     refused("mae", npz(tmp_path / "y.npz", big_vision_weights()), "there is no matrix 'blocks.0.mlp.fc2.weight'")
     refused("m3ae", mae_file(), "there is no matrix 'encoder/Block_0/TransformerMLP_0/fc2/kernel' in the file")

@@ -215,12 +215,12 @@ def good(names) -> dict[str, bytes]:
 @pytest.mark.parametrize("suffix", files.KINDS)
 def test_a_file_that_is_not_there_empty_or_of_another_kind(tmp_path, suffix, torch_names):
     refused(tmp_path / f"none{suffix}", "no such file")
-    refused(put(tmp_path, f"empty{suffix}", b""), r"are no .*: it is empty")
-    refused(put(tmp_path, f"text{suffix}", b"<html>404</html>" * 40), "are no ")
-    refused(put(tmp_path, f"noise{suffix}", RNG.bytes(4096)), "are no ")
+    refused(put(tmp_path, f"empty{suffix}", b""), r"are not a readable .*: it is empty")
+    refused(put(tmp_path, f"text{suffix}", b"<html>404</html>" * 40), "are not a readable ")
+    refused(put(tmp_path, f"noise{suffix}", RNG.bytes(4096)), "are not a readable ")
     for other, data in good(torch_names).items():
         if files.KINDS[suffix] != files.KINDS[other]:
-            refused(put(tmp_path, f"other{suffix}", data), "are no ")
+            refused(put(tmp_path, f"other{suffix}", data), "are not a readable ")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pkl", ".pth"])
@@ -228,11 +228,12 @@ def test_a_file_cut_off_anywhere(tmp_path, suffix, torch_names):
     whole = good(torch_names)[suffix]
     assert files.read(put(tmp_path, f"x{suffix}", whole))
     for length in {*np.linspace(1, len(whole) - 1, 40).astype(int), len(whole) - 1}:
-        refused(put(tmp_path, f"x{suffix}", whole[:length]), "are no ")
+        refused(put(tmp_path, f"x{suffix}", whole[:length]), "are not a readable ")
 
 
 def test_files_without_arrays_and_unknown_kinds(tmp_path):
-    refused(put(tmp_path, "x.pkl", pickle.dumps({"step": 3})), "are no pickle of arrays: it holds no arrays")
+    data = pickle.dumps({"step": 3})
+    refused(put(tmp_path, "x.pkl", data), "are not a readable pickle of arrays: it holds no arrays")
     refused(put(tmp_path, "x.h5", b"x"), r"unknown kind of file '.h5'; valid: .safetensors, .npz, .pkl, .bin, .pt, ")
 
 
@@ -279,7 +280,9 @@ def test_torch_archives_that_lie(tmp_path, torch_names):
     packed = torch_archive(torch_names, one, lambda s: {"q": Made(torch_names.utils._rebuild_qtensor, 1)})
     refused(put(tmp_path, "x.pth", packed), r"a tensor of a kind that is not read \(_rebuild_qtensor\)")
     refused(put(tmp_path, "x.pth", npz(ARRAYS)), "it has no data.pkl, so torch.save did not write it")
-    refused(put(tmp_path, "old.pth", pickle.dumps(0x1950A86A20F9469CFC6C, 2)), r"from before 1.6; write it anew: torch")
+    refused(
+        put(tmp_path, "old.pth", pickle.dumps(0x1950A86A20F9469CFC6C, 2)), r"of torch before 1.6; convert it: torch"
+    )
 
 
 def test_pickles_that_lie(tmp_path):
@@ -297,7 +300,7 @@ def test_pickles_that_lie(tmp_path):
     shared = []
     for _ in range(40):  # 2 ** 40 leaves in 300 bytes
         shared = [shared, shared]
-    refused(put(tmp_path, "x.pkl", pickle.dumps({"w": shared})), "it holds more than 3,000,000 things")
+    refused(put(tmp_path, "x.pkl", pickle.dumps({"w": shared})), "it holds more than 3,000,000 objects")
 
 
 def evil(folder):
@@ -321,7 +324,7 @@ def test_a_pickle_that_tries_to_run_code_is_refused_and_runs_nothing(tmp_path, t
         assert not pickle.loads(pickle.dumps(calls[name])) and not touched.exists()
         raise RuntimeError
     touched.unlink(missing_ok=True)
-    text = "it asks for '.*', which has no place in a file of weights; nothing of it was run"
+    text = "it asks for '.*', which does not belong in a weight file; nothing was executed"
     refused(put(tmp_path, "x.pkl", pickle.dumps({"w": ARRAYS["half"], "evil": calls[name]})), text)
     refused(put(tmp_path, "y.pkl", pickle.dumps(calls[name], 0)), text)
     for suffix in (".pt", ".pth", ".bin"):

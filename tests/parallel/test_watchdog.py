@@ -44,8 +44,8 @@ def test_a_stalled_step_is_said_once_with_all_stacks(tmp_path):
         file.seek(0)
         said = file.read()
         assert said.startswith(
-            "watchdog: step 6 has taken 61 s, in input_wait (said after 60 s; the median of 5 is 1 s); the run goes on "
-            "waiting; stacks of all threads:\n"
+            "watchdog: step 6 has taken 61 s, in input_wait (reported after 60 s; the median of 5 is 1 s); the run "
+            "goes on waiting; stacks of all threads:\n"
         )
         assert said.count("most recent call first") >= 2 and "test_watchdog.py" in said and "in wait" in said
         dog.beat(7)
@@ -76,7 +76,7 @@ def test_pauses_are_not_steps(tmp_path):
         assert dog.check() and not dog.check()
         file.seek(0)
         assert file.readline() == (
-            "watchdog: eval has taken 1801 s (said after 1800 s); the run goes on waiting; stacks of all threads:\n"
+            "watchdog: eval has taken 1801 s (reported after 1800 s); the run goes on waiting; stacks of all threads:\n"
         )
 
 
@@ -89,7 +89,7 @@ def test_a_start_that_does_not_end_is_said(tmp_path):
         dog = watchdog.Watchdog(watchdog.Limits(pause_seconds=900), start.look, file)
         assert dog.check() and not dog.check()
         file.seek(0)
-        assert file.readline().startswith("watchdog: start-up has taken 1000 s (said after 900 s); the run goes on")
+        assert file.readline().startswith("watchdog: start-up has taken 1000 s (reported after 900 s); the run goes on")
         start.finish()
         assert not watchdog.Watchdog(watchdog.Limits(pause_seconds=900), start.look, file).check()
 
@@ -109,7 +109,7 @@ def test_the_thread_looks_by_itself_and_goes(tmp_path):
             while not file.tell() and time.monotonic() < deadline:
                 time.sleep(0.02)
         file.seek(0)
-        assert "watchdog: step 1 has taken 0 s (said after 0 s; there is no other step" in file.read()
+        assert "watchdog: step 1 has taken 0 s (reported after 0 s; there is no other step" in file.read()
         assert "watchdog" not in [t.name for t in threading.enumerate()]
         with watchdog.Watchdog(watchdog.Limits(seconds=0), lambda: (0.0, "", 0.0), file):
             assert "watchdog" not in [t.name for t in threading.enumerate()]

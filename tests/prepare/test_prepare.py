@@ -98,7 +98,7 @@ def test_errors_are_one_line_with_the_valid_choices(tmp_path, capsys):
     assert "does not exist; valid: a folder or file of webdataset" in _error(capsys, *usual, "--src", "/nowhere")
     assert "unknown format 'tar'" in _error(capsys, *usual, "--format", "tar")
     assert "unknown runner 'spark'; valid: local, beam" in _error(capsys, *usual, "--runner", "spark")
-    assert "name 'My-Set' is no TFDS name" in _error(capsys, *usual, "--name", "My-Set")
+    assert "name 'My-Set' is not a TFDS name" in _error(capsys, *usual, "--name", "My-Set")
     assert "short_side=-1; valid: 0 to" in _error(capsys, *usual, "--short_side", -1)
     assert "workers=0; valid: 1 to" in _error(capsys, *usual, "--workers", 0)
     assert "max_bad=2.0; valid: 0 to 1" in _error(capsys, *usual, "--max_bad", 2)

@@ -15,7 +15,7 @@ from maeclip_jax.errors import UserError
 class Archive:
     """`paths`: every file in `path` (a folder, .tar, .tar.gz, .tgz or .zip), relative, with "/", in stored order.
 
-    Raises UserError for anything else, or where the archive is cut short. One thread reads.
+    Raises UserError for anything else and for a truncated archive. Only one thread may read.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -51,7 +51,7 @@ class Archive:
                 return self._open.read(member)
             return self._open.extractfile(member).read()
         except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
-            raise UserError(f"{path} in {self.path} cannot be read ({error}); fetch it again") from None
+            raise UserError(f"{path} in {self.path} cannot be read ({error}); download it again") from None
 
     @functools.cached_property
     def named(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pictures in one folder a class become a data set with labels.
+"""Builds a labelled data set from pictures in one folder per class.
 
 python -m maeclip_jax.prepare.builders.image_folder --src pets/ --name pets --data_dir data
 """
@@ -39,7 +39,7 @@ class Layout:
 
 
 class ImageFolder(manual.Builder, skip_registration=True):
-    """Pictures in one folder a class."""
+    """Pictures in one folder per class."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = LAYOUT
     OPTIONS = {"split": "train"}
@@ -72,7 +72,7 @@ def class_of(path: str) -> str:
 
 
 def read_layout(root: Path, split: str = "train") -> Layout:
-    """What lies in `root`; see LAYOUT. `split`: of pictures that nothing gives one. Raises UserError."""
+    """The content of `root`; see LAYOUT. `split`: the split of pictures without one. Raises UserError."""
     paths = [p for p in Archive(root).paths if p.lower().endswith(crawl.PICTURES) and "/" in p]
     if not paths:
         raise UserError(f"{root} holds no pictures in folders; {manual.listing(root)}; expected: {_one_line(LAYOUT)}")
@@ -95,7 +95,7 @@ def read_lists(root: Path) -> dict[str, list[str]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty; UserError if there are none."""
+    """The non-empty lines of a text file; UserError if there are none."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -135,7 +135,7 @@ def _names(file: Path, folders: list[str]) -> dict[str, str]:
     absent = [folder for folder in names if folder not in folders]
     if absent:
         raise UserError(
-            f"{file} names {absent[0]!r} ({len(absent)} such), of which there are no pictures; there are some of: "
+            f"{file} names {absent[0]!r} ({len(absent)} such), but there are no pictures of it; classes with pictures: "
             f"{_some(folders)}"
         )
     counts = collections.Counter(names.values())

@@ -1,4 +1,4 @@
-"""What the builders of data sets have in common whose files a person has downloaded, or made.
+"""Shared parts of the builders of data sets whose files were downloaded or made by hand.
 
 A builder names its FILES, turns them into examples (`splits`), and is run by
 
@@ -40,23 +40,23 @@ class File:
     """A file or folder that a person has to put into the manual directory, under any one of `names`."""
 
     names: tuple[str, ...]  # the official one first
-    page: str  # where it is to be had
+    page: str  # where to download it
     size: str
-    what: str  # what it holds, in words
+    what: str  # a description of its content
     optional: bool = False
 
     def find(self, folder: Path) -> Path | None:
         return next((folder / n for n in self.names if (folder / n).exists()), None)
 
     def need(self, folder: Path) -> Path:
-        """Where it is; UserError that says what is expected where."""
+        """The path of the file; a UserError names the expected file and folder."""
         found = self.find(folder)
         if found is None:
             raise UserError(f"{folder / self.names[0]} is expected: {self}; {listing(folder)}")
         return found
 
     def read_json(self, folder: Path, *keys: str) -> Any:
-        """Its content; UserError where that is no JSON object with `keys`."""
+        """The content of the file; UserError unless it is a JSON object with `keys`."""
         path = self.need(folder)
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
@@ -79,7 +79,7 @@ def instructions(*files: File) -> str:
 
 
 def listing(folder: Path) -> str:
-    """What a folder holds, in a few words."""
+    """A short listing of a folder's content."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     names = sorted(p.name for p in folder.iterdir())
@@ -105,7 +105,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
     def finish(self, example: dict) -> dict:
-        """The example as it is stored, from a thread. BadRecord drops it; UserError ends the build."""
+        """The example to store; called in a thread. BadRecord drops the example; UserError ends the build."""
         decode.decode(example["image"])
         return example
 
@@ -166,7 +166,7 @@ def build(
             raise unknown(f"option of {cls.name}:", option, cls.OPTIONS)
     name, folder = name or cls.name, Path(manual_dir).expanduser()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"name {name!r} is no TFDS name; valid: small letters, digits and _")
+        raise UserError(f"name {name!r} is not a TFDS name; valid: small letters, digits and _")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; {' '.join(cls.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}")
     for file in cls.FILES:
@@ -198,14 +198,14 @@ def build(
 
 @contextlib.contextmanager
 def shown(builder: Any, name: str, progress: bool, total: int | None = None) -> Iterator[None]:
-    """While a builder works: one bar with the whole in view (`builder.bar`) in place of the many of TFDS."""
+    """Shows one progress bar for the whole build (`builder.bar`) instead of the many bars of TFDS."""
     from tqdm import tqdm
 
     tfds.display_progress_bar(enable=False)
     try:
         with (
             tqdm(total=total, desc=name, unit=" pictures", disable=not progress) as builder.bar,
-            contextlib.redirect_stdout(io.StringIO()),  # it says "Downloading", which nothing here does
+            contextlib.redirect_stdout(io.StringIO()),  # TFDS prints "Downloading", but nothing is downloaded
         ):
             yield
     finally:
@@ -232,14 +232,14 @@ def parser(cls: type[Builder], flag: str = "--manual_dir") -> cli.Parser:
     p.add_argument("--data_dir", default="", help="where data sets live (default: $MAECLIP_DATA_DIR or data)")
     p.add_argument("--name", default="", help=f"name of the data set (default: {cls.name})")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that check pictures")
-    p.add_argument("--overwrite", action="store_true", help="replace what is there under this name")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name")
     return p
 
 
 def folder_parser(cls: type[Builder]) -> cli.Parser:
     """The command line of builders of one's own folders, whose pictures may belong to no split."""
     p = parser(cls, "--src")
-    p.add_argument("--split", default="train", help="split of pictures that nothing gives one (%(default)s)")
+    p.add_argument("--split", default="train", help="split of pictures without one (%(default)s)")
     return p
 
 

@@ -97,7 +97,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}, line {number}: no JSON ({error}); expected: {QUESTIONS}") from None
+            raise UserError(f"{file}, line {number}: not JSON ({error}); expected: {QUESTIONS}") from None
         for name in ("image", "question"):
             if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
                 raise UserError(f"{file}, line {number}: no {name!r} in {line[:80]!r}; expected: {QUESTIONS}")
@@ -105,7 +105,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _references(row: dict, wanted: str, where: str) -> list[str]:
-    """What annotators said; nothing where the answer is not known (a test split: no column, "" or [])."""
+    """The annotators' answers; empty if they are not known (a test split: no column, "" or [])."""
     column = wanted or next((c for c in COLUMNS if c in row), "answer")
     given = row.get(column)
     if wanted and column not in row and any(c in row for c in COLUMNS):

@@ -110,7 +110,7 @@ def test_built_once(tmp_path):
     [
         (
             {"classes.txt": "cat\nbird\ndog\n"},
-            "classes.txt names 'bird' (1 such), of which there are no pictures; there",
+            "classes.txt names 'bird' (1 such), but there are no pictures of it; classes with",
         ),
         ({"classes.txt": "cat\tkitten\n"}, "folder 'dog' is not in "),
         ({"classes.txt": "cat\tkitten\n"}, "classes.txt, which names: cat"),
@@ -131,7 +131,7 @@ def test_what_does_not_match_is_named(tmp_path, files, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"name": "My Pets"}, "name 'My Pets' is no TFDS name; valid: small letters, digits and _"),
+        ({"name": "My Pets"}, "name 'My Pets' is not a TFDS name; valid: small letters, digits and _"),
         ({"spilt": "x"}, "unknown option of image_folder: 'spilt' (did you mean 'split'?); valid: split"),
     ],
 )

@@ -81,7 +81,7 @@ def test_splits(tmp_path):
         ({"masks/1.png": png(np.full((30, 40), 9))}, "classes.txt does not name; it names: 0 unlabeled, 3 cat, 7 dog"),
         ({"masks/1.png": png(np.zeros((30, 41)))}, "the mask of 1.jpg: the mask is 41x30, the picture 40x30 pixels"),
         ({"masks/1.png": png(np.zeros((30, 40, 3)))}, "masks/1.png, the mask of 1.jpg: 3 channels (RGB)"),
-        ({"masks/1.png": picture(1)}, "JPEG, which does not keep ids"),
+        ({"masks/1.png": picture(1)}, "JPEG, which does not preserve ids"),
         ({"images/9.jpg": picture(9)}, "1 of 5 pictures of split 'train' have no file in "),
         ({"images/9.jpg": picture(9)}, "the first: a mask of 9.jpg"),
         ({"test.txt": "0\nnine\n"}, "1 of 2 pictures of split 'test' have no file in "),

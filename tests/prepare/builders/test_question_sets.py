@@ -225,7 +225,7 @@ def test_vqa_jsonl_with_one_reference(tmp_path):
 @pytest.mark.parametrize(
     ("line", "references", "message"),
     [
-        ("{", "", "questions.jsonl, line 2: no JSON ("),
+        ("{", "", "questions.jsonl, line 2: not JSON ("),
         ('{"image": "a.jpg"}', "", "questions.jsonl, line 2: no 'question' in '{\"image\": \"a.jpg\"}'; expect"),
         ('["a"]', "", "line 2: no 'image' in '[\"a\"]'; expected: questions.jsonl (a line a question"),
         ('{"image": "a.jpg", "question": "q", "split": "a b"}', "", "line 2: 'a b' is not a split name; valid"),
