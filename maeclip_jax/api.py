@@ -20,7 +20,7 @@ from maeclip_jax.params import flatten, unflatten
 from maeclip_jax.run import checkpoint, train
 from maeclip_jax.run.model import Model
 from maeclip_jax.run.setup import setup
-from maeclip_jax.workdir import read_names
+from maeclip_jax.workdir import CONFIG, read_names
 
 SOURCES = (
     "a run's folder (runs/demo) or one checkpoint in it, an experiment file with its argument "
@@ -69,7 +69,7 @@ def load(
             raise UserError(f"nothing to load at {name!r}; valid: {SOURCES}") from None
         step, run = int(folder.name), folder.parent.parent
         origin = f"step {step}"
-        config = experiment(run / "config.json", settings)
+        config = experiment(run / CONFIG, settings)
     if not any(k.startswith("mesh.") for k in settings):
         config.mesh = dict(replica=-1, fsdp=1, tensor=1)  # that of the training may be a pod's
     made = setup(config, devices=devices)

@@ -33,6 +33,7 @@ def path(experiment: str, arg: str) -> Path:
 
 def golden(experiment: str, arg: str) -> dict:
     """What belongs into the file of a case."""
+    from maeclip_jax.config import leaves
     from maeclip_jax.params import flatten
     from maeclip_jax.run import optim
 
@@ -47,7 +48,7 @@ def golden(experiment: str, arg: str) -> dict:
         lines[name] = f"{shape} {x.dtype} | {axes} | {'decays' if decays[name] else 'no decay'}"
     return {
         "argument": ARGS[arg],
-        "config": dict(sorted(leaves(config.to_dict()))),
+        "config": dict(sorted(leaves(config))),
         "mesh": mesh,
         "parameter count": sum(x.size for x in flatten(params).values()),
         "parameters": lines,
@@ -88,13 +89,6 @@ def split(params, config) -> tuple[dict, dict]:
         flat = jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: isinstance(x, jax.P))[0]
         return dict(zip(sharding.AXES, sizes)), {path_name(p): tuple(spec) for p, spec in flat}
     raise AssertionError("no mesh of 256 chips divides these parameters")
-
-
-def leaves(node, prefix: str = "") -> list[tuple[str, object]]:
-    """(dotted name, value) of every leaf of a nested dict; an empty dict is a leaf."""
-    if not isinstance(node, dict) or not node:
-        return [(prefix, node)]
-    return [leaf for key, value in node.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else key)]
 
 
 def text(content: dict) -> str:

@@ -46,13 +46,11 @@ def pixels_of_patches(mask_BxN: np.ndarray, height: int, width: int) -> np.ndarr
 
 def upsample(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """[..., h, w] -> [..., height, width] float32, bilinear, centres of pixels aligned, edges held."""
-    return _bilinear(maps.shape[-2], height) @ np.asarray(maps, np.float32) @ _bilinear(maps.shape[-1], width).T
+    import cv2
 
-
-def _bilinear(old: int, new: int) -> np.ndarray:
-    """[new, old]: row i holds what each old value gives to new value i; rows sum to 1."""
-    at = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old))).astype(np.float32)
+    flat = np.asarray(maps, np.float32).reshape(-1, *maps.shape[-2:])
+    large = [cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) for one in flat]
+    return np.stack(large).reshape(*maps.shape[:-2], height, width)
 
 
 def square(values_N: np.ndarray) -> np.ndarray:
@@ -61,8 +59,7 @@ def square(values_N: np.ndarray) -> np.ndarray:
     return values_N.reshape(*values_N.shape[:-1], side, side)
 
 
-# Dark to bright, so that it also reads in grey: black, purple, red, orange, pale yellow.
-_HEAT = np.array([(0, 0, 0), (84, 18, 110), (190, 48, 80), (246, 140, 30), (252, 252, 190)], np.float32)
+COLOURS = "inferno"  # of matplotlib: dark to bright, so that it also reads in grey
 
 
 def heat(image_HxWx3: np.ndarray, map_HxW: np.ndarray, strength: float = 0.7) -> np.ndarray:
@@ -73,8 +70,9 @@ def heat(image_HxWx3: np.ndarray, map_HxW: np.ndarray, strength: float = 0.7) ->
     low, high = float(map_HxW.min()), float(map_HxW.max())
     flat = not high - low > 1e-5 * max(abs(low), abs(high))
     scaled = np.zeros(map_HxW.shape) if flat else (map_HxW - low) / (high - low)
-    at = scaled * (len(_HEAT) - 1)
-    colour = np.stack([np.interp(at, np.arange(len(_HEAT)), _HEAT[:, c]) for c in range(3)], axis=-1)
+    import matplotlib
+
+    colour = 255 * matplotlib.colormaps[COLOURS](scaled)[..., :3]
     grey = image_HxWx3.mean(-1, keepdims=True)
     return np.rint(strength * colour + (1 - strength) * grey).astype(np.uint8)
 

@@ -18,8 +18,9 @@ from maeclip_jax.cli import say
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel.sharding import put
 from maeclip_jax.params import flatten, unflatten, with_layers_like
+from maeclip_jax.workdir import CHECKPOINTS
 
-FOLDER, STATE, META = "checkpoints", "state", "meta"
+STATE, META = "state", "meta"
 
 
 class KeepBest:
@@ -253,10 +254,12 @@ def locate(source: epath.PathLike) -> epath.Path:
     path = absolute(source)
     if (path / STATE).exists():
         return path
-    folder = path / FOLDER if (path / FOLDER).exists() else path
+    folder = path / CHECKPOINTS if (path / CHECKPOINTS).exists() else path
     steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _complete(p)] if folder.exists() else []
     if not steps:
-        raise UserError(f"no checkpoint in {str(source)!r}; valid: a workdir with {FOLDER}/<step>, or one such step")
+        raise UserError(
+            f"no checkpoint in {str(source)!r}; valid: a workdir with {CHECKPOINTS}/<step>, or one such step"
+        )
     return folder / str(max(steps))
 
 

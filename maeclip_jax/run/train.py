@@ -35,6 +35,7 @@ from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
 from maeclip_jax.run.warm_start import init_params
 from maeclip_jax.workdir import (
+    CHECKPOINTS,
     CONFIG,
     claim,
     make_workdir,
@@ -93,7 +94,7 @@ class _Run:
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
         self.saved = checkpoint.Checkpoints(
-            workdir / checkpoint.FOLDER,
+            workdir / CHECKPOINTS,
             keep_last=config.checkpoint.keep_last,
             keep_every=steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
             keep_best=config.checkpoint.keep_best,
