@@ -14,7 +14,7 @@ from maeclip_jax.nn import pool as pooling
 def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
     """Puts CLIP's towers, loss and optimizer into `config`; `arg` holds pool, text_pool, loss and keep.
 
-    The image tower has a class token only where it is pooled: over patches alone it would be 1 more token for nothing.
+    The image tower has a class token only if it is pooled: with pooling over patches it would be an unused token.
     """
     image, text, _, width = towers(arg)
     for word in (arg.pool, arg.text_pool):

@@ -1,4 +1,4 @@
-"""FLIP: CLIP whose image tower sees half of the patches in training (Li et al. 2022); nothing is reconstructed.
+"""FLIP: CLIP whose image tower sees half of the patches in training (Li et al. 2022); it has no decoder.
 
     python -m maeclip_jax.main --config=experiments/flip.py:scale=demo,pool=max --workdir=runs/flip
     python -m maeclip_jax.main --config=experiments/flip.py:scale=high,pool=gap --workdir=gs://bucket/flip_high

@@ -1,6 +1,6 @@
 """Data scales: where pictures and words come from, and how long to train. Also: sources and ops of their splits.
 
-Facts of the paper are marked "paper"; what the paper does not say (or we do not know) is marked "default of ours".
+Facts of the paper are marked "paper"; a value that we do not know from it is marked "default of ours".
 """
 
 from __future__ import annotations

@@ -18,6 +18,6 @@ SIZES = {
     "H/14": dict(side=224, patch=14, image=(1280, 32, 16), text=(1024, 24, 16), decoder=(512, 8, 16), embed=1024),
 }
 
-# How a pod runs the layers, chosen with the pre-flight (LOG.md). Unrolled and with nothing computed twice is fastest;
-# deep towers would compile for an hour so, and a loop over layers is fast only if it stacks nothing but its inputs.
+# How a pod runs the layers, chosen with the pre-flight (LOG.md). Unrolled layers without recomputation are fastest;
+# deep towers would then compile for an hour, and a loop over layers is fast only if it stacks its inputs alone.
 COMPUTE = {"L/16": dict(layers="scan", remat="full"), "H/14": dict(layers="scan", remat="full")}

@@ -1,4 +1,4 @@
-"""A model from whatever holds one: a run, a checkpoint, an experiment file, another code base's weights.
+"""Loads a model from any of its sources: a run, a checkpoint, an experiment file, another code base's weights.
 
 Nothing is set up behind one's back: no flags, no jax options, no files but those one names.
 """
@@ -31,7 +31,7 @@ SOURCES = (
 def fit(config, workdir: str | os.PathLike, *, devices: Sequence | None = None) -> Model:
     """Trains `config` in `workdir` with the project's loop, on `devices` (default: all); the trained model.
 
-    Continues what is there already, and returns at once where all steps are done. Raises what `train.run` raises.
+    Resumes an existing run, and returns at once if all its steps are done. Raises what `train.run` raises.
     """
     train.run(config, workdir, devices=devices)
     return load(workdir, devices=devices)

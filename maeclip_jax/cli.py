@@ -95,7 +95,7 @@ def split_config(argv: Sequence[str]) -> tuple[str, str, dict[str, str], list[st
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Flags that say on which devices, with which other processes and with which cache a command runs."""
+    """Adds the flags that set the devices, the other processes and the compilation cache of a command."""
     platforms = ", ".join(machine.PLATFORMS)
     add = parser.add_argument
     add("--platform", default="", help=f"one of {platforms}: insist on it (default: what jax finds)")
@@ -132,7 +132,7 @@ def agreed(config, flags: Mapping[str, str]) -> dict[str, object]:
 
 
 def start_logging() -> None:
-    """Warnings as plain lines on stderr, less those known to mean nothing; nothing where logging is set up already."""
+    """Prints warnings, except known harmless ones, as plain lines on stderr, unless logging is set up already."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not any(text in record.getMessage() for text in HARMLESS))

@@ -1,4 +1,4 @@
-"""Errors that a person can cause or meet, each said in one line with the valid choices."""
+"""Errors that a user can cause or encounter, each reported in one line with the valid choices."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python -m maeclip_jax.sweep pooling_demo [--root=runs] [--list] [--config.total="200 steps" ...]
 
 A sweep is a file in experiments/sweeps/ with RUNS = ((experiment, argument[, {setting: value}]), ...). Every run has
-its own workdir <root>/<sweep>/<name>; a run that is done costs nothing again, one that was cut off continues.
+its own workdir <root>/<sweep>/<name>; a finished run is not repeated, and an interrupted one is resumed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def runs_of(name: str) -> tuple:
 
 
 def label(experiment: str, argument: str, settings: dict) -> str:
-    """A folder name that says what the run is: `clip-scale-demo-pool-max-seed-1`."""
+    """A folder name that describes the run: `clip-scale-demo-pool-max-seed-1`."""
     words = [experiment, argument, *(f"{k}={v}" for k, v in settings.items())]
     return re.sub(r"[^\w.]+", "-", "-".join(filter(None, words))).strip("-")
 

@@ -32,7 +32,7 @@ def features(rows: int, width: int, classes: int, seed: int = 0) -> tuple[np.nda
     """x float32 [rows, width], labels [rows]."""
     draw = np.random.default_rng(seed)
     scale = (1.0 + np.arange(width, dtype=np.float32)) ** -0.5
-    apart = scale / np.linalg.norm(scale)  # most of what tells classes apart lies where most of the variance lies
+    apart = scale / np.linalg.norm(scale)  # the classes differ mostly in the directions of largest variance
     centres = 5 * draw.normal(size=(classes, width)).astype(np.float32) * scale * apart
     label = draw.integers(0, classes, rows)
     x = draw.standard_normal((rows, width), np.float32) * scale

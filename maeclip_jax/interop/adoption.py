@@ -20,7 +20,7 @@ from maeclip_jax.params import flatten, rename_path
 
 log = logging.getLogger("maeclip_jax")
 
-OWN = ("size", "length", "pool", "map")  # of a tower: what the experiment says
+OWN = ("size", "length", "pool", "map")  # settings of a tower that the experiment determines
 
 
 def adopt(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Applies conversion tables, both ways, and says what became of every array.
+"""Applies conversion tables in both directions and reports what became of every array.
 
 A table is data: rows of (our path, their name, transform word). A side may be a tuple of names where several arrays
 make one or one makes several. "{layer}" in their name stands for 0, 1, ... of the stacked layers in our path. Of two

@@ -14,7 +14,7 @@ from maeclip_jax.interop import convert
 from maeclip_jax.nn import embed
 from maeclip_jax.nn.pixels import STATS
 
-# What towers are where their config does not say it (nn.tower.Encoder and what stands around it).
+# The defaults of tower settings that a config may omit (nn.tower.Encoder and the modules around it).
 DEFAULTS = dict(
     cls=False, cls_position=False, norm_pre=False, causal=False, patch_bias=True, padding="masked",
     projection="linear", map=None,

@@ -34,7 +34,7 @@ ROWS = (
     ("text_head/project/kernel", "text_projection.weight", "transpose"),
     ("log_logit_scale", "logit_scale", "same"),
 )
-# What openai/CLIP's towers have besides their sizes, in whatever format they come.
+# Settings that openai/CLIP's towers have in every format, besides their sizes.
 IMAGE_TOWER = dict(
     cls=True, cls_position=True, norm_pre=True, position="learned", patch_bias=False, pool="cls", projection="linear"
 )

@@ -111,7 +111,7 @@ ROWS = (
 
 
 def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
-    """The config that the arrays' shapes tell, with the heads of the published models (64 wide, 80 in ViT-H)."""
+    """The config that the arrays' shapes imply, with the heads of the published models (64 wide, 80 in ViT-H)."""
     trunk = sizes(weights, "blocks.{layer}.mlp.fc2.weight", torch=True)
     for name, axes in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
         if name not in weights or weights[name].ndim != axes:

@@ -1,8 +1,8 @@
 """CLIP as openai/CLIP and open_clip write it: kinds openai-clip, open_clip and open_clip-quickgelu.
 
-A file tells its sizes, but neither how many heads there are (64 wide in all published ViTs) nor the activation: quick
+A file determines its sizes, but neither the number of heads (64 wide in all published ViTs) nor the activation: quick
 GELU in OpenAI's models, exact GELU in open_clip's except those called quickgelu. An open_clip_config.json beside the
-weights, as on the Hub, says both and wins.
+weights, as on the Hub, gives both and takes precedence.
 """
 
 from __future__ import annotations

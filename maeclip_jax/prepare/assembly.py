@@ -186,7 +186,7 @@ def _expected(units: tuple[crawl.Unit, ...]) -> int | None:
 
 
 def _estimate(bar, records: int, done: list[crawl.Unit], units: tuple[crawl.Unit, ...]) -> None:
-    """Where the source does not say how many records it holds, bytes do, once the first units are read."""
+    """If the source does not give its number of records, it is estimated from bytes, once the first units are read."""
     share = sum(u.size for u in done) / max(1, sum(u.size for u in units))
     bar.total = round(records / share) if share else None
 

@@ -62,7 +62,7 @@ class Plan:
 
     reading: Reading
     units: tuple[Unit, ...]
-    splits: tuple[str, ...]  # every split that occurs; () when only reading all of it would tell
+    splits: tuple[str, ...]  # every split that occurs; () if this is unknown before all is read
 
     @property
     def files(self) -> dict[str, str]:

@@ -105,7 +105,7 @@ class Tally:
         return tally
 
     def quantiles(self, name: str) -> dict[str, int]:
-        """{'0': smallest, ..., '1': largest} of a quantity; empty where nothing was kept."""
+        """{'0': smallest, ..., '1': largest} of a quantity; empty if no record was kept."""
         histogram = sorted((v, n) for v, n in self.histograms[name].items() if n > 0)
         total = sum(n for _, n in histogram)
         result, below, rest = {}, 0, iter(histogram)
@@ -193,7 +193,7 @@ def check_share(tally: Tally, max_bad: float) -> None:
 
 
 def check_same(before: dict, now: dict, where: epath.Path) -> None:
-    """Raises UserError that says what differs between the preparation that lies in `where` and the one asked for."""
+    """Raises UserError with the differences between the preparation stored in `where` and the requested one."""
     for part in ("options", "source"):
         for name in sorted(before[part].keys() | now[part].keys()):
             old, new = before[part].get(name), now[part].get(name)

@@ -59,7 +59,7 @@ def column_names(path: Path, delimiter: str) -> list[str]:
 
 
 def rows(path: Path, delimiter: str, start: int = 0, stop: int | None = None) -> Iterator[tuple]:
-    """(row number from `start`, first byte, last byte + 1, row) with row a dict, or a str that says what is wrong."""
+    """(row number from `start`, first byte, last byte + 1, row) with row a dict, or a str that describes the error."""
     with open(path, "rb") as file:
         if delimiter:
             header = [n.strip() for n in next(csv.reader(_lines(file), delimiter=delimiter), [])]

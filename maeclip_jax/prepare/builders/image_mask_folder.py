@@ -107,7 +107,7 @@ def checked(file: Path | str, example: dict) -> np.ndarray:
 
 
 def read_layout(root: Path, split: str = "train") -> Layout:
-    """What lies in `root`; see LAYOUT. `split`: of pictures that nothing gives one. Raises UserError."""
+    """The content of `root`; see LAYOUT. `split`: the split of pictures without one. Raises UserError."""
     for part in ("images", "masks", "classes.txt"):
         if not (root / part).exists():
             raise UserError(f"{root / part} is expected; {manual.listing(root)}; see --help for the layout")

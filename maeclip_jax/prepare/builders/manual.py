@@ -244,7 +244,7 @@ def folder_parser(cls: type[Builder]) -> cli.Parser:
 
 
 def run(cls: type[Builder], arguments: argparse.Namespace) -> epath.Path:
-    """Builds as the command line says, and reports what there is now."""
+    """Builds according to the command line and reports the result."""
     began, values = time.time(), vars(arguments)
     data_dir = source.data_dir(values.pop("data_dir"))
     target = build(cls, data_dir=data_dir, progress=True, **values)

@@ -42,7 +42,7 @@ class Builder(manual.Builder, skip_registration=True):
     def pictures_of(self, split: str, asked: Asked, pictures: Archive, file: Path) -> tuple[int, Iterator[dict]]:
         """What `splits` gives for a split: its pictures in stored order. `file`: where the questions stand.
 
-        UserError where pictures are missing, unless the option skip_missing says to leave their questions out.
+        UserError if pictures are missing, unless the option skip_missing drops their questions.
         """
         places = {name: _place(pictures, name) for name in asked}
         missing = [name for name, place in places.items() if place is None]
@@ -60,7 +60,7 @@ class Builder(manual.Builder, skip_registration=True):
 
 
 def _place(pictures: Archive, name: str) -> str | None:
-    """Where a picture lies: a bare file name anywhere, a path as it stands or without its first folder."""
+    """The path of a picture: a bare file name in any folder, a path unchanged or without its first folder."""
     if "/" not in name:
         return pictures.named.get(name)
     return next((path for path in (name, name.partition("/")[2]) if path in pictures), None)

@@ -4,7 +4,7 @@
 
     src = tfds.builder_from_directory("data/scenes/demo/1.0.0").as_data_source("train")
 
-Splits: `train` and `val` from one distribution; `test` with captions that tell all its pictures apart; `classify` with
+Splits: `train` and `val` from one distribution; `test` with captions that distinguish all its pictures; `classify` with
 one object a picture and every class equally often; `heldout` (one object, labelled) and `heldout_multi` (several
 objects) with the (colour, shape) pairs that never occur in training.
 """

@@ -6,7 +6,7 @@ A line of questions.jsonl is an object of
 
     image                 path of the picture in `images` (with or without "images/" in front)
     question
-    answer, or answers    one text, or the list of what several annotators said
+    answer, or answers    one text, or the list of several annotators' answers
     split                 optional: train where there is none
     id                    optional: unique among the questions of a picture; its number there where there is none
     kind                  optional: kinds of questions that are reported one by one
