@@ -97,7 +97,7 @@ class Labelled:
 
 
 def check_labels(label_N: np.ndarray, classes: int, what: str) -> None:
-    """UserError where a label is no class."""
+    """Raises UserError where a label is not that of a class."""
     bad_N = label_N[(label_N < 0) | (label_N >= classes)]
     if len(bad_N):
         raise UserError(f"{what} has label {int(bad_N[0])}, but there are {classes} classes (0 to {classes - 1})")

@@ -40,7 +40,7 @@ def embed_prompts(context: Context, params: Any, prompts_PxKxT: np.ndarray, batc
 
 
 def check_masks(mask_BxHxW: np.ndarray, names: Sequence[str], ignore: Collection[int], who: str) -> None:
-    """UserError for what is no mask, and for an id that is neither a class nor ignored."""
+    """Raises UserError for an array that is not a mask, and for an id that is neither a class nor ignored."""
     if mask_BxHxW.ndim != 3 or mask_BxHxW.dtype.kind not in "ui":
         raise UserError(
             f"{who}: a batch of masks is whole numbers [B, H, W], not {mask_BxHxW.dtype}{list(mask_BxHxW.shape)}"

@@ -163,7 +163,7 @@ def read_words(words: str | Sequence[str]) -> list[str]:
 
 
 def confusion(mask_HxW: np.ndarray, found_HxW: np.ndarray, count: int, ignore: Sequence[int]) -> np.ndarray:
-    """int64 [C, C + 1]: pixels of true class (row) by predicted class; column C is no answer."""
+    """int64 [C, C + 1]: pixels of true class (row) by predicted class; column C holds pixels without an answer."""
     real = ~np.isin(mask_HxW, ignore)
     pairs = mask_HxW[real].astype(np.int64) * (count + 1) + found_HxW[real]
     return np.bincount(pairs, minlength=count * (count + 1)).reshape(count, count + 1)

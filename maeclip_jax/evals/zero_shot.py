@@ -87,7 +87,7 @@ class ZeroShot:
             right_BxC = right_NxC[start : start + self.batch_size]
             score_BxC = z_NxD[start : start + self.batch_size] @ z_CxD.T
             best_B = np.where(right_BxC, score_BxC, -np.inf).max(1)
-            # Wrong classes that are not strictly worse: ties, and anything that is no number, count against the model.
+            # Wrong classes that are not strictly worse: ties, and NaN, count against the model.
             before_BxC = ~(score_BxC < best_B[:, None]) & ~right_BxC & competes_C
             ranks.append(before_BxC.sum(1))
             ahead_BxC = np.where(ranks[-1][:, None] == 0, right_BxC, before_BxC)

@@ -18,7 +18,7 @@ __all__ = ["collect", "compare", "write"]
 def write(workdir: epath.PathLike) -> epath.Path:
     """Writes report/index.html (one self-contained file) and report/report.md; returns the path of the page.
 
-    What the workdir does not hold is left out and said so; a folder that is no workdir raises UserError.
+    What the workdir does not hold is left out and said so; a folder that is not a workdir raises UserError.
     """
     from maeclip_jax.report import page, run
 
@@ -37,7 +37,7 @@ def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Pa
 def collect(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:
     """Writes the paper's tables, of all that the runs were evaluated on, to `out`; returns the path of the page.
 
-    A folder that is no workdir but holds some (of a sweep, say) stands for these.
+    A folder that is not a workdir but holds some (of a sweep, say) stands for these.
     """
     from maeclip_jax.report import page, run, selection
 

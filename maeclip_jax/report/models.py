@@ -116,7 +116,7 @@ def models(runs: Sequence[Run], notes: list[str]) -> list[Model]:
     for run in pretrained.values():
         what, n = json.dumps(identity(run.config), sort_keys=True), 0
         while any(r.find("seed") == run.find("seed") for r in groups.get((what, n), ())):
-            n += 1  # the same seed again is no new sample
+            n += 1  # the same seed again adds no sample
         groups.setdefault((what, n), []).append(run)
     made = [_model(g, [v for r in g for v in began.get(_place(r.workdir), ())]) for g in groups.values()]
     made = [dataclasses.replace(m, note=", ".join(filter(None, (m.note, *_apart(m, made))))) for m in made]

@@ -214,7 +214,7 @@ def result(one: Mapping, evaluator: str, settings: Mapping | None = None) -> Res
 
 
 def workdirs(folders: Iterable[epath.PathLike]) -> list[epath.Path]:
-    """The folders; in place of one that is no workdir, those in it that are, if there are any."""
+    """The folders; in place of one that is not a workdir, those in it that are, if there are any."""
     out = []
     for folder in map(epath.Path, folders):
         inside = [] if (folder / CONFIG).exists() else sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
@@ -228,7 +228,7 @@ def read(workdir: epath.PathLike) -> Run:
     if not folder.is_dir():
         raise UserError(f"no workdir at {str(folder)!r}; valid: a folder that a run was given as --workdir")
     if not (folder / CONFIG).exists():
-        raise UserError(f"{str(folder)!r} is no workdir: it has no config.json; valid: a run's --workdir")
+        raise UserError(f"{str(folder)!r} is not a workdir: it has no config.json; valid: a run's --workdir")
     rows, unreadable = _rows(folder / METRICS)
     found = [(_json(p), p) for p in (folder / EVALS).glob("*.json")] if (folder / EVALS).exists() else []
     for one, path in found:

@@ -456,7 +456,7 @@ def test_runs_without_evaluations_and_runs_given_twice(tmp_path, monkeypatch):
             ["--tables", "{}/none", "--out", "{}/out"],
             r"no workdir at '.*none'; valid: a folder that a run was given as",
         ),
-        (["--tables", "{}/bare", "--out", "{}/out"], r"'.*bare' is no workdir: it has no config.json; valid"),
+        (["--tables", "{}/bare", "--out", "{}/out"], r"'.*bare' is not a workdir: it has no config.json; valid"),
         (["--tables", "{}/good"], r"--tables needs a folder to write to; valid: --tables WORKDIR\.\.\. --out DIR"),
     ],
 )

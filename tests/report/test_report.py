@@ -282,7 +282,7 @@ def test_lost_pictures_and_reasons_are_said(tmp_path, no_figures):
     "spoil,message",
     [
         (lambda p: None, r"no workdir at '.*run'; valid: a folder that a run was given as --workdir"),
-        (lambda p: p.mkdir(), r"'.*run' is no workdir: it has no config.json"),
+        (lambda p: p.mkdir(), r"'.*run' is not a workdir: it has no config.json"),
         (lambda p: (make_workdir(p) / "config.json").write_text("{"), r"cannot read '.*config.json': Expecting"),
         (lambda p: (make_workdir(p) / "evals/100.json").write_text("[]"), r"100.json': it holds a list, not an object"),
         (lambda p: (make_workdir(p) / "evals/100.json").write_text("{}"), r"100.json' has no step; delete it and"),
