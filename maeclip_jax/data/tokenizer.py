@@ -193,7 +193,7 @@ class Clip(Tokenizer):
         )
         self._library.decoder = decoders.ByteLevel()
         self._first, self._last = (len(tokens) - 2,), (len(tokens) - 1,)
-        self._inner, self._final = ids["!"], ids["!</w>"]
+        self._final = ids["!</w>"]
 
     def _encode(self, text: str) -> list[int]:
         text = html.unescape(html.unescape(unicodedata.normalize("NFC", text)))
