@@ -9,7 +9,7 @@ import pytest
 
 from maeclip_jax import main
 from maeclip_jax.data import pipeline
-from maeclip_jax.run import evaluate, features
+from maeclip_jax.run import evaluate
 from tests import runs, suite
 
 ARG = "steps=12,save=6"
@@ -54,14 +54,14 @@ def test_two_processes_give_what_one_gives(on_one, tmp_path):
 
 def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(tmp_path, monkeypatch):
     passes = []
-    real = pipeline.evaluate
+    real = pipeline.Data.evaluate
     monkeypatch.setattr(
-        pipeline, "evaluate", lambda data, **kw: (passes.append(features._key(data)), real(data, **kw))[1]
+        pipeline.Data, "evaluate", lambda self, **kw: (passes.append(self.config["ops"]), real(self, **kw))[1]
     )
     evaluated(tmp_path, 1)
     evals = suite.get_evals(None)
     wanted = (evals["knn"]["data"], evals["knn"]["train"], evals["grounding"]["data"])
-    test, train, masked = (features._key(d) for d in wanted)
+    test, train, masked = (d["ops"] for d in wanted)
     # Zero-shot, k-NN, probe and few-shot want three kinds of features of two data sets; maps need each picture anew.
     assert sorted(passes) == sorted([test, train, masked, masked])
 

@@ -16,7 +16,7 @@ EXPERIMENTS = {
     "slip:runlocal,pool=max": {"val/contrast", "val/simclr", "val/view_top1", "retrieval/image_to_text_R@1"},
     "flip:runlocal": {"val/contrast", "retrieval/image_to_text_R@1"},
     "siglip:runlocal": {"val/logit_bias", "retrieval/text_to_image_R@1"},
-    "vqa:runlocal": {"vqa/accuracy", "vqa/baseline_accuracy", "val/accuracy"},
+    "vqa:runlocal": {"vqa/accuracy", "vqa/answerable", "val/accuracy"},
     "vqa:runlocal,of=m3ae": {"vqa/accuracy"},
     "mae_clip:runlocal,decode=image,pool=topk(2)": {"val/image", "retrieval/image_to_text_R@1"},
 }

@@ -135,4 +135,4 @@ def test_names_of_a_mix_must_agree():
 
 def test_metrics_of_training_are_logged(trained):
     row = read_metrics(trained)[-1]
-    assert {"train/accuracy", "train/answerable", "vqa/accuracy", "vqa/baseline_accuracy"} <= row.keys()
+    assert {"train/accuracy", "train/answerable", "vqa/accuracy"} <= row.keys()
