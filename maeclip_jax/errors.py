@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _MOST_DIFFERENCES = 4  # that one message names
 
@@ -64,3 +65,21 @@ def differences(runs: Mapping[str, object], other: Mapping[str, object]) -> str:
     return "; ".join(
         [*said, *([f"and {len(names) - _MOST_DIFFERENCES} more"] if len(names) > _MOST_DIFFERENCES else [])]
     )
+
+
+def class_elsewhere(what: str, name: str, known: Iterable[str], wanted: Callable[[type], bool]) -> type:
+    """The class of "module:Class" in a person's own module, among those that are `wanted`.
+
+    Raises UserError where the module cannot be imported or has no such class. `what`: objective, evaluator; `known`:
+    the names that need no module.
+    """
+    where, _, of = name.partition(":")
+    try:
+        module = importlib.import_module(where)
+    except Exception as e:
+        raise UserError(
+            f"{what} {name!r}: cannot import {where!r} ({type(e).__name__}: {' '.join(str(e).split())}); valid: "
+            f"module:Class with the module on PYTHONPATH, or one of {', '.join(sorted(known))}"
+        ) from e
+    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and wanted(v)}
+    return choose(f"{what} of module {where!r}:", of, found)

@@ -8,7 +8,6 @@ and prompt templates are in `prompts`.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 
 from maeclip_jax import errors
@@ -63,16 +62,8 @@ def make(type: str, context: Context, **config):
 
 def _elsewhere(name: str) -> type:
     """The class of "module:Class"; UserError if it cannot be imported or is not an evaluator."""
-    where, _, what = name.partition(":")
-    try:
-        module = importlib.import_module(where)
-    except Exception as e:
-        raise errors.UserError(
-            f"evaluator {name!r}: cannot import {where!r} ({type(e).__name__}: {' '.join(str(e).split())}); valid: "
-            f"module:Class with the module on PYTHONPATH, or one of {', '.join(sorted(table()))}"
-        ) from e
-    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__}
-    made = errors.choose(f"evaluator of module {where!r}:", what, found)
+    own = name.partition(":")[0]
+    made = errors.class_elsewhere("evaluator", name, table(), lambda cls: cls.__module__ == own)
     if not callable(getattr(made, "run", None)):
         raise errors.UserError(f"evaluator {name!r} has no run(params); see maeclip_jax.evals.protocol")
     takes = list(inspect.signature(made).parameters.values())

@@ -52,18 +52,7 @@ def make(name: str, model: Mapping) -> nn.Module:
 
 def _elsewhere(name: str) -> type:
     """The class of "module:Class"; UserError if it cannot be imported or lacks what every objective has."""
-    import importlib
-
-    where, _, what = name.partition(":")
-    try:
-        module = importlib.import_module(where)
-    except Exception as e:
-        raise errors.UserError(
-            f"objective {name!r}: cannot import {where!r} ({type(e).__name__}: {' '.join(str(e).split())}); valid: "
-            f"module:Class with the module on PYTHONPATH, or one of {', '.join(sorted(table()))}"
-        ) from e
-    found = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)}
-    made = errors.choose(f"objective of module {where!r}:", what, found)
+    made = errors.class_elsewhere("objective", name, table(), lambda cls: issubclass(cls, nn.Module))
     missing = [method for method in ("inputs", "encode", "embed") if not hasattr(made, method)]
     if missing:
         raise errors.UserError(f"objective {name!r} has no {missing[0]}(); see the docstring of maeclip_jax.objectives")
