@@ -13,13 +13,12 @@ from experiments.argument import parse_arg
 from experiments.scales import SCALES
 from experiments.sizes import SIZES
 from maeclip_jax import errors, main, objectives, sweep
-from maeclip_jax.config import to_steps
+from maeclip_jax.config import leaves, to_steps
 from maeclip_jax.data import ops
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn import pool
 from maeclip_jax.run import optim
 from maeclip_jax.run.step import build
-from tests import golden
 from tests.golden import ARGS, EXPERIMENTS, ROOT
 
 CONTRASTIVE = ("clip", "mae_clip", "slip", "flip", "siglip")
@@ -118,11 +117,11 @@ def test_the_axes_of_the_paper_reach_the_model():
 def test_neighbours_are_clip_but_for_their_own_settings(scale):
     """Whatever is not named here is compared on equal terms with CLIP."""
 
-    def leaves(name):
-        return dict(golden.leaves(config(name, f"scale={scale}").to_dict()))
+    def settings(name):
+        return dict(leaves(config(name, f"scale={scale}")))
 
     def differing(name):
-        ours, clip = leaves(name), leaves("clip")
+        ours, clip = settings(name), settings("clip")
         return {k for k in {*ours, *clip} if ours.get(k) != clip.get(k) and not k.startswith("arg.")}
 
     big = scale != "demo"

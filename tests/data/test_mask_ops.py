@@ -103,7 +103,7 @@ def test_values_void_and_channels():
         (png(np.zeros((2, 3, 3))), "bad_mask", "3 channels (RGB); one id a pixel is expected, channel=0 to 2 takes"),
         (b"not a picture", "bad_mask", "13 bytes that are not a readable picture"),
         (png(np.arange(2500).reshape(50, 50) * 7 % 251)[:-300], "bad_mask", "not a readable picture"),
-        (picture(1, (3, 2)), "bad_mask", "JPEG, which does not keep ids as they were"),
+        (picture(1, (3, 2)), "bad_mask", "JPEG, which does not preserve ids; masks must be PNG"),
     ],
 )
 def test_a_bad_mask_is_a_bad_record(mask, kind, message):

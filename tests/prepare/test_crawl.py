@@ -92,7 +92,7 @@ def test_errors_name_the_thing_and_the_valid_choices(tmp_path):
     src = pair_sources.webdataset(tmp_path / "tars", shards=1)
     assert "--format auto, webdataset, table" in _message(str(src), format="table")
     assert "image_column has no meaning for webdataset" in _message(str(src), image_column="jpg")
-    assert "split 'all' is no TFDS split name" in _message(str(src), split="all")
+    assert "split 'all' is not a TFDS split name" in _message(str(src), split="all")
     assert "image_dir '/nowhere' is not a folder" in _message(str(src), image_dir="/nowhere")
 
 
