@@ -15,7 +15,9 @@ for name, value in {
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # tests compile more than they compute
+    # Tests compile more than they compute. On busy cores eight devices may take long to meet: XLA aborts after 40 s.
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "JAX_TRACEBACK_FILTERING": "tracebackhide",  # no note of jax's behind the text of an error
 }.items():
     os.environ.setdefault(name, value)
