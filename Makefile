@@ -78,7 +78,7 @@ doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q . && $(VENV)/bin/lint-imports --no-logo
-	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile $(ARGS)
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 test-unit:  ## lint and the tests that take seconds a file, no whole runs and no pods (minutes on 2 cores)
 	@$(MAKE) -s install EXTRAS=$(EXTRAS)
