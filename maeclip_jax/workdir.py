@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax.cli import warn
 from maeclip_jax.config import leaves, plain
 from maeclip_jax.errors import UserError, differences
 
@@ -130,24 +130,57 @@ def write_text(path: epath.Path, text: str) -> None:
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:
     """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
-    path, rows = epath.Path(workdir) / METRICS, []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-    return rows
+    return read_lines(workdir)[0]
+
+
+def read_lines(workdir: epath.PathLike) -> tuple[list[dict], int]:
+    """The rows of metrics.jsonl, and how many of its lines are none: cut short, broken, or without a step."""
+    path, rows, unreadable = epath.Path(workdir) / METRICS, [], 0
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            unreadable += bool(line.strip())
+    return rows, unreadable
+
+
+def read_object(path: epath.Path) -> dict:
+    """The object in a JSON file. UserError, with the path, if it cannot be read or holds something else."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}") from e
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {str(path)!r}: it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def read_results(workdir: epath.PathLike) -> tuple[list[dict], list[epath.Path]]:
+    """Every evals/<step>.json by step, and the files that are left out: of older versions, without units.
+
+    UserError for a file that cannot be read.
+    """
+    results, older = [], []
+    for path in sorted(result_files(epath.Path(workdir)), key=lambda p: int(p.stem)):
+        one = read_object(path)
+        if not isinstance(one.get("step"), int):
+            raise UserError(f"{str(path)!r} has no step; delete it and evaluate again")
+        if one.get("format") == RESULTS_FORMAT:
+            results.append(one)
+        else:
+            older.append(path)
+    if older:
+        warn(
+            f"left out, as their numbers have no units (written by an older version): {', '.join(map(str, older))}; "
+            "evaluating the checkpoint of such a step writes its file anew"
+        )
+    return sorted(results, key=lambda one: one["step"]), older
 
 
 def read_evals(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
     """{step: metrics} of every evaluation in a workdir."""
-    found = [json.loads(p.read_text()) for p in result_files(epath.Path(workdir))]
-    return {r["step"]: r["metrics"] for r in sorted(found, key=lambda r: r["step"])}
-
-
-def read_better(workdir: epath.PathLike) -> dict[str, str]:
-    """{metric: higher | lower | none} of all metrics of a workdir's evaluations: which direction is better."""
-    found = [json.loads(p.read_text()).get("about", {}) for p in result_files(epath.Path(workdir))]
-    return {name: about["better"] for one in found for name, about in one.items()}
+    return {one["step"]: one["metrics"] for one in read_results(workdir)[0]}
 
 
 def result_files(workdir: epath.Path) -> list[epath.Path]:

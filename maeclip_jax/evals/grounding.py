@@ -47,8 +47,9 @@ class Grounding:
     picture the `phrases` largest. `pools`: "own" and other poolings. `block`: whose input Grad-CAM weighs (see
     `saliency.gradcam` for what suits a pooling). The first `pictures` queries are drawn.
 
-    Metrics in percent: `<map>_<score>`, `<map>_<pool>_<score>`. Beside them `chance_...`: a pixel, or a mask of the
-    right size, at random; `baseline_center_...`: a map that falls from the picture's centre; `baseline_whole_iou`: all.
+    Metrics in percent: `<map>_<score>`, `<map>_<pool>_<score>`. The chance level is that of a pixel,
+    or a mask of the right size, at random. `baseline_center_<score>` is of a map that falls from the picture's centre,
+    `baseline_whole_iou` of the whole picture.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ class Knn:
     """`data`: pictures it is tested on; `train`: the neighbours; their ops keep "image" and "label". `k`: a number, or
     several, of which the first is the headline. `pool`: own | embed | gap | max | cls | ...
 
-    Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `top1_k<k>` of the other k; `chance`,
-    `chance_top5`. A class that ties with the right one counts as before it.
+    Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `top1_k<k>` of the other k; each
+    with its chance level. A class that ties with the right one counts as before it.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ class LinearProbe:
     of `train` are the augmentation, and `val` is not used. `classes`: how many, where the data does not say. `task`:
     the task of a benchmark that this is, by which tables find it (VTAB's names).
 
-    Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `train_top1`; `chance`, `chance_top5`.
+    Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `train_top1`; each with its chance
+    level.
     """
 
     def __init__(

@@ -57,7 +57,7 @@ class Gallery:
 class Retrieval:
     """`data`: its ops keep "image" and "text", [B, T] or [B, K, T] with `_captions` [B], how many of the K are real.
 
-    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k` and what chance gives for each, `chance_...`.
+    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level.
     `examples`: how many best, median and worst queries of each direction are shown, with the `shown` first finds.
     """
 

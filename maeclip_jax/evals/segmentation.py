@@ -40,7 +40,7 @@ class Segmentation:
 
     Metrics in percent over all pixels of the data: `miou`, the mean over classes that occur in the ground truth or in a
     prediction (all 21 of Pascal VOC's val do); `mean_accuracy`, over classes in the ground truth; `pixel_accuracy`;
-    with a background, `foreground_iou`, all other classes taken together. `baseline_...` of each is what the most
+    with a background, `foreground_iou`, all other classes taken together. The reference of each is what the most
     frequent class everywhere would have (for `foreground_iou`: foreground everywhere).
     """
 

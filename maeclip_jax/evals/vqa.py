@@ -34,10 +34,9 @@ class Vqa:
     """`data`, `train`: questions to answer, and those that text-only baselines learn from (None: no baselines).
 
     Their source is of kind "questions"; the ops keep "image", "text" (the question), "answer", "score", "credit".
-    Metrics in percent: `accuracy`, `accuracy_<kind>` where the data set tells kinds of questions apart,
-    `baseline_accuracy` (the best of the text-only ones, all of them in the table) and `answerable`: the accuracy of
-    somebody who always picks the best answer of the vocabulary. At most `questions` training questions are read, evenly
-    spread.
+    Metrics in percent: `accuracy`, whose reference is the best of the text-only baselines (all of them in the table);
+    `accuracy_<kind>` where the data set tells kinds of questions apart; and `answerable`, the accuracy of somebody who
+    always picks the best answer of the vocabulary. At most `questions` training questions are read, evenly spread.
     """
 
     def __init__(

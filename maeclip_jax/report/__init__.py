@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from maeclip_jax.workdir import REPORT
+
 __all__ = ["collect", "compare", "write"]
 
 
@@ -22,7 +24,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     """
     from maeclip_jax.report import page, run
 
-    folder = epath.Path(workdir) / "report"
+    folder = epath.Path(workdir) / REPORT
     return page.write(page.view(run.read(workdir)), "report", folder)
 
 

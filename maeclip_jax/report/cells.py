@@ -83,7 +83,7 @@ def line(
         shown = f"{sd:.1f}" if unit and sd >= 0.05 else f"{sd:.2g}"
         spread = f"± {shown} (n={len(values)})"
     elif interval:
-        spread = "[" + ", ".join(amount(x, unit).removesuffix(" %") for x in interval) + "]"
+        spread = "[" + ", ".join(amount(x, unit).removesuffix(f" {unit}") for x in interval) + "]"
     return Line(mean, text, spread, label, held)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from etils import epath
 
 from maeclip_jax.report import cost
-from maeclip_jax.report.page import amount
+from maeclip_jax.report.page import amount, between
 from maeclip_jax.report.run import Number, Run, number, readable
+from maeclip_jax.workdir import REPORT
 
 
 def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     rows = []
     for run, one in zip(runs, found):
         cells = [
-            (amount(one[k].value, one[k].unit), one[k].value == best[k]) if k in one else ("", False) for k in keys
+            (amount(one[k].value, one[k].unit) + between(one[k]), one[k].value == best[k]) if k in one else ("", False)
+            for k in keys
         ]
         hours = cost.chip_hours(run)
         rows.append({
@@ -58,7 +60,7 @@ def _best(metrics: Sequence[Number]) -> float | None:
 
 def link(run: Run, out: epath.Path) -> str:
     """From the table to the run's own page, if both are on one disk and it is there."""
-    page = run.workdir / "report" / "index.html"
+    page = run.workdir / REPORT / "index.html"
     if "://" in f"{run.workdir}{out}" or not page.exists():
         return ""
     return os.path.relpath(page, out).replace(os.sep, "/")

@@ -69,7 +69,7 @@ def accuracies(run: Run) -> list[tuple[str, Draw]]:
     panels: dict[tuple[str, str, str], dict[str, tuple[str, Series, Series]]] = {}
     for step, m in run.history():
         if (m.own or (m.unit == "%" and m.shown)) and math.isfinite(m.value):
-            if re.search("_(matched_)?iou$", m.name):
+            if not m.own and re.search("_(matched_)?iou$", m.name):
                 continue
             way = re.sub(r"_?R@\d+$|top\d$|mean_per_class$|\d+_shot$|.*_(?=pointing$)", "", m.name)
             group = panels.setdefault((m.evaluator, way, m.unit), {})

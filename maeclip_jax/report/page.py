@@ -23,7 +23,7 @@ def view(run: Run) -> dict[str, Any]:
     """Everything on the page of a run. What is not there is None or empty, with a sentence in `missing`."""
     results, missing = run.results(), []
     metrics = [m for r in results for m in r.metrics]
-    minor = [m for m in metrics if not m.shown or re.search("^train_|_matched_iou$", m.name)]
+    minor = [m for m in metrics if not m.shown or (not m.own and re.search("^train_|_matched_iou$", m.name))]
     held = sorted((m for m in metrics if m not in minor), key=lambda m: m.kind != "chance")
     order = {name: n for n, name in enumerate(CARDS)}
     cards = sorted((m for m in held if m.name in order), key=lambda m: order[m.name])
@@ -34,6 +34,8 @@ def view(run: Run) -> dict[str, Any]:
     losses, accuracies = curves("losses", figures.losses(run)), curves("accuracies", figures.accuracies(run))
     if not losses:
         missing.append("No training losses are logged in metrics.jsonl, so there are no loss curves.")
+    if run.older:
+        missing.append(f"Left out of evals/, as of an older version and without units: {', '.join(run.older)}.")
     if run.unreadable_rows:
         missing.append(f"{run.unreadable_rows} lines of metrics.jsonl could not be read and are left out.")
     shown = details.shown(run, results, missing)
@@ -107,7 +109,8 @@ def amount(value: float, unit: str = "") -> str:
 
 def between(m: Number) -> str:
     """` [60.1, 63.5]`, the interval of a number that has one."""
-    return " [" + ", ".join(amount(x, m.unit).removesuffix(" %") for x in m.interval) + "]" if m.interval else ""
+    ends = [amount(x, m.unit).removesuffix(f" {m.unit}") for x in m.interval or ()]
+    return f" [{', '.join(ends)}]" if ends else ""
 
 
 def times(m: Number) -> str:

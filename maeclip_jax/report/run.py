@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.workdir import CONFIG, COSTS, EVALS, METRICS, RESULTS_FORMAT
+from maeclip_jax.workdir import CONFIG, COSTS, EVALS, read_lines, read_object, read_results
 
 OBJECTIVES = {
     "mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "slip": "SLIP", "vqa": "VQA finetuning"
@@ -84,7 +83,10 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir as read. `rows`: one dict a logged step, by step. `evals`: the evals/*.json, by step."""
+    """A workdir as read. `rows`: one dict a logged step, by step. `evals`: the evals/<step>.json, by step.
+
+    `older`: names of files in evals/ that are left out, see `workdir.read_results`.
+    """
 
     workdir: epath.Path
     config: Mapping
@@ -92,6 +94,7 @@ class Run:
     rows: list[dict]
     evals: list[dict]
     unreadable_rows: int
+    older: list[str]
 
     def find(self, *paths: str) -> Any:
         """The first of the '.'-joined paths that the config holds and that is not empty; or None."""
@@ -229,41 +232,11 @@ def read(workdir: epath.PathLike) -> Run:
         raise UserError(f"no workdir at {str(folder)!r}; valid: a folder that a run was given as --workdir")
     if not (folder / CONFIG).exists():
         raise UserError(f"{str(folder)!r} is not a workdir: it has no config.json; valid: a run's --workdir")
-    rows, unreadable = _rows(folder / METRICS)
-    found = [(_json(p), p) for p in (folder / EVALS).glob("*.json")] if (folder / EVALS).exists() else []
-    for one, path in found:
-        if not isinstance(one.get("step"), int):
-            raise UserError(f"{str(path)!r} has no step; delete it and evaluate again")
-        if one.get("format") != RESULTS_FORMAT:
-            raise UserError(
-                f"{str(path)!r} is of an older version, whose numbers have no units; make it anew: "
-                f"rm -r {folder / EVALS} && make eval WORKDIR={folder}"
-            )
-    evals = sorted((one for one, _ in found), key=lambda one: one["step"])
-    costs = folder / COSTS
-    return Run(folder, _json(folder / CONFIG), _json(costs) if costs.exists() else {}, rows, evals, unreadable)
-
-
-def _json(path: epath.Path) -> dict:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise UserError(f"cannot read {str(path)!r}: {e}") from e
-    if not isinstance(value, dict):
-        raise UserError(f"cannot read {str(path)!r}: it holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _rows(path: epath.Path) -> tuple[list[dict], int]:
-    """Rows by step, later lines of a step over earlier ones; and how many lines were cut short or broken."""
+    lines, unreadable = read_lines(folder)
     rows: dict[int, dict] = {}
-    unreadable = 0
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-            step = int(row["step"])
-        except (ValueError, TypeError, KeyError):
-            unreadable += bool(line.strip())
-            continue
-        rows[step] = rows.get(step, {}) | row | {"step": step}
-    return [rows[s] for s in sorted(rows)], unreadable
+    for line in lines:  # later lines of a step over earlier ones
+        rows[line["step"]] = rows.get(line["step"], {}) | line
+    evals, older = read_results(folder)
+    costs = read_object(folder / COSTS) if (folder / COSTS).exists() else {}
+    by_step = [rows[step] for step in sorted(rows)]
+    return Run(folder, read_object(folder / CONFIG), costs, by_step, evals, unreadable, [p.name for p in older])

@@ -217,7 +217,7 @@ def _task(e: Entry) -> str:
 
 
 def _mean(tasks: Sequence[str], entries: Sequence[Entry]) -> Cell:
-    """Over tasks, run by run; empty unless a run has exactly one number for each of them.
+    """Over tasks, run by run; empty unless a run has exactly one number for each of them, all in one unit.
 
     Every way of measuring them has its own, told by the evaluators' names; of poolings, as in cells, the model's own.
     """
@@ -229,11 +229,11 @@ def _mean(tasks: Sequence[str], entries: Sequence[Entry]) -> Cell:
     for way, same in ways.items():
         for run in {id(e.run): e.run for e in same}.values():
             of_task = [[e.metric.value for e in same if _task(e) == task and e.run is run] for task in tasks]
-            if all(len(v) == 1 for v in of_task):
-                means.setdefault(" ".join(filter(None, way.split("_"))), []).append(
-                    statistics.mean(v[0] for v in of_task)
-                )
-    return Cell(tuple(line(values, "%", way if len(means) > 1 else "") for way, values in means.items()))
+            units = {e.metric.unit for e in same if _task(e) in tasks}
+            if all(len(v) == 1 for v in of_task) and len(units) == 1:
+                key = (" ".join(filter(None, way.split("_"))), *units)
+                means.setdefault(key, []).append(statistics.mean(v[0] for v in of_task))
+    return Cell(tuple(line(values, unit, way if len(means) > 1 else "") for (way, unit), values in means.items()))
 
 
 def data_name(data: str) -> str:

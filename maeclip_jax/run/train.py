@@ -39,9 +39,8 @@ from maeclip_jax.workdir import (
     CONFIG,
     claim,
     make_workdir,
-    read_better,
-    read_evals,
     read_names,
+    read_results,
     write_names,
     write_text,
 )
@@ -114,11 +113,11 @@ class _Run:
         self.log = log.Log(workdir, first, self.sinks, plain(self.config))
         self.runner.show = self.log.picture
         write_text(workdir / CONFIG, self.text)  # every process has read the old one: they met in forget_after
-        better = read_better(workdir)
-        for step, metrics in read_evals(workdir).items():
-            self.saved.record(step, metrics, better)
-            if step == first:  # a kill may have come between the evaluation and its row
-                self.log.scalars(step, metrics)
+        for result in read_results(workdir)[0]:
+            better = {name: about["better"] for name, about in result["about"].items()}
+            self.saved.record(result["step"], result["metrics"], better)
+            if result["step"] == first:  # a kill may have come between the evaluation and its row
+                self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
         try:

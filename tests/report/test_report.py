@@ -254,6 +254,14 @@ def test_broken_and_repeated_rows(tmp_path, no_figures):
     assert "2 lines of metrics.jsonl could not be read and are left out." in page.view(run)["missing"]
 
 
+def test_results_of_an_older_version_are_left_out_and_said(tmp_path, no_figures):
+    path = make_workdir(tmp_path / "run")
+    (path / "evals" / "7.json").write_text(json.dumps({"step": 7, "metrics": {"zero_shot/top1": 99.0}}))
+    run = runs.read(path)
+    assert 7 not in [one["step"] for one in run.evals] and run.older == ["7.json"]
+    assert "Left out of evals/, as of an older version and without units: 7.json." in page.view(run)["missing"]
+
+
 def test_missing_parts_are_said_not_invented(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")

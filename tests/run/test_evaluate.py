@@ -167,8 +167,32 @@ def test_what_an_objective_cannot_serve_is_not_applicable(tmp_path, capsys):
 def test_unreadable_names_beside_the_results_are_left_alone(tmp_path):
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals" / "notes.json").write_text("mine")
-    (tmp_path / "evals" / "3.json").write_text(json.dumps({"step": 3, "metrics": {"val/loss": 1.0}}))
+    (tmp_path / "evals" / "3.json").write_text(json.dumps({"format": 2, "step": 3, "metrics": {"val/loss": 1.0}}))
     assert read_evals(tmp_path) == {3: {"val/loss": 1.0}}
+
+
+def test_results_of_an_older_version_do_not_stop_a_resumed_run(tmp_path, caplog):
+    """They say no direction, by which the best checkpoint would be chosen: left out and named, not deleted."""
+    argument = "objective=clip,steps={},save=1"
+    config = runs.config(argument.format(1))
+    config.checkpoint.update(keep_best=1, best="val/loss")
+    train.run(config, tmp_path, devices=jax.devices()[:1])
+    path = tmp_path / "evals" / "1.json"
+    result = json.loads(path.read_text())
+    old = {k: v for k, v in result.items() if k not in ("format", "about")}
+    path.write_text(json.dumps(old))
+    config = runs.config(argument.format(2))
+    config.checkpoint.update(keep_best=1, best="val/loss")
+    train.run(config, tmp_path, devices=jax.devices()[:1])
+    assert f"have no units (written by an older version): {path}" in caplog.text
+    assert list(read_evals(tmp_path)) == [2] and json.loads(path.read_text())["metrics"] == result["metrics"]
+
+
+def test_an_unreadable_result_is_one_line(tmp_path):
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "3.json").write_text('{"step": 3, "metr')
+    with pytest.raises(UserError, match=r"cannot read '.*3\.json'"):
+        read_evals(tmp_path)
 
 
 def test_data_that_is_not_there_is_said_before_training(tmp_path, monkeypatch):

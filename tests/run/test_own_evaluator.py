@@ -3,11 +3,12 @@
 import json
 
 import jax
+import matplotlib.figure
 import pytest
 
 from maeclip_jax import report
 from maeclip_jax.errors import UserError
-from maeclip_jax.report import page
+from maeclip_jax.report import figures, page
 from maeclip_jax.report import run as runs_of_report
 from maeclip_jax.run import train
 from tests import runs, torture
@@ -65,6 +66,11 @@ def test_it_is_shown_with_its_unit_and_chooses_the_best_checkpoint(module, tmp_p
         assert "32 dB" in (path.parent / "report.md").read_text(), where
     view = page.view(runs_of_report.read(workdir))
     assert any("Noise" in title for title, _ in view["accuracies"]), [title for title, _ in view["accuracies"]]
+    assert r"32 dB \[31, 33\]" in (tmp_path / "the comparison" / "report.md").read_text()
+    drawn = dict(figures.accuracies(runs_of_report.read(workdir)))["Noise: level"]
+    axes = matplotlib.figure.Figure().subplots()
+    drawn(axes)
+    assert axes.get_ylabel() == "dB" and list(axes.lines[0].get_ydata()) == [31, 30, 31, 32]
     assert list((workdir / "tensorboard").iterdir()) and (workdir / "evals/4/noise-sketch.png").exists()
 
 
