@@ -67,10 +67,24 @@ def metrics(workdir: Path, step: int) -> dict[str, float]:
     return read_evals(workdir)[step]
 
 
-def without_alarms(lines: list[str]) -> list[str]:
-    """Lines of stderr, less those in which XLA tells that a busy machine compiles slowly."""
-    alarms = r"Very slow compile\?|^\*{8,}$|The operation took [\d.]+|[Cc]onstant folding|E\d{4} .*slow_operation_alarm"
-    return [line for line in lines if line.strip() and not re.search(alarms, line)]
+# What XLA says of its own slowness: a line of its log, and for slow compilations and foldings a text of several lines.
+ALARM = re.compile(
+    r"""
+    ^[EWI]\d{4}\ [^\n]*\b(?:slow_operation_alarm|rendezvous)\.cc:\d+\][^\n]*\n
+    (?:
+        \n
+        | \*{8,}\n (?:[^\n]*\n)*? \*{8,}\n
+        | \ \ %[^\n]*\n
+        | (?:This\ isn't\ necessarily\ a\ bug;|If\ you'd\ like\ to\ file\ a\ bug,)[^\n]*\n
+    )*
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+def without_alarms(stderr: str) -> list[str]:
+    """Lines of stderr, less what XLA says of a busy machine on which it is slow."""
+    return ALARM.sub("", stderr if stderr.endswith("\n") else stderr + "\n").splitlines() if stderr else []
 
 
 def text(path: Path) -> str:

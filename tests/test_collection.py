@@ -31,6 +31,7 @@ def test_two_collections_seconds_apart_are_the_same():
     first = collecting("1")
     time.sleep(2.1)  # what holds the time in seconds differs
     second = collecting("2")
-    one, other = (re.findall(r"^tests/.*::.*$", process.communicate()[0], re.M) for process in (first, second))
+    said = [process.communicate(timeout=600)[0] for process in (first, second)]
+    one, other = (re.findall(r"^tests/.*::.*$", text, re.M) for text in said)
     assert len(one) > 1000 and one == other
     assert not [name for name in one if re.search(r" at 0x[0-9a-f]+|/tmp/", name)]

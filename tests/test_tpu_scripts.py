@@ -26,7 +26,7 @@ PASSED = (
     "XLA_",
 )  # what conftest.py sets: compiled programs are found again, numbers are those of the reference
 LOG = "maeclip/run/log.txt"  # in the home of a worker
-LONG = "sleep 60 & wait"
+LONG = "sleep 600 & wait"  # longer than any of these tests
 WORKER = "$(cat $HOME/../attributes/agent-worker-number)"
 COUNT = "n=$(cat $HOME/n 2>/dev/null || echo 0); echo $((n + 1)) > $HOME/n"  # n: earlier starts on this worker
 # A job that needs no jax: `-m maeclip_jax.main` is what DO says.

@@ -4,7 +4,7 @@ A query is a picture and the name of a class in its mask. Maps (see `saliency`):
 with other poolings than the tower's own, on the same weights, where asked for. Scores, averaged over queries:
 
 - pointing: the greatest value of the upsampled map lies in the mask (Zhang et al. 2016). Where several pixels share
-  it, the share of them that do, so a constant map has what chance has.
+  it, the share of them that do, so a flat map (whose values differ by rounding only) has what chance has.
 - iou: of the mask and the pixels above half of the way from the map's least to its greatest value.
 - matched_iou: of the mask and as many of the map's greatest pixels as the mask has. It asks for no threshold.
 
@@ -22,7 +22,7 @@ import numpy as np
 from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals import saliency
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
-from maeclip_jax.evals.pictures import heat, sheet, square, thumbnail, upsample
+from maeclip_jax.evals.pictures import heat, is_flat, sheet, square, thumbnail, upsample
 from maeclip_jax.evals.protocol import (
     Context,
     Detail,
@@ -111,12 +111,13 @@ class Grounding:
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of maps, a contact sheet."""
         scores, areas, several, texts, tiles = {name: [] for name in [*self.maps, "center"]}, [], [], [], []
-        self.flat = 0
+        self.flat = dict.fromkeys(METHODS, 0)
         for image_HxWx3, mask_HxW, present, maps in self._pictures(params):
             real = ~np.isin(mask_HxW, self.ignore)
             for q, c in enumerate(present):
                 values = {n: x[min(q, len(x) - 1)] for n, x in maps.items()}
-                self.flat += sum(not x.any() for n, x in values.items() if self.maps[n][0] == "gradcam")
+                for name, x in values.items():
+                    self.flat[self.maps[name][0]] += is_flat(x)
                 drawn = {n: upsample(square(x), *mask_HxW.shape) for n, x in values.items()}
                 target_P = (mask_HxW == c)[real]
                 for name, map_HxW in (drawn | {"center": falling(mask_HxW.shape)}).items():
@@ -144,7 +145,8 @@ class Grounding:
             gap = max(2, self.tile // 32)
             yield Detail("sheet", {
                 "kind": "sheet", "picture": "pictures", "columns": columns, "rows": len(texts), "gap": gap,
-                "rows_text": texts, "note": "Each map is scaled from its own least (dark) to its own greatest value.",
+                "rows_text": texts,
+                "note": "Each map is scaled from its own least (dark) to its own greatest value; a flat map is dark.",
             })  # fmt: skip
             yield Picture("pictures", sheet(tiles, len(columns), gap))
 
@@ -206,8 +208,9 @@ class Grounding:
             f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these "
             f"tell whether the phrase is read. Grad-CAM: tokens {place}."
         )
-        if self.flat:
-            note += f" {self.flat} Grad-CAM maps are flat: nothing but rounding is left of their gradients there."
+        flat = ", ".join(f"{METHODS[method]} {count}" for method, count in self.flat.items() if count)
+        if flat:
+            note += f" Flat maps, whose values differ by rounding only and which point nowhere: {flat}."
         return {"kind": "table", "columns": columns, "rows": rows, "note": note}
 
 
@@ -222,6 +225,8 @@ def score(map_P: np.ndarray, target_P: np.ndarray) -> tuple[float, float, float]
     """
     if not np.isfinite(map_P).all():
         return 0.0, 0.0, 0.0
+    if is_flat(map_P):
+        map_P = np.zeros_like(map_P)
     low, high, area = map_P.min(), map_P.max(), np.count_nonzero(target_P)
     found_P = map_P - low > (high - low) / 2
     iou = np.count_nonzero(found_P & target_P) / np.count_nonzero(found_P | target_P)

@@ -59,19 +59,25 @@ def square(values_N: np.ndarray) -> np.ndarray:
     return values_N.reshape(*values_N.shape[:-1], side, side)
 
 
+def is_flat(values: np.ndarray) -> bool:
+    """Whether the values of a map differ by rounding only: by at most a part in 100,000 of the largest magnitude."""
+    low, high = float(values.min()), float(values.max())
+    return high - low <= 1e-5 * max(abs(low), abs(high))
+
+
 COLOURS = "inferno"  # of matplotlib: dark to bright, so that it also reads in grey
 
 
 def heat(image_HxWx3: np.ndarray, map_HxW: np.ndarray, strength: float = 0.7) -> np.ndarray:
     """A map, scaled from its own least to its own greatest value, in colours over the grey picture, uint8.
 
-    A flat map is dark: one whose values differ by less than a part in 100,000, which is rounding.
+    A map that is flat (`is_flat`) or not finite is dark everywhere.
     """
-    low, high = float(map_HxW.min()), float(map_HxW.max())
-    flat = not high - low > 1e-5 * max(abs(low), abs(high))
-    scaled = np.zeros(map_HxW.shape) if flat else (map_HxW - low) / (high - low)
     import matplotlib
 
+    low, high = float(map_HxW.min()), float(map_HxW.max())
+    nothing = is_flat(map_HxW) or not np.isfinite(high - low)
+    scaled = np.zeros(map_HxW.shape) if nothing else (map_HxW - low) / (high - low)
     colour = 255 * matplotlib.colormaps[COLOURS](scaled)[..., :3]
     grey = image_HxWx3.mean(-1, keepdims=True)
     return np.rint(strength * colour + (1 - strength) * grey).astype(np.uint8)

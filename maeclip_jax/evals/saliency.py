@@ -22,10 +22,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.nn.pool import parse
 from maeclip_jax.params import flatten, unflatten
 
-# Where a gradient cancels (a token of a LayerNorm has none along itself), only rounding is left of it. The score is a
-# cosine and a weight is a mean over N patches, so rounding leaves maps of about eps / N, while those of a trained or a
-# fresh tower are above 0.01 / N. A Grad-CAM map with less contrast than this many float32 eps / N (plus one eps of the
-# tokens' own dtype) holds no signal.
+# How many times the float32 eps of its inputs a Grad-CAM map's contrast must exceed to be more than rounding.
 ROUNDING = 16
 
 
@@ -122,9 +119,11 @@ def gradients(
     """Tokens [B, T, D] that enter `block` (see `embedding`), and of the cosines of picture and texts the gradients with
     respect to them, [Q, B, T, D].
 
-    One forward pass and, for each text, one backward pass through the blocks from `block` on.
+    One forward pass and, for each text, one backward pass through the blocks from `block` on. All of it is computed in
+    float32, whatever the objective's own dtype: gradients that nearly cancel are smaller than the rounding of bfloat16.
     """
     objective, params = unrolled(objective, params)
+    objective = objective.clone(compute=dict(objective.compute) | {"dtype": "float32", "attention": "xla"})
 
     def embed(probe):
         return embedding(objective, params, image_BxHxWx3, pool=pool, block=block, probe=probe)
@@ -143,15 +142,20 @@ def gradcam(
     the last block, from where a class token still looks at the patches. Under `max` that says little: LayerNorm does
     not care for the length of a token, so the gradient at the patch that wins a channel is at right angles to it, and
     what lights up is the others. There the tokens that leave the final norm are what to weigh (`embedding`).
-    A map that holds nothing but rounding is 0 everywhere (`ROUNDING`).
+    A map is 0 everywhere if no patch raises the cosine, or if its contrast is within rounding error. Two things are
+    rounded: the cosine, whose gradient may cancel (each patch has a share of 1 / N in it), and the products of weights
+    and tokens, which may cancel in the sum over channels.
     """
-    x_BxTxD, gradient_QxBxTxD = gradients(objective, params, image_BxHxWx3, text_BxQxE, pool=pool, block=block)
-    first = x_BxTxD.shape[1] - patches(objective)
-    weight_QxBxD = gradient_QxBxTxD[:, :, first:].astype(jnp.float32).mean(2)
-    map_BxQxN = jax.nn.relu(jnp.einsum("qbd,bnd->bqn", weight_QxBxD, x_BxTxD[:, first:].astype(jnp.float32)))
-    floor = (ROUNDING * jnp.finfo(jnp.float32).eps + jnp.finfo(x_BxTxD.dtype).eps) / map_BxQxN.shape[-1]
+    with jax.default_matmul_precision("highest"):  # accelerators round the factors of float32 products otherwise
+        x_BxTxD, gradient_QxBxTxD = gradients(objective, params, image_BxHxWx3, text_BxQxE, pool=pool, block=block)
+        first = x_BxTxD.shape[1] - patches(objective)
+        x_BxNxD, gradient_QxBxNxD = x_BxTxD[:, first:], gradient_QxBxTxD[:, :, first:]
+        map_BxQxN = jax.nn.relu(jnp.einsum("qbd,bnd->bqn", gradient_QxBxNxD.mean(2), x_BxNxD))
+        terms_BxQxN = jnp.einsum("qbd,bnd->bqn", jnp.abs(gradient_QxBxNxD).mean(2), jnp.abs(x_BxNxD))
+    size_BxQx1 = 1 / x_BxNxD.shape[1] + terms_BxQxN.max(-1, keepdims=True)
     contrast_BxQx1 = map_BxQxN.max(-1, keepdims=True) - map_BxQxN.min(-1, keepdims=True)
-    return jnp.where(contrast_BxQx1 > floor, map_BxQxN, 0)
+    # What is not finite stays so, and is not taken for rounding.
+    return jnp.where(contrast_BxQx1 <= ROUNDING * jnp.finfo(jnp.float32).eps * size_BxQx1, 0, map_BxQxN)
 
 
 def attention(qkv_BxTx3D: jax.Array, heads: int) -> jax.Array:

@@ -230,8 +230,8 @@ class Model:
         flat = int((~maps.any((-1, -2))).sum())
         if flat:
             logging.getLogger("maeclip_jax").warning(
-                "gradcam: %d of %d maps are flat: at block %d nothing but rounding is left of the gradient "
-                "under pool=%s", flat, int(np.prod(maps.shape[:-2])), block, pool,
+                "gradcam: %d of %d maps are 0 everywhere: with pool=%s and block=%d no patch raises the cosine of "
+                "picture and text by more than rounding", flat, int(np.prod(maps.shape[:-2])), pool, block,
             )  # fmt: skip
         return maps
 
@@ -244,10 +244,15 @@ class Model:
         )
 
     def overlay(self, image: Any, values_hxw: np.ndarray, *, side: int = 256):
-        """A PIL picture of `side` pixels: a map [h, w], from its least (dark) to its greatest value, over a picture."""
+        """A PIL picture of `side` pixels: a map [h, w], from its least (dark) to its greatest value, over a picture.
+
+        A flat map, whose values differ by rounding only, is dark everywhere, and a warning says so.
+        """
         values = np.asarray(values_hxw, np.float32)
         if values.ndim != 2:
             raise UserError(f"a map to lay over a picture is [h, w], not {list(values.shape)}: take one of them")
+        if pictures.is_flat(values):
+            logging.getLogger("maeclip_jax").warning("overlay: the map is flat; its values differ by rounding only")
         from PIL import Image
 
         seen = np.asarray(as_picture(self.preprocess.picture(image)).resize((side, side), Image.Resampling.BICUBIC))

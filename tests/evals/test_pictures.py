@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from maeclip_jax.evals.pictures import class_colours, colour_mask, heat, square, upsample
+from maeclip_jax.evals.pictures import class_colours, colour_mask, heat, is_flat, square, upsample
 
 
 @pytest.mark.parametrize("new", [(8, 8), (12, 9), (4, 3)])
@@ -37,5 +37,8 @@ def test_rounding_is_not_stretched_to_full_contrast():
     grey = np.full((4, 4, 3), 128, np.uint8)
     noise = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
     flat = heat(grey, np.full((4, 4), 0.3, np.float32))
-    assert np.array_equal(heat(grey, 0.3 + 1e-7 * noise), flat)
-    assert not np.array_equal(heat(grey, 0.3 + 1e-3 * noise), flat)
+    for size, rounding in ((0, True), (1e-7, True), (1e-3, False)):
+        values = np.float32(0.3 + size * noise)
+        assert is_flat(values) == is_flat(-values) == np.array_equal(heat(grey, values), flat) == rounding
+    assert is_flat(np.zeros(3)) and not is_flat(np.array([0, 1e-20]))  # no value is small in itself
+    assert np.array_equal(heat(grey, np.full((4, 4), np.nan)), flat)

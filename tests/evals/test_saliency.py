@@ -153,12 +153,49 @@ def test_errors():
         saliency.check(module, ("cls",), -1)
 
 
-def test_a_map_of_nothing_but_rounding_is_flat(monkeypatch):
-    """The gradient of a token that a LayerNorm reads is at right angles to it: what is left is of the size of eps."""
+def drawn_from(monkeypatch, x_BxTxD, gradient_QxBxTxD):
+    """Grad-CAM maps [B, Q, N] of given tokens and gradients."""
     module, params = clip("gap")
-    x_BxTxD = np.random.default_rng(3).standard_normal((2, 16, 8)).astype(np.float32)
-    for size, flat in ((1e-7, True), (1e-2, False)):
-        gradient = np.float32(size) * np.random.default_rng(4).standard_normal((3, 2, 16, 8)).astype(np.float32) / 16
-        monkeypatch.setattr(saliency, "gradients", lambda *_, gradient=gradient, **__: (x_BxTxD, gradient))
-        got = saliency.gradcam(module, params, IMAGE, TEXT_BxQxE, block=1)
-        assert (not np.asarray(got).any()) == flat
+    monkeypatch.setattr(saliency, "gradients", lambda *_, **__: (np.float32(x_BxTxD), np.float32(gradient_QxBxTxD)))
+    return np.asarray(saliency.gradcam(module, params, IMAGE, TEXT_BxQxE, block=1))
+
+
+NOISE = np.random.default_rng(3).standard_normal((4, 2, 16, 8))  # tokens, then gradients of three texts
+
+
+@pytest.mark.parametrize("size, flat", [(1e-7, True), (1e-4, False)])
+def test_a_map_whose_gradient_is_rounding_is_flat(monkeypatch, size, flat):
+    """A LayerNorm may cancel the gradient of a token; what is left then has the size of the cosine's rounding."""
+    got = drawn_from(monkeypatch, NOISE[0], size * NOISE[1:] / 16)
+    assert (got == 0).all() if flat else (got.max(-1) > 0).all()
+
+
+@pytest.mark.parametrize("part, flat", [(0.0, True), (0.1, False)])
+def test_a_map_whose_products_cancel_is_flat(monkeypatch, part, flat):
+    """Weights and tokens far larger than the sum of their products, as where they stand at right angles."""
+    tokens = NOISE[0, :, :, :1] * np.ones(8)  # the same in all channels, over which weights sum to 8 times `part`
+    weight = 1e3 * (NOISE[1, 0, 0] - NOISE[1, 0, 0].mean()) + part
+    got = drawn_from(monkeypatch, tokens, np.broadcast_to(weight / 16, (3, 2, 16, 8)))
+    assert (got == 0).all() if flat else (got.max(-1) > 0).all()
+
+
+def test_a_map_that_is_not_finite_is_not_called_flat(monkeypatch):
+    assert np.isnan(drawn_from(monkeypatch, NOISE[0], np.full((3, 2, 16, 8), np.nan))).all()
+
+
+def test_gradcam_of_a_tower_in_bfloat16_has_the_rounding_of_float32():
+    """Gradients that nearly cancel drown in the rounding of bfloat16."""
+    module, params = clip("max")
+    half = module.clone(compute=dict(module.compute or {}) | {"dtype": "bfloat16"})
+    draw = functools.partial(saliency.gradcam, params=params, image_BxHxWx3=IMAGE, text_BxQxE=TEXT_BxQxE, block=1)
+    want, got = jax.jit(lambda: (draw(module), draw(half)))()
+    assert (want.max(-1) > 0).any()
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_gradcam_on_accelerators_multiplies_in_full_float32():
+    """Their default precision rounds the factors of a float32 product to bfloat16, or nearly so."""
+    module, params = clip("max")
+    draw = functools.partial(saliency.gradcam, module, params, IMAGE, TEXT_BxQxE, block=1)
+    products = [line for line in jax.jit(draw).lower().as_text().splitlines() if "stablehlo.dot_general" in line]
+    assert products and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

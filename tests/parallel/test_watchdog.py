@@ -31,7 +31,7 @@ def stepped(file, *, steps: int = 5) -> tuple[Run, watchdog.Watchdog]:
 
 def test_a_stalled_step_is_said_once_with_all_stacks(tmp_path):
     asleep = threading.Event()
-    thread = threading.Thread(target=lambda: asleep.wait(600), name="sleeper")
+    thread = threading.Thread(target=asleep.wait, name="sleeper", daemon=True)
     thread.start()
     with (tmp_path / "said").open("w+") as file:
         run, dog = stepped(file)
@@ -116,22 +116,31 @@ def test_the_thread_looks_by_itself_and_goes(tmp_path):
 
 
 def test_a_stall_in_a_run_is_said_and_a_normal_run_is_silent(tmp_path, monkeypatch, capfd):
-    """The data stalls at one step, for longer than the limit: stacks, and the run comes to its end."""
+    """The data stall at one step until that is said, and for three looks more: stacks once, and the run ends."""
     from maeclip_jax.run import feed, train
 
     config = runs.config("objective=clip,steps=8,save=8,evals=false")
     train.run(config, tmp_path / "normal", limits=watchdog.Limits(1000, 60))
     assert "watchdog" not in capfd.readouterr().err
-    place, calls = feed.sharding.place, []
+    place, calls, check, looks, stalled = feed.sharding.place, [], watchdog.Watchdog.check, [], []
+
+    def look(dog):
+        looks.append(check(dog))
+        return looks[-1]
 
     def slow(batch, mesh):
         calls.append(1)
         if len(calls) == 5:
-            time.sleep(6)
+            begun, deadline = len(looks), time.monotonic() + 600
+            while True not in looks[begun:-3] and time.monotonic() < deadline:
+                time.sleep(0.02)
+            stalled.extend(looks[begun:])
         return place(batch, mesh)
 
     monkeypatch.setattr(feed.sharding, "place", slow)
-    train.run(config, tmp_path / "stalled", limits=watchdog.Limits(4, 3))
+    monkeypatch.setattr(watchdog.Watchdog, "check", look)
+    train.run(config, tmp_path / "stalled", limits=watchdog.Limits(2, 1))
     said = capfd.readouterr().err
-    assert said.count("stacks of all threads") == 1 and "test_watchdog.py" in said
+    assert stalled.count(True) == 1 and len(stalled) > 3
+    assert "stacks of all threads" in said and "in slow" in said
     assert "went on" in said and list(runs.series(tmp_path / "stalled")) == list(range(1, 9))

@@ -273,4 +273,4 @@ def test_a_mistake_in_the_command_s_own_process():
         [sys.executable, "-m", "maeclip_jax.preflight", *flags], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "valid: embed, evaluate, train" in done.stderr
-    assert len(runs.without_alarms(done.stderr.splitlines())) == 1
+    assert len(runs.without_alarms(done.stderr)) == 1

@@ -115,7 +115,7 @@ def test_maps_stand_where_the_patches_are():
     np.testing.assert_allclose(made.rollout(PICTURES[0]).sum(), 1, rtol=1e-4)
 
 
-def test_gradcam_weighs_what_the_pooling_reads():
+def test_gradcam_weighs_what_the_pooling_reads(caplog):
     made = model()
     z_QxE = made.embed(texts=TEXTS[:2])["text"]
     with jax.set_mesh(made.mesh):
@@ -125,14 +125,24 @@ def test_gradcam_weighs_what_the_pooling_reads():
     assert np.abs(made.gradcam(PICTURES, TEXTS[:2], block=-1) - expected).max() > 1e-5
     token = load("experiments/clip.py:runlocal,pool=cls", devices=jax.devices()[:1])
     assert token.gradcam(PICTURES[0], TEXTS[0]).max() > 0  # leaving the final norm, no patch has a say in a class token
+    caplog.clear()
     assert token.gradcam(PICTURES[0], TEXTS[0], block=2).max() == 0
+    assert caplog.messages == [
+        "gradcam: 1 of 1 maps are 0 everywhere: with pool=own and block=2 no patch raises the cosine of picture and "
+        "text by more than rounding"
+    ]
     assert refused(made.gradcam, PICTURES, TEXTS[0], block=7).startswith("no block 7 in the image tower; valid: 0 to 1")
 
 
-def test_an_overlay_is_a_picture():
+def test_an_overlay_is_a_picture(caplog):
     made = model()
     shown = made.overlay(PICTURES[0], np.eye(4), side=64)
     assert shown.size == (64, 64) and np.asarray(shown)[4, 4].sum() > np.asarray(shown)[4, 60].sum()
+    assert not caplog.messages
+    rounding = 0.3 + 1e-8 * RNG.standard_normal((4, 4))
+    dark = made.overlay(PICTURES[0], np.zeros((4, 4)), side=64)
+    np.testing.assert_array_equal(made.overlay(PICTURES[0], rounding, side=64), dark)
+    assert caplog.messages == ["overlay: the map is flat; its values differ by rounding only"] * 2
     assert refused(made.overlay, PICTURES[0], np.eye(4)[None]).startswith("a map to lay over a picture is [h, w], not")
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -41,8 +42,10 @@ def test_phases_and_the_rest_add_up(monkeypatch):
 
 def test_the_age_counts_from_the_start_of_the_process():
     code = "import time; time.sleep(1); from maeclip_jax.run import startup; print(startup.age())"
+    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 1 <= float(done.stdout) < 60
+    # The system tells the start of a process in hundredths of a second.
+    assert 1 <= float(done.stdout) <= time.monotonic() - begun + 0.01
 
 
 def test_a_run_says_and_keeps_how_it_started(tmp_path, capfd):

@@ -104,7 +104,7 @@ def test_a_pretrained_run_says_its_scale(tmp_path):
 ])  # fmt: skip
 def test_a_mistake_in_the_argument_is_one_line(argument, text, capfd):
     assert main.main([f"--config=experiments/vqa.py:{argument}", "--workdir=unused"]) == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {text}")
+    assert runs.without_alarms(capfd.readouterr().err)[-1].startswith(f"error: {text}")
 
 
 def test_a_run_that_reads_no_text_cannot_be_asked(tmp_path):
