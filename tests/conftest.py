@@ -12,6 +12,7 @@ if str(ROOT) not in sys.path:  # `experiments` and `tests.golden`, however pytes
 for name, value in {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "8",
+    "NPROC": "128",  # threads for collectives of 8 devices, as `machine.configure_jax` gives them
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",

@@ -15,6 +15,7 @@ from pathlib import Path
 from maeclip_jax.errors import UserError
 
 PLATFORMS = ("cpu", "tpu", "gpu")
+THREADS_PER_CPU_DEVICE = 16
 CACHE = "~/.cache/maeclip_jax/xla"
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets", "clu",
@@ -79,6 +80,10 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
     import jax
 
     if cpu_devices:
+        # Collectives that do not depend on one another wait in threads of one pool, which XLA:CPU makes no wider than
+        # the devices: on busy cores they can fill it, so that what they wait for finds no thread, and the process
+        # aborts (seen with tensor parallelism, jaxlib 0.10.2). XLA reads the width of the pool from this variable.
+        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, THREADS_PER_CPU_DEVICE * cpu_devices)))
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if platform:
