@@ -126,8 +126,9 @@ def start_jax(args: argparse.Namespace, **identity: str) -> None:
 
 
 def agreed(config, flags: Mapping[str, str]) -> dict[str, object]:
-    """What all processes of a run must agree on: `flags` and every leaf of the config, by name."""
+    """What all processes of a run must agree on: `flags`, every leaf of the config by name, and the files it names."""
     settings = {f"config.{name}": value for name, value in configs.leaves(configs.plain(config))}
+    settings |= {f"content of config.{n}": configs.digest(path) for n, path in configs.named_files(config).items()}
     return {f"--{name}": value for name, value in flags.items()} | settings
 
 

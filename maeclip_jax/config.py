@@ -1,4 +1,4 @@
-"""An experiment file, its argument and overrides become one validated config. Also: durations, and configs made flat.
+"""An experiment file, its argument and overrides become one validated config. Also: durations, named files.
 
 `load` is the one way in: the command line, `mc.experiment`, sweeps, benchmarks and the pre-flight call it.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import importlib.util
 import json
 import os
@@ -44,7 +45,10 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
 
 
 def read(path: str):
-    """The config that a run left as config.json; lists become the tuples they were. UserError if it cannot be read."""
+    """The config that a run left as config.json; lists become the tuples they were. UserError if it cannot be read.
+
+    Files that the run keeps are named by where they are now, wherever the run was moved.
+    """
     from ml_collections import ConfigDict
 
     def plain(value):
@@ -56,6 +60,10 @@ def read(path: str):
         config = ConfigDict(plain(json.loads(epath.Path(path).read_text())))
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(f"cannot read --config={path}: {' '.join(str(e).split())}; valid: a run's config.json") from e
+    folder = epath.Path(path).parent
+    for name, value in list(leaves(config)):
+        if isinstance(value, str) and value.startswith(f"{FILES}/") and KEPT.fullmatch(value):
+            config.update_from_flattened_dict({name: os.fspath(folder.resolve() / value)})
     side = config.get("model", {}).get("image_tower", {}).get("size")
     if "preprocess" not in config and side:  # of a run older than this setting, when these were the rules
         whole = f"resize({side})" if config.get("objective") == "vqa" else f"resize_small({side})|center_crop({side})"
@@ -74,9 +82,63 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, value
 
 
+def with_leaves(tree: Mapping, values: Mapping[str, object]) -> dict:
+    """A copy of nested dicts with some leaves changed, by dotted name."""
+    made = dict(tree)
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        made[first] = with_leaves(made[first], {rest: value}) if rest else value
+    return made
+
+
 def plain(config) -> dict:
     """A ConfigDict as config.json holds it: JSON's own types."""
     return json.loads(config.to_json_best_effort())
+
+
+# Files that a config names, such as a vocabulary. A workdir keeps copies of them, named by their content, so that a run
+# finds what it was trained with from any folder and on any machine, and another file under the same name is noticed.
+
+FILES = "files"  # the folder in a workdir; a copy is called STEM-DIGEST.SUFFIX
+KEPT = re.compile(rf"(?:.*/)?{FILES}/(?P<stem>[^/]+)-(?P<digest>[0-9a-f]{{12}})(?P<suffix>\.[^/]*)?")
+_NO_FILE = re.compile(r"(resume|init_.*|arg(\..*)?|log\..*|checkpoint\..*)")  # folders, weights, words
+
+
+def named_files(config) -> dict[str, epath.Path]:
+    """{dotted name of a leaf: the file that its value names}, of all leaves that name one that is there.
+
+    A value counts if it has a dot or a slash: a bare word is the name of something that comes with the package. Weights
+    that a run begins with are not among them.
+    """
+    found = {}
+    for name, value in leaves(config):
+        if not isinstance(value, str) or _NO_FILE.fullmatch(name) or not ("/" in value or "." in value):
+            continue
+        if "\n" in value or len(value) > 1000 or not _is_file(value):
+            continue
+        found[name] = epath.Path(value)
+    return found
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return epath.Path(value).is_file()
+    except Exception:  # no such scheme, no such storage, no path at all
+        return False
+
+
+def digest(path: epath.Path) -> str:
+    """12 hexadecimal digits of the SHA-256 of a file's content. UserError if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}") from e
+
+
+def by_content(name: str, value: object) -> object:
+    """The value of a leaf, with the content of a file in place of the name of its kept copy; anything else as it is."""
+    kept = KEPT.fullmatch(value) if isinstance(value, str) else None
+    return f"a file of SHA-256 {kept['digest']}..." if kept else value
 
 
 def _call(path: str, what: str, function: str, *args):

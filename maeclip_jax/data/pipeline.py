@@ -139,6 +139,12 @@ class Data:
         self.source = self._parts[0][3]
         self.length = _total(made for *_, made in self._parts)
 
+    @property
+    def account(self) -> dict[str, dict]:
+        """{component: what tells its data from others of the same name}, where a source knows."""
+        found = {name: getattr(made, "account", None) for name, *_, made in self._parts}
+        return {name: account for name, account in found.items() if account}
+
     @functools.cached_property
     def names(self) -> dict[str, list[str]]:
         """UserError if the components of a mix do not agree."""

@@ -10,7 +10,9 @@ number of records; an endless source says `endless` and has no order of its own:
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -79,6 +81,9 @@ class TfdsSource:
         builder = tfds.builder_from_directory(str(self.folder))
         self.name = f"{builder.info.full_name}:{split}"
         _check_split(split, builder)
+        parts = [part.partition("[")[0].strip() for part in split.split("+")]
+        self._splits = sorted(builder.info.splits) if "all" in parts else parts
+        self._bytes = sum(builder.info.splits[name].num_bytes or 0 for name in self._splits)  # of whole splits
         self.read = tfds_record.Reader(builder.info.features, plain(features) or {})
         try:
             self._raw = builder.as_data_source(
@@ -98,6 +103,15 @@ class TfdsSource:
     def mask_classes(self) -> list[str] | None:
         """Names of the ids of the mask, where the data set knows them."""
         return self.read.mask_classes
+
+    @property
+    def account(self) -> dict:
+        """What tells these splits from others of the same name: records, bytes, and their part of the manifest."""
+        path = self.folder / "manifest.json"
+        splits = json.loads(path.read_text()).get("splits", {}) if path.exists() else {}
+        shards = json.dumps([splits[name] for name in self._splits if name in splits])  # their files with SHA-256
+        made = hashlib.sha256(shards.encode()).hexdigest()[:12] if splits else ""
+        return {"name": self.name, "records": len(self), "bytes": self._bytes, "manifest": made}
 
     def __len__(self) -> int:
         return len(self._raw)

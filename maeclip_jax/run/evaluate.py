@@ -14,13 +14,24 @@ from etils import epath
 
 from maeclip_jax import errors, evals
 from maeclip_jax.cli import say, warn
+from maeclip_jax.config import digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.evals import Detail, Metric, Picture
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
-from maeclip_jax.workdir import CONFIG, EVALS, RESULTS_FORMAT, make_workdir, read_names, result_files, write_text
+from maeclip_jax.workdir import (
+    CONFIG,
+    EVALS,
+    RESULTS_FORMAT,
+    find_files,
+    make_workdir,
+    other_words,
+    read_names,
+    result_files,
+    write_text,
+)
 
 SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "seconds", "settings")
 
@@ -45,7 +56,9 @@ class Runner:
         for name, entry in config.evals.items():
             settings = source.plain(entry)
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
-            self.settings[name] = json.loads(json.dumps(settings, default=repr))
+            files = {n: f"a file of SHA-256 {digest(path)}..." for n, path in named_files(settings).items()}
+            # A file counts by its content: numbers by another file of the same name are not known yet.
+            self.settings[name] = json.loads(json.dumps(with_leaves(settings, files), default=repr))
             try:
                 made = evals.make(settings.pop("type"), self.context, **settings)
                 # Is all data there? Said now, not after hours of training; opening reads what describes it, no records.
@@ -105,11 +118,20 @@ class Runner:
             new |= {full: metric.value for full, metric in metrics.items()}
             shown = ", ".join(f"{m.name} {m.value:.4g} {m.unit}".strip() for m in metrics.values())
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
-            # Each result is kept as it comes: an evaluation that is stopped goes on where it was.
-            write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
+            self._write(step, result)  # as it comes: an evaluation that is stopped goes on where it was
         self.context.forget()
-        write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
+        self._write(step, result)
         return new
+
+    def _write(self, step: int, result: dict) -> None:
+        """Writes what is known of a step, with what another command has measured of it in the meantime."""
+        path = self.workdir / EVALS / f"{step}.json"
+        theirs = json.loads(path.read_text()) if jax.process_index() == 0 and path.exists() else {}
+        if theirs.get("format") == RESULTS_FORMAT:
+            for part in SECTIONS:
+                others = {k: v for k, v in theirs[part].items() if k.partition("/")[0] not in self.settings}
+                result[part] = others | result[part]
+        write_text(path, json.dumps(result, indent=1))
 
     def _fail(self, name: str, error: errors.UserError) -> None:
         self.failed[name] = str(error)
@@ -178,9 +200,13 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     training data. UserError, after all others have run, for evaluators that failed.
     """
     workdir = make_workdir(workdir)
+    folder, config = _place(config, workdir), config.copy_and_resolve_references()
+    origin = folder.parent.parent
+    find_files(config, origin)
     tokenizer = tokenizers.of(config)
+    if tokenizer and (other := other_words(config, origin)):
+        raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
-    folder = _place(config, workdir)
     with jax.set_mesh(model.mesh):
         params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from maeclip_jax.cli import say, warn
-from maeclip_jax.config import plain, to_steps
+from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
@@ -27,6 +28,8 @@ from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
+from maeclip_jax.run.optim import schedule
+from maeclip_jax.run.owner import Owner
 from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.step import State, build
 from maeclip_jax.run.stop import StopSignal
@@ -38,8 +41,12 @@ from maeclip_jax.workdir import (
     CHECKPOINTS,
     CONFIG,
     claim,
+    claim_data,
+    find_files,
     make_workdir,
+    other_words,
     read_names,
+    read_object,
     read_results,
     write_names,
     write_text,
@@ -63,23 +70,26 @@ def run(
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
     workdir = make_workdir(workdir)
-    tokenizer = tokenizers.of(config)
-    data = pipeline.open(config.data)
-    built = build(config, epoch=data.length, devices=devices)
-    peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
-    with jax.set_mesh(built.mesh), StopSignal() as stop:
-        _Run(config, workdir, tokenizer, data, built, peak, stop, start, limits, profile).loop()
+    config = config.copy_and_resolve_references()  # which will name the copies of files that the workdir keeps
+    with Owner(workdir) as owner:
+        find_files(config, workdir)
+        tokenizer = tokenizers.of(config)
+        data = pipeline.open(config.data)
+        built = build(config, epoch=data.length, devices=devices)
+        peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
+        with jax.set_mesh(built.mesh), StopSignal() as stop:
+            _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
     def __init__(
-        self, config, workdir: epath.Path, tokenizer, data: pipeline.Data, built, peak: tuple[float, str], stop, start,
-        limits, profile,
+        self, config, workdir: epath.Path, owner: Owner, tokenizer, data: pipeline.Data, built,
+        peak: tuple[float, str], stop, start, limits, profile,
     ):  # fmt: skip
         self.config, self.workdir, self.built, self.data = config, workdir, built, data
-        self.tokenizer, self.peak, self.stop = tokenizer, peak, stop
+        self.tokenizer, self.peak, self.stop, self.owner = tokenizer, peak, stop, owner
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
@@ -99,7 +109,11 @@ class _Run:
             keep_best=config.checkpoint.keep_best,
             best=config.checkpoint.best,
         )
-        self.text = claim(config, workdir, continued=self.saved.latest() is not None)
+        latest = self.saved.latest()
+        self._refuse_going_back(latest)
+        self.before = read_object(workdir / CONFIG) if latest is not None and (workdir / CONFIG).exists() else {}
+        self.text = claim(config, workdir, continued=latest is not None)
+        claim_data(data.account, workdir, continued=latest is not None)
         write_names(workdir, data.names, built.objective)
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
@@ -134,6 +148,19 @@ class _Run:
         self.log.close()
         self.runner.raise_failures()
 
+    def _refuse_going_back(self, latest: int | None) -> None:
+        """UserError for an earlier step of the same workdir: its later checkpoints would win at the next start."""
+        resume = self.config.resume
+        if not resume or latest is None or checkpoint.absolute(resume).parent != self.saved.folder(latest).parent:
+            return
+        step = checkpoint.absolute(resume).name
+        if step != str(latest):
+            raise UserError(
+                f"config.resume={resume} is an earlier step of {self.workdir}, which goes on from step {latest}: move "
+                f"the folders of later steps out of {self.workdir / CHECKPOINTS} and leave config.resume out, or start "
+                "a new --workdir with it"
+            )
+
     # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
 
     def _start(self) -> tuple[State, Clock]:
@@ -142,6 +169,11 @@ class _Run:
         latest = self.saved.latest()
         if latest is not None or config.resume:
             folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
+            if self.tokenizer and latest is None and (other := other_words(config, folder.parent.parent)):
+                raise UserError(
+                    f"config.resume={config.resume} was trained with other words: {other}; name its own, which are "
+                    f"kept in {folder.parent.parent / FILES}, or begin from its parameters with config.init_from"
+                )
             start = time.perf_counter()
             state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
@@ -164,9 +196,12 @@ class _Run:
             clock = Clock(meta["seconds"], self.start)
             clock.add("restore", time.perf_counter() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
+            self._say_schedule(step, folder)
             return state, clock
         state = built.init()
         if config.init_from:
+            if self.tokenizer and (other := other_words(config, checkpoint.origin(config.init_from))):
+                warn(f"config.init_from={config.init_from}: it was trained with other words: {other}")
             have, said = adoption.parameters(config, state.params)
             if said:
                 say(said)
@@ -174,6 +209,21 @@ class _Run:
             say(report)
             state = state.replace(params=params)
         return state, clock
+
+    def _say_schedule(self, step: int, folder: epath.Path) -> None:
+        """Says what another length does to the learning rate: it follows the new length, from the first step on."""
+        before = self.before or read_object(folder.parent.parent / CONFIG)
+        if "optim" not in before or "total" not in before or before["total"] == self.config.total:
+            return
+        epoch, size = self.data.length, self.built.batch_size
+        old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
+        optim = ConfigDict(before["optim"])
+        then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
+        now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
+        say(
+            f"total was {before['total']} ({old} steps) and is {self.config.total} ({self.built.total_steps} steps): "
+            f"the learning rate goes on at {now:.3g}, which the schedule of before has at {then:.3g}"
+        )
 
     # The loop proper.
 
@@ -224,6 +274,7 @@ class _Run:
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
             if saving:  # 5
+                self.owner.check()
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
@@ -248,6 +299,7 @@ class _Run:
         self._guard(step, values, keys)
         if step % self.log_every and step != self.built.total_steps and step != 1:
             return
+        self.owner.check()
         row = {f"train/{k}": v for k, v in values.items()}
         row |= progress.measure(step, self.clock.seconds) | device_memory()
         row["progress/examples_seen"] = step * self.built.batch_size
