@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax import storage
 from maeclip_jax.cli import warn
 from maeclip_jax.config import leaves, plain
 from maeclip_jax.errors import UserError, differences
@@ -114,18 +116,27 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half."""
+    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half.
+
+    StorageError if it cannot be written; the old text stays.
+    """
     import jax
 
     if jax.process_index():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
-        path.write_text(text)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with storage.writing(path, len(text)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
+            path.write_text(text)
+            return
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:

@@ -8,7 +8,6 @@ n, 4 log, 5 checkpoint if due or if preemption was signalled, 6 evaluate if due,
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -20,7 +19,7 @@ from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.interop import adoption
-from maeclip_jax.parallel import watchdog
+from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
@@ -34,6 +33,7 @@ from maeclip_jax.run.summary import describe_devices, device_memory, memory_line
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
 from maeclip_jax.run.warm_start import init_params
+from maeclip_jax.storage import StorageError
 from maeclip_jax.workdir import (
     CHECKPOINTS,
     CONFIG,
@@ -62,6 +62,7 @@ def run(
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
+    sleep.watch()
     workdir = make_workdir(workdir)
     tokenizer = tokenizers.of(config)
     data = pipeline.open(config.data)
@@ -106,6 +107,18 @@ class _Run:
         self.runner.raise_failures()  # now, and not after hours of training
 
     def loop(self) -> None:
+        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
+        try:
+            self._loop()
+        except UserError as e:
+            safe = self.saved.safe()  # what was being saved is worth having, whatever went wrong
+            if isinstance(e, StorageError):
+                when = "there is room" if e.room else "it can be written"
+                raise StorageError(f"{e}; {safe}; run the same command when {when}", e.room) from e
+            raise
+        self.runner.raise_failures()
+
+    def _loop(self) -> None:
         built, workdir = self.built, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
@@ -120,19 +133,14 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
-        try:
-            self._evaluate(state, first)  # what a killed run still owed of the step it left
-            if first < built.total_steps:
-                state = self._train(state, first)
-            else:
-                say(f"{workdir}: all {built.total_steps} steps are done")
-        except UserError:
-            self.saved.wait()  # what was being saved is worth having, whatever went wrong
-            raise
+        self._evaluate(state, first)  # what a killed run still owed of the step it left
+        if first < built.total_steps:
+            state = self._train(state, first)
+        else:
+            say(f"{workdir}: all {built.total_steps} steps are done")
         self._write_costs(int(state.step))
         self.saved.close()
         self.log.close()
-        self.runner.raise_failures()
 
     # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
 
@@ -142,7 +150,7 @@ class _Run:
         latest = self.saved.latest()
         if latest is not None or config.resume:
             folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
-            start = time.perf_counter()
+            start = sleep.awake()
             state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
             if meta["batch_size"] != built.batch_size:
@@ -162,7 +170,7 @@ class _Run:
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
-            clock.add("restore", time.perf_counter() - start)
+            clock.add("restore", sleep.awake() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             return state, clock
         state = built.init()
@@ -219,7 +227,7 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            saving = done % self.save_every == 0 or done == built.total_steps or stopping
+            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost()
             if saving or self.runner.due(done, final=done == built.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
@@ -227,8 +235,8 @@ class _Run:
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    if stopping or done == built.total_steps:
-                        self.saved.wait()
+                    while (stopping or done == built.total_steps) and self.saved.lost(wait=True):
+                        self.saved.save(done, state, self._meta(done))
                 self._write_costs(done)
             if stopping:
                 say(f"stopping was asked for: step {done} is saved; the same command continues from here")
