@@ -202,7 +202,7 @@ def leave(command: Callable[[], int]) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """A line on the terminal of process 0; where that is a file without room, it is written when there is some again."""
+    """A line on the terminal of process 0; in a file on a full disk, it appears when there is room again."""
     import jax
 
     if jax.process_index():

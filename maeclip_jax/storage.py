@@ -28,54 +28,62 @@ class StorageError(UserError):
 
 
 def number(error: BaseException, also: tuple[int, ...] = ()) -> int | None:
-    """The errno, one of ERRNOS or `also`, that is behind `error`; None if it is of another kind.
+    """The errno, one of ERRNOS or `also`, that is behind `error`; None if it is of another kind."""
+    return _source(error, (*ERRNOS, *also))[0]
+
+
+def _source(error: BaseException, known: tuple[int, ...]) -> tuple[int | None, str]:
+    """(errno, name of the file if that is told).
 
     Libraries written in C++ (tensorstore, ArrayRecord) raise errors of their own: there, it is read from their text.
     """
-    known, seen, here = (*ERRNOS, *also), set(), error
+    seen, here = set(), error
     while here is not None and id(here) not in seen:
         seen.add(id(here))
         if isinstance(here, OSError):
             if here.errno in known:
-                return here.errno
+                return here.errno, str(here.filename or "")
         else:
             code = re.search(r"os_error_code='(\d+)'", str(here))
             if code and int(code[1]) in known:
-                return int(code[1])
+                return int(code[1]), ""
             named = [n for n in known if os.strerror(n) in str(here)]
             if named:
-                return named[0]
+                return named[0], ""
         here = here.__cause__ or here.__context__
-    return None
+    return None, ""
 
 
-def failure(path: object, error: BaseException, need: int = 0) -> StorageError | None:
+def failure(path: object, error: BaseException, need: int = 0, then: str = "") -> StorageError | None:
     """What `error`, raised while `path` was being written, says of storage; None if it says nothing of it.
 
-    `need`: bytes that were to be written, where they are known.
+    `need`: bytes that were to be written, where they are known. `then`: what can be done once it can be written.
     """
-    found = number(error, also=(errno.ENOENT, errno.ENOTDIR))
+    found, file = _source(error, (*ERRNOS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR))
     if found is None:
         return None
+    if file and not os.path.abspath(file).startswith(os.path.abspath(str(path))):
+        return StorageError(f"{os.strerror(found)}: {file}", found in ROOM)  # one that was read, or lies elsewhere
     facts = [f"{size(need)} are needed"] if need and found in ROOM else []
     if found == errno.ENOSPC:
         facts += _free(path)
     said = f" ({', '.join(facts)})" if facts else ""
+    said += f"; {then}" if then else ""
     return StorageError(f"cannot write {path}: {os.strerror(found)}{said}", found in ROOM)
 
 
 @contextlib.contextmanager
-def writing(path: object, need: int = 0) -> Iterator[None]:
+def writing(path: object, need: int = 0, then: str = "") -> Iterator[None]:
     """Turns what storage does to the writing of `path` inside into a StorageError; anything else passes unchanged.
 
-    `need`: see `failure`.
+    `need`, `then`: see `failure`.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as e:
-        said = failure(path, e, need)
+        said = failure(path, e, need, then)
         if said is None:
             raise
         raise said from e

@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from maeclip_jax import cli
+from maeclip_jax import cli, storage
 from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.parallel import machine
@@ -188,7 +188,7 @@ def write(to: str, what) -> None:
     if to == "yes":
         print(json.dumps(what))
     elif to:
-        with open(to, "w") as f:
+        with storage.writing(to), open(to, "w") as f:
             json.dump(what, f, indent=1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax import errors
+from maeclip_jax import errors, storage
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import PEAK
@@ -90,7 +90,7 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
         return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, built, found)}
     if text_file:
-        with open(text_file, "w") as f:
+        with storage.writing(text_file, len(text)), open(text_file, "w") as f:
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
     found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from etils import epath
 
-from maeclip_jax import cli
+from maeclip_jax import cli, storage
 from maeclip_jax.errors import UserError
 
 
@@ -58,8 +58,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--out", required=True, help="the .model file to write")
     args = parser.parse_args(argv)
     model = train(captions_of(args.name, args.split, args.data_dir), args.size)
-    epath.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    epath.Path(args.out).write_bytes(model)
+    with storage.writing(args.out, len(model)):
+        epath.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(args.out).write_bytes(model)
     import sentencepiece
 
     size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()

@@ -127,9 +127,9 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Mapping) -> None:
         """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone.
 
-        StorageError if this save, or the one before, cannot be written. One that was lost (see `lost`) is made up for.
+        StorageError if this save, or the one before, cannot be written. One that was lost (see `wait`) is made up for.
         """
-        self.lost(wait=True)
+        self.wait()
         flat, args = flatten(state), self._ocp.args
         self._saving, self._need = step, sum(x.size * x.dtype.itemsize for x in flat.values())
         self._slept = sleep.slept()
@@ -137,13 +137,15 @@ class Checkpoints:
         with storage.writing(self.folder(step), self._need):
             self._manager.save(step, force=True, args=items)
 
-    def lost(self, *, wait: bool = False) -> bool:
-        """Whether the save under way was lost to a sleep of the machine, so that one has to be made again.
+    def lost(self) -> bool:
+        """Whether a save has ended, and a sleep of the machine lost it; as `wait`, but never blocks."""
+        return not self._manager.is_saving_in_progress() and not self.wait()
 
-        Without `wait`, one that still goes on is not lost. StorageError if it cannot be written.
+    def wait(self) -> bool:
+        """Blocks until what is being saved is on disk; False if a sleep of the machine lost it: save again.
+
+        StorageError if it cannot be written.
         """
-        if not wait and self._manager.is_saving_in_progress():
-            return False
         try:
             self._manager.wait_until_finished()
         except Exception as e:
@@ -154,9 +156,9 @@ class Checkpoints:
             # On several processes, not all may have lost it: they begin anew together.
             if isinstance(e, TimeoutError) and sleep.slept() > self._slept and jax.process_count() == 1:
                 warn(f"the machine slept while step {self._saving} was being saved, which failed; saving again")
-                return True
+                return False
             raise
-        return False
+        return True
 
     def _clear_away(self) -> None:
         """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are."""
@@ -170,13 +172,13 @@ class Checkpoints:
     def safe(self) -> str:
         """Waits for what is being saved, and says in words from where the run can be continued."""
         with contextlib.suppress(Exception):  # something went wrong already, and that will be said
-            self.lost(wait=True)
+            self.wait()
         latest = self.latest()
         return "no step is saved yet" if latest is None else f"step {latest} is saved"
 
     def close(self) -> None:
         """Waits and releases threads."""
-        self.lost(wait=True)
+        self.wait()
         self._manager.close()
 
 

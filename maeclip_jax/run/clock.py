@@ -13,18 +13,18 @@ class Clock:
     """Where the time of a run goes, in seconds by phase, summed over restarts (the sums travel in the checkpoint).
 
     `train` is the time in the loop that was no checkpoint and no evaluation; `input_wait` is the part of it spent
-    waiting for data. `slept` is time in which the machine slept, which belongs to no other phase. `start` takes the
-    phases of this start alone, up to its first step.
+    waiting for data. `slept`, if any, is time in which the machine slept, which belongs to no other phase. `start`
+    takes the phases of this start alone, up to its first step.
     """
 
     PAUSES = ("checkpoint", "eval")
     SLEPT = "slept"
-    PHASES = ("compile", "restore", "train", "input_wait", *PAUSES, SLEPT)
+    PHASES = ("compile", "restore", "train", "input_wait", *PAUSES)
 
     def __init__(self, seconds: Mapping[str, float] | None = None, start: startup.Startup | None = None):
         self._seconds = dict.fromkeys(self.PHASES, 0.0) | dict(seconds or {})
         self._loop: tuple[float, float] | None = None
-        self._slept = self._seconds[self.SLEPT] - sleep.slept()
+        self._slept = self._seconds.get(self.SLEPT, 0.0) - sleep.slept()
         self._doing = ("", 0.0)  # phase, since when
         self.start = start or startup.Startup(0)
 
@@ -67,7 +67,9 @@ class Clock:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by phase up to now."""
-        out = self._seconds | {self.SLEPT: self._slept + sleep.slept()}
+        out, slept = dict(self._seconds), self._slept + sleep.slept()
+        if slept:
+            out[self.SLEPT] = slept
         if self._loop:
             start, paused = self._loop
             out["train"] += sleep.awake() - start - (self.paused - paused)

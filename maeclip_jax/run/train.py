@@ -235,7 +235,7 @@ class _Run:
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    while (stopping or done == built.total_steps) and self.saved.lost(wait=True):
+                    while (stopping or done == built.total_steps) and not self.saved.wait():
                         self.saved.save(done, state, self._meta(done))
                 self._write_costs(done)
             if stopping:
