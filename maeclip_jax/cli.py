@@ -7,20 +7,23 @@ A command makes a `Parser`, adds its own flags, and runs under `guarded`. Comman
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from maeclip_jax import config as configs
-from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.parallel import joining, machine
+from maeclip_jax.errors import UserError, storage, unknown
+from maeclip_jax.parallel import joining, machine, sleep
 
 # What libraries warn of although all is well.
 HARMLESS = ("Reached preemption sync point",)
+# What orbax's threads print of a save that failed, beside the error that it raises, which is the one that counts.
+ECHO = "Event loop is closed"
 
 
 class Parser(argparse.ArgumentParser):
@@ -137,6 +140,12 @@ def start_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not any(text in record.getMessage() for text in HARMLESS))
+    if not os.environ.get("MAECLIP_TRACEBACK"):
+        handler.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname + record.getMessage()))
+        before = sys.unraisablehook
+        sys.unraisablehook = lambda args: None if ECHO in str(args.exc_value) else before(args)
+        warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+        warnings.showwarning = lambda message, kind, *_: warn(f"{kind.__name__}: {' '.join(str(message).split())}")
     logging.basicConfig(handlers=[handler])
 
 
@@ -148,18 +157,27 @@ def guarded(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as e:
-        if os.environ.get("MAECLIP_TRACEBACK"):
-            traceback.print_exc()
-        text = " ".join(str(e).split())
-        print(f"error: {text}", file=sys.stderr, flush=True)
-        joining.failed(2, text)
-        return 2
+        return _mistake(e)
+    except OSError as e:
+        if storage.number(e) is None:
+            raise
+        return _mistake(e)
     except SystemExit as e:  # argparse, after --help
         return int(e.code or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it was", file=sys.stderr, flush=True)
         joining.failed(130, "interrupted")
         return 130
+
+
+def _mistake(error: Exception) -> int:
+    if os.environ.get("MAECLIP_TRACEBACK"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    with contextlib.suppress(OSError):  # where it is written may be full as well
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    joining.failed(2, text)
+    return 2
 
 
 def leave(command: Callable[[], int]) -> NoReturn:
@@ -176,15 +194,24 @@ def leave(command: Callable[[], int]) -> NoReturn:
         joining.failed(code, f"{type(e).__name__}: {e}")
     if code:
         joining.leave(code)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk takes no more of it; Python would try again and end with a code of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def say(text: str) -> None:
-    """A line on the terminal of process 0."""
+    """A line on the terminal of process 0; in a file on a full disk, it appears when there is room again."""
     import jax
 
-    if jax.process_index() == 0:
+    if jax.process_index():
+        return
+    try:
         print(text, flush=True)
+    except OSError as e:
+        if e.errno not in storage.ROOM:
+            raise
 
 
 def warn(text: str) -> None:
@@ -210,7 +237,7 @@ class Progress:
 
     def __init__(self, who: str, what: str, total: int, every: float = 15.0):
         self.who, self.what, self.total, self.every = who, what, total, every
-        self.done, self.start = 0, time.perf_counter()
+        self.done, self.start = 0, sleep.awake()
         self._said = self.start
 
     def __enter__(self) -> Progress:
@@ -221,7 +248,7 @@ class Progress:
 
     def update(self, n: int = 1) -> None:
         """`n` more are done."""
-        self.done, now = min(self.done + n, self.total), time.perf_counter()
+        self.done, now = min(self.done + n, self.total), sleep.awake()
         if now - self._said >= self.every and 0 < self.done < self.total:
             self._said = now
             left = (now - self.start) / self.done * (self.total - self.done)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.parallel import watchdog
+from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.run import profile
 
 MODES = ("train", "eval")
@@ -50,6 +50,7 @@ def run(argv: Sequence[str]) -> None:
     """Parses, sets up jax, trains or evaluates."""
     from maeclip_jax.run import startup
 
+    sleep.watch()
     start = startup.Startup()
     args = parse(argv)
     cli.start_logging()

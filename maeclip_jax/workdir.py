@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from etils import epath
 
 from maeclip_jax.cli import say, warn
 from maeclip_jax.config import FILES, KEPT, by_content, digest, leaves, named_files, plain, with_leaves
-from maeclip_jax.errors import UserError, differences
+from maeclip_jax.errors import UserError, differences, storage
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 DATA, OWNER = "data.json", "owner.json"
@@ -229,7 +230,10 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half."""
+    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half.
+
+    StorageError if it cannot be written; the old text stays.
+    """
     write_bytes(path, text.encode())
 
 
@@ -239,13 +243,19 @@ def write_bytes(path: epath.Path, data: bytes) -> None:
 
     if jax.process_index():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
-        path.write_bytes(data)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with storage.writing(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
+            path.write_bytes(data)
+            return
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:

@@ -23,6 +23,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from maeclip_jax import errors
+from maeclip_jax.errors import storage
 from maeclip_jax.prepare import crawl, division, image_text, manifest
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
 from maeclip_jax.prepare.manifest import Tally
@@ -89,7 +90,9 @@ def _shard(path: Path, records: int) -> dict:
     """{records, bytes, sha256} of a shard, after a check that the file system holds all of it."""
     found = array_record_module.ArrayRecordReader(str(path))
     if found.num_records() != records:
-        raise OSError(f"{path} holds {found.num_records()} of {records} records that were written; is the disk full?")
+        raise storage.StorageError(
+            f"{path} holds {found.num_records()} of {records} records that were written: is the disk full?", room=True
+        )
     found.close()
     return {"records": records, "bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
 

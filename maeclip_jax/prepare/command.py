@@ -20,6 +20,7 @@ import sys
 from etils import epath
 
 from maeclip_jax import cli, errors
+from maeclip_jax.errors import storage
 from maeclip_jax.prepare import crawl
 
 RUNNERS = ("local", "beam")
@@ -78,14 +79,16 @@ def prepare(args: argparse.Namespace) -> dict:
     found = f"{plan.reading.format} in {plan.reading.root}: {len(plan.files)} files, {len(plan.units)} units of work"
     print(found, file=sys.stderr)
     arguments = {"out": out, "name": args.name, "max_bad": args.max_bad, "identity": identity}
-    if args.runner == "beam":
-        from maeclip_jax.prepare import image_text_beam
+    then = "the same command continues when it can be written" if args.runner == "local" else ""
+    with storage.writing(out, then=then):
+        if args.runner == "beam":
+            from maeclip_jax.prepare import image_text_beam
 
-        tree = image_text_beam.run(plan, storing, options=args.beam_options, **arguments)
-    else:
-        from maeclip_jax.prepare import assembly
+            tree = image_text_beam.run(plan, storing, options=args.beam_options, **arguments)
+        else:
+            from maeclip_jax.prepare import assembly
 
-        tree = assembly.run(plan, storing, workers=args.workers, progress=_bar, **arguments)
+            tree = assembly.run(plan, storing, workers=args.workers, progress=_bar, **arguments)
     print(manifest.report(tree))
     print(f"written to {out}")
     return tree

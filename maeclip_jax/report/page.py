@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax.errors import storage
 from maeclip_jax.report import cost, details, figures
 from maeclip_jax.report.details import Picture
 from maeclip_jax.report.run import Number, Run, readable
@@ -165,10 +166,15 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
     text = jinja2.Environment(finalize=plain, undefined=jinja2.StrictUndefined, **setting)
     text.filters |= common | {"src": beside, "fence": fence}
     text.globals["raw"] = Markdown  # what a macro made is escaped already
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    page.write_text(html.get_template(f"{template}.html.j2").render(values))
-    (folder / "report.md").write_text(text.get_template(f"{template}.md.j2").render(values))
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    made = (
+        html.get_template(f"{template}.html.j2").render(values),
+        text.get_template(f"{template}.md.j2").render(values),
+    )
+    with storage.writing(folder, sum(map(len, made)) + sum(map(len, files.values()))):
+        folder.mkdir(parents=True, exist_ok=True)
+        page.write_text(made[0])
+        (folder / "report.md").write_text(made[1])
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     return page

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,10 @@ from maeclip_jax.cli import say, warn
 from maeclip_jax.config import digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
+from maeclip_jax.errors import storage
+from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.evals import Detail, Metric, Picture
+from maeclip_jax.parallel import sleep
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
@@ -98,7 +102,9 @@ class Runner:
     def run_due(self, params: Any, step: int, *, final: bool) -> dict[str, float]:
         """Runs what is due at `step` (everything, if `final`) and has no result yet; returns the new metrics.
 
-        An evaluator that fails with a UserError does not take the others down: it is logged, and kept in `failed`.
+        An evaluator that fails takes neither the others nor the training down: it is logged, and kept in `failed`, and
+        so is one whose result cannot be written. On several processes an error of the program does end all, since one
+        that goes on alone would wait for the others for ever.
         """
         due = self.due(step, final=final)
         if not due:
@@ -107,41 +113,57 @@ class Runner:
         result["not_applicable"] |= self.not_applicable
         new: dict[str, float] = {}
         for name in [n for n in due if not self._is_known(n, result)]:
-            start = time.perf_counter()
+            start = sleep.awake()
             try:
                 metrics = self._run(name, params, step, result)
             except errors.UserError as e:
                 self._fail(name, e)
                 continue
-            result["seconds"][name] = time.perf_counter() - start
+            except Exception as e:
+                if jax.process_count() > 1:
+                    raise
+                self._fail(name, e)
+                continue
+            result["seconds"][name] = sleep.awake() - start
             result["settings"][name] = self.settings[name]
             new |= {full: metric.value for full, metric in metrics.items()}
             shown = ", ".join(f"{m.name} {m.value:.4g} {m.unit}".strip() for m in metrics.values())
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
-            self._write(step, result)  # as it comes: an evaluation that is stopped goes on where it was
+            self._keep(name, step, result)  # as it comes: an evaluation that is stopped goes on where it was
         self.context.forget()
-        self._write(step, result)
+        self._keep(due[-1], step, result)
         return new
 
-    def _write(self, step: int, result: dict) -> None:
-        """Writes what is known of a step, with what another command has measured of it in the meantime."""
+    def _keep(self, name: str, step: int, result: dict) -> None:
+        """Writes evals/<step>.json, with what another command has measured of the step in the meantime.
+
+        Where that cannot be done, the evaluation that ran last has failed.
+        """
         path = self.workdir / EVALS / f"{step}.json"
         theirs = json.loads(path.read_text()) if jax.process_index() == 0 and path.exists() else {}
         if theirs.get("format") == RESULTS_FORMAT:
             for part in SECTIONS:
                 others = {k: v for k, v in theirs[part].items() if k.partition("/")[0] not in self.settings}
                 result[part] = others | result[part]
-        write_text(path, json.dumps(result, indent=1))
+        try:
+            write_text(path, json.dumps(result, indent=1))
+        except StorageError as e:
+            self._fail(name, e)
 
-    def _fail(self, name: str, error: errors.UserError) -> None:
-        self.failed[name] = str(error)
-        warn(f"evaluation {name} failed: {error}")
+    def _fail(self, name: str, error: Exception) -> None:
+        said = " ".join(str(error).split())
+        said = said if isinstance(error, errors.UserError) else f"{type(error).__name__}: {said}"
+        if os.environ.get("MAECLIP_TRACEBACK"):
+            traceback.print_exception(error)
+        if self.failed.get(name) != said:
+            warn(f"evaluation {name} failed: {said}")
+        self.failed[name] = said
 
     def _is_known(self, name: str, result: Mapping) -> bool:
         return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
 
     def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, Metric]:
-        metrics, self.context.running = {}, name
+        metrics, self.context.running, unwritten = {}, name, None
         for part in ("metrics", "about", "details", "pictures"):  # of other settings, if there were any
             result[part] = {k: v for k, v in result[part].items() if not k.startswith(f"{name}/")}
         for found in self._values(name, params):
@@ -152,10 +174,15 @@ class Runner:
                 result["details"][full] = found.value
             elif isinstance(found, Picture):
                 file = f"{step}/{name}-{found.name}.png"
-                result["pictures"][full] = _save_picture(self.workdir / EVALS, file, found.pixels_HxWx3)
+                try:
+                    result["pictures"][full] = _save_picture(self.workdir / EVALS, file, found.pixels_HxWx3)
+                except StorageError as e:  # met by process 0 alone, which still has to take part in what follows
+                    unwritten = unwritten or e
                 self.show(step, full, found.pixels_HxWx3)
             else:
                 raise errors.UserError(f"its run() gave a {type(found).__name__}; valid: Metric, Picture, Detail")
+        if unwritten:
+            raise unwritten
         self.better |= {full: metric.better for full, metric in metrics.items()}
         result["metrics"] |= {full: metric.value for full, metric in metrics.items()}
         result["about"] |= {full: metric.about() for full, metric in metrics.items()}
@@ -179,8 +206,9 @@ def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> s
 
         buffer = io.BytesIO()
         Image.fromarray(picture_HxWx3).save(buffer, "PNG")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(buffer.getvalue())
+        with storage.writing(folder / name, buffer.tell()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(buffer.getvalue())
     return name
 
 
@@ -199,6 +227,7 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     A `resume` that config.json has too is where the run began: its own newest is evaluated, if it has one. Needs no
     training data. UserError, after all others have run, for evaluators that failed.
     """
+    sleep.watch()
     workdir = make_workdir(workdir)
     folder, config = _place(config, workdir), config.copy_and_resolve_references()
     origin = folder.parent.parent

@@ -8,7 +8,6 @@ n, 4 log, 5 checkpoint if due or if preemption was signalled, 6 evaluate if due,
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -20,8 +19,9 @@ from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.interop import adoption
-from maeclip_jax.parallel import watchdog
+from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
@@ -69,6 +69,7 @@ def run(
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
+    sleep.watch()
     workdir = make_workdir(workdir)
     config = config.copy_and_resolve_references()  # which will name the copies of files that the workdir keeps
     with Owner(workdir) as owner:
@@ -120,6 +121,18 @@ class _Run:
         self.runner.raise_failures()  # now, and not after hours of training
 
     def loop(self) -> None:
+        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
+        try:
+            self._loop()
+        except UserError as e:
+            safe = self.saved.safe()  # what was being saved is worth having, whatever went wrong
+            if isinstance(e, StorageError):
+                when = "there is room" if e.room else "it can be written"
+                raise StorageError(f"{e}; {safe}; run the same command when {when}", e.room) from e
+            raise
+        self.runner.raise_failures()
+
+    def _loop(self) -> None:
         built, workdir = self.built, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
@@ -134,19 +147,14 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
-        try:
-            self._evaluate(state, first)  # what a killed run still owed of the step it left
-            if first < built.total_steps:
-                state = self._train(state, first)
-            else:
-                say(f"{workdir}: all {built.total_steps} steps are done")
-        except UserError:
-            self.saved.wait()  # what was being saved is worth having, whatever went wrong
-            raise
+        self._evaluate(state, first)  # what a killed run still owed of the step it left
+        if first < built.total_steps:
+            state = self._train(state, first)
+        else:
+            say(f"{workdir}: all {built.total_steps} steps are done")
         self._write_costs(int(state.step))
         self.saved.close()
         self.log.close()
-        self.runner.raise_failures()
 
     def _refuse_going_back(self, latest: int | None) -> None:
         """UserError for an earlier step of the same workdir: its later checkpoints would win at the next start."""
@@ -174,7 +182,7 @@ class _Run:
                     f"config.resume={config.resume} was trained with other words: {other}; name its own, which are "
                     f"kept in {folder.parent.parent / FILES}, or begin from its parameters with config.init_from"
                 )
-            start = time.perf_counter()
+            start = sleep.awake()
             state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
             if meta["batch_size"] != built.batch_size:
@@ -194,7 +202,7 @@ class _Run:
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
-            clock.add("restore", time.perf_counter() - start)
+            clock.add("restore", sleep.awake() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             self._say_schedule(step, folder)
             return state, clock
@@ -269,7 +277,7 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            saving = done % self.save_every == 0 or done == built.total_steps or stopping
+            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost()
             if saving or self.runner.due(done, final=done == built.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
@@ -278,8 +286,8 @@ class _Run:
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    if stopping or done == built.total_steps:
-                        self.saved.wait()
+                    while (stopping or done == built.total_steps) and not self.saved.wait():
+                        self.saved.save(done, state, self._meta(done))
                 self._write_costs(done)
             if stopping:
                 say(f"stopping was asked for: step {done} is saved; the same command continues from here")

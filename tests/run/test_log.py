@@ -10,7 +10,7 @@ from etils import epath
 
 from maeclip_jax.cli import Progress, duration_text
 from maeclip_jax.errors import UserError
-from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel import sharding, sleep
 from maeclip_jax.run import log
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
@@ -149,7 +149,7 @@ def test_a_workdir_that_cannot_be_made_is_said(tmp_path):
 
 def test_time_is_booked_where_it_is_spent(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sleep, "awake", lambda: now[0])
 
     def spend(seconds):
         now[0] += seconds
@@ -208,7 +208,7 @@ def test_the_table_of_parameters_has_every_path_and_the_total():
 
 def test_what_takes_long_says_how_far_it_is(capsys, monkeypatch):
     now = iter([0.0, 10.0, 20.0, 30.0, 40.0, 50.0])
-    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(sleep, "awake", lambda: next(now))
     with Progress("eval probe", "pictures", 100, every=15) as eta:
         for n in (0, 25, 0, 25, 50):  # at 10, 20, 30, 40, 50 s
             eta.update(n)
