@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -194,6 +195,12 @@ def leave(command: Callable[[], int]) -> NoReturn:
         joining.failed(code, f"{type(e).__name__}: {e}")
     if code:
         joining.leave(code)
+        if any(type(t).__module__.startswith("orbax.") for t in threading.enumerate()):
+            # Threads of a save that failed, which wait for minutes for one another, and Python for them.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(code)
     try:
         sys.stdout.flush()
     except OSError:  # a full disk takes no more of it; Python would try again and end with a code of its own

@@ -62,7 +62,8 @@ def failure(path: object, error: BaseException, need: int = 0, then: str = "") -
     found, file = _source(error, (*ERRNOS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR))
     if found is None:
         return None
-    if file and not os.path.abspath(file).startswith(os.path.abspath(str(path))):
+    one, other = sorted((os.path.abspath(file), os.path.abspath(str(path))), key=len)
+    if file and not other.startswith(one):
         return StorageError(f"{os.strerror(found)}: {file}", found in ROOM)  # one that was read, or lies elsewhere
     facts = [f"{size(need)} are needed"] if need and found in ROOM else []
     if found == errno.ENOSPC:

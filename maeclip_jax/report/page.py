@@ -167,14 +167,12 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
     text.filters |= common | {"src": beside, "fence": fence}
     text.globals["raw"] = Markdown  # what a macro made is escaped already
     page = folder / "index.html"
-    made = (
-        html.get_template(f"{template}.html.j2").render(values),
-        text.get_template(f"{template}.md.j2").render(values),
-    )
-    with storage.writing(folder, sum(map(len, made)) + sum(map(len, files.values()))):
+    rendered = html.get_template(f"{template}.html.j2").render(values)
+    markdown = text.get_template(f"{template}.md.j2").render(values)
+    with storage.writing(folder, sum(map(len, (rendered, markdown, *files.values())))):
         folder.mkdir(parents=True, exist_ok=True)
-        page.write_text(made[0])
-        (folder / "report.md").write_text(made[1])
+        page.write_text(rendered)
+        (folder / "report.md").write_text(markdown)
         for name, data in files.items():
             (folder / name).write_bytes(data)
     return page

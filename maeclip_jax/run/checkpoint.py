@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from maeclip_jax.workdir import CHECKPOINTS
 STATE, META = "state", "meta"
 # Orbax counts the time of day, in which a machine may sleep. A save that hangs is the watchdog's matter.
 TIMEOUT_SECONDS = 24 * 3600
-_PATIENCE_SECONDS = 60  # for threads of a save that failed
+_PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
 
 
 class KeepBest:
@@ -149,7 +150,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as e:
             failure = storage.failure(self.folder(self._saving), e, self._need)  # what is free is asked for before
-            self._clear_away()
+            self._clear_away(1.0 if failure else _PATIENCE_SECONDS)
             if failure:
                 raise failure from e
             # On several processes, not all may have lost it: they begin anew together.
@@ -159,11 +160,15 @@ class Checkpoints:
             raise
         return True
 
-    def _clear_away(self) -> None:
-        """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are."""
+    def _clear_away(self, patience: float) -> None:
+        """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are.
+
+        Some of its threads may wait minutes for a folder that another could not make: `patience`, in seconds.
+        """
+        until = time.monotonic() + patience
         for thread in threading.enumerate():
             if type(thread).__module__.startswith("orbax."):
-                threading.Thread.join(thread, _PATIENCE_SECONDS)
+                threading.Thread.join(thread, max(0.0, until - time.monotonic()))
         with contextlib.suppress(OSError):
             self._remove_unfinished()
         self._manager.reload()
