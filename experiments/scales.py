@@ -12,7 +12,7 @@ import ml_collections
 from experiments.sizes import SIZES
 from maeclip_jax import errors
 
-SCENES_WORDS = Path(errors.__file__).parent / "data" / "vocab" / "scenes.txt"
+SCENES_WORDS = Path(errors.__file__).parents[1] / "data" / "vocab" / "scenes.txt"
 
 
 BERT_VOCAB = 30522  # bert-base-uncased

@@ -6,8 +6,8 @@ import os
 import pytest
 from etils import epath
 
-from maeclip_jax import cli, storage
-from maeclip_jax.errors import UserError
+from maeclip_jax import cli
+from maeclip_jax.errors import UserError, storage
 from maeclip_jax.workdir import write_text
 
 

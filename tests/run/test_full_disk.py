@@ -15,8 +15,8 @@ import pytest
 
 from maeclip_jax import report
 from maeclip_jax.errors import UserError
+from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.run import log, train
-from maeclip_jax.storage import StorageError
 from tests import runs, torture
 
 CONFIG = f"{runs.TINY}:objective=clip,steps=12,save=3,evals=False"
