@@ -27,7 +27,7 @@ CLASSES = (
     (LENGTH, r"total"),
     # A run that goes on from another's state (resume) has learnt from both, with whatever settings that one had.
     (ORIGIN, r"resume|init_from|init_rules|init_adopted"),
-    # The words of an experiment's argument: what they mean stands in the other leaves.
+    # The argument of an experiment: what it means stands in the other leaves.
     (DESCRIBED, r"arg(\..*)?"),
     # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
     (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention)|model\.contrast_mib"),

@@ -19,7 +19,7 @@ from maeclip_jax.report.models import Entry, Model
 from maeclip_jax.report.paper import Column
 from maeclip_jax.report.run import Number, readable
 
-TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
+TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `readable` does not say well
 GROUNDING = (
     "Percent. Pointing: the highest point of the map lies in the mask; matched iou: of the mask and as many of the "
     "highest points. Maps under another pooling than the model's own are of the same weights."
