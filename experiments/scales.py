@@ -22,7 +22,8 @@ BERT_VOCAB = 30522  # bert-base-uncased
 SCALES = {
     "demo": dict(
         source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24,
-        tokenizer=dict(type="bert", path="scenes"), crop=None, batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
+        tokenizer=dict(type="bert", path="scenes"), crop=None,
+        batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
     ),
     "photos": dict(
         source=dict(kind="tfds", name="photos"), size="photos", length=32,
