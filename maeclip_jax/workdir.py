@@ -134,7 +134,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict]:
 
 
 def read_lines(workdir: epath.PathLike) -> tuple[list[dict], int]:
-    """The rows of metrics.jsonl, and how many of its lines are none: cut short, broken, or without a step."""
+    """The rows of metrics.jsonl, and how many of its lines are not rows: cut short, broken, or without a step."""
     path, rows, unreadable = epath.Path(workdir) / METRICS, [], 0
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

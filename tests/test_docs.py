@@ -73,6 +73,26 @@ def test_lines_are_short(page):
     assert not long, f"{page.name}: lines {long} are longer than 120 characters"
 
 
+# "There is no X" says that something is absent, and may stay; "a tie is no hit" is written "does not count as a hit".
+ODD = re.compile(r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer)\w+|\bheld against\b|\bwhat it takes to\b")
+
+
+def test_prose_is_plain():
+    """Pages, docstrings, comments and messages."""
+    files = [*PAGES, *(f for folder in ("maeclip_jax", "experiments", "tpu") for f in (ROOT / folder).rglob("*.*"))]
+    files = [f for f in files if f.suffix in (".md", ".py", ".sh", ".mk", ".j2") and "prompts" not in f.parts]
+    odd = [f"{f.relative_to(ROOT)}: {m[0]}" for f in files for m in ODD.finditer(re.sub(r"\s+", " ", f.read_text()))]
+    assert not odd, odd
+
+
+def test_the_citation_names_this_version_and_the_paper_s_authors():
+    yaml = pytest.importorskip("yaml")
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert f"version = {found['version']}\n" in (ROOT / "setup.cfg").read_text()
+    (work,) = found["references"]
+    assert all({"family-names", "given-names"} <= set(author) for author in work["authors"]) and work["doi"]
+
+
 @each(TASKS)
 def test_a_page_begins_with_a_command_that_exists(page):
     """Not with --help; what follows the command says in prose what it does."""

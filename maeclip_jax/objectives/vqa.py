@@ -163,6 +163,6 @@ class Vqa(nn.Module):
 
 
 def targets(answer_BxK: jax.Array, score_BxK: jax.Array, answers: int) -> jax.Array:
-    """Soft targets [B, answers]: each answer's score, 0 where it is not named; ids of -1 are none."""
+    """Soft targets [B, answers]: each answer's score, 0 where it is not named; an id of -1 stands for no answer."""
     one_hot = jax.nn.one_hot(answer_BxK, answers, dtype=jnp.float32)
     return jnp.einsum("bk,bka->ba", score_BxK.astype(jnp.float32), one_hot)

@@ -30,7 +30,7 @@ TRAFFIC = {"all-reduce": 2.0}
 
 
 def train(built: TrainStep) -> tuple[Any, tuple]:
-    """(the step of training, what it takes)."""
+    """(the train step, its arguments)."""
     bad = jax.ShapeDtypeStruct((built.batch_size,), jnp.int32, sharding=next(iter(built.inputs.values())).sharding)
     return built.step, (built.abstract, built.inputs | {"_bad": bad})
 
