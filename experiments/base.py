@@ -22,7 +22,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.resume = ""
     config.init_from = ""
     config.init_rules = ((r"(.*)", r"\1"),)
-    config.tokenizer = dict(path="", cls=False) | scale["words"]
+    config.tokenizer = dict(path="", cls=False) | scale["tokenizer"]
     if config.tokenizer.type != "bert":
         del config.tokenizer.cls
     # Eight chips of a pod share parameters and optimizer: updating a copy on each would take a tenth of the step.

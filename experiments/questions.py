@@ -28,8 +28,8 @@ def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The config of the run that is finetuned (`init`), or of one that `of`, `scale` and `size` describe."""
     if not arg.init:
         errors.choose("of", arg.of, dict.fromkeys(READ_TEXT))
-        words = [f"scale={arg.scale}", f"size={arg.size}", *(["runlocal"] if arg.runlocal else [])]
-        return importlib.import_module(f"experiments.{arg.of}").get_config(",".join(words))
+        given = [f"scale={arg.scale}", f"size={arg.size}", *(["runlocal"] if arg.runlocal else [])]
+        return importlib.import_module(f"experiments.{arg.of}").get_config(",".join(given))
     path = epath.Path(arg.init) / CONFIG
     if not path.exists():
         raise UserError(f"init={arg.init!r} is not a workdir: it has no config.json; valid: a run's --workdir")
@@ -63,6 +63,6 @@ def questions(row: dict, split: str) -> dict:
 
 def ops(image: str, length: int, blind: bool) -> str:
     """The ops of questions, in training and in evaluation; `image`: what happens to a picture."""
-    words = [image, *(["blank"] if blind else [])]
-    words += [f'tokenize({length},key="question",out="text")', "answers(10)"]
-    return "|".join([*words, 'keep("image","text","answer","score","credit")'])
+    ops = [image, *(["blank"] if blind else [])]
+    ops += [f'tokenize({length},key="question",out="text")', "answers(10)"]
+    return "|".join([*ops, 'keep("image","text","answer","score","credit")'])

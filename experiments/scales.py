@@ -21,31 +21,32 @@ BERT_VOCAB = 30522  # bert-base-uncased
 # high: 1.4B pairs; the paper's set is not public, DataComp-1B is the public stand-in by count (default of ours).
 SCALES = {
     "demo": dict(
-        source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24, words=dict(type="bert", path="scenes"),
-        crop=None, batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
+        source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24,
+        tokenizer=dict(type="bert", path="scenes"), crop=None,
+        batch=128, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
     ),
     "photos": dict(
         source=dict(kind="tfds", name="photos"), size="photos", length=32,
-        words=dict(type="sentencepiece", path="data/photos/words.model"),
+        tokenizer=dict(type="sentencepiece", path="data/photos/words.model"),
         crop="random_resized_crop({side},area=(0.5,1))", batch=128, total="40 epochs", warmup="10%",
         splits=("val", "test", None),
     ),
     "low": dict(
-        source=dict(kind="tfds", name="cc12m"), size="B/16", length=64, words=dict(type="bert", path="bert_vocab.txt"),
-        crop="random_resized_crop({side},area=(0.5,1))", batch=16384, total="30 epochs", warmup="5%",
-        splits=("val", "val", None),
+        source=dict(kind="tfds", name="cc12m"), size="B/16", length=64,
+        tokenizer=dict(type="bert", path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))",
+        batch=16384, total="30 epochs", warmup="5%", splits=("val", "val", None),
     ),
     "high": dict(
         source=dict(kind="tfds", name="datacomp_1b"), size="B/16", length=64,
-        words=dict(type="bert", path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))", batch=16384,
-        total="2.8B examples", warmup="2%", splits=("val", "val", None),
+        tokenizer=dict(type="bert", path="bert_vocab.txt"), crop="random_resized_crop({side},area=(0.5,1))",
+        batch=16384, total="2.8B examples", warmup="2%", splits=("val", "val", None),
     ),
 }  # fmt: skip
 
 # runlocal: the whole experiment in seconds on a laptop: tiny towers, a few steps, scenes drawn on the fly.
 LOCAL = dict(
-    source=dict(kind="scenes", resolution=32), size="mu", length=16, words=dict(type="bert", path="scenes"), crop=None,
-    batch=16, total="4 steps", splits=("val", "test", None),
+    source=dict(kind="scenes", resolution=32), size="mu", length=16, tokenizer=dict(type="bert", path="scenes"),
+    crop=None, batch=16, total="4 steps", splits=("val", "test", None),
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def scale_of(arg: ml_collections.ConfigDict) -> dict:
 
 def words_are_scenes(scale: dict) -> bool:
     """Whether pictures and captions are drawn ones."""
-    return scale["words"].get("path") == "scenes"
+    return scale["tokenizer"].get("path") == "scenes"
 
 
 def source(scale: dict, split: str) -> dict:
@@ -80,20 +81,20 @@ def whole_picture(side: int) -> str:
 def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False) -> str:
     """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation."""
     side = SIZES[scale["size"]]["side"]
-    words = ["decode"]
+    ops = ["decode"]
     if train and scale["crop"]:
-        words.append(scale["crop"].format(side=side))
+        ops.append(scale["crop"].format(side=side))
     elif scale["crop"]:
-        words = [whole_picture(side)]
+        ops = [whole_picture(side)]
     if "text" in streams:
-        words.append(f"captions({captions})" if captions else "pick_caption")
-        words.append(f"tokenize({scale['length']})")
+        ops.append(f"captions({captions})" if captions else "pick_caption")
+        ops.append(f"tokenize({scale['length']})")
     kept = [*streams, *(["label"] if label else [])]
-    return "|".join([*words, *(["label"] if label else []), "keep(" + ",".join(f'"{k}"' for k in kept) + ")"])
+    return "|".join([*ops, *(["label"] if label else []), "keep(" + ",".join(f'"{k}"' for k in kept) + ")"])
 
 
 def vocabulary(scale: dict) -> int:
     """Entries of the text tower's table."""
     if words_are_scenes(scale):
         return sum(1 for line in SCENES_WORDS.read_text(encoding="utf-8").splitlines() if line)
-    return {"bytes": 257, "bert": BERT_VOCAB, "sentencepiece": 4000}[scale["words"]["type"]]
+    return {"bytes": 257, "bert": BERT_VOCAB, "sentencepiece": 4000}[scale["tokenizer"]["type"]]

@@ -9,7 +9,7 @@ import re
 
 import ml_collections
 
-PLAIN = ("own", "lbfgs", "1k")  # the words of a suite's argument that need no saying in a name
+PLAIN = ("own", "lbfgs", "1k")  # values of a suite's argument that a name does not say
 
 
 def tfds(name: str, split: str) -> dict:
@@ -17,10 +17,10 @@ def tfds(name: str, split: str) -> dict:
     return dict(kind="tfds", dir="", name=name, split=split)
 
 
-def variant(name: str, *words: str) -> str:
+def variant(name: str, *choices: str) -> str:
     """`imagenet_knn`, `max` -> `imagenet_knn_max`: what is measured in another way than the plain one has a name of its
     own, so that the results of both are kept."""
-    return "_".join([name, *(re.sub(r"\W+", "_", word).strip("_") for word in words if word not in PLAIN)])
+    return "_".join([name, *(re.sub(r"\W+", "_", word).strip("_") for word in choices if word not in PLAIN)])
 
 
 def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "own", **keep: str) -> dict:

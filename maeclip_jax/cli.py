@@ -77,15 +77,15 @@ def split_config(argv: Sequence[str]) -> tuple[str, str, dict[str, str], list[st
 
     A value may follow its flag as a word of its own.
     """
-    source, suite, settings, rest, words = "", "", {}, [], iter(argv)
-    for word in words:
+    source, suite, settings, rest, given = "", "", {}, [], iter(argv)
+    for word in given:
         name, equals, value = word.partition("=")
         name = "--" + name.lstrip("-") if name.startswith("-") else name
         if name != "--config" and not name.startswith("--config."):
             rest.append(word)
             continue
         if not equals:
-            value = next(words, None)
+            value = next(given, None)
             if value is None:
                 raise UserError(f"{name} needs a value")
         if name == "--config":

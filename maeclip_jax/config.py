@@ -176,11 +176,11 @@ def _changed(config, settings: Mapping[str, Any]):
     from absl import flags
     from ml_collections import config_flags
 
-    words = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
+    argv = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
     values = flags.FlagValues()
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
-        values(words)
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
         raise _setting_error(e, settings, config) from e
     return values.config

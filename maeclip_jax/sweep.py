@@ -35,8 +35,8 @@ def runs_of(name: str) -> tuple:
 
 def label(experiment: str, argument: str, settings: dict) -> str:
     """A folder name that describes the run: `clip-scale-demo-pool-max-seed-1`."""
-    words = [experiment, argument, *(f"{k}={v}" for k, v in settings.items())]
-    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, words))).strip("-")
+    parts = [experiment, argument, *(f"{k}={v}" for k, v in settings.items())]
+    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts))).strip("-")
 
 
 def run(argv: Sequence[str]) -> None:

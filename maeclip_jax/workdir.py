@@ -31,7 +31,7 @@ CLASSES = (
     (LENGTH, r"total"),
     # A run that goes on from another's state (resume) has learnt from both, with whatever settings that one had.
     (ORIGIN, r"resume|init_from|init_rules|init_adopted"),
-    # The words of an experiment's argument: what they mean stands in the other leaves.
+    # The argument of an experiment: what it means stands in the other leaves.
     (DESCRIBED, r"arg(\..*)?"),
     # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
     (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention)|model\.contrast_mib"),
@@ -264,7 +264,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict]:
 
 
 def read_lines(workdir: epath.PathLike) -> tuple[list[dict], int]:
-    """The rows of metrics.jsonl, and how many of its lines are none: cut short, broken, or without a step."""
+    """The rows of metrics.jsonl, and how many of its lines are not rows: cut short, broken, or without a step."""
     path, rows, unreadable = epath.Path(workdir) / METRICS, [], 0
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

@@ -1,4 +1,4 @@
-"""Durations: every unit means the same number of steps, and what is none says what would be."""
+"""Durations: every unit means the same number of steps, and a wrong one is answered with the valid forms."""
 
 import pytest
 

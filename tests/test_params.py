@@ -53,7 +53,7 @@ def test_the_first_matching_rule_wins_and_matches_whole_paths():
     }
     assert set(flatten(match_rules(((".*", 1), ("image/.*", 2)), TREE, "x", strict=False)).values()) == {1}
     found = flatten(match_rules((("image", 1),), TREE, "x", default=0, strict=False))
-    assert set(found.values()) == {0}  # a part of a path is no match
+    assert set(found.values()) == {0}  # a part of a path does not match
 
 
 def test_an_unmatched_parameter_is_an_error():

@@ -72,13 +72,13 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(
     path = tmp_path / "config.json"
     path.write_text("old")
     kind = type(epath.Path(path))
-    write = kind.write_text
+    write = kind.write_bytes
 
     def half(self, text, *args, **kwargs):
         write(self, text[: len(text) // 2])
         raise full()
 
-    monkeypatch.setattr(kind, "write_text", half)
+    monkeypatch.setattr(kind, "write_bytes", half)
     with pytest.raises(storage.StorageError, match=f"^cannot write {path}: No space left on device"):
         write_text(kind(path), "new text")
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"] and path.read_text() == "old"

@@ -13,7 +13,7 @@ NAMES = ("step", "input", "probe", "startup", "scenes")
 
 
 def run(argv: Sequence[str]) -> int | None:
-    """Runs the benchmark that the first word names on the other words."""
+    """Runs the benchmark that the first argument names, on the other arguments."""
     if argv[:1] in (["--help"], ["-h"]):
         print(bench.__doc__)
         return 0

@@ -89,9 +89,9 @@ def run(argv: Sequence[str]) -> None:
     args = parser.parse_experiment(argv)  # mistakes are found before anything starts
     if args.repeats < 1:
         raise UserError(f"--repeats={args.repeats} is not a number of restarts; valid: 1, 2, ...")
-    words = [f"--config={source}", *(f"--config.{n}={x}" for n, x in settings.items())]
-    words += [f"--config.evals={suite}"] if suite else []
-    words += [f"--{n}={x}" for n, x in vars(args).items() if n in ("platform", "cpu_devices") and x]
-    seconds = measure(words, args.repeats)
+    flags = [f"--config={source}", *(f"--config.{n}={x}" for n, x in settings.items())]
+    flags += [f"--config.evals={suite}"] if suite else []
+    flags += [f"--{n}={x}" for n, x in vars(args).items() if n in ("platform", "cpu_devices") and x]
+    seconds = measure(flags, args.repeats)
     print(table(seconds, args.repeats))
     write("startup", seconds, args.json)

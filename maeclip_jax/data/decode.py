@@ -30,7 +30,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from maeclip_jax.errors import BadRecord
 
-# Every way in which a record can be unusable; counts and reports are keyed by these words.
+# Every way in which a record can be unusable; counts and reports are keyed by these names.
 KINDS = {
     "empty": "no bytes at all",
     "not_an_image": "bytes of no known picture format (a text, an HTML error page, noise)",

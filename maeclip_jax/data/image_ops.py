@@ -174,7 +174,7 @@ def _resized(picture: Picture, box, size, antialias: str, method: str = "bicubic
 
 
 def resample(pixels: np.ndarray, size: tuple[int, int], antialias: str, method: str = "bicubic") -> np.ndarray:
-    """uint8 [H,W,3] to uint8 [*size,3] by one of the words of `ANTIALIAS`."""
+    """uint8 [H,W,3] to uint8 [*size,3] by one of the methods of `ANTIALIAS`."""
     height, width = pixels.shape[:2]
     if (height, width) == tuple(size):
         return pixels

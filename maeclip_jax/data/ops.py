@@ -41,7 +41,7 @@ OPS: dict[str, Callable] = {f.__name__: f for f in (image_ops.decode, *_MASK, *_
 
 @dataclass(frozen=True)
 class Step:
-    """One op with its arguments, and the words it was written with."""
+    """One op with its arguments, and the text it was written as."""
 
     label: str
     function: Callable
@@ -198,7 +198,7 @@ def _word(*choices: str):
     return (lambda v: v if v in choices else None), " | ".join(choices)
 
 
-def _words(v):
+def _quoted(v):
     return v if isinstance(v, str) and v else None
 
 
@@ -220,11 +220,11 @@ _VALID = {
     "channel": (_whole(0), "the number of a channel, from 0"),
     "void": (lambda v: v if _whole(0)(v) is not None and v <= 255 else None, "an id from 0 to 255"),
     "most": (_whole(1), "a whole number of answers, 1 or more"),
-    "words": (_words, "a quoted text"),
+    "words": (_quoted, "a quoted text"),
     "task": _word(*vtab.TASKS),
-    "key": (_words, "the quoted name of a field"),
-    "out": (_words, "the quoted name of a field"),
-    "names": (lambda v: v if v and all(map(_words, v)) else None, "quoted names, at least one"),
+    "key": (_quoted, "the quoted name of a field"),
+    "out": (_quoted, "the quoted name of a field"),
+    "names": (lambda v: v if v and all(map(_quoted, v)) else None, "quoted names, at least one"),
 }
 
 

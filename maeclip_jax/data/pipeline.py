@@ -151,8 +151,8 @@ class Data:
         found: dict[str, list[str]] = {}
         for name, _, _, made in self._parts:
             for what, attribute in (("label", "classes"), ("answer", "answers")):
-                words = [str(w) for w in getattr(made, attribute, None) or ()]
-                if words and found.setdefault(what, words) != words:
+                names = [str(w) for w in getattr(made, attribute, None) or ()]
+                if names and found.setdefault(what, names) != names:
                     raise UserError(f"mix component {name!r} has other names of {what} than those before it")
         return found
 

@@ -60,14 +60,14 @@ def of(config):
     """
     if not config.tokenizer.type:
         return None
-    words = make(config.tokenizer)
+    tokenizer = make(config.tokenizer)
     table = config.model.get("text_tower", {}).get("vocab")
-    if table is not None and words.vocab_size > table:
+    if table is not None and tokenizer.vocab_size > table:
         raise UserError(
-            f"the tokenizer has {words.vocab_size} words, the text tower {table}: "
-            f"set --config.model.text_tower.vocab={words.vocab_size}, or another config.tokenizer"
+            f"the tokenizer has {tokenizer.vocab_size} words, the text tower {table}: "
+            f"set --config.model.text_tower.vocab={tokenizer.vocab_size}, or another config.tokenizer"
         )
-    return words
+    return tokenizer
 
 
 def make(spec):
@@ -184,10 +184,10 @@ class Clip(Tokenizer):
         self.vocab_size, self._vocab = len(tokens), tokens
         ids = {token: i for i, token in enumerate(tokens)}
         self._library = Library(models.BPE(ids, merges, end_of_word_suffix="</w>"))
-        words = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
+        pieces = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
         self._library.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(words, behavior="removed", invert=True),
+                pre_tokenizers.Split(pieces, behavior="removed", invert=True),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

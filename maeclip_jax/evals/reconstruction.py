@@ -48,7 +48,7 @@ class Reconstruction:
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics of the streams that the objective fills in, a contact sheet, captions with their gaps filled."""
         own_mean = bool(getattr(self.context.objective, "norm_pix", False))
-        error, tiles, lines, words = np.zeros(3), [], [], []
+        error, tiles, lines, guesses = np.zeros(3), [], [], []
         for n, batch in enumerate(self.context.batches(self.data, self.batch_size)):
             held = select(batch, *([s for s in ("image", "text") if s in batch] or ["image"]), who="reconstruction")
             if "text" in held and held["text"].ndim != 2:
@@ -67,10 +67,10 @@ class Reconstruction:
                     tiles += triptych(true["image"][i], filled["image"][i], mask_BxHxW[i])
             if "text" in filled:
                 masked_BxT = filled["text_mask"].astype(bool) & (true["text"] != 0)
-                words.append((true["text"][masked_BxT], filled["text"][masked_BxT]))
+                guesses.append((true["text"][masked_BxT], filled["text"][masked_BxT]))
                 for i in range(min(self.captions - len(lines), len(masked_BxT))):
                     lines.append(self._line(true["text"][i], filled["text"][i], masked_BxT[i]))
-        if not tiles and not words:
+        if not tiles and not guesses:
             raise UserError("reconstruction found nothing to reconstruct in its data; check the split")
         if error[2]:
             mse, flat = float(error[0] / error[2]), float(error[1] / error[2])
@@ -88,8 +88,8 @@ class Reconstruction:
                 "gap": gap, "note": note,
             })  # fmt: skip
             yield Picture("pictures", sheet(tiles, len(COLUMNS), gap))
-        if words:
-            true_W, filled_W = (np.concatenate(x) for x in zip(*words))
+        if guesses:
+            true_W, filled_W = (np.concatenate(x) for x in zip(*guesses))
             if len(true_W):
                 commonest = 100 * float(np.bincount(true_W).max() / len(true_W))
                 yield percent("token_accuracy", 100 * np.mean(true_W == filled_W), reference=commonest)

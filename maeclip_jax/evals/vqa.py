@@ -146,16 +146,16 @@ def text_only(ids_MxT: np.ndarray, answer_M: np.ndarray, asked_NxT: np.ndarray) 
     everywhere = Counter(answer_M.tolist()).most_common(1)[0][0]
     begun: dict[tuple, Counter] = {}
     for ids, answer in zip(ids_MxT.tolist(), answer_M.tolist()):
-        words = tuple(t for t in ids if t)
-        for n in range(1, len(words) + 1):
-            begun.setdefault(words[:n], Counter())[answer] += 1
-        begun.setdefault((*words, 0), Counter())[answer] += 1  # the whole question
+        tokens = tuple(t for t in ids if t)
+        for n in range(1, len(tokens) + 1):
+            begun.setdefault(tokens[:n], Counter())[answer] += 1
+        begun.setdefault((*tokens, 0), Counter())[answer] += 1  # the whole question
 
     def by_beginning(ids: list[int]) -> int:
-        words = tuple(t for t in ids if t)
-        if (*words, 0) in begun:
-            return begun[(*words, 0)].most_common(1)[0][0]
-        found = (begun[words[:n]] for n in range(len(words), 0, -1) if words[:n] in begun)
+        tokens = tuple(t for t in ids if t)
+        if (*tokens, 0) in begun:
+            return begun[(*tokens, 0)].most_common(1)[0][0]
+        found = (begun[tokens[:n]] for n in range(len(tokens), 0, -1) if tokens[:n] in begun)
         return next((c.most_common(1)[0][0] for c in found if c.total() >= 5), everywhere)
 
     return {
@@ -186,5 +186,5 @@ def _nearest(ids_MxT: np.ndarray, answer_M: np.ndarray, asked_NxT: np.ndarray, n
 
 def _terms(ids: list[int]) -> frozenset:
     """The words of a question and its pairs of neighbours."""
-    words = [t for t in ids if t]
-    return frozenset([*words, *itertools.pairwise(words)])
+    tokens = [t for t in ids if t]
+    return frozenset([*tokens, *itertools.pairwise(tokens)])

@@ -84,7 +84,7 @@ NAMES = ("gap", "max", "cls", "last", "map", "logsumexp(tau)", "topk(k)")
 
 
 def parse(word: str) -> tuple[str, float | None]:
-    """`"topk(8)"` -> ("topk", 8.0); `"max"` -> ("max", None). ValueError with the valid words otherwise."""
+    """`"topk(8)"` -> ("topk", 8.0); `"max"` -> ("max", None). ValueError with the valid names otherwise."""
     match = re.fullmatch(r"(\w+)(?:\(([^()]+)\))?", word)
     name, number = match.groups() if match else (word, None)
     try:

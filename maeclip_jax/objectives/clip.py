@@ -25,8 +25,8 @@ LOSSES = {"softmax": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10
 def two_towers(image_tower: Mapping, text_tower: Mapping, compute: Mapping | None) -> tuple[Encoder, Encoder]:
     """The encoders of a config's two towers; how they are pooled is not theirs to know."""
     picture, image, _ = split_tower(image_tower)
-    words, text, _ = split_tower(text_tower)
-    return Encoder(image=picture, compute=compute, **image), Encoder(text=words, compute=compute, **text)
+    text_embed, text, _ = split_tower(text_tower)
+    return Encoder(image=picture, compute=compute, **image), Encoder(text=text_embed, compute=compute, **text)
 
 
 class EmbedHead(nn.Module):

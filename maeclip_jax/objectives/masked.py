@@ -46,17 +46,17 @@ class Masked(nn.Module):
         check_class_token(self.image_tower)
         picture, tower, head = split_tower(self.image_tower)
         self.image_pool = Pool(head["pool"], tower["heads"], head.get("map"))
-        words = None
+        text_embed = None
         if "text" in self.streams:
-            words, _, text_head = split_tower(self.text_tower)
+            text_embed, _, text_head = split_tower(self.text_tower)
             self.text_pool = Pool(text_head["pool"], tower["heads"], text_head.get("map"))
-        encoder = Encoder(image=picture, text=words, compute=self.compute, **tower)
+        encoder = Encoder(image=picture, text=text_embed, compute=self.compute, **tower)
         # The encoder's sub-tree is called after what goes in, so that `image/` means the same in every objective.
-        if words is None:
+        if text_embed is None:
             self.image = encoder
         else:
             self.image_text = encoder
-        shape = dict(vocab=words["vocab"], length=words["length"]) if words else None
+        shape = dict(vocab=text_embed["vocab"], length=text_embed["length"]) if text_embed else None
         self.decoder = Decoder(image=picture, text=shape, compute=self.compute, **self.decoder_tower)
 
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -98,8 +98,8 @@ class Vqa(nn.Module):
             raise ValueError(f"model.answers is {self.answers}; set it to the number of answers in the vocabulary")
         if self.fusion == "joint":
             picture, tower, _ = split_tower(self.image_tower)
-            words, _, _ = split_tower(self.text_tower)
-            self.image_text = Encoder(image=picture, text=words, compute=self.compute, **tower)
+            text_embed, _, _ = split_tower(self.text_tower)
+            self.image_text = Encoder(image=picture, text=text_embed, compute=self.compute, **tower)
         else:
             self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
             self.fuse = Fusion(compute=self.compute, **self.fusion_tower)
@@ -163,6 +163,6 @@ class Vqa(nn.Module):
 
 
 def targets(answer_BxK: jax.Array, score_BxK: jax.Array, answers: int) -> jax.Array:
-    """Soft targets [B, answers]: each answer's score, 0 where it is not named; ids of -1 are none."""
+    """Soft targets [B, answers]: each answer's score, 0 where it is not named; an id of -1 stands for no answer."""
     one_hot = jax.nn.one_hot(answer_BxK, answers, dtype=jnp.float32)
     return jnp.einsum("bk,bka->ba", score_BxK.astype(jnp.float32), one_hot)

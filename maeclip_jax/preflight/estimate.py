@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from maeclip_jax import errors
 from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel import sharding
-from maeclip_jax.parallel.chips import PEAK
 from maeclip_jax.preflight import hlo, kernels
 from maeclip_jax.preflight.topology import Slice, mesh_text
 from maeclip_jax.run import flops
@@ -31,7 +30,7 @@ TRAFFIC = {"all-reduce": 2.0}
 
 
 def train(built: TrainStep) -> tuple[Any, tuple]:
-    """(the step of training, what it takes)."""
+    """(the train step, its arguments)."""
     bad = jax.ShapeDtypeStruct((built.batch_size,), jnp.int32, sharding=next(iter(built.inputs.values())).sharding)
     return built.step, (built.abstract, built.inputs | {"_bad": bad})
 
@@ -113,7 +112,7 @@ def speed(costs: hlo.Costs, built: TrainStep, where: Slice, devices: int, model:
     """What follows from a compiled program's costs: time, MFU, traffic, profile."""
     own = kernels.priced(costs.kernels, where)
     seconds = costs.cycles / where.chip.clock + sum(k["seconds"] for k in own)
-    peak = PEAK[where.kind]
+    peak = where.chip.peak
     top = [(m, c / where.chip.clock) for m, c in costs.top()] + [(k["kernel"], k["seconds"]) for k in own]
     hours = built.total_steps * seconds / 3600
     traffic = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in costs.collectives.items())

@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from maeclip_jax.parallel.chips import PEAK
 from maeclip_jax.preflight.hlo import Kernel
 from maeclip_jax.preflight.topology import Slice, parse
 
@@ -35,7 +34,7 @@ def priced(kernels: Mapping[Kernel, int], where: Slice) -> list[dict]:
     for kernel, calls in kernels.items():
         bundles = schedule(kernel, where.name)
         memory = kernel.bytes / where.chip.bandwidth
-        work = kernel.flops / PEAK[where.kind] if bundles is None else bundles / where.chip.clock
+        work = kernel.flops / where.chip.peak if bundles is None else bundles / where.chip.clock
         found.append(
             {"kernel": kernel.name, "calls": calls, "seconds": calls * max(work, memory),
              "how": ROOFLINE if bundles is None else SCHEDULE}

@@ -10,41 +10,13 @@ import re
 from collections.abc import Iterator
 
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.parallel.chips import CHIPS, Chip
 
 # Before libtpu is loaded: ask no metadata server, and let several processes compile at a time.
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 INSTALL = "pip install -e '.[tpu-compile]'"
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """`clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
-    `bandwidth` bytes/s to it; `ici` bytes/s out of a device (data sheets; None: none published); `axes` of its torus;
-    `most` chips of a slice; `devices` of jax in a chip.
-
-    Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them.
-    Largest slices: the types, shapes and pods listed under cloud.google.com/tpu/docs/v2, .../v3, ... and .../v6e.
-    """
-
-    clock: float
-    hbm: float
-    bandwidth: float
-    ici: float | None
-    axes: int
-    most: int
-    devices: int = 1
-    cores_in_name: bool = False  # v4-128: 128 cores, two a chip
-    config: str = ""  # libtpu's chip configuration
-
-
-CHIPS = {
-    "v2": Chip(0.70e9, 7.48, 350e9, None, 2, 256, devices=2, cores_in_name=True),
-    "v3": Chip(0.94e9, 15.48, 450e9, None, 2, 1024, devices=2, cores_in_name=True),
-    "v4": Chip(1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
-    "v5e": Chip(1.50e9, 15.75, 819e9, 200e9, 2, 256),
-    "v5p": Chip(1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
-    "v6e": Chip(1.75e9, 31.24, 1640e9, 448e9, 2, 256),
-}
 # All the shapes of slices that there are of v5e and v6e (the same pages).
 SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}

@@ -101,7 +101,7 @@ def chance(metrics: Iterable[Number]) -> str:
 
 
 def settle(cells: Sequence[Cell]) -> tuple[str, list[Cell]]:
-    """What all cells are held against, said once, and the cells without it; "" and all as it is if it differs."""
+    """What all cells are compared with, said once, and the cells without it; if it differs, "" and the cells."""
     said = {x.chance for c in cells for x in c.lines}
     if len(said) != 1:
         return "", list(cells)

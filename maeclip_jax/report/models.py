@@ -27,7 +27,7 @@ class Model:
     """What a row of a table is about. `runs`: one per seed; `finetuned`: runs of objective "vqa" that began with it.
 
     `pool`: image / text if they differ; `note`: how it differs from the paper's setting and from other models with the
-    same four words; `papers`: whether it may stand beside a number of the paper.
+    same four names; `papers`: whether it may stand beside a number of the paper.
     """
 
     objective: str
@@ -128,8 +128,8 @@ def _model(runs: Sequence[Run], finetuned: Sequence[Run]) -> Model:
     names = {name: first.find(f"arg.{name}") for name in paper.SETTING}
     began = first.find("init_from")
     papers = not began and names["size"] is not None and all(v in (None, paper.SETTING[k]) for k, v in names.items())
-    # In which words of its argument, or where it began, it is none of the paper's: they are part of its name.
-    other = [f"{paper.WORDS[k]} {names[k]}" for k in paper.WORDS if names[k] not in (None, paper.SETTING[k])]
+    # Settings of its argument that are not the paper's, and where it began, are part of its name.
+    other = [f"{paper.LABELS[k]} {names[k]}" for k in paper.LABELS if names[k] not in (None, paper.SETTING[k])]
     note = ", ".join([*other, *([f"from {began}"] if began else [])])
     return Model(first.objective, first.pool, first.scale, first.size, note, tuple(runs), tuple(finetuned), papers)
 
@@ -144,24 +144,24 @@ def _apart(model: Model, others: Sequence[Model]) -> list[str]:
 
 
 def differences(several: Sequence[Mapping[str, Any]], most: int = 3) -> list[list[str]]:
-    """Of flat dicts, what each has that not all have: `["optim.lr 0.1", ...]`, words of the argument rather than what
-    follows from them, short values rather than long ones."""
+    """Of flat dicts, what each has that not all have: `["optim.lr 0.1", ...]`, settings of the argument rather than
+    what follows from them, short values rather than long ones."""
     keys = list(dict.fromkeys(k for one in several for k in one))
     keys = [k for k in keys if any(one.get(k) != several[0].get(k) for one in several)]
     keys = [k for k in keys if k.startswith("arg.")] or keys
     keys = [k for k in keys if all(len(str(one.get(k))) <= 32 for one in several)] or keys
     more = [f"and {len(keys) - most} more"] if len(keys) > most else []
-    return [[_word(k.removeprefix("arg."), one.get(k)) for k in keys[:most]] + more for one in several]
+    return [[_setting(k.removeprefix("arg."), one.get(k)) for k in keys[:most]] + more for one in several]
 
 
-def _word(name: str, value: Any) -> str:
+def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name if value else f"not {name}"
     return f"{name} {value}"
 
 
 def described(run: Run) -> dict[str, Any]:
-    """A run's identity, and the words of its argument, which say most of it in short."""
+    """A run's identity, and the settings of its argument, which say most of it in short."""
     return identity(run.config) | {f"arg.{k}": v for k, v in (run.config.get("arg") or {}).items()}
 
 

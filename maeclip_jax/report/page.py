@@ -158,7 +158,7 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
         files[name] = p.file or p.data
         return Markdown(name)
 
-    common = {"amount": amount, "times": times, "between": between, "words": readable, "duration": cost.duration}
+    common = {"amount": amount, "times": times, "between": between, "readable": readable, "duration": cost.duration}
     source = {p.name: p.read_text() for p in TEMPLATES.iterdir() if p.name.endswith(".j2")}
     setting = {"loader": jinja2.DictLoader(source), "trim_blocks": True, "lstrip_blocks": True}
     html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, **setting)

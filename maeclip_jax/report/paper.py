@@ -12,7 +12,8 @@ SCALES = {"low": "11.3M", "high": "1.4B"}  # image-text pairs that the models we
 OBJECTIVES = ("MAE", "M3AE", "CLIP", "MAE-CLIP")
 # What a run must be to stand beside a number of the paper. The size is how the paper is remembered, not in the slides.
 SETTING = {"size": "B/16", "keep": 1.0, "loss": "softmax", "decode": "both", "runlocal": False}
-WORDS = {"keep": "keeps", "loss": "loss", "decode": "decodes", "runlocal": "runlocal"}
+# How the name of a row says a setting that is not the paper's.
+LABELS = {"keep": "keeps", "loss": "loss", "decode": "decodes", "runlocal": "runlocal"}
 # Data sets as they are called in TFDS (or by the builders of this project) -> as people call them.
 NAMES = {
     "imagenet2012": "ImageNet", "imagenet_v2": "ImageNet-V2", "imagenet_a": "ImageNet-A", "imagenet_r": "ImageNet-R",

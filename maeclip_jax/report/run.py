@@ -226,7 +226,7 @@ def workdirs(folders: Iterable[epath.PathLike]) -> list[epath.Path]:
 
 
 def read(workdir: epath.PathLike) -> Run:
-    """The run of a workdir. UserError, with the path, if it is none or if a file in it cannot be read."""
+    """The run of a workdir. UserError, with the path, if the folder is not a workdir or a file in it cannot be read."""
     folder = epath.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"no workdir at {str(folder)!r}; valid: a folder that a run was given as --workdir")

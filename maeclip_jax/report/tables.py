@@ -19,7 +19,7 @@ from maeclip_jax.report.models import Entry, Model
 from maeclip_jax.report.paper import Column
 from maeclip_jax.report.run import Number, readable
 
-TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `words` does not say well
+TYPES = {"vqa": "VQA", "knn": "k-NN"}  # evaluator types that `readable` does not say well
 GROUNDING = (
     "Percent. Pointing: the highest point of the map lies in the mask; matched iou: of the mask and as many of the "
     "highest points. Maps under another pooling than the model's own are of the same weights."
@@ -89,7 +89,7 @@ def everything(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
     found: dict[tuple, list[Entry]] = {}
     for key, e in zip(keys, entries):
         found.setdefault(key, []).append(e)
-    heads, rows = ("evaluation", "data", "split", "number", "held against"), []
+    heads, rows = ("evaluation", "data", "split", "number", "compared with"), []
     for (kind, name, finetuned, data, split, _), several in sorted(found.items(), key=lambda f: f[0][:5]):
         what = (name if name == kind else f"{name} ({kind})") + (", finetuned" if finetuned else "")
         chance, cells = settle([cell([e for e in several if e.model is m], listed=True) for m in models])
@@ -115,7 +115,7 @@ def _scales(models: Sequence[Model], entries: Sequence[Entry], note: str) -> Tab
             objective, pool, size, more = key
             rows.append(((data_name(data), objective, pool.upper(), size, more, chance), tuple(cells)))
     columns = tuple((s or "scale unknown", f"{paper.SCALES[s]} pairs" if s in paper.SCALES else "", "") for s in scales)
-    heads = ("data", "objective", "pooling", "size", "", "held against")
+    heads = ("data", "objective", "pooling", "size", "", "compared with")
     note = f"Top-1 accuracy in percent; columns: scale of pretraining. {note}"
     return _trim(Table("T1. Linear probe", note, heads, columns, tuple(rows)))
 
@@ -181,7 +181,7 @@ def _grounding(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
         rows.append(((data_name(c.data), score, shown, chance), tuple(cells)))
     rows.sort(key=lambda row: (row[0][0], SCORES.index(row[0][1]) if row[0][1] in SCORES else len(SCORES)))
     columns = tuple((m.label, "", "") for m in several)
-    return Table("Grounding", GROUNDING, ("data", "score", "map", "held against"), columns, tuple(rows))
+    return Table("Grounding", GROUNDING, ("data", "score", "map", "compared with"), columns, tuple(rows))
 
 
 def score_of_map(metric: str) -> tuple[str, str]:
@@ -207,7 +207,7 @@ def _vtab(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
         rows += [((group, f"mean of {len(tasks)}", ""), tuple(means))] if any(c.lines for c in means) else []
     note = "Linear probe, top-1 accuracy in percent. A mean stands only where every task of it was measured."
     columns = tuple((m.label, "", "") for m in several)
-    return Table("VTAB", note, ("group", "task", "held against"), columns, tuple(rows))
+    return Table("VTAB", note, ("group", "task", "compared with"), columns, tuple(rows))
 
 
 def _task(e: Entry) -> str:

@@ -12,9 +12,9 @@ from maeclip_jax.run import startup
 class Clock:
     """Where the time of a run goes, in seconds by phase, summed over restarts (the sums travel in the checkpoint).
 
-    `train` is the time in the loop that was no checkpoint and no evaluation; `input_wait` is the part of it spent
-    waiting for data. `slept`, if any, is time in which the machine slept, which belongs to no other phase. `start`
-    takes the phases of this start alone, up to its first step.
+    `train` is the time in the loop that went into neither checkpoints nor evaluations; `input_wait` is the part of it
+    spent waiting for data. `slept`, if any, is time in which the machine slept, which belongs to no other phase.
+    `start` takes the phases of this start alone, up to its first step.
     """
 
     PAUSES = ("checkpoint", "eval")

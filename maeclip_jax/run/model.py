@@ -43,20 +43,20 @@ NEEDS: dict[str, tuple[Callable, str]] = {
 class Filled:
     """What a decoder made of one example. `original`, `masked` (hidden patches grey), `image` (visible patches as they
     were, hidden ones as predicted): uint8 [S, S, 3]; `image_mask`: bool [N], True = was hidden; None without a picture.
-    `words`: one dict a token, {"true": word}, with "filled" where it was hidden; () without a text.
+    `tokens`: one dict a token, {"true": word}, with "filled" where it was hidden; () without a text.
     """
 
     original: np.ndarray | None = None
     masked: np.ndarray | None = None
     image: np.ndarray | None = None
     image_mask: np.ndarray | None = None
-    words: tuple[dict, ...] = ()
+    tokens: tuple[dict, ...] = ()
 
     @property
     def caption(self) -> str:
         """The words, those that were hidden as `[filled in]`, with the true one behind it where it is another."""
         out = []
-        for w in self.words:
+        for w in self.tokens:
             right = w.get("filled") == w["true"]
             out.append(f"[{w['filled']}]" + ("" if right else f" ({w['true']})") if "filled" in w else w["true"])
         return " ".join(out)
@@ -335,7 +335,7 @@ class Model:
         if "made_text" in row:
             token = self.preprocess.tokenizer.token
             rows = zip(*(row[k].tolist() for k in ("text", "made_text", "made_text_mask")))
-            found["words"] = tuple(
+            found["tokens"] = tuple(
                 {"true": token(true)} | ({"filled": token(made)} if hidden else {})
                 for true, made, hidden in rows
                 if true

@@ -33,7 +33,7 @@ class Setup:
 
 
 def setup(config, *, devices: Sequence | None = None) -> Setup:
-    """Objective, mesh and parameters of `config`; UserError for words, sizes or rules that do not fit."""
+    """Objective, mesh and parameters of `config`; UserError for settings, sizes or rules that do not fit."""
     mesh = sharding.make_mesh(config.mesh, devices)
     objective = objectives.make(config.objective, config.model)
 

@@ -213,8 +213,8 @@ def check(names: Sequence[str]) -> tuple[str, ...]:
 
     UserError also where metrics.jsonl is not among them.
     """
-    words = (names,) if isinstance(names, str) else names
-    names = tuple(dict.fromkeys(name.strip() for word in words for name in word.split(",")))
+    given = (names,) if isinstance(names, str) else names
+    names = tuple(dict.fromkeys(name.strip() for one in given for name in one.split(",")))
     for name in names:
         if name not in SINKS:
             raise unknown("name in log.sinks:", name, SINKS)

@@ -67,7 +67,7 @@ class TrainStep:
 def build(config, *, epoch: int | None, devices: Sequence | None = None) -> TrainStep:
     """The program of `config`; `epoch`: records per epoch of its training data (None: endless).
 
-    Raises UserError for whatever does not fit: mesh, batch, model words, rules.
+    Raises UserError for whatever does not fit: mesh, batch, settings of the model, rules.
     """
     made = setup(config, devices=devices)
     objective, mesh, param_specs, fresh_params = made.objective, made.mesh, made.param_specs, made.fresh

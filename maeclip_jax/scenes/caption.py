@@ -53,10 +53,10 @@ def caption(spec: SceneSpec, things: list[Thing], tape: Tape, *, complete: bool)
     size = complete or tape.chance(50)
     texture = complete or tape.chance(60)
     style = tape.pick(STYLES if len(things) > 1 else STYLES_OF_ONE)
-    return style(tape.shuffled(things), Words(size, texture), tape, spec.resolution)
+    return style(tape.shuffled(things), Wording(size, texture), tape, spec.resolution)
 
 
-class Words:
+class Wording:
     """Noun phrases of one caption, which mention sizes and textures or not."""
 
     __slots__ = ("size", "texture")
@@ -96,57 +96,57 @@ def _related(things: list[Thing]) -> tuple[Thing, str, Thing, list[Thing]] | Non
     return None
 
 
-def _list(things, words, tape, side):
-    return words.listed(things)
+def _list(things, wording, tape, side):
+    return wording.listed(things)
 
 
-def _opened(things, words, tape, side):
-    return f"{tape.pick(OPENINGS)} {words.listed(things)}"
+def _opened(things, wording, tape, side):
+    return f"{tape.pick(OPENINGS)} {wording.listed(things)}"
 
 
-def _terse(things, words, tape, side):
-    return ", ".join(words.bare(t) for t in things)
+def _terse(things, wording, tape, side):
+    return ", ".join(wording.bare(t) for t in things)
 
 
-def _counted(things, words, tape, side):
+def _counted(things, wording, tape, side):
     n = len(things)
-    return f"{NUMBERS[n]} object{'s' if n > 1 else ''}: {', '.join(words.a(t) for t in things)}"
+    return f"{NUMBERS[n]} object{'s' if n > 1 else ''}: {', '.join(wording.a(t) for t in things)}"
 
 
-def _there(things, words, tape, side):
+def _there(things, wording, tape, side):
     found = _related(things)
     if not found:
-        return f"there is {words.listed(things)}"
+        return f"there is {wording.listed(things)}"
     a, how, b, rest = found
-    return f"there is {words.a(a)} {how} {words.a(b)}" + (f", and {words.listed(rest)}" if rest else "")
+    return f"there is {wording.a(a)} {how} {wording.a(b)}" + (f", and {wording.listed(rest)}" if rest else "")
 
 
-def _relation(things, words, tape, side):
+def _relation(things, wording, tape, side):
     found = _related(things)
     if not found:
-        return words.listed(things)
+        return wording.listed(things)
     a, how, b, rest = found
-    return f"{words.a(a)} {how} {words.a(b)}" + (f", with {words.listed(rest)}" if rest else "")
+    return f"{wording.a(a)} {how} {wording.a(b)}" + (f", with {wording.listed(rest)}" if rest else "")
 
 
-def _placed(things, words, tape, side):
-    return join([f"{words.a(t)} {PLACES[region(t, side)]}" for t in things])
+def _placed(things, wording, tape, side):
+    return join([f"{wording.a(t)} {PLACES[region(t, side)]}" for t in things])
 
 
-def _long(things, words, tape, side):
+def _long(things, wording, tape, side):
     n = len(things)
     head = f"{tape.pick(OPENINGS)} {NUMBERS[n]} object{'s' if n > 1 else ''}."
     if n == 1:
-        return f"{head} it is {words.a(things[0])} {PLACES[region(things[0], side)]}."
+        return f"{head} it is {wording.a(things[0])} {PLACES[region(things[0], side)]}."
     said, todo = [], list(things)
     while len(todo) > 1 and (found := _related(todo)):
         a, how, b, todo = found
-        said.append(f"the {words.bare(a)} is {how} the {words.bare(b)}.")
-    said += [f"the {words.bare(t)} is {PLACES[region(t, side)]}." for t in todo]
+        said.append(f"the {wording.bare(a)} is {how} the {wording.bare(b)}.")
+    said += [f"the {wording.bare(t)} is {PLACES[region(t, side)]}." for t in todo]
     return " ".join([head, *said])
 
 
-Style = Callable[[list[Thing], Words, Tape, int], str]
+Style = Callable[[list[Thing], Wording, Tape, int], str]
 STYLES: tuple[Style, ...] = (_list, _opened, _terse, _counted, _there, _relation, _relation, _placed, _long)
 STYLES_OF_ONE: tuple[Style, ...] = (_list, _opened, _opened, _terse, _there, _placed, _long)
 

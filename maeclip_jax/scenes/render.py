@@ -69,7 +69,7 @@ def _blend(canvas: np.ndarray, x: int, y: int, alpha: np.ndarray, colour: np.nda
 
 def _bytes(tape: Tape, n: int) -> list[int]:
     """`n` lots in 0 .. 255."""
-    return list(b"".join(tape.word().to_bytes(8, "little") for _ in range((n + 7) // 8))[:n])
+    return list(b"".join(tape.number().to_bytes(8, "little") for _ in range((n + 7) // 8))[:n])
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,12 +110,12 @@ def _background(side: int, tape: Tape) -> np.ndarray:
     for _ in range(2 + clutter % 5):
         _clutter(canvas, base, tape)
     if grain >= 64:
-        word, room = tape.word(), max(1, NOISE_SIDE - side)
+        number, room = tape.number(), max(1, NOISE_SIDE - side)
         sheet = _noise()[grain % 4]
-        y, x = (word & 0xFFFF) % room, (word >> 16 & 0xFFFF) % room
+        y, x = (number & 0xFFFF) % room, (number >> 16 & 0xFFFF) % room
         window = sheet[y : y + side, x : x + side]
-        window = window[:: -1 if word >> 40 & 1 else 1, :: -1 if word >> 41 & 1 else 1]
-        canvas += window.T if word >> 42 & 1 else window
+        window = window[:: -1 if number >> 40 & 1 else 1, :: -1 if number >> 41 & 1 else 1]
+        canvas += window.T if number >> 42 & 1 else window
     return canvas
 
 

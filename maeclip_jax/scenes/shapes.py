@@ -186,8 +186,8 @@ def texture(kind: int, window: int, diameter: int, phase: int) -> np.ndarray:
 @functools.lru_cache(maxsize=512)
 def clutter(kind: int, diameter: int) -> np.ndarray:
     """A distractor with no name, int16 [w, w] alpha: even kinds are curved strokes, odd ones are lumps."""
-    words = np.random.Philox(key=(kind << 64) | 0x5CE9E).random_raw(8)
-    points = [(int(w % 1400) - 700, int((w >> np.uint64(20)) % 1400) - 700) for w in words]
+    numbers = np.random.Philox(key=(kind << 64) | 0x5CE9E).random_raw(8)
+    points = [(int(w % 1400) - 700, int((w >> np.uint64(20)) % 1400) - 700) for w in numbers]
     u, v = _grid(diameter, diameter)
     if kind % 2 == 0:
         (x0, y0), (x1, y1), (x2, y2) = points[:3]

@@ -13,9 +13,9 @@ def sample(spec: SceneSpec, seed: int, index: int, split: str = "train") -> dict
     The same bits as the same entries of `scene`. Raises UserError for an unknown split, a split that the spec leaves
     empty, or a seed out of range.
     """
-    lots, paint, words, _ = world.tapes(seed, split, index)
+    lots, paint, says, _ = world.tapes(seed, split, index)
     things = world.layout(spec, lots, split, index)
-    texts, noisy = caption.captions(spec, things, words, split)
+    texts, noisy = caption.captions(spec, things, says, split)
     picture = render.image(spec, things, paint)
     return {"key": f"{split}-{seed}-{index}", "image": picture, "texts": texts, "noisy": noisy}
 
@@ -29,9 +29,9 @@ def scene(spec: SceneSpec, seed: int, index: int, split: str = "train") -> dict:
     masks: uint8 [H, W], 0 background, i + 1 where object i shows.
     questions: list of dicts of `question`, `answer`, `kind`.
     """
-    lots, paint, words, asks = world.tapes(seed, split, index)
+    lots, paint, says, asks = world.tapes(seed, split, index)
     things = world.layout(spec, lots, split, index)
-    texts, noisy = caption.captions(spec, things, words, split)
+    texts, noisy = caption.captions(spec, things, says, split)
     masks = render.masks(spec, things)
     objects = [
         {

@@ -1,6 +1,6 @@
 """What a scene is: the tables of concepts, the knobs, and the drawing of lots that places the objects.
 
-A scene is a pure function of (spec, seed, split, index). Lots come from the raw words of a Philox generator keyed
+A scene is a pure function of (spec, seed, split, index). Lots come from the raw numbers of a Philox generator keyed
 by (seed, split; index) and are turned into choices with integer arithmetic only: numpy promises the raw stream to
 stay what it is, which it does not promise of its distributions.
 """
@@ -137,47 +137,47 @@ def pairs(spec: SceneSpec) -> Pairs:
 
 
 class Tape:
-    """Lots for one purpose: integers read off the raw words of a Philox generator.
+    """Lots for one purpose: integers read off the raw numbers of a Philox generator.
 
     Streams differ in the generator's counter, so that, say, the pixels of a scene do not depend on how many lots
     its captions used up.
     """
 
-    __slots__ = ("_key", "_round", "_stream", "_words")
+    __slots__ = ("_key", "_numbers", "_round", "_stream")
 
-    def __init__(self, words: list[int], key: int, stream: int):
-        self._words, self._key, self._stream, self._round = words, key, stream, 0
+    def __init__(self, numbers: list[int], key: int, stream: int):
+        self._numbers, self._key, self._stream, self._round = numbers, key, stream, 0
 
-    def word(self) -> int:
-        if not self._words:
+    def number(self) -> int:
+        if not self._numbers:
             self._round += 1
             counter = (self._stream << 192) | (self._round << 128)
-            self._words = np.random.Philox(key=self._key, counter=counter).random_raw(64).tolist()
-        return self._words.pop()
+            self._numbers = np.random.Philox(key=self._key, counter=counter).random_raw(64).tolist()
+        return self._numbers.pop()
 
     def below(self, n: int) -> int:
         """Uniform over 0 .. n - 1."""
-        return (self.word() * n) >> 64
+        return (self.number() * n) >> 64
 
     def between(self, low: int, high: int) -> int:
         """Uniform over low .. high, both included."""
-        return low + ((self.word() * (high - low + 1)) >> 64)
+        return low + ((self.number() * (high - low + 1)) >> 64)
 
     def chance(self, percent: int) -> bool:
-        return self.word() * 100 >> 64 < percent
+        return self.number() * 100 >> 64 < percent
 
     def pick(self, options: Sequence):
-        return options[(self.word() * len(options)) >> 64]
+        return options[(self.number() * len(options)) >> 64]
 
     def shuffled(self, items: Sequence) -> list:
         items = list(items)
         for i in range(len(items) - 1, 0, -1):
-            j = (self.word() * (i + 1)) >> 64
+            j = (self.number() * (i + 1)) >> 64
             items[i], items[j] = items[j], items[i]
         return items
 
 
-STREAMS = (("layout", 64), ("paint", 64), ("caption", 64), ("question", 64))  # and how many words are made at once
+STREAMS = (("layout", 64), ("paint", 64), ("caption", 64), ("question", 64))  # and how many numbers are made at once
 
 
 def tapes(seed: int, split: str, index: int) -> tuple[Tape, Tape, Tape, Tape]:
@@ -190,10 +190,10 @@ def tapes(seed: int, split: str, index: int) -> tuple[Tape, Tape, Tape, Tape]:
     if not 0 <= seed < 2**56:
         raise UserError(f"scenes: seed={seed}; valid: 0 to 2**56 - 1")
     key = (index << 64) | (seed << 8) | SPLITS.index(split)
-    words = np.random.Philox(key=key).random_raw(sum(n for _, n in STREAMS)).tolist()
+    numbers = np.random.Philox(key=key).random_raw(sum(n for _, n in STREAMS)).tolist()
     made, start = [], 0
     for stream, (_, n) in enumerate(STREAMS):
-        made.append(Tape(words[start : start + n], key, stream + 1))
+        made.append(Tape(numbers[start : start + n], key, stream + 1))
         start += n
     return tuple(made)
 

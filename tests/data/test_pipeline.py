@@ -508,7 +508,7 @@ def test_close_ends_the_threads():
     for thread in started:
         thread.join(600)
         assert not thread.is_alive()
-    stream.close()  # a second time is no error
+    stream.close()  # a second time does no harm
 
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""Pictures and texts from anywhere: every form of a picture gives the same pixels, and what is none is named."""
+"""Pictures and texts from anywhere: every form of a picture gives the same pixels, and anything else is named."""
 
 import io
 import json

@@ -42,7 +42,7 @@ def test_clevr_distance_is_the_bin_of_the_nearest_object(nearest, expected):
 
 
 @pytest.mark.parametrize("kinds,depths,expected", [
-    ([0, 3], [7.0, 1.0], 0),  # pedestrians are no vehicles
+    ([0, 3], [7.0, 1.0], 0),  # pedestrians do not count as vehicles
     ([1, 2], [30.0, 12.0], 1),
     ([2], [20.5], 2),
     ([3, 5], [4.0, 5.0], 3),

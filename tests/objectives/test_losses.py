@@ -141,7 +141,7 @@ def test_in_batch_top1_both_ways():
     for metrics in both(ZI, ZT):
         assert metrics["image_to_text_top1"] == pytest.approx(want_i2t)
         assert metrics["text_to_image_top1"] == pytest.approx(want_t2i)
-    # Three pictures and captions of their own, the fourth caption is the third again: a tie is no hit.
+    # Three pictures and captions of their own, the fourth caption is the third again: a tie does not count as a hit.
     texts = np.eye(4)[[0, 1, 2, 2]]
     for metrics in both(np.eye(4), texts):
         assert metrics == {"image_to_text_top1": 50.0, "text_to_image_top1": 75.0}

@@ -154,7 +154,7 @@ MESHES = {
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_losses_are_the_same_on_every_mesh(mesh, tmp_path):
-    """Twelve steps of MAE-CLIP with random masks, held against eight replicas."""
+    """Twelve steps of MAE-CLIP with random masks, compared with eight replicas."""
     devices, settings = MESHES[mesh]
     want = runs.series(runs.whole(8, "steps=12,save=6"))
     have = runs.series(runs.run(tmp_path / "run", "steps=12,save=6,evals=false", devices, **settings))

@@ -130,7 +130,7 @@ def test_products_written_as_convolutions():
     picture = convolution("b01f_01io->b01f", "size=3x3", "2,6,6,3", "3,3,3,8", "2,4,4,8")
     assert picture == 2 * (2 * 4 * 4 * 8) * (3 * 3 * 3)
     padded = convolution("b0f_0io->b0f", "size=3 pad=1_1", "1,4,1", "3,1,1", "1,4,1")
-    assert padded == 2 * (2 + 3 + 3 + 2)  # taps in the padding are none
+    assert padded == 2 * (2 + 3 + 3 + 2)  # taps in the padding do not count
 
 
 @pytest.mark.parametrize("unroll", [1, 4])

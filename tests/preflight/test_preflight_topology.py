@@ -3,7 +3,7 @@
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.parallel.chips import PEAK
+from maeclip_jax.parallel import chips
 from maeclip_jax.preflight import topology
 
 needs_libtpu = pytest.mark.skipif(not topology.installed(), reason=f"libtpu is not installed: {topology.INSTALL}")
@@ -65,6 +65,18 @@ def test_wrong_names(name, count, text):
     assert text in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("kind", chips.CHIPS)
+def test_a_slice_has_the_peak_that_training_counts_with(kind):
+    chip = chips.CHIPS[kind]
+    assert topology.Slice(kind, (1, 1)).chip is chip
+    assert {chips.peak(f"TPU {piece}") for piece in chip.kinds} == {chip.peak}
+
+
+def test_the_peak_of_a_device_that_is_not_known_is_not_guessed():
+    assert chips.peak("NVIDIA H100 80GB HBM3") == 989e12
+    assert chips.peak("cpu") is None
+
+
 def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(topology, "installed", lambda: False)
     with pytest.raises(UserError, match=r"needs libtpu.*tpu-compile"):
@@ -72,14 +84,13 @@ def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("kind", topology.CHIPS)
+@pytest.mark.parametrize("kind", chips.CHIPS)
 def test_devices_and_their_peak(kind):
-    chip = topology.CHIPS[kind]
+    chip = chips.CHIPS[kind]
     one = topology.parse(f"{kind}:{'x'.join(('2', '2', '1')[: chip.axes])}")
     devices = one.devices()
     assert len(devices) == one.chips * chip.devices
-    piece = next(peak for name, peak in PEAK.items() if name.lower() in devices[0].device_kind.lower())
-    assert piece == PEAK[kind]
+    assert chips.peak(devices[0].device_kind) == chip.peak
 
 
 @needs_libtpu

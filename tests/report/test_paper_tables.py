@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -11,6 +12,7 @@ from PIL import Image
 
 from experiments.eval.vtab import evaluators
 from maeclip_jax import report
+from maeclip_jax.evals.protocol import Metric, percent
 from maeclip_jax.report import figures, paper, selection, tables, trends
 from maeclip_jax.report import models as grouping
 from maeclip_jax.report import run as runs
@@ -23,7 +25,7 @@ def settings(type, name, split="test", **more):
 
 
 def make(path, objective="clip", pool="max", scale="low", size="B/16", seed=0, evals=(), steps=(100,), **config):
-    """A workdir with evaluations `(name, settings, metrics)`; metrics are lists if steps are several."""
+    """A workdir with evaluations `(name, settings, metrics)`; a metric's value may be a list, one a step."""
     (path / "evals").mkdir(parents=True)
     arg = {"pool": pool, "scale": scale, "size": size, "keep": 1.0} | config.pop("arg", {})
     made = {"objective": objective, "arg": arg, "seed": seed, "batch_size": 10, "optim": {"lr": 0.001}}
@@ -31,20 +33,24 @@ def make(path, objective="clip", pool="max", scale="low", size="B/16", seed=0, e
     made |= {"data": {"source": {"name": f"pairs_{scale}"}}} | config
     (path / "config.json").write_text(json.dumps(made))
     for n, step in enumerate(steps):
-        one = {"step": step, "metrics": {}, "settings": {name: s for name, s, _ in evals}, "seconds": {}}
-        for name, _, metrics in evals:
-            for key, value in metrics.items():
-                one["metrics"][f"{name}/{key}"] = value[n] if isinstance(value, list) else value
+        one = {"step": step, "settings": {name: s for name, s, _ in evals}, "seconds": {}}
+        one["metrics"] = {name: [at(m, n) for m in metrics] for name, _, metrics in evals}
         (path / "evals" / f"{step}.json").write_text(json.dumps(written(one)))
     return path
 
 
-def probe(top1, data="imagenet2012", split="validation", name="probe", chance=0.1, **more):
-    return (name, settings("linear_probe", data, split, **more), {"top1": top1, "chance": chance})
+def at(metric, step):
+    """A metric of several steps at one of them."""
+    return dataclasses.replace(metric, value=metric.value[step]) if isinstance(metric.value, list) else metric
+
+
+def probe(top1, data="imagenet2012", split="validation", name="probe", **more):
+    return (name, settings("linear_probe", data, split, **more), [percent("top1", top1, chance=0.1)])
 
 
 def shot(top1, data="imagenet2012", split="validation"):
-    return ("zero", settings("zero_shot", data, split), {"top1": top1, "top5": top1 + 10, "chance": 0.1})
+    metrics = [percent("top1", top1, chance=0.1), percent("top5", top1 + 10, chance=0.5)]
+    return ("zero", settings("zero_shot", data, split), metrics)
 
 
 def read(*paths):
@@ -176,7 +182,7 @@ def vqa(path, start, accuracy, data="clevr", baseline=40.0, **more):
     one = (
         "answers",
         {"type": "vqa", "data": {"source": source}},
-        {"accuracy": accuracy, "baseline_accuracy": baseline},
+        [percent("accuracy", accuracy, reference=baseline)],
     )
     arg = {"of": "clip"} | more.pop("arg", {})
     return make(path, "vqa", more.pop("pool", "max"), evals=[one], init_from=str(start), arg=arg, **more)
@@ -225,12 +231,12 @@ def test_a_finetuned_run_without_its_pretrained_one_stands_beside_no_number_of_t
 
 
 def test_retrieval_and_actions(tmp_path):
-    both = {"image_to_text_R@1": 50.0, "text_to_image_R@1": 35.0, "image_to_text_R@5": 80.0}
-    chance = {"chance_image_to_text_R@1": 0.02, "chance_text_to_image_R@1": 0.02}
+    both = [percent("image_to_text_R@1", 50, chance=0.02), percent("text_to_image_R@1", 35, chance=0.02),
+            percent("image_to_text_R@5", 80, chance=0.1)]  # fmt: skip
     evals = [
-        ("coco", settings("retrieval", "coco_captions/2014:1.1.0"), both | chance),
-        ("mine", settings("retrieval", "photos"), both | chance),
-        ("acts", settings("zero_shot", "coco_a"), {"top1": 20.0, "top5": 40.0}),
+        ("coco", settings("retrieval", "coco_captions/2014:1.1.0"), both),
+        ("mine", settings("retrieval", "photos"), both),
+        ("acts", settings("zero_shot", "coco_a"), [percent("top1", 20), percent("top5", 40)]),
     ]
     one = table("T4", make(tmp_path / "a", scale="high", evals=evals))
     assert [" ".join(c) for c in one.columns] == [
@@ -244,7 +250,7 @@ def test_retrieval_and_actions(tmp_path):
 
 def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
     made = evaluators(32)
-    evals = [(name, config, {"top1": 10.0 + n, "chance": 5.0}) for n, (name, config) in enumerate(made.items())]
+    evals = [(name, config, [percent("top1", 10 + n, chance=5)]) for n, (name, config) in enumerate(made.items())]
     evals.append(probe(99.0, "cifar100", "test", "full"))  # the same data set, but not the task
     found = cells(table("VTAB", make(tmp_path / "all", evals=evals)))
     assert len(found) == 19 + 4 and found["structured clevr count all chance 5.0 %", "CLIP MAX low B/16"] == "21.0"
@@ -254,7 +260,7 @@ def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
     for pool, size, more in (("gap", "1k", 20.0), ("own", "full", 40.0)):  # the model's own pooling is max
         way = evaluators(32, size=size, pool=pool).items()
         name = "full" if size == "full" else pool
-        evals += [(f"{n}_{name}", c, {"top1": more + i, "chance": 5.0}) for i, (n, c) in enumerate(way)]
+        evals += [(f"{n}_{name}", c, [percent("top1", more + i, chance=5)]) for i, (n, c) in enumerate(way)]
     found = cells(table("VTAB", make(tmp_path / "ways", evals=evals)))
     assert found["all mean of 19", "CLIP MAX low B/16"] == "19.0 (vtab); 49.0 (vtab full)"
     some = cells(table("VTAB", make(tmp_path / "some", evals=evals[1:20])))
@@ -263,14 +269,13 @@ def test_vtab_means_stand_only_where_every_task_was_measured(tmp_path):
 
 
 def test_grounding_has_scores_as_rows(tmp_path):
-    found = {"gradcam_iou": 9.0, "gradcam_pointing": 56.0, "gradcam_gap_matched_iou": 36.0, "chance_pointing": 12.0,
-             "chance_matched_iou": 6.0, "similarity_matched_iou": 40.0, "baseline_center_pointing": 28.7}  # fmt: skip
+    def found(iou):
+        return [percent("gradcam_iou", iou), percent("gradcam_pointing", 56, chance=12),
+                percent("gradcam_gap_matched_iou", 36, chance=6), percent("similarity_matched_iou", 40, chance=6),
+                percent("baseline_center_pointing", 28.7)]  # fmt: skip
+
     paths = [
-        make(
-            tmp_path / pool,
-            pool=pool,
-            evals=[("g", settings("grounding", "scenes/demo"), found | {"gradcam_iou": iou})],
-        )
+        make(tmp_path / pool, pool=pool, evals=[("g", settings("grounding", "scenes/demo"), found(iou))])
         for pool, iou in (("gap", 9.0), ("max", 5.0))
     ]
     one = table("Grounding", *paths)
@@ -282,18 +287,14 @@ def test_grounding_has_scores_as_rows(tmp_path):
     assert [[c.lines[0].best for c in held] for _, held in one.rows] == [[False, False]] * 4 + [[True, False]]
 
 
-def test_references_of_kinds_of_metrics():
-    one = {"step": 1, "metrics": {
-        "g/gradcam_pointing": 40.0, "g/rollout_pointing": 20.0, "g/gradcam_iou": 10.0, "g/chance_pointing": 8.0,
-        "g/baseline_center_pointing": 12.0, "v/accuracy": 50.0, "v/chance_accuracy": 4.0, "v/baseline_accuracy": 30.0,
-        "f/5_shot": 50.0, "f/5_shot_sd": 2.0, "f/chance": 6.0,
-    }}  # fmt: skip
-    found = {m.name: m.against for e in "gvf" for m in runs.result(written(one), e).metrics}
-    assert found == {
-        "gradcam_pointing": (("chance", 8.0),), "rollout_pointing": (("chance", 8.0),), "gradcam_iou": (),
-        "baseline_center_pointing": (), "accuracy": (("chance", 4.0), ("baseline", 30.0)),
-        "5_shot": (("chance", 6.0),), "5_shot_sd": (),
-    }  # fmt: skip
+def test_numbers_keep_unit_direction_and_what_they_are_compared_with():
+    given = [percent("accuracy", 50, chance=4, reference=30), percent("iou", 10), Metric("5_shot_sd", 2.0, "%"),
+             Metric("loss", 1.5, "nats", "lower", interval=(1.0, 2.0))]  # fmt: skip
+    found = runs.result(written({"step": 1, "metrics": {"v": given}}), "v").metrics
+    assert [(m.name, m.value, m.unit, m.better, m.interval and tuple(m.interval)) for m in found] == [
+        (m.name, m.value, m.unit, m.better, m.interval) for m in given
+    ]
+    assert [m.against for m in found] == [(("chance", 4), ("baseline", 30)), (), (), ()]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def picture(path, rows=2, columns=3, width=1):
 def two_steps(kind, first, second):
     """An evaluation whose metrics are `first`'s at one step and `second`'s at the next."""
     (name, config, a), (_, _, b) = kind(first), kind(second)
-    return name, config, {k: [a[k], b[k]] for k in a}
+    return name, config, [dataclasses.replace(m, value=[m.value, n.value]) for m, n in zip(a, b)]
 
 
 def everything(folder):
@@ -339,9 +340,9 @@ def everything(folder):
              evals=[two_steps(shot, 40.0 + n, 50.0 + n), two_steps(probe, 60.0, 62.5 + n)])
         for n in range(2)
     ]  # fmt: skip
-    found = {"gradcam_pointing": 55.0, "chance_pointing": 7.5}
+    found = [percent("gradcam_pointing", 55, chance=7.5)]
     evals = [two_steps(shot, 45.5, 57.0), ("ground", settings("grounding", "segment"), found),
-             ("seg", settings("segmentation", "voc_segmentation"), {"miou": 33.3, "baseline_miou": 3.5})]  # fmt: skip
+             ("seg", settings("segmentation", "voc_segmentation"), [percent("miou", 33.3, reference=3.5)])]  # fmt: skip
     small = make(folder / "small", scale="demo", size="demo", evals=[shot(30.0)])
     large = make(folder / "max", scale="high", evals=evals, steps=(50, 100))
     one = json.loads((large / "evals" / "100.json").read_text())
@@ -349,7 +350,7 @@ def everything(folder):
     sheet |= {"legend": [["dog", "#00ff00"], ["evil", "red;x:y"]]}
     one["details"] = {"ground/sheet": sheet | {"rows_text": ["a <red> cube", "a dog"]}}
     one["pictures"] = {"ground/sheet": "sheet.png"}
-    (large / "evals" / "100.json").write_text(json.dumps(written(one)))
+    (large / "evals" / "100.json").write_text(json.dumps(one))
     picture(large / "evals" / "sheet.png", width=100)
     return [*seeds, small, large, vqa(folder / "v", large, 66.0)]
 

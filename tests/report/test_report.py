@@ -14,6 +14,7 @@ from PIL import Image
 
 from maeclip_jax import report
 from maeclip_jax.errors import UserError
+from maeclip_jax.evals.protocol import Metric, percent
 from maeclip_jax.report import cost, figures, page
 from maeclip_jax.report import run as runs
 from maeclip_jax.report.command import main
@@ -30,10 +31,10 @@ def evaluation(step, top1=60.0):
     return written({
         "step": step,
         "metrics": {
-            "zero_shot/top1": top1, "zero_shot/chance": 1.5625,
-            "retrieval/text_to_image_R@5": 12.5, "retrieval/chance_text_to_image_R@5": 0.16,
-            "reconstruction/masked_mse": 0.01, "reconstruction/baseline_masked_mse": 0.05,
-            "loss/loss": 2.0, "loss/contrast": 1.0,
+            "zero_shot": [percent("top1", top1, chance=1.5625)],
+            "retrieval": [percent("text_to_image_R@5", 12.5, chance=0.16)],
+            "reconstruction": [Metric("masked_mse", 0.01, "MSE, pixels 0 to 1", "lower", reference=0.05)],
+            "loss": [Metric("loss", 2.0, "nats", "lower"), Metric("contrast", 1.0, "nats", "lower")],
         },
         "details": {
             "retrieval/examples": {
@@ -164,7 +165,7 @@ def test_text_of_others_is_shown_literally(html, markdown):
 def test_headline_numbers_stand_beside_chance(html, markdown):
     assert "| Zero shot: top-1 accuracy | 60.0 % | 1.6 % | 38× |" in markdown
     assert "| Retrieval: text → image R@5 | 12.5 % | 0.16 % | 78× |" in markdown
-    assert "| 0.01 | 0.05 (baseline) | 0.2× |" in markdown
+    assert "| 0.01 MSE, pixels 0 to 1 | 0.05 MSE, pixels 0 to 1 (baseline) | 0.2× |" in markdown
     cells = re.findall(r"<td[^>]*>(.*?)</td>", html)
     at = cells.index("Zero shot: top-1 accuracy")
     assert cells[at + 1 : at + 4] == ["60.0 %", "1.6 %", "38×"]
@@ -236,7 +237,7 @@ def test_markdown_has_its_pictures_beside_it(workdir, markdown):
 
 def test_the_newest_result_of_each_evaluator_counts(tmp_path):
     path = make_workdir(tmp_path / "run")
-    late = {"step": 300, "metrics": {"zero_shot/top1": 70.0, "zero_shot/chance": 1.5625}}
+    late = {"step": 300, "metrics": {"zero_shot": [percent("top1", 70, chance=1.5625)]}}
     (path / "evals" / "300.json").write_text(json.dumps(written(late)))
     found = {r.evaluator: r for r in runs.read(path).results()}
     assert found["zero_shot"].step == 300 and found["zero_shot"].metrics[0].value == 70

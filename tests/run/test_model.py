@@ -155,7 +155,7 @@ def test_reconstruction_hides_what_it_is_told_to():
         np.testing.assert_array_equal(one.original, true)
         np.testing.assert_array_equal(one.image[~hidden], true[~hidden])
         assert (one.masked[hidden] == 128).all() and (one.image[hidden] != true[hidden]).any()
-    assert [w["true"] for w in found[0].words] == ["a", "red", "square"] and found[0].caption == "a red square"
+    assert [w["true"] for w in found[0].tokens] == ["a", "red", "square"] and found[0].caption == "a red square"
     again = made.reconstruct(PICTURES[0], TEXTS[0], keep=1.0)
     np.testing.assert_array_equal(again.image, PICTURES[0])
     assert made.reconstruct(PICTURES[0], TEXTS[0]).image_mask.sum() == 12  # as in training

@@ -99,9 +99,9 @@ def test_tape_goes_on_beyond_its_words_and_is_uniform():
 
 
 def test_streams_seeds_splits_and_indices_differ():
-    words = [tape.word() for seed in (0, 1) for split in ("train", "val") for i in (0, 1, 2**39)
+    numbers = [tape.number() for seed in (0, 1) for split in ("train", "val") for i in (0, 1, 2**39)
              for tape in world.tapes(seed, split, i)]  # fmt: skip
-    assert len(set(words)) == len(words)
+    assert len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize(

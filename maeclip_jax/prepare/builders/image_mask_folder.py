@@ -133,7 +133,7 @@ def read_layout(root: Path, split: str = "train") -> Layout:
 
 
 def read_ids(path: Path) -> dict[int, str]:
-    """id -> name, from lines `id<TAB>name`; UserError for ids that are none, or names that come twice."""
+    """id -> name, from lines `id<TAB>name`; UserError for an id above 254, or a name that comes twice."""
     table: dict[int, str] = {}
     for key, name in image_folder.read_table(path).items():
         if not key.isdecimal() or int(key) > 254:

@@ -118,9 +118,9 @@ def _references(row: dict, wanted: str, where: str) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = manual.parser(VqaJsonl)
-    words.add_argument("--references", default="", help="column they stand in: answers (if there is one), or answer")
-    return words
+    flags = manual.parser(VqaJsonl)
+    flags.add_argument("--references", default="", help="column they stand in: answers (if there is one), or answer")
+    return flags
 
 
 if __name__ == "__main__":
