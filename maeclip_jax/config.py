@@ -24,7 +24,9 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
 
     `source`: an experiment file with its argument ("experiments/clip.py:scale=demo"), or the config.json of a run.
     `settings`: leaves to change, by dotted name, such as {"total": "1 epochs", "optim.lr": 1e-3}; text is read as on
-    the command line. `suite`: a file of evaluations with its argument, in place of the config's own evaluations.
+    the command line. The text tower has as many entries as the tokenizer's file, unless `settings` or the experiment
+    say another number (model.text_tower.vocab). `suite`: a file of evaluations with its argument, in place of the
+    config's own evaluations.
     Raises UserError for a file, an argument, a name or a value that does not fit, with the valid ones.
 
     The folder of an experiment's folder joins sys.path, so that files may import their neighbours from anywhere.
@@ -35,7 +37,13 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     if suite:
         path, _, argument = suite.partition(":")
         config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
+    said = source.endswith(".json") or "model.text_tower.vocab" in (settings or {})  # a run is as its parameters are
+    follows = not said and _has_usual_table(config)
     config = _changed(config, settings or {})
+    if follows:
+        from maeclip_jax.data import tokenizer
+
+        config.model.text_tower.vocab = tokenizer.size(config.tokenizer) or config.model.text_tower.vocab
     if ":" in config.get("init_from", ""):
         from maeclip_jax.interop import adoption
 
@@ -77,6 +85,14 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 def plain(config) -> dict:
     """A ConfigDict as config.json holds it: JSON's own types."""
     return json.loads(config.to_json_best_effort())
+
+
+def _has_usual_table(config) -> bool:
+    """Whether the text tower's table has the size that its tokenizer's file usually has, and so follows the file."""
+    from maeclip_jax.data import tokenizer
+
+    words, tower = config.get("tokenizer", {}), config.get("model", {}).get("text_tower") or {}
+    return bool(tower.get("vocab")) and tower["vocab"] == tokenizer.usual_size(words)
 
 
 def _call(path: str, what: str, function: str, *args):
