@@ -37,11 +37,14 @@ CLASSES = (
     (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset)|data\.source(\..*)?"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
-    (LEARNT, r"model\.(answers|decode|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots|stats|streams)"),
+    (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
+    (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
     (LEARNT, r"optim\.(b1|b2|caps|clip_norm|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples|mu_dtype|name)"),
     (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
 )
+# A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
+_BEFORE = {"model.duplicates": ("negative", "model.embed_width")}
 _CHECKED_WITH_STATE = ("batch_size",)  # on resume compared with the checkpoint's own, which says what to do
 
 
@@ -66,7 +69,8 @@ def identity(config) -> dict[str, Any]:
 def _leaves(config) -> dict[str, Any]:
     """Leaves of a config in JSON's types. Objects that a notebook put into it are written without their address."""
     tree = plain(config) if hasattr(config, "to_json_best_effort") else json.loads(json.dumps(config, default=repr))
-    return {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
+    found = {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
+    return {n: value for n, (value, known_by) in _BEFORE.items() if known_by in found} | found
 
 
 def claim(config, workdir: epath.Path, *, continued: bool) -> str:

@@ -11,7 +11,8 @@ An objective is a flax.linen Module, duck-typed, no base class:
                                                      (as many as the tokenizer has); only objectives with a decoder
     inputs() -> {name: ShapeDtypeStruct}             what one example must hold
     outputs() -> {name: size}                        vocabularies of the data that targets come from; only with targets
-    streams, contrastive, generative                 what evaluators may ask of it
+    streams, contrastive, generative                 what evaluators may ask of it; `contrastive` needs a batch of pairs
+    doubt(metrics, batch_size) -> str                what makes a step useless, for a warning; may be absent
     units                                            metric -> (unit, which direction is better); may be absent
 
 Either modality may be absent from a batch given to `encode` and `embed`.
