@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -130,6 +131,7 @@ def _changed(config, settings: Mapping[str, Any]):
     from absl import flags
     from ml_collections import config_flags
 
+    _name_defaults(config, settings)
     words = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
     values = flags.FlagValues()
     try:
@@ -138,6 +140,20 @@ def _changed(config, settings: Mapping[str, Any]):
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
         raise _setting_error(e, settings, config) from e
     return values.config
+
+
+def _name_defaults(config, settings: Mapping[str, Any]) -> None:
+    """Writes into an evaluation of `config` the defaults of its evaluator that `settings` want to change."""
+    from maeclip_jax import evals
+
+    for name in settings:
+        entry, _, setting = name.removeprefix("evals.").partition(".")
+        held = config.get("evals", {}).get(entry) if name.startswith("evals.") else None
+        if held and setting not in held and held.get("type") in evals.table():
+            takes = inspect.signature(evals.table()[held["type"]]).parameters
+            if setting in takes and takes[setting].default not in (None, inspect.Parameter.empty):
+                with config.unlocked():
+                    held[setting] = takes[setting].default
 
 
 def _setting_error(error: Exception, settings: Mapping[str, Any], config) -> UserError:

@@ -15,7 +15,7 @@ from maeclip_jax.errors import UserError, differences
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
-RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval, note
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 # What each leaf of a config is, by its dotted name; the first pattern that matches decides. A leaf that none matches,

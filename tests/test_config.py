@@ -78,3 +78,12 @@ def test_the_text_tower_s_table_has_the_tokenizer_file_s_size(tmp_path):
     old = load(demo, named | {"model.text_tower.vocab": 64})  # as a run of before the table followed the file
     (tmp_path / "config.json").write_text(old.to_json())
     assert load(f"{tmp_path}/config.json").model.text_tower.vocab == 64
+
+
+def test_every_setting_of_an_evaluator_can_be_changed():
+    """Also one that the experiment leaves at its default: messages of evaluators name their settings."""
+    said = {"evals.retrieval.shown": "3", "evals.retrieval.k": "(1,2)", "evals.val.seed": 7}
+    changed = load("experiments/clip.py:runlocal", said).evals
+    assert (changed.retrieval.shown, changed.retrieval.k, changed.val.seed) == (3, (1, 2), 7)
+    with pytest.raises(UserError, match=r"unknown setting config\.evals\.val: name 'sed'; valid: batch_size"):
+        load("experiments/clip.py:runlocal", {"evals.val.sed": 7})

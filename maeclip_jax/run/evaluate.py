@@ -103,7 +103,10 @@ class Runner:
             result["seconds"][name] = time.perf_counter() - start
             result["settings"][name] = self.settings[name]
             new |= {full: metric.value for full, metric in metrics.items()}
-            shown = ", ".join(f"{m.name} {m.value:.4g} {m.unit}".strip() for m in metrics.values())
+            shown = ", ".join(
+                f"{m.name} {m.value:.4g} {m.unit}".strip() + (f" ({m.note})" if m.note else "")
+                for m in metrics.values()
+            )
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
             # Each result is kept as it comes: an evaluation that is stopped goes on where it was.
             write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
