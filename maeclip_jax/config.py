@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import glob
 import importlib.util
 import inspect
@@ -132,7 +133,7 @@ def _changed(config, settings: Mapping[str, Any]):
     from ml_collections import config_flags
 
     _name_defaults(config, settings)
-    words = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
+    words = ["config", *(f"--config.{name}={_literal(config, name, value)}" for name, value in settings.items())]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
@@ -140,6 +141,21 @@ def _changed(config, settings: Mapping[str, Any]):
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
         raise _setting_error(e, settings, config) from e
     return values.config
+
+
+def _literal(config, name: str, value: Any) -> Any:
+    """`value` as ml_collections reads it; where the leaf is a tuple, words such as `text/.*,image/.*` are one, too."""
+    leaf = config
+    for part in name.split("."):
+        leaf = leaf.get(part) if hasattr(leaf, "keys") else None
+    if not isinstance(leaf, tuple) or not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        found = ast.literal_eval(text or "()")
+    except (ValueError, SyntaxError):
+        found = tuple(part.strip() for part in text.split(",") if part.strip())
+    return repr(tuple(found) if isinstance(found, tuple | list) else (found,))
 
 
 def _name_defaults(config, settings: Mapping[str, Any]) -> None:
