@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import ast
 import glob
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -25,7 +27,9 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
 
     `source`: an experiment file with its argument ("experiments/clip.py:scale=demo"), or the config.json of a run.
     `settings`: leaves to change, by dotted name, such as {"total": "1 epochs", "optim.lr": 1e-3}; text is read as on
-    the command line. `suite`: a file of evaluations with its argument, in place of the config's own evaluations.
+    the command line. The text tower has as many entries as the tokenizer's file, unless `settings` or the experiment
+    say another number (model.text_tower.vocab). `suite`: a file of evaluations with its argument, in place of the
+    config's own evaluations.
     Raises UserError for a file, an argument, a name or a value that does not fit, with the valid ones.
 
     The folder of an experiment's folder joins sys.path, so that files may import their neighbours from anywhere.
@@ -36,7 +40,13 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     if suite:
         path, _, argument = suite.partition(":")
         config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
+    said = source.endswith(".json") or "model.text_tower.vocab" in (settings or {})  # a run is as its parameters are
+    follows = not said and _has_usual_table(config)
     config = _changed(config, settings or {})
+    if follows:
+        from maeclip_jax.data import tokenizer
+
+        config.model.text_tower.vocab = tokenizer.size(config.tokenizer) or config.model.text_tower.vocab
     if ":" in config.get("init_from", ""):
         from maeclip_jax.interop import adoption
 
@@ -141,6 +151,14 @@ def by_content(name: str, value: object) -> object:
     return f"a file of SHA-256 {kept['digest']}..." if kept else value
 
 
+def _has_usual_table(config) -> bool:
+    """Whether the text tower's table has the size that its tokenizer's file usually has, and so follows the file."""
+    from maeclip_jax.data import tokenizer
+
+    words, tower = config.get("tokenizer", {}), config.get("model", {}).get("text_tower") or {}
+    return bool(tower.get("vocab")) and tower["vocab"] == tokenizer.usual_size(words)
+
+
 def _call(path: str, what: str, function: str, *args):
     """Calls `function` of the file at `path`; a UserError names what is wrong with either."""
     if not os.path.isfile(path):
@@ -176,7 +194,8 @@ def _changed(config, settings: Mapping[str, Any]):
     from absl import flags
     from ml_collections import config_flags
 
-    argv = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
+    _name_defaults(config, settings)
+    argv = ["config", *(f"--config.{name}={_literal(config, name, value)}" for name, value in settings.items())]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -184,6 +203,35 @@ def _changed(config, settings: Mapping[str, Any]):
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
         raise _setting_error(e, settings, config) from e
     return values.config
+
+
+def _literal(config, name: str, value: Any) -> Any:
+    """`value` as ml_collections reads it; where the leaf is a tuple, words such as `text/.*,image/.*` are one, too."""
+    leaf = config
+    for part in name.split("."):
+        leaf = leaf.get(part) if hasattr(leaf, "keys") else None
+    if not isinstance(leaf, tuple) or not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        found = ast.literal_eval(text or "()")
+    except (ValueError, SyntaxError):
+        found = tuple(part.strip() for part in text.split(",") if part.strip())
+    return repr(tuple(found) if isinstance(found, tuple | list) else (found,))
+
+
+def _name_defaults(config, settings: Mapping[str, Any]) -> None:
+    """Writes into an evaluation of `config` the defaults of its evaluator that `settings` want to change."""
+    from maeclip_jax import evals
+
+    for name in settings:
+        entry, _, setting = name.removeprefix("evals.").partition(".")
+        held = config.get("evals", {}).get(entry) if name.startswith("evals.") else None
+        if held and setting not in held and held.get("type") in evals.table():
+            takes = inspect.signature(evals.table()[held["type"]]).parameters
+            if setting in takes and takes[setting].default not in (None, inspect.Parameter.empty):
+                with config.unlocked():
+                    held[setting] = takes[setting].default
 
 
 def _setting_error(error: Exception, settings: Mapping[str, Any], config) -> UserError:

@@ -19,7 +19,7 @@ CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json",
 DATA, OWNER = "data.json", "owner.json"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
 MOST_KEPT = 256 * 2**20  # bytes of a file that is kept with a run
-RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval, note
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 # What each leaf of a config is, by its dotted name; the first pattern that matches decides. A leaf that none matches,
@@ -41,11 +41,14 @@ CLASSES = (
     (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset)|data\.source(\..*)?"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
-    (LEARNT, r"model\.(answers|decode|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots|stats|streams)"),
+    (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
+    (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
     (LEARNT, r"optim\.(b1|b2|caps|clip_norm|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples|mu_dtype|name)"),
     (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
 )
+# A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
+_BEFORE = {"model.duplicates": ("negative", "model.embed_width")}
 _CHECKED_WITH_STATE = ("batch_size",)  # on resume compared with the checkpoint's own, which says what to do
 
 
@@ -71,7 +74,8 @@ def identity(config) -> dict[str, Any]:
 def _leaves(config) -> dict[str, Any]:
     """Leaves of a config in JSON's types. Objects that a notebook put into it are written without their address."""
     tree = plain(config) if hasattr(config, "to_json_best_effort") else json.loads(json.dumps(config, default=repr))
-    return {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
+    found = {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
+    return {n: value for n, (value, known_by) in _BEFORE.items() if known_by in found} | found
 
 
 def find_files(config, workdir: epath.Path) -> None:

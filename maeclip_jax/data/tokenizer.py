@@ -49,6 +49,9 @@ BERT_FILE = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/v
 CLIP_FILE = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 TRAINED = "python -m maeclip_jax.prepare.vocabulary --name <data set> --out"
 FILLS = ("pad", "eos")
+# Ids of the usual file of each type, where a table must have a size before the file is there (a pre-flight):
+# bert-base-uncased, OpenAI's, what `prepare.vocabulary` makes at most.
+USUAL_SIZES = {"bert": 30522, "clip": 49408, "sentencepiece": 4000, "bytes": 257}
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
 
@@ -68,6 +71,21 @@ def of(config):
             f"set --config.model.text_tower.vocab={tokenizer.vocab_size}, or another config.tokenizer"
         )
     return tokenizer
+
+
+def usual_size(spec) -> int:
+    """Ids that the tokenizer of `spec` has if its file is the usual one of its type: a size to begin with."""
+    if spec.get("path") in PACKAGED:
+        return make(spec).vocab_size
+    return USUAL_SIZES.get(spec.get("type"), 0)
+
+
+def size(spec) -> int:
+    """Ids that the tokenizer of `spec` has; where its file cannot be read (which is said when it is used), as usual."""
+    try:
+        return make(spec).vocab_size
+    except UserError:
+        return usual_size(spec)
 
 
 def make(spec):

@@ -35,6 +35,7 @@ def parser() -> cli.Parser:
     p.add_argument("--image_column", default="", help="column of picture paths or bytes (the first usual name)")
     p.add_argument("--caption_column", default="", help="column of captions, a text or a list (the first usual name)")
     p.add_argument("--split_column", default="", help="column that names the split ('split' if there is one)")
+    p.add_argument("--ignore_split", action="store_true", help="all go to --split, whatever a 'split' column says")
     p.add_argument("--split", default="train", help="split of records that name none (%(default)s)")
     p.add_argument("--image_dir", default="", help="where picture paths start (beside the table, or in images/ there)")
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
@@ -57,7 +58,7 @@ def prepare(args: argparse.Namespace) -> dict:
         format=args.format,
         image_column=args.image_column,
         caption_column=args.caption_column,
-        split_column=args.split_column,
+        split_column=None if args.ignore_split else args.split_column,
         image_dir=args.image_dir,
         split=args.split,
         unit_records=args.unit_records,
@@ -95,6 +96,8 @@ def prepare(args: argparse.Namespace) -> dict:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.ignore_split and args.split_column:
+        raise errors.UserError(f"--ignore_split and --split_column={args.split_column} exclude each other; give one")
     if args.runner not in RUNNERS:
         raise errors.unknown("runner", args.runner, RUNNERS)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):

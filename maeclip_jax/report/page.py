@@ -109,9 +109,9 @@ def amount(value: float, unit: str = "") -> str:
 
 
 def between(m: Number) -> str:
-    """` [60.1, 63.5]`, the interval of a number that has one."""
+    """` [60.1, 63.5] (all 12 neighbours)`, the interval and the note of a number that has them."""
     ends = [amount(x, m.unit).removesuffix(f" {m.unit}") for x in m.interval or ()]
-    return f" [{', '.join(ends)}]" if ends else ""
+    return (f" [{', '.join(ends)}]" if ends else "") + (f" ({m.note})" if m.note else "")
 
 
 def times(m: Number) -> str:

@@ -127,7 +127,10 @@ class Runner:
             result["seconds"][name] = sleep.awake() - start
             result["settings"][name] = self.settings[name]
             new |= {full: metric.value for full, metric in metrics.items()}
-            shown = ", ".join(f"{m.name} {m.value:.4g} {m.unit}".strip() for m in metrics.values())
+            shown = ", ".join(
+                f"{m.name} {m.value:.4g} {m.unit}".strip() + (f" ({m.note})" if m.note else "")
+                for m in metrics.values()
+            )
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
             self._keep(name, step, result)  # as it comes: an evaluation that is stopped goes on where it was
         self.context.forget()

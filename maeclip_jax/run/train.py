@@ -96,6 +96,7 @@ class _Run:
         def steps(duration: str, what: str) -> int:
             return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
 
+        self.doubted = False
         self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
@@ -305,6 +306,11 @@ class _Run:
             say(self.start.finish())
             self._write_costs(step)
         self._guard(step, values, keys)
+        doubt = getattr(self.built.objective, "doubt", None)
+        said = doubt(values, self.built.batch_size) if doubt else ""
+        if said and not self.doubted:  # of many such steps, the first
+            self.doubted = True
+            warn(f"step {step}: {said} (its examples: {', '.join(keys[:8])}, ...)")
         if step % self.log_every and step != self.built.total_steps and step != 1:
             return
         self.owner.check()
