@@ -41,7 +41,7 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
         path, _, argument = suite.partition(":")
         config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
     said = source.endswith(".json") or "model.text_tower.vocab" in (settings or {})  # a run is as its parameters are
-    follows = not said and _has_usual_table(config)
+    follows = not said and has_usual_table(config)
     config = _changed(config, settings or {})
     if follows:
         from maeclip_jax.data import tokenizer
@@ -145,13 +145,13 @@ def digest(path: epath.Path) -> str:
         raise UserError(f"cannot read {str(path)!r}: {e}") from e
 
 
-def by_content(name: str, value: object) -> object:
+def by_content(value: object) -> object:
     """The value of a leaf, with the content of a file in place of the name of its kept copy; anything else as it is."""
     kept = KEPT.fullmatch(value) if isinstance(value, str) else None
     return f"a file of SHA-256 {kept['digest']}..." if kept else value
 
 
-def _has_usual_table(config) -> bool:
+def has_usual_table(config) -> bool:
     """Whether the text tower's table has the size that its tokenizer's file usually has, and so follows the file."""
     from maeclip_jax.data import tokenizer
 

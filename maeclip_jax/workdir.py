@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from maeclip_jax.cli import say, warn
-from maeclip_jax.config import FILES, KEPT, by_content, digest, leaves, named_files, plain, with_leaves
+from maeclip_jax.config import FILES, KEPT, by_content, digest, has_usual_table, leaves, named_files, plain, with_leaves
 from maeclip_jax.errors import UserError, differences, storage
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
@@ -68,7 +68,7 @@ def identity(config) -> dict[str, Any]:
     if not found.get("init_from"):
         named |= {"init_rules", "init_adopted"}
     counted = {n: x for n, x in found.items() if n not in named and classify(n) in (LEARNT, LENGTH, ORIGIN, "")}
-    return {n: by_content(n, x) for n, x in counted.items()}
+    return {n: by_content(x) for n, x in counted.items()}
 
 
 def _leaves(config) -> dict[str, Any]:
@@ -91,6 +91,8 @@ def find_files(config, workdir: epath.Path) -> None:
             continue
         if epath.Path(mine[name]).name.partition(".")[0] == kept["stem"] and (workdir / value).exists():
             say(f"{name}={mine[name]} is not there: using the copy that {workdir} keeps")
+            if name == "tokenizer.path" and has_usual_table(config):  # for want of a file it could not follow it
+                config.model.text_tower.vocab = before["model"]["text_tower"]["vocab"]
             config.update_from_flattened_dict({name: os.fspath(workdir / value)})
 
 
@@ -185,9 +187,9 @@ def _before(workdir: epath.Path) -> dict:
 
 def other_words(config, origin: epath.Path) -> str:
     """How the tokenizer of `config` differs from that of the run in `origin`; "" if it does not, or cannot be known."""
-    theirs = {n: by_content(n, x) for n, x in leaves(_before(origin)) if n.startswith("tokenizer.")}
+    theirs = {n: by_content(x) for n, x in leaves(_before(origin)) if n.startswith("tokenizer.")}
     mine = json.loads(config.to_json_best_effort())
-    mine = {n: by_content(n, x) for n, x in leaves(with_leaves(mine, _content(config))) if n.startswith("tokenizer.")}
+    mine = {n: by_content(x) for n, x in leaves(with_leaves(mine, _content(config))) if n.startswith("tokenizer.")}
     if "a file" not in str(theirs.get("tokenizer.path")):  # of a version that kept no files
         theirs.pop("tokenizer.path", None)
     both = theirs.keys() & mine.keys() if theirs.get("tokenizer.type") else ()
