@@ -146,7 +146,7 @@ def start_logging() -> None:
         before = sys.unraisablehook
         sys.unraisablehook = lambda args: None if ECHO in str(args.exc_value) else before(args)
         warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-        warnings.showwarning = _show
+    warnings.showwarning = _show
     logging.basicConfig(handlers=[handler])
 
 

@@ -25,6 +25,8 @@ PACKAGES = (
 )  # fmt: skip
 
 
+_told: set[str] = set()  # what `mend_cache` has said
+
 HOW_TO = {"tpu": "pip install -e '.[tpu]'", "gpu": "pip install -e '.[gpu]'"}
 
 
@@ -95,7 +97,7 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
     return bool(cpu_devices) or "cpu" in (platform, os.environ.get("JAX_PLATFORMS"))
 
 
-def mend_cache(warning: str, said: set = set()) -> str | None:  # noqa: B006 (what has been said, by this process)
+def mend_cache(warning: str) -> str | None:
     """What to say of one of jax's warnings that a compiled program could not be written or read: "" if it was said.
 
     None for any other warning. jax leaves half an entry behind on a full disk, never replaces it, and warns of it at
@@ -112,9 +114,9 @@ def mend_cache(warning: str, said: set = set()) -> str | None:  # noqa: B006 (wh
         for entry in Path(folder).glob(f"{glob.escape(name)}-*-cache"):
             with contextlib.suppress(OSError):
                 entry.unlink()
-    if done in said:
+    if done in _told:
         return ""
-    said.add(done)
+    _told.add(done)
     what = {"reading": "read from", "writing": "kept in"}[done]
     return f"compiled programs cannot be {what} {folder}: {reason}; they are compiled anew, and the run goes on"
 
