@@ -146,8 +146,18 @@ def start_logging() -> None:
         before = sys.unraisablehook
         sys.unraisablehook = lambda args: None if ECHO in str(args.exc_value) else before(args)
         warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-        warnings.showwarning = lambda message, kind, *_: warn(f"{kind.__name__}: {' '.join(str(message).split())}")
+    warnings.showwarning = _show
     logging.basicConfig(handlers=[handler])
+
+
+def _show(message: Warning | str, kind: type, *_) -> None:
+    """A Python warning in one line."""
+    text = " ".join(str(message).split())
+    cache = machine.mend_cache(text)
+    if cache is None:
+        warn(f"{kind.__name__}: {text}")
+    elif cache:
+        warn(cache)
 
 
 def guarded(command: Callable[[], int | None]) -> int:

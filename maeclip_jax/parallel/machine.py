@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,6 +24,8 @@ PACKAGES = (
     "jax-cuda13-plugin", "apache-beam", "tensorflow-cpu", "tensorflow", "torch",
 )  # fmt: skip
 
+
+_told: set[str] = set()  # what `mend_cache` has said
 
 HOW_TO = {"tpu": "pip install -e '.[tpu]'", "gpu": "pip install -e '.[gpu]'"}
 
@@ -92,6 +95,30 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
     return bool(cpu_devices) or "cpu" in (platform, os.environ.get("JAX_PLATFORMS"))
+
+
+def mend_cache(warning: str) -> str | None:
+    """What to say of one of jax's warnings that a compiled program could not be written or read: "" if it was said.
+
+    None for any other warning. jax leaves half an entry behind on a full disk, never replaces it, and warns of it at
+    every start: entries of that name are removed, so that the program is compiled and kept again.
+    """
+    import jax
+
+    found = re.match(r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)", warning)
+    if not found:
+        return None
+    done, name, reason = found.groups()
+    folder = jax.config.jax_compilation_cache_dir or ""
+    if "://" not in folder:
+        for entry in Path(folder).glob(f"{glob.escape(name)}-*-cache"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+    if done in _told:
+        return ""
+    _told.add(done)
+    what = {"reading": "read from", "writing": "kept in"}[done]
+    return f"compiled programs cannot be {what} {folder}: {reason}; they are compiled anew, and the run goes on"
 
 
 def cache_folder(asked: str | None, workdir: str) -> str:

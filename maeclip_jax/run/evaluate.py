@@ -158,8 +158,7 @@ class Runner:
         said = said if isinstance(error, errors.UserError) else f"{type(error).__name__}: {said}"
         if os.environ.get("MAECLIP_TRACEBACK"):
             traceback.print_exception(error)
-        if self.failed.get(name) != said:
-            warn(f"evaluation {name} failed: {said}")
+        warn(f"evaluation {name} failed: {said}")
         self.failed[name] = said
 
     def _is_known(self, name: str, result: Mapping) -> bool:

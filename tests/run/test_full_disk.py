@@ -137,6 +137,27 @@ cli.leave(lambda: main.main(sys.argv[1:]))
     )
 
 
+def test_a_compilation_cache_on_a_full_disk_is_said_once_and_mends(disk, tmp_path):
+    """Half an entry would stay there for ever, be warned of at every start and keep its program from being kept."""
+    folder, sized = disk
+
+    def cached(run: str) -> list[str]:
+        args = torture.command(tmp_path / run, CONFIG, f"--cache={folder}")
+        small = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        done = subprocess.run(args, cwd=torture.ROOT, capture_output=True, text=True, timeout=600, env=small)
+        assert done.returncode == 0, done.stderr
+        return runs.without_alarms(done.stderr)
+
+    sized("8k")
+    assert cached("full") == [
+        f"WARNING: compiled programs cannot be kept in {folder}: OSError: [Errno 28] No space left on device; they are "
+        "compiled anew, and the run goes on"
+    ]
+    sized("64m")
+    assert cached("room") == [] and cached("kept") == []
+    assert all(entry.stat().st_size for entry in folder.glob("*-cache")) and list(folder.glob("jit_update-*-cache"))
+
+
 def test_a_terminal_that_is_a_file_on_a_full_disk(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
