@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax import errors, evals
-from maeclip_jax.cli import say, warn
+from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.evals import Detail, Metric, Picture
@@ -37,6 +37,7 @@ class Runner:
     ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
+        self._warned: set[str] = set()  # those whose reason has been said
         self.better: dict[str, str] = {}  # metric -> which direction is better, of what has been measured
         self.show: Callable[[int, str, np.ndarray], None] = lambda step, name, pixels_HxWx3: None
         self.settings: dict[str, dict] = {}
@@ -56,7 +57,7 @@ class Runner:
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
             except errors.UserError as e:
-                self._fail(name, e)
+                self.failed[name] = str(e)  # `raise_failures` says it
 
     def results(self, step: int) -> dict:
         """What is known of `step`: evals/<step>.json, or an empty result."""
@@ -96,9 +97,13 @@ class Runner:
         for name in [n for n in due if not self._is_known(n, result)]:
             start = time.perf_counter()
             try:
-                metrics = self._run(name, params, step, result)
+                with Waiting(f"eval {name} at step {step}"):
+                    metrics = self._run(name, params, step, result)
             except errors.UserError as e:
-                self._fail(name, e)
+                if self.failed.get(name) != str(e):  # once, however often it is due
+                    warn(f"evaluation {name} failed: {e}")
+                self.failed[name] = str(e)
+                self._warned.add(name)
                 continue
             result["seconds"][name] = time.perf_counter() - start
             result["settings"][name] = self.settings[name]
@@ -113,10 +118,6 @@ class Runner:
         self.context.forget()
         write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
         return new
-
-    def _fail(self, name: str, error: errors.UserError) -> None:
-        self.failed[name] = str(error)
-        warn(f"evaluation {name} failed: {error}")
 
     def _is_known(self, name: str, result: Mapping) -> bool:
         return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
@@ -147,9 +148,13 @@ class Runner:
             yield from self.evaluators[name].run(params)
 
     def raise_failures(self) -> None:
-        """UserError naming every evaluator that failed, if any did."""
-        if self.failed:
-            raise errors.UserError("; ".join(f"evaluation {n} failed: {e}" for n, e in self.failed.items()))
+        """UserError naming every evaluator that failed, if any did, and why, where that has not been said."""
+        said = [
+            f"evaluation {n} failed" + (", as its warning says" if n in self._warned else f": {e}")
+            for n, e in self.failed.items()
+        ]
+        if said:
+            raise errors.UserError("; ".join(said))
 
 
 def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> str:
@@ -185,7 +190,8 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     model = setup(config, devices=devices)
     folder = _place(config, workdir)
     with jax.set_mesh(model.mesh):
-        params = checkpoint.read_params(folder, model.params)
+        with Waiting(f"reading {folder}"):
+            params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)
         names = read_names(folder, workdir)
         runner = Runner(config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from etils import epath
 
-from maeclip_jax.cli import say, warn
+from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.config import plain, to_steps
 from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -144,7 +144,8 @@ class _Run:
         if latest is not None or config.resume:
             folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
             start = time.perf_counter()
-            state, meta = checkpoint.read(folder, built.abstract)
+            with Waiting(f"reading {folder}"):
+                state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
             if meta["batch_size"] != built.batch_size:
                 raise UserError(
@@ -166,9 +167,11 @@ class _Run:
             clock.add("restore", time.perf_counter() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             return state, clock
-        state = built.init()
+        with Waiting("making the parameters"):
+            state = built.init()
         if config.init_from:
-            have, said = adoption.parameters(config, state.params)
+            with Waiting(f"reading {config.init_from}"):
+                have, said = adoption.parameters(config, state.params)
             if said:
                 say(said)
             params, report = init_params(config.init_from, tuple(config.init_rules), state.params, have)
@@ -185,8 +188,9 @@ class _Run:
             tokenizer=self.tokenizer, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         try:
-            ahead = Feed(batches, built, clock)
-            with clock.phase("compile"):
+            with Waiting("waiting for the first batch"):
+                ahead = Feed(batches, built, clock)
+            with clock.phase("compile"), Waiting("compiling the training step"):
                 step = built.step.lower(built.abstract, ahead.shapes()).compile()
             peak, peak_source = self.peak
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
