@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -225,10 +226,58 @@ def say(text: str) -> None:
     if jax.process_index():
         return
     try:
-        print(text, flush=True)
+        _print(text)
     except OSError as e:
         if e.errno not in storage.ROOM:
             raise
+
+
+_printed = time.monotonic()  # when something was last said
+
+
+def _print(text: str) -> None:
+    global _printed
+    _printed = time.monotonic()
+    print(text, flush=True)
+
+
+class Waiting:
+    """A context that says what is waited for when nothing has been said for a while, and how long it has taken.
+
+    `compiling: 10s`, after `after` seconds and then every `every`; plain lines, whatever reads them. `shown`: whether
+    this process says it (default: process 0 does; which that is must be said where jax is not there yet).
+    """
+
+    def __init__(self, what: str, after: float = 5.0, every: float = 15.0, shown: bool | None = None):
+        self.what, self.after, self.every, self.shown = what, after, every, shown
+        self._over = threading.Event()
+
+    def __enter__(self) -> Waiting:
+        self._begun = self._told = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name=f"waiting: {self.what}")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        quiet = self.after
+        while not self._over.wait(max(self._until(quiet), 0)):
+            if self._until(quiet) <= 0:  # nothing else was said meanwhile
+                self._told = time.monotonic()
+                self._tell(f"{self.what}: {duration_text(self._told - self._begun)}")
+                quiet = self.every
+
+    def _until(self, quiet: float) -> float:
+        return max(self._told, _printed) + quiet - time.monotonic()
+
+    def _tell(self, text: str) -> None:
+        if self.shown is None:
+            say(text)
+        elif self.shown:
+            _print(text)
 
 
 def warn(text: str) -> None:

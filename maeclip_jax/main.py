@@ -61,9 +61,9 @@ def run(argv: Sequence[str]) -> None:
     start.add("import", start.so_far())
     limits = watchdog.Limits(args.stall_factor, args.stall_seconds)
     with watchdog.Watchdog(limits, start.look):
-        with start.phase("join"):
+        with start.phase("join"), cli.Waiting("waiting for the other processes", shown=True):
             cli.start_jax(args, mode=args.mode, workdir=args.workdir)
-        with start.phase("devices"):
+        with start.phase("devices"), cli.Waiting("waiting for the devices", shown=True):
             jax.devices()
         if args.mode == "train":
             train.run(args.config, args.workdir, start=start, limits=limits, profile=args.profile)

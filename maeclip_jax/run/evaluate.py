@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax import errors, evals
-from maeclip_jax.cli import say, warn
+from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.config import digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
@@ -52,6 +52,7 @@ class Runner:
     ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
+        self._warned: set[str] = set()  # those whose reason has been said
         self.better: dict[str, str] = {}  # metric -> which direction is better, of what has been measured
         self.show: Callable[[int, str, np.ndarray], None] = lambda step, name, pixels_HxWx3: None
         self.settings: dict[str, dict] = {}
@@ -73,7 +74,7 @@ class Runner:
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
             except errors.UserError as e:
-                self._fail(name, e)
+                self.failed[name] = str(e)  # `raise_failures` says it
 
     def results(self, step: int) -> dict:
         """What is known of `step`: evals/<step>.json, or an empty result."""
@@ -115,7 +116,8 @@ class Runner:
         for name in [n for n in due if not self._is_known(n, result)]:
             start = sleep.awake()
             try:
-                metrics = self._run(name, params, step, result)
+                with Waiting(f"eval {name} at step {step}"):
+                    metrics = self._run(name, params, step, result)
             except errors.UserError as e:
                 self._fail(name, e)
                 continue
@@ -158,8 +160,10 @@ class Runner:
         said = said if isinstance(error, errors.UserError) else f"{type(error).__name__}: {said}"
         if os.environ.get("MAECLIP_TRACEBACK"):
             traceback.print_exception(error)
-        warn(f"evaluation {name} failed: {said}")
+        if self.failed.get(name) != said:  # once, however often it is due
+            warn(f"evaluation {name} failed: {said}")
         self.failed[name] = said
+        self._warned.add(name)
 
     def _is_known(self, name: str, result: Mapping) -> bool:
         return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
@@ -195,9 +199,13 @@ class Runner:
             yield from self.evaluators[name].run(params)
 
     def raise_failures(self) -> None:
-        """UserError naming every evaluator that failed, if any did."""
-        if self.failed:
-            raise errors.UserError("; ".join(f"evaluation {n} failed: {e}" for n, e in self.failed.items()))
+        """UserError naming every evaluator that failed, if any did, and why, where that has not been said."""
+        said = [
+            f"evaluation {n} failed" + (", as its warning says" if n in self._warned else f": {e}")
+            for n, e in self.failed.items()
+        ]
+        if said:
+            raise errors.UserError("; ".join(said))
 
 
 def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> str:
@@ -239,7 +247,8 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
         raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
     with jax.set_mesh(model.mesh):
-        params = checkpoint.read_params(folder, model.params)
+        with Waiting(f"reading {folder}"):
+            params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)
         names = read_names(folder, workdir)
         runner = Runner(config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names)

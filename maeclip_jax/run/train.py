@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from maeclip_jax.cli import say, warn
+from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -184,7 +184,8 @@ class _Run:
                     f"kept in {folder.parent.parent / FILES}, or begin from its parameters with config.init_from"
                 )
             start = sleep.awake()
-            state, meta = checkpoint.read(folder, built.abstract)
+            with Waiting(f"reading {folder}"):
+                state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
             if meta["batch_size"] != built.batch_size:
                 raise UserError(
@@ -207,11 +208,13 @@ class _Run:
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             self._say_schedule(step, folder)
             return state, clock
-        state = built.init()
+        with Waiting("making the parameters"):
+            state = built.init()
         if config.init_from:
             if self.tokenizer and (other := other_words(config, checkpoint.origin(config.init_from))):
                 warn(f"config.init_from={config.init_from}: it was trained with other words: {other}")
-            have, said = adoption.parameters(config, state.params)
+            with Waiting(f"reading {config.init_from}"):
+                have, said = adoption.parameters(config, state.params)
             if said:
                 say(said)
             params, report = init_params(config.init_from, tuple(config.init_rules), state.params, have)
@@ -243,8 +246,9 @@ class _Run:
             tokenizer=self.tokenizer, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         try:
-            ahead = Feed(batches, built, clock)
-            with clock.phase("compile"):
+            with Waiting("waiting for the first batch"):
+                ahead = Feed(batches, built, clock)
+            with clock.phase("compile"), Waiting("compiling the training step"):
                 step = built.step.lower(built.abstract, ahead.shapes()).compile()
             peak, peak_source = self.peak
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")

@@ -1,8 +1,11 @@
 """What the machine is told before jax starts."""
 
 import os
+import subprocess
+import sys
 
 import jax
+import pytest
 
 from maeclip_jax.parallel import machine
 
@@ -19,3 +22,35 @@ def test_fake_devices_get_threads_to_wait_in(monkeypatch):
     monkeypatch.setenv("NPROC", "5")  # the user's own word counts
     machine.configure_jax(cpu_devices=64)
     assert os.environ["NPROC"] == "5"
+
+
+def test_no_tpu_is_looked_for_where_there_is_none(monkeypatch):
+    """libtpu may be installed for pre-flights; jax asking it for chips writes lines of errors."""
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(machine.importlib.metadata, "entry_points", lambda group: ())
+    monkeypatch.setattr(machine, "accelerator", lambda: None)
+    monkeypatch.setattr(machine, "has_google_chip", lambda: False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", None, raising=False)
+    assert machine.look_for_no_tpu() and told == {"jax_platforms": "cpu"}
+    for name, value in (("accelerator", "tpu"), ("accelerator", "gpu"), ("has_google_chip", True)):
+        told.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, name, lambda found=value: found)
+            assert not machine.look_for_no_tpu() and not told
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    assert not machine.look_for_no_tpu() and not told
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert not machine.look_for_no_tpu() and not told
+
+
+def test_a_command_on_a_machine_without_a_tpu_says_nothing_of_tpus():
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    if machine.accelerator():
+        pytest.skip("this machine has an accelerator")
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "maeclip_jax.doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0 and done.stderr == ""

@@ -1,14 +1,17 @@
 """What a run writes about itself: rows, TensorBoard, progress, the table of parameters, also into a remote workdir."""
 
 import json
+import re
 import struct
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from maeclip_jax.cli import Progress, duration_text
+from maeclip_jax.cli import Progress, Waiting, duration_text, say
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding, sleep
 from maeclip_jax.run import log
@@ -216,3 +219,31 @@ def test_what_takes_long_says_how_far_it_is(capsys, monkeypatch):
         "eval probe: 25 of 100 pictures  25% | eta 1m00s",
         "eval probe: 50 of 100 pictures  50% | eta 40s",
     ]
+
+
+def test_what_takes_long_is_said_again_and_again_and_what_does_not_is_not(monkeypatch, capsys):
+    told, again = threading.Event(), threading.Event()
+
+    def tell(self, text, own=Waiting._tell):
+        own(self, text)
+        (again if told.is_set() else told).set()
+
+    monkeypatch.setattr(Waiting, "_tell", tell)
+    with Waiting("compiling the step", after=0.01, every=0.02):
+        assert again.wait(600)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2 and all(re.fullmatch(r"compiling the step: \d+m?\d*s", line) for line in lines)
+    with Waiting("compiling the step", after=3600):
+        pass
+    assert capsys.readouterr().out == ""
+    with Waiting("another process's", after=0.01, every=0.01, shown=False):
+        again.clear()
+        assert again.wait(600)
+    assert capsys.readouterr().out == ""
+
+
+def test_waiting_is_silent_while_something_else_speaks():
+    waiting = Waiting("compiling", after=100)
+    waiting._begun = waiting._told = time.monotonic() - 1000
+    say("step 1")
+    assert waiting._until(100) > 0  # it would have spoken 900 seconds ago
