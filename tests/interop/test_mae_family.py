@@ -355,21 +355,22 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
     config = mae_config()
     weights = official(config, of(config))
 
-    heads = dict(image=1, decoder=1)
-
     def mae_file(**changes):
         np.savez(tmp_path / "x.npz", **{k: v for k, v in (weights | changes).items() if v is not None})
         return tmp_path / "x.npz"
 
-    refused("mae", mae_file(extra=np.ones(3)), r"it has 1 that nothing explains \(extra\)", heads=heads)
-    refused("mae", mae_file(cls_token=None), r"it lacks 1 arrays \(cls_token\)", heads=heads)
+    def off(path, text):
+        refused("mae", path, text, heads=dict(image=1, decoder=1))
+
+    off(mae_file(extra=np.ones(3)), r"it has 1 that nothing explains \(extra\)")
+    off(mae_file(cls_token=None), r"it lacks 1 arrays \(cls_token\)")
     refused(
         "mae",
         mae_file(cls_token=np.ones((1, 2, 64))),
         r"'cls_token' has shape \(1, 2, 64\), its config needs",
         heads=heads,
     )
-    refused("mae", mae_file(**{"decoder_norm.bias": None}), r"it lacks 1 arrays \(decoder_norm.bias\)", heads=heads)
+    off(mae_file(**{"decoder_norm.bias": None}), r"it lacks 1 arrays \(decoder_norm.bias\)")
     refused(
         "mae",
         mae_file(pos_embed=None),
