@@ -23,7 +23,7 @@ def hugging_face(folder: Path, side: int, patch: int, *, stats: str, squash: boo
     found, name = {}, ""
     for name in HF_FILES:
         found = hf.read_json(folder, name, needed=False)
-        found = found.get("image_processor", found) if name == HF_FILES[0] else found
+        found = (found.get("image_processor") or {}) if name == HF_FILES[0] else found
         if found:
             break
     what = str(folder / name)
