@@ -11,9 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from maeclip_jax.cli import say, warn
 from maeclip_jax.config import FILES, KEPT, by_content, digest, has_usual_table, leaves, named_files, plain, with_leaves
 from maeclip_jax.errors import UserError, differences, storage
+from maeclip_jax.parallel.terminal import say, warn
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 DATA, OWNER = "data.json", "owner.json"

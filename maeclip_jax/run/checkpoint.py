@@ -16,10 +16,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax.cli import say, warn
 from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.sharding import put
+from maeclip_jax.parallel.terminal import say, warn
 from maeclip_jax.params import flatten, unflatten, with_layers_like
 from maeclip_jax.workdir import CHECKPOINTS
 

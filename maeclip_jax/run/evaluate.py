@@ -14,7 +14,6 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax import errors, evals
-from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.config import digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
@@ -22,6 +21,7 @@ from maeclip_jax.errors import storage
 from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.evals import Detail, Metric, Picture
 from maeclip_jax.parallel import sleep
+from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup

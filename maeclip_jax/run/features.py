@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from maeclip_jax import errors
-from maeclip_jax.cli import Progress
 from maeclip_jax.data import pipeline, source
 from maeclip_jax.evals.protocol import select
 from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel.terminal import Progress
 
 
 class Surroundings:

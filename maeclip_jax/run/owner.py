@@ -21,8 +21,8 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from maeclip_jax.cli import duration_text, say
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel.terminal import duration_text, say
 from maeclip_jax.workdir import OWNER, write_text
 
 BEAT, REMOTE_BEAT = 5.0, 8.0  # seconds between two signs of life

@@ -14,7 +14,6 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -24,6 +23,7 @@ from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
+from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from maeclip_jax.cli import Progress, Waiting, duration_text, say
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding, sleep
+from maeclip_jax.parallel.terminal import Progress, Waiting, duration_text, say
 from maeclip_jax.run import log
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
