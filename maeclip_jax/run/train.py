@@ -16,7 +16,7 @@ from etils import epath
 
 from maeclip_jax.cli import Waiting, say, warn
 from maeclip_jax.config import plain, to_steps
-from maeclip_jax.data import pipeline
+from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.interop import adoption
@@ -121,6 +121,11 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if self.tokenizer and first < built.total_steps and jax.process_index() == 0:
+            with Waiting("counting the tokens of captions"):
+                cut = self.data.cut_captions(self.tokenizer)
+            if cut.texts:
+                say(f"captions of the first {caption_length.SAMPLE:,} records: {cut}")
         try:
             self._evaluate(state, first)  # what a killed run still owed of the step it left
             if first < built.total_steps:
