@@ -4,6 +4,7 @@
 
     vocab_size, pad_id (always 0)
     tokenizer(text, length) -> int32 [length]     cut at `length`, filled up with 0
+    tokenizer.count(text) -> int                  of a text that is not cut
     tokenizer.decode(ids) -> str                  readable text without padding and special tokens
     tokenizer.token(id) -> str                    one entry of the vocabulary
 
@@ -135,6 +136,10 @@ class Tokenizer:
         out = np.full(length, self._fill, np.int32)
         out[: len(ids)] = ids
         return out
+
+    def count(self, text: str | bytes) -> int:
+        """Tokens of the whole text, special ones included: where these are more than `length`, it is cut."""
+        return len(self._first) + len(self._encode(_clean(text))) + len(self._last)
 
     def _ids(self, ids: Iterable[int]) -> list[int]:
         """The ids that decode uses: without padding, special tokens and ids out of range."""

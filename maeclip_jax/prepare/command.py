@@ -46,6 +46,8 @@ def parser() -> cli.Parser:
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     p.add_argument("--runner", default="local", help=f"{' or '.join(RUNNERS)} (%(default)s)")
     p.add_argument("--beam_options", default="", help="options of the Beam pipeline, one string")
+    p.add_argument("--tokenizer", default="", help="count captions that it cuts: bytes, bert:FILE, clip:FILE, ...")
+    p.add_argument("--text_length", type=int, default=0, help="tokens at which --tokenizer cuts a caption")
     p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name and version")
     return p
 
@@ -66,9 +68,12 @@ def prepare(args: argparse.Namespace) -> dict:
     from maeclip_jax.prepare import image_text, manifest
 
     storing = image_text.Storing(args.short_side, args.quality, args.max_pixels)
+    counting = manifest.Counting(args.tokenizer, args.text_length) if args.tokenizer else None
     reading = dataclasses.asdict(plan.reading)
     source = {name: reading.pop(name) for name in ("format", "root")} | {"files": plan.files}
     options = reading | dataclasses.asdict(storing) | {"unit_records": args.unit_records, "runner": args.runner}
+    if counting:
+        options |= dataclasses.asdict(counting)
     identity = {"options": options, "source": source}
     out = crawl.located(args.out) / args.name / image_text.VERSION
     if args.overwrite:
@@ -89,7 +94,7 @@ def prepare(args: argparse.Namespace) -> dict:
         else:
             from maeclip_jax.prepare import assembly
 
-            tree = assembly.run(plan, storing, workers=args.workers, progress=_bar, **arguments)
+            tree = assembly.run(plan, storing, counting=counting, workers=args.workers, progress=_bar, **arguments)
     print(manifest.report(tree))
     print(f"written to {out}")
     return tree
@@ -100,6 +105,17 @@ def _check(args: argparse.Namespace) -> None:
         raise errors.UserError(f"--ignore_split and --split_column={args.split_column} exclude each other; give one")
     if args.runner not in RUNNERS:
         raise errors.unknown("runner", args.runner, RUNNERS)
+    if bool(args.tokenizer) != (args.text_length > 0):
+        raise errors.UserError(
+            f"--tokenizer={args.tokenizer} and --text_length={args.text_length} go together; valid: both, such as "
+            "--tokenizer=bytes --text_length=64, or neither"
+        )
+    if args.tokenizer and args.runner == "beam":
+        raise errors.UserError("--tokenizer is counted by runner local; valid: --runner local, or no --tokenizer")
+    if args.tokenizer:
+        from maeclip_jax.prepare import manifest
+
+        manifest.Counting(args.tokenizer, args.text_length).make()  # a wrong one is said before any work
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
         raise errors.UserError(f"name {args.name!r} is not a TFDS name; valid: small letters, digits and _")
     if "://" in args.out and args.runner == "local":

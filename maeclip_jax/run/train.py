@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from maeclip_jax.config import FILES, plain, to_steps
-from maeclip_jax.data import pipeline
+from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.errors.storage import StorageError
@@ -148,6 +148,11 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if self.tokenizer and first < built.total_steps and jax.process_index() == 0:
+            with Waiting("counting the tokens of captions"):
+                cut = self.data.cut_captions(self.tokenizer)
+            if cut.texts:
+                say(f"captions of the first {caption_length.SAMPLE:,} records: {cut}")
         self._evaluate(state, first)  # what a killed run still owed of the step it left
         if first < built.total_steps:
             state = self._train(state, first)

@@ -183,3 +183,21 @@ def test_beam_without_beam_says_what_to_install(tmp_path, capsys, monkeypatch):
     src = pair_sources.webdataset(tmp_path / "src", shards=1)
     message = _error(capsys, "--src", src, "--out", tmp_path / "out", "--runner", "beam")
     assert message == "error: runner beam needs Apache Beam; valid: pip install maeclip_jax[prepare]"
+
+
+def test_captions_that_a_tokenizer_cuts_are_in_the_report(tmp_path, capsys):
+    src = pair_sources.webdataset(tmp_path / "src", shards=2, records=6)  # "caption of 0" to "caption of 11"
+    same = ("--src", src, "--workers", 1, "--tokenizer=bytes")
+    assert _main(*same, "--text_length=12", "--out", tmp_path / "cut") == 0
+    assert "2 captions (16.67%) cut at 12 tokens by bytes" in capsys.readouterr().out
+    assert _main(*same, "--text_length=13", "--out", tmp_path / "whole", "--name", "b") == 0
+    assert "           0 captions (0.00%) cut at 13 tokens by bytes" in capsys.readouterr().out
+    assert _main("--src", src, "--workers", 1, "--out", tmp_path / "plain") == 0
+    assert "cut at" not in capsys.readouterr().out
+    assert _error(capsys, "--src", src, "--out", tmp_path, "--tokenizer=bytes").endswith("or neither")
+    assert "unknown tokenizer type 'byts' (did you mean 'bytes'?)" in _error(
+        capsys, "--src", src, "--out", tmp_path, "--tokenizer=byts", "--text_length=3"
+    )
+    assert "is not there; " in _error(
+        capsys, "--src", src, "--out", tmp_path, "--tokenizer=bert:no.txt", "--text_length=3"
+    )
