@@ -143,7 +143,7 @@ def test_tokenizer_files_that_are_no_clip_are_one_line(tmp_path):
         with pytest.raises(UserError, match=message):
             tokenizer.make(dict(type="clip", path=str(path)))
     path.write_text("{}")
-    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer.json: "):
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer\.json: "):
         tokenizer.make(dict(type="json", path=str(path)))
 
 
