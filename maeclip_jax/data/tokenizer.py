@@ -266,7 +266,8 @@ class Pieces(Tokenizer):
 
     def _set(self, path: str, pieces: int, ids: dict[str, int], options: dict) -> None:
         """`ids`: of pad, bos and eos, -1 where the vocabulary has none."""
-        choose("fill of the tokenizer:", options["fill"], dict.fromkeys(FILLS))
+        kind = next(name for name, made in TYPES.items() if made is type(self))
+        choose(f"fill of tokenizer {kind!r}:", options["fill"], dict.fromkeys(FILLS))
         self._canonical, self._lower = options["canonical"], options["lower"]
         self.shift = int(ids["pad"] != 0)
         self.vocab_size = pieces + self.shift

@@ -26,7 +26,7 @@ TEXTS = (
     "ab cd",
     "AB: cd, ab!",
     "cd-ab (cd) ab_cd",
-    "ab ab ab ab ab ab ab ab ab ab ab ab ab ab",
+    "ab cd " * 20,
     "d'oh; caf\u00e9 \u65e5",
 )
 
