@@ -138,8 +138,9 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
 def mend_cache(warning: str) -> str | None:
     """What to say of one of jax's warnings that a compiled program could not be written or read: "" if it was said.
 
-    None for any other warning. jax leaves half an entry behind on a full disk, never replaces it, and warns of it at
-    every start: entries of that name are removed, so that the program is compiled and kept again.
+    None for any other warning, also of an entry that is whole and cannot be used here. jax leaves half an entry behind
+    on a full disk, never replaces it, and warns of it at every start: entries of that name are removed, so that the
+    program is compiled and kept again.
     """
     import jax
 
@@ -147,6 +148,8 @@ def mend_cache(warning: str) -> str | None:
     if not found:
         return None
     done, name, reason = found.groups()
+    if done == "reading" and "decompress" not in reason:
+        return None
     folder = jax.config.jax_compilation_cache_dir or ""
     if "://" not in folder:
         for entry in Path(folder).glob(f"{glob.escape(name)}-*-cache"):
