@@ -99,8 +99,6 @@ def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
         if i == 0:
             own = "from maeclip_jax.objectives.mae_clip import MaeClip\n\n\nclass Mine(MaeClip): ...\n"
             (folder / "mine.py").write_text(own)
-                "from maeclip_jax.objectives.mae_clip import MaeClip\n\n\nclass Mine(MaeClip): ...\n"
-            )
         with (tmp_path / f"run.{i}.txt").open("w") as f:
             processes.append(
                 subprocess.Popen([*command, f"--process={i}"], cwd=folder, stdout=f, stderr=subprocess.STDOUT,
