@@ -48,8 +48,9 @@ class Given:
     def heads_of(self, tower: str, width: int, known: int | None, how: str) -> int:
         """The heads of a tower `width` wide. `known`: what the weights' own files say, None where they are silent.
 
-        The shapes of torch's arrays do not show it, and a wrong number computes something else without an error: there
-        is no default. UserError, with `how` to say it, if nobody knows, and for numbers that contradict each other.
+        The shapes of torch's arrays do not show it, and a wrong number computes something else without an error, so
+        that none is assumed. UserError, with `how` to say it, if nobody knows, and for numbers that contradict one
+        another.
         """
         said = self.heads.get(tower)
         if said and known and said != known:

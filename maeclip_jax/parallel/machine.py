@@ -57,8 +57,6 @@ def look_for_no_tpu() -> bool:
     Nothing is changed where a person has named a platform, or where another accelerator may be there: its plug-in is
     installed, or its device. Returns whether it was told; has no effect once jax has looked at its devices.
     """
-    import importlib.util
-
     named = os.environ.get("JAX_PLATFORMS")
     if named or accelerator() or has_google_chip() or importlib.util.find_spec("libtpu") is None:
         return False
@@ -127,7 +125,7 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if platform:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
-    if not platform and not cpu_devices:
+    elif not cpu_devices:
         look_for_no_tpu()
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if cache:
