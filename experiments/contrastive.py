@@ -27,6 +27,7 @@ def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
         text_tower=text | dict(causal=False, position="learned", pool=arg.text_pool),
         embed_width=width,
         loss=arg.loss,
+        duplicates="negative",  # of CLIP and SigLIP; positive: captions with the same ids share the target
         keep=arg.keep,
         contrast_mib=128.0,  # of a chip's 16 GiB or more
         mask_share="sample",

@@ -5,17 +5,11 @@ Facts of the paper are marked "paper"; a value that we do not know from it is ma
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_collections
 
 from experiments.sizes import SIZES
 from maeclip_jax import errors
-
-SCENES_WORDS = Path(errors.__file__).parent / "data" / "vocab" / "scenes.txt"
-
-
-BERT_VOCAB = 30522  # bert-base-uncased
+from maeclip_jax.data import tokenizer
 
 # scale -> where pictures and words come from and how long to train. low: CC12M as downloaded, 11.3M pairs (paper).
 # high: 1.4B pairs; the paper's set is not public, DataComp-1B is the public stand-in by count (default of ours).
@@ -94,7 +88,5 @@ def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0
 
 
 def vocabulary(scale: dict) -> int:
-    """Entries of the text tower's table."""
-    if words_are_scenes(scale):
-        return sum(1 for line in SCENES_WORDS.read_text(encoding="utf-8").splitlines() if line)
-    return {"bytes": 257, "bert": BERT_VOCAB, "sentencepiece": 4000}[scale["tokenizer"]["type"]]
+    """Entries of the text tower's table with the usual file of words; loading the config gives it the file's size."""
+    return tokenizer.usual_size(scale["tokenizer"])

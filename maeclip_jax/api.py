@@ -27,6 +27,8 @@ SOURCES = (
     "(experiments/clip.py:scale=demo), or kind:path of other code bases' weights (hf-clip:/path)"
 )
 
+TOWERS = ("image", "text", "decoder")  # whose heads weights without a word about them need from `settings`
+
 
 def fit(config, workdir: str | os.PathLike, *, devices: Sequence | None = None) -> Model:
     """Trains `config` in `workdir` with the project's loop, on `devices` (default: all); the trained model.
@@ -56,7 +58,8 @@ def load(
     if re.search(r"\.py(:|$)", name):
         config = experiment(name, settings)
     elif interop.split(name):
-        found = interop.load(*interop.split(name))
+        towers = {k: settings[f"model.{k}_tower.heads"] for k in TOWERS if f"model.{k}_tower.heads" in settings}
+        found = interop.load(*interop.split(name), heads=towers)
         config, params, origin = found.config, found.params, interop.split(name)[0]
         try:
             config.update_from_flattened_dict(settings)

@@ -1,4 +1,4 @@
-"""What every command shares: flags, --config, one-line errors with exit code 2, lines on the terminal, progress.
+"""What every command shares: flags, --config, one-line errors with exit code 2, warnings as lines.
 
 A command makes a `Parser`, adds its own flags, and runs under `guarded`. Commands about an experiment add the flags of
 `add_machine` and parse with `parse_experiment`, which takes --config and --config.<name>=<value> in any order.
@@ -7,20 +7,25 @@ A command makes a `Parser`, adds its own flags, and runs under `guarded`. Comman
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-import time
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from maeclip_jax import config as configs
-from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.parallel import joining, machine
+from maeclip_jax.parallel.terminal import warn
 
 # What libraries warn of although all is well.
 HARMLESS = ("Reached preemption sync point",)
+# What orbax's threads print of a save that failed, beside the error that it raises, which is the one that counts.
+ECHO = "Event loop is closed"
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,8 +131,9 @@ def start_jax(args: argparse.Namespace, **identity: str) -> None:
 
 
 def agreed(config, flags: Mapping[str, str]) -> dict[str, object]:
-    """What all processes of a run must agree on: `flags` and every leaf of the config, by name."""
+    """What all processes of a run must agree on: `flags`, every leaf of the config by name, and the files it names."""
     settings = {f"config.{name}": value for name, value in configs.leaves(configs.plain(config))}
+    settings |= {f"content of config.{n}": configs.digest(path) for n, path in configs.named_files(config).items()}
     return {f"--{name}": value for name, value in flags.items()} | settings
 
 
@@ -136,7 +142,23 @@ def start_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not any(text in record.getMessage() for text in HARMLESS))
+    if not os.environ.get("MAECLIP_TRACEBACK"):
+        handler.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname + record.getMessage()))
+        before = sys.unraisablehook
+        sys.unraisablehook = lambda args: None if ECHO in str(args.exc_value) else before(args)
+        warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    warnings.showwarning = _show
     logging.basicConfig(handlers=[handler])
+
+
+def _show(message: Warning | str, kind: type, *_) -> None:
+    """A Python warning in one line."""
+    text = " ".join(str(message).split())
+    cache = machine.mend_cache(text)
+    if cache is None:
+        warn(f"{kind.__name__}: {text}")
+    elif cache:
+        warn(cache)
 
 
 def guarded(command: Callable[[], int | None]) -> int:
@@ -147,18 +169,27 @@ def guarded(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as e:
-        if os.environ.get("MAECLIP_TRACEBACK"):
-            traceback.print_exc()
-        text = " ".join(str(e).split())
-        print(f"error: {text}", file=sys.stderr, flush=True)
-        joining.failed(2, text)
-        return 2
+        return _mistake(e)
+    except OSError as e:
+        if storage.number(e) is None:
+            raise
+        return _mistake(e)
     except SystemExit as e:  # argparse, after --help
         return int(e.code or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it was", file=sys.stderr, flush=True)
         joining.failed(130, "interrupted")
         return 130
+
+
+def _mistake(error: Exception) -> int:
+    if os.environ.get("MAECLIP_TRACEBACK"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    with contextlib.suppress(OSError):  # where it is written may be full as well
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    joining.failed(2, text)
+    return 2
 
 
 def leave(command: Callable[[], int]) -> NoReturn:
@@ -175,54 +206,14 @@ def leave(command: Callable[[], int]) -> NoReturn:
         joining.failed(code, f"{type(e).__name__}: {e}")
     if code:
         joining.leave(code)
+        if any(type(t).__module__.startswith("orbax.") for t in threading.enumerate()):
+            # Threads of a save that failed, which wait for minutes for one another, and Python for them.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(code)
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk takes no more of it; Python would try again and end with a code of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
-
-
-def say(text: str) -> None:
-    """A line on the terminal of process 0."""
-    import jax
-
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def warn(text: str) -> None:
-    """A warning on every process's log."""
-    logging.getLogger("maeclip_jax").warning(text)
-
-
-def duration_text(seconds: float) -> str:
-    """`75` -> `1m15s`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
-
-
-class Progress:
-    """How far something that may take long has come: a line every `every` seconds, none if it is done before.
-
-    `eval probe: 12800 of 50000 pictures 26% | eta 1m20s`.
-    """
-
-    def __init__(self, who: str, what: str, total: int, every: float = 15.0):
-        self.who, self.what, self.total, self.every = who, what, total, every
-        self.done, self.start = 0, time.perf_counter()
-        self._said = self.start
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-    def update(self, n: int = 1) -> None:
-        """`n` more are done."""
-        self.done, now = min(self.done + n, self.total), time.perf_counter()
-        if now - self._said >= self.every and 0 < self.done < self.total:
-            self._said = now
-            left = (now - self.start) / self.done * (self.total - self.done)
-            share = f"{100 * self.done / self.total:3.0f}%"
-            say(f"{self.who}: {self.done} of {self.total} {self.what} {share} | eta {duration_text(left)}")

@@ -1,12 +1,15 @@
-"""An experiment file, its argument and overrides become one validated config. Also: durations, and configs made flat.
+"""An experiment file, its argument and overrides become one validated config. Also: durations, named files.
 
 `load` is the one way in: the command line, `mc.experiment`, sweeps, benchmarks and the pre-flight call it.
 """
 
 from __future__ import annotations
 
+import ast
 import glob
+import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -24,7 +27,9 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
 
     `source`: an experiment file with its argument ("experiments/clip.py:scale=demo"), or the config.json of a run.
     `settings`: leaves to change, by dotted name, such as {"total": "1 epochs", "optim.lr": 1e-3}; text is read as on
-    the command line. `suite`: a file of evaluations with its argument, in place of the config's own evaluations.
+    the command line. The text tower has as many entries as the tokenizer's file, unless `settings` or the experiment
+    say another number (model.text_tower.vocab). `suite`: a file of evaluations with its argument, in place of the
+    config's own evaluations.
     Raises UserError for a file, an argument, a name or a value that does not fit, with the valid ones.
 
     The folder of an experiment's folder joins sys.path, so that files may import their neighbours from anywhere.
@@ -35,7 +40,13 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     if suite:
         path, _, argument = suite.partition(":")
         config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
+    said = source.endswith(".json") or "model.text_tower.vocab" in (settings or {})  # a run is as its parameters are
+    follows = not said and has_usual_table(config)
     config = _changed(config, settings or {})
+    if follows:
+        from maeclip_jax.data import tokenizer
+
+        config.model.text_tower.vocab = tokenizer.size(config.tokenizer) or config.model.text_tower.vocab
     if ":" in config.get("init_from", ""):
         from maeclip_jax.interop import adoption
 
@@ -44,7 +55,10 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
 
 
 def read(path: str):
-    """The config that a run left as config.json; lists become the tuples they were. UserError if it cannot be read."""
+    """The config that a run left as config.json; lists become the tuples they were. UserError if it cannot be read.
+
+    Files that the run keeps are named by where they are now, wherever the run was moved.
+    """
     from ml_collections import ConfigDict
 
     def plain(value):
@@ -56,6 +70,10 @@ def read(path: str):
         config = ConfigDict(plain(json.loads(epath.Path(path).read_text())))
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(f"cannot read --config={path}: {' '.join(str(e).split())}; valid: a run's config.json") from e
+    folder = epath.Path(path).parent
+    for name, value in list(leaves(config)):
+        if isinstance(value, str) and value.startswith(f"{FILES}/") and KEPT.fullmatch(value):
+            config.update_from_flattened_dict({name: os.fspath(folder.resolve() / value)})
     side = config.get("model", {}).get("image_tower", {}).get("size")
     if "preprocess" not in config and side:  # of a run older than this setting, when these were the rules
         whole = f"resize({side})" if config.get("objective") == "vqa" else f"resize_small({side})|center_crop({side})"
@@ -74,9 +92,71 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, value
 
 
+def with_leaves(tree: Mapping, values: Mapping[str, object]) -> dict:
+    """A copy of nested dicts with some leaves changed, by dotted name."""
+    made = dict(tree)
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        made[first] = with_leaves(made[first], {rest: value}) if rest else value
+    return made
+
+
 def plain(config) -> dict:
     """A ConfigDict as config.json holds it: JSON's own types."""
     return json.loads(config.to_json_best_effort())
+
+
+# Files that a config names, such as a vocabulary. A workdir keeps copies of them, named by their content, so that a run
+# finds what it was trained with from any folder and on any machine, and another file under the same name is noticed.
+
+FILES = "files"  # the folder in a workdir; a copy is called STEM-DIGEST.SUFFIX
+KEPT = re.compile(rf"(?:.*/)?{FILES}/(?P<stem>[^/]+)-(?P<digest>[0-9a-f]{{12}})(?P<suffix>\.[^/]*)?")
+_NO_FILE = re.compile(r"(resume|init_.*|arg(\..*)?|log\..*|checkpoint\..*)")  # folders, weights, words
+
+
+def named_files(config) -> dict[str, epath.Path]:
+    """{dotted name of a leaf: the file that its value names}, of all leaves that name one that is there.
+
+    A value counts if it has a dot or a slash: a bare word is the name of something that comes with the package. Weights
+    that a run begins with are not among them.
+    """
+    found = {}
+    for name, value in leaves(config):
+        if not isinstance(value, str) or _NO_FILE.fullmatch(name) or not ("/" in value or "." in value):
+            continue
+        if "\n" in value or len(value) > 1000 or not _is_file(value):
+            continue
+        found[name] = epath.Path(value)
+    return found
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return epath.Path(value).is_file()
+    except Exception:  # no such scheme, no such storage, no path at all
+        return False
+
+
+def digest(path: epath.Path) -> str:
+    """12 hexadecimal digits of the SHA-256 of a file's content. UserError if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}") from e
+
+
+def by_content(value: object) -> object:
+    """The value of a leaf, with the content of a file in place of the name of its kept copy; anything else as it is."""
+    kept = KEPT.fullmatch(value) if isinstance(value, str) else None
+    return f"a file of SHA-256 {kept['digest']}..." if kept else value
+
+
+def has_usual_table(config) -> bool:
+    """Whether the text tower's table has the size that its tokenizer's file usually has, and so follows the file."""
+    from maeclip_jax.data import tokenizer
+
+    words, tower = config.get("tokenizer", {}), config.get("model", {}).get("text_tower") or {}
+    return bool(tower.get("vocab")) and tower["vocab"] == tokenizer.usual_size(words)
 
 
 def _call(path: str, what: str, function: str, *args):
@@ -114,7 +194,8 @@ def _changed(config, settings: Mapping[str, Any]):
     from absl import flags
     from ml_collections import config_flags
 
-    argv = ["config", *(f"--config.{name}={value}" for name, value in settings.items())]
+    _name_defaults(config, settings)
+    argv = ["config", *(f"--config.{name}={_literal(config, name, value)}" for name, value in settings.items())]
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -122,6 +203,35 @@ def _changed(config, settings: Mapping[str, Any]):
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
         raise _setting_error(e, settings, config) from e
     return values.config
+
+
+def _literal(config, name: str, value: Any) -> Any:
+    """`value` as ml_collections reads it; where the leaf is a tuple, words such as `text/.*,image/.*` are one, too."""
+    leaf = config
+    for part in name.split("."):
+        leaf = leaf.get(part) if hasattr(leaf, "keys") else None
+    if not isinstance(leaf, tuple) or not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        found = ast.literal_eval(text or "()")
+    except (ValueError, SyntaxError):
+        found = tuple(part.strip() for part in text.split(",") if part.strip())
+    return repr(tuple(found) if isinstance(found, tuple | list) else (found,))
+
+
+def _name_defaults(config, settings: Mapping[str, Any]) -> None:
+    """Writes into an evaluation of `config` the defaults of its evaluator that `settings` want to change."""
+    from maeclip_jax import evals
+
+    for name in settings:
+        entry, _, setting = name.removeprefix("evals.").partition(".")
+        held = config.get("evals", {}).get(entry) if name.startswith("evals.") else None
+        if held and setting not in held and held.get("type") in evals.table():
+            takes = inspect.signature(evals.table()[held["type"]]).parameters
+            if setting in takes and takes[setting].default not in (None, inspect.Parameter.empty):
+                with config.unlocked():
+                    held[setting] = takes[setting].default
 
 
 def _setting_error(error: Exception, settings: Mapping[str, Any], config) -> UserError:

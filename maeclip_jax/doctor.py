@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from maeclip_jax import cli
-from maeclip_jax.parallel.machine import HOW_TO, accelerator, versions
+from maeclip_jax.parallel.machine import HOW_TO, accelerator, look_for_no_tpu, versions
 
 
 def report() -> list[str]:
@@ -41,6 +41,7 @@ def report() -> list[str]:
 def run(argv: Sequence[str]) -> int:
     """Prints the report; returns 1 where jax missed an accelerator."""
     cli.Parser("maeclip_jax.doctor", __doc__).parse_args(argv)
+    look_for_no_tpu()
     lines = report()
     print("\n".join(lines))
     return int(any(line.startswith("PROBLEM") for line in lines))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.parallel import watchdog
+from maeclip_jax.parallel import sleep, terminal, watchdog
 from maeclip_jax.run import profile
 
 MODES = ("train", "eval")
@@ -50,6 +50,7 @@ def run(argv: Sequence[str]) -> None:
     """Parses, sets up jax, trains or evaluates."""
     from maeclip_jax.run import startup
 
+    sleep.watch()
     start = startup.Startup()
     args = parse(argv)
     cli.start_logging()
@@ -60,9 +61,9 @@ def run(argv: Sequence[str]) -> None:
     start.add("import", start.so_far())
     limits = watchdog.Limits(args.stall_factor, args.stall_seconds)
     with watchdog.Watchdog(limits, start.look):
-        with start.phase("join"):
+        with start.phase("join"), terminal.Waiting("waiting for the other processes", shown=True):
             cli.start_jax(args, mode=args.mode, workdir=args.workdir)
-        with start.phase("devices"):
+        with start.phase("devices"), terminal.Waiting("waiting for the devices", shown=True):
             jax.devices()
         if args.mode == "train":
             train.run(args.config, args.workdir, start=start, limits=limits, profile=args.profile)

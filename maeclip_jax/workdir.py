@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from maeclip_jax.cli import warn
-from maeclip_jax.config import leaves, plain
-from maeclip_jax.errors import UserError, differences
+from maeclip_jax.config import FILES, KEPT, by_content, digest, has_usual_table, leaves, named_files, plain, with_leaves
+from maeclip_jax.errors import UserError, differences, storage
+from maeclip_jax.parallel.terminal import say, warn
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
+DATA, OWNER = "data.json", "owner.json"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
-RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval
+MOST_KEPT = 256 * 2**20  # bytes of a file that is kept with a run
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval, note
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 # What each leaf of a config is, by its dotted name; the first pattern that matches decides. A leaf that none matches,
@@ -37,11 +41,14 @@ CLASSES = (
     (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset)|data\.source(\..*)?"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
-    (LEARNT, r"model\.(answers|decode|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots|stats|streams)"),
+    (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
+    (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
     (LEARNT, r"optim\.(b1|b2|caps|clip_norm|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples|mu_dtype|name)"),
     (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
 )
+# A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
+_BEFORE = {"model.duplicates": ("negative", "model.embed_width")}
 _CHECKED_WITH_STATE = ("batch_size",)  # on resume compared with the checkpoint's own, which says what to do
 
 
@@ -54,45 +61,160 @@ def identity(config) -> dict[str, Any]:
     """{name: value} of the leaves that change what is learnt: two runs with the same are the same run but for its seed.
 
     `config`: a ConfigDict, or a config.json as read. The folder in which named data lies is left out, and so are rules
-    of an origin that there is not.
+    of an origin that there is not. Files that a workdir keeps count by their content.
     """
     found = _leaves(config)
     named = {f"{n.removesuffix('name')}dir" for n, value in found.items() if n.endswith(".name") and value}
     if not found.get("init_from"):
         named |= {"init_rules", "init_adopted"}
-    return {n: x for n, x in found.items() if n not in named and classify(n) in (LEARNT, LENGTH, ORIGIN, "")}
+    counted = {n: x for n, x in found.items() if n not in named and classify(n) in (LEARNT, LENGTH, ORIGIN, "")}
+    return {n: by_content(x) for n, x in counted.items()}
 
 
 def _leaves(config) -> dict[str, Any]:
     """Leaves of a config in JSON's types. Objects that a notebook put into it are written without their address."""
     tree = plain(config) if hasattr(config, "to_json_best_effort") else json.loads(json.dumps(config, default=repr))
-    return {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
+    found = {n: re.sub(r" at 0x\w+", "", x) if isinstance(x, str) else x for n, x in leaves(tree)}
+    return {n: value for n, (value, known_by) in _BEFORE.items() if known_by in found} | found
+
+
+def find_files(config, workdir: epath.Path) -> None:
+    """Names the copies that `workdir` keeps in `config`, where the files that it names are not there (any more).
+
+    So a run goes on, and is evaluated, on a machine that has nothing but its workdir.
+    """
+    before = _before(workdir)
+    here, mine = named_files(config), dict(leaves(config))
+    for name, value in leaves(before):
+        kept = KEPT.fullmatch(value) if isinstance(value, str) else None
+        if not kept or name in here or not isinstance(mine.get(name), str) or not mine[name]:
+            continue
+        if epath.Path(mine[name]).name.partition(".")[0] == kept["stem"] and (workdir / value).exists():
+            say(f"{name}={mine[name]} is not there: using the copy that {workdir} keeps")
+            if name == "tokenizer.path" and has_usual_table(config):  # for want of a file it could not follow it
+                config.model.text_tower.vocab = before["model"]["text_tower"]["vocab"]
+            config.update_from_flattened_dict({name: os.fspath(workdir / value)})
+
+
+def keep_files(config, workdir: epath.Path) -> dict[str, str]:
+    """{leaf: how config.json names its file}: `files/STEM-DIGEST.SUFFIX`, a copy in `workdir`.
+
+    `config` names the copies from then on, on the process that writes them.
+
+    UserError for a copy whose content is not what its name says. Files above 256 MiB stay where they are.
+    """
+    import jax
+
+    kept = {}
+    for name, path in named_files(config).items():
+        if path.stat().length > MOST_KEPT:
+            warn(f"{name}={path} is too large to be kept with the run; keep it where it is")
+            continue
+        kept[name] = _kept_name(path)
+        copy = workdir / kept[name]
+        if not copy.exists():
+            write_bytes(copy, path.read_bytes())
+        if jax.process_index() == 0:  # others have the file where it was, and the copy is perhaps not there yet
+            config.update_from_flattened_dict({name: os.fspath(copy)})
+    return kept
 
 
 def claim(config, workdir: epath.Path, *, continued: bool) -> str:
     """What config.json is to say: `config`, and where the run began, if it is `continued`.
 
-    UserError if the run in `workdir` is another: in a setting both have, or in any of its data. Names that one of them
-    lacks elsewhere came or went with the code.
+    The files that `config` names are kept in `workdir`, and `config` names the copies from then on.
+    UserError if the run in `workdir` is another: in a setting both have, in the content of a file, or in any of its
+    data; and if the command says another origin than the run has. Names that one of them lacks elsewhere came or went
+    with the code.
     """
-    made, path = json.loads(config.to_json_best_effort()), workdir / CONFIG
-    if continued and path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as e:
-            raise UserError(f"cannot read {path}: {e}; put it right, or move it away to continue without it") from e
-        mine, theirs = _fixed(made), _fixed(before)
+    before = _before(workdir) if continued else {}
+    named = {n: str(path) for n, path in named_files(config).items()}
+    made = json.loads(config.to_json_best_effort()) | {}
+    if before:
+        mine, theirs = _fixed(with_leaves(made, _content(config))), _fixed(before)
+        had = dict(leaves(before))
+        for name in named.keys() & mine.keys() & had.keys():
+            if isinstance(had[name], str) and not KEPT.fullmatch(had[name]):  # of a version that kept no files
+                mine[name] = named[name]
         differ = {n for n in mine.keys() ^ theirs.keys() if n.startswith("data.")}
         differ |= {n for n in mine.keys() & theirs.keys() if mine[n] != theirs[n]}
         if differ:
             said = differences(*({n: x for n, x in one.items() if n in differ} for one in (mine, theirs)))
             raise UserError(
-                f"{workdir} holds another run: {said}; continue that one (--config={path}), or start a new --workdir, "
-                f"with config.resume={workdir} to go on from its state, or config.init_from={workdir} from its "
-                "parameters"
+                f"{workdir} holds another run: {said}; continue that one (--config={workdir / CONFIG}), or start a new "
+                f"--workdir, with config.resume={workdir} to go on from its state, or config.init_from={workdir} from "
+                "its parameters"
             )
+        _same_origin(made, before, workdir)
         made |= {n: x for n, x in before.items() if classify(n) in (ORIGIN,)}  # which no later command changes
-    return json.dumps(made, indent=1)
+    return json.dumps(with_leaves(made, keep_files(config, workdir)), indent=1)
+
+
+def _same_origin(made: Mapping, before: Mapping, workdir: epath.Path) -> None:
+    """UserError if a command names an origin that a run under way would not look at."""
+    for name in ("resume", "init_from"):
+        mine, theirs = made.get(name) or "", before.get(name) or ""
+        if mine and mine != theirs and str(epath.Path(mine)).rstrip("/") != str(workdir).rstrip("/"):
+            raise UserError(
+                f"config.{name}={mine} would do nothing: {workdir} holds a run under way, which began "
+                f"{f'with config.{name}={theirs}' if theirs else f'without config.{name}'}; leave it out to continue "
+                "that run, or start a new --workdir with it"
+            )
+
+
+def _content(config) -> dict[str, str]:
+    """{leaf: its file as config.json would name it}, nothing written."""
+    return {name: _kept_name(path) for name, path in named_files(config).items()}
+
+
+def _kept_name(path: epath.Path) -> str:
+    """What the copy of a file (or a copy) is called. UserError for a copy whose content is not what its name says."""
+    found, of = KEPT.fullmatch(str(path)), digest(path)
+    if found and found["digest"] != of:
+        raise UserError(f"{path} was changed since the run kept it; put back the file of SHA-256 {found['digest']}...")
+    stem, dot, suffix = (found["stem"], "", found["suffix"] or "") if found else path.name.partition(".")
+    return f"{FILES}/{stem}-{of}{dot}{suffix}"
+
+
+def _before(workdir: epath.Path) -> dict:
+    """config.json of the run in `workdir`, {} if there is none. UserError if it cannot be read."""
+    path = workdir / CONFIG
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as e:
+        raise UserError(f"cannot read {path}: {e}; put it right, or move it away to continue without it") from e
+
+
+def other_words(config, origin: epath.Path) -> str:
+    """How the tokenizer of `config` differs from that of the run in `origin`; "" if it does not, or cannot be known."""
+    theirs = {n: by_content(x) for n, x in leaves(_before(origin)) if n.startswith("tokenizer.")}
+    mine = json.loads(config.to_json_best_effort())
+    mine = {n: by_content(x) for n, x in leaves(with_leaves(mine, _content(config))) if n.startswith("tokenizer.")}
+    if "a file" not in str(theirs.get("tokenizer.path")):  # of a version that kept no files
+        theirs.pop("tokenizer.path", None)
+    both = theirs.keys() & mine.keys() if theirs.get("tokenizer.type") else ()
+    return differences({n: mine[n] for n in both}, {n: theirs[n] for n in both})
+
+
+def claim_data(account: Mapping[str, Mapping], workdir: epath.Path, *, continued: bool) -> None:
+    """Keeps what the training data are (data.json): of each component its name, records, bytes, and its manifest.
+
+    UserError if a run is continued with other data under the same name.
+    """
+    path = workdir / DATA
+    if continued and path.exists():
+        before = read_object(path)
+        for name, now in account.items():
+            then = before.get(name, now)
+            differ = {n for n in then.keys() & now.keys() if then[n] != now[n]}
+            if differ:
+                said = differences(*({n: one[n] for n in sorted(differ)} for one in (now, then)))
+                raise UserError(
+                    f"the data set {now.get('name', name)} has changed since {workdir} began: {said}; use the data of "
+                    f"before, or start a new --workdir with config.resume={workdir} to go on with the new data"
+                )
+    if account:
+        write_text(path, json.dumps(account, indent=1))
 
 
 def _fixed(config: Mapping) -> dict[str, Any]:
@@ -114,18 +236,32 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half."""
+    """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half.
+
+    StorageError if it cannot be written; the old text stays.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, data: bytes) -> None:
+    """As `write_text`, of bytes."""
     import jax
 
     if jax.process_index():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
-        path.write_text(text)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with storage.writing(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
+            path.write_bytes(data)
+            return
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:

@@ -96,13 +96,17 @@ def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch)
     config.preprocess.image = "decode|resize(32)"
     asked = []
 
-    def load(kind, path):
-        asked.append((kind, path))
+    def load(kind, path, heads):
+        asked.append((kind, path, heads))
         return interop.Loaded(config.copy_and_resolve_references(), jax.tree.map(np.asarray, own.params), None)
 
     monkeypatch.setattr(interop, "load", load)
-    made = mc.load("hf-clip:/some/where", {"model.compute.dtype": "bfloat16"})
-    assert asked == [("hf-clip", "/some/where")] and made.config.model.compute.dtype == "bfloat16"
+    said = {"model.compute.dtype": "bfloat16", "model.image_tower.heads": own.config.model.image_tower.heads}
+    made = mc.load("hf-clip:/some/where", said)
+    assert (
+        asked == [("hf-clip", "/some/where", {"image": said["model.image_tower.heads"]})]
+        and made.config.model.compute.dtype == "bfloat16"
+    )
     assert made.preprocess.image == "decode|resize(32)" and made.step is None
     assert ": clip, hf-clip, 6" in repr(made)
     made = mc.load("hf-clip:/some/where")

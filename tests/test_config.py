@@ -2,7 +2,7 @@
 
 import pytest
 
-from maeclip_jax.config import to_steps
+from maeclip_jax.config import load, to_steps
 from maeclip_jax.errors import UserError
 
 
@@ -49,3 +49,41 @@ def test_units_that_need_what_is_not_there_are_refused():
     with pytest.raises(UserError) as error:
         to_steps("3%", "total", batch_size=8, epoch=100)
     assert str(error.value) == "total='3%': a percentage needs a total; use steps, epochs or examples"
+
+
+WORDS = ["[PAD]", "[UNK]", "a", "red", "disc"]
+
+
+def test_the_text_tower_s_table_has_the_tokenizer_file_s_size(tmp_path):
+    """Ids that no text has would be predicted and could not be read."""
+    file = tmp_path / "words.txt"
+    file.write_text("\n".join(WORDS))
+    named = {"tokenizer.path": str(file)}
+    demo, low = "experiments/m3ae.py:runlocal", "experiments/mae_clip.py:scale=low"
+    assert load(demo).model.text_tower.vocab == 235  # the packaged words
+    assert load(demo, named).model.text_tower.vocab == len(WORDS)
+    assert load(low).model.text_tower.vocab == 30522  # the file is not here: the usual size of its kind
+    assert load(low, named).model.text_tower.vocab == len(WORDS)
+    assert load(low, {"tokenizer": dict(type="bytes", path="")}).model.text_tower.vocab == 257
+    assert load(low, named | {"model.text_tower.vocab": 64}).model.text_tower.vocab == 64  # who says a number has it
+    assert "text_tower" not in load("experiments/mae.py:runlocal", named).model
+
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from experiments import clip\n\ndef get_config(arg=None):\n  config = clip.get_config('runlocal')\n"
+        "  config.model.text_tower.vocab = 256\n  return config\n"
+    )
+    assert load(str(own), named).model.text_tower.vocab == 256
+
+    old = load(demo, named | {"model.text_tower.vocab": 64})  # as a run of before the table followed the file
+    (tmp_path / "config.json").write_text(old.to_json())
+    assert load(f"{tmp_path}/config.json").model.text_tower.vocab == 64
+
+
+def test_every_setting_of_an_evaluator_can_be_changed():
+    """Also one that the experiment leaves at its default: messages of evaluators name their settings."""
+    said = {"evals.retrieval.shown": "3", "evals.retrieval.k": "(1,2)", "evals.val.seed": 7}
+    changed = load("experiments/clip.py:runlocal", said).evals
+    assert (changed.retrieval.shown, changed.retrieval.k, changed.val.seed) == (3, (1, 2), 7)
+    with pytest.raises(UserError, match=r"unknown setting config\.evals\.val: name 'sed'; valid: batch_size"):
+        load("experiments/clip.py:runlocal", {"evals.val.sed": 7})

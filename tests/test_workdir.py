@@ -61,6 +61,15 @@ def test_a_config_and_its_json_are_the_same_run():
     assert identity(made) == identity(plain(made))
 
 
+def test_a_run_from_before_a_setting_is_as_its_default():
+    """A contrast had no `duplicates`: they were negatives."""
+    now = config("clip-demo")
+    before = now | {"model": {k: v for k, v in now["model"].items() if k != "duplicates"}}
+    assert identity(before) == identity(now)
+    assert identity(before) != identity(now | {"model": now["model"] | {"duplicates": "positive"}})
+    assert not any(n.startswith("model.duplicates") for n in identity(config("mae-demo")))
+
+
 def test_rules_count_where_parameters_come_from_elsewhere():
     tree = config("clip-demo") | {"init_from": "runs/a"}
     assert identity(tree) != identity(tree | {"init_rules": [["text.*", ""]]})

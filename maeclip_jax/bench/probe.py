@@ -23,9 +23,9 @@ import numpy as np
 
 from maeclip_jax import cli
 from maeclip_jax.bench.figures import add_json, write
-from maeclip_jax.cli import Progress
 from maeclip_jax.evals import l2_search, logistic
 from maeclip_jax.evals.accuracy import ranks
+from maeclip_jax.parallel.terminal import Progress
 
 
 def features(rows: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

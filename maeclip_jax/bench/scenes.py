@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from maeclip_jax import cli
 from maeclip_jax.bench.figures import add_json, write
-from maeclip_jax.errors import choose
+from maeclip_jax.errors import choose, storage
 from maeclip_jax.scenes import SPLITS, SceneSpec
 from maeclip_jax.scenes.sheet import sheet
 from maeclip_jax.scenes.stream import sample, scene
@@ -48,7 +48,8 @@ def run(argv: Sequence[str]) -> None:
     if args.sheet:
         from PIL import Image
 
-        Image.fromarray(sheet(specs[0], split=args.split)).save(args.sheet)
+        with storage.writing(args.sheet):
+            Image.fromarray(sheet(specs[0], split=args.split)).save(args.sheet)
         return
     figures = []
     for spec in specs:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, storage
 
 ENOUGH = 3  # annotators who must agree for full marks
 
@@ -94,7 +94,8 @@ def vocabulary(counts: Mapping[str, int], min_count: int = 1, top: int = 0) -> d
 
 def write(path: epath.PathLike, counts: Mapping[str, int]) -> None:
     """A vocabulary as text: an answer a line, a tab, its count."""
-    epath.Path(path).write_text("".join(f"{answer}\t{n}\n" for answer, n in counts.items()))
+    with storage.writing(path):
+        epath.Path(path).write_text("".join(f"{answer}\t{n}\n" for answer, n in counts.items()))
 
 
 def read(path: epath.PathLike) -> dict[str, int]:

@@ -66,6 +66,13 @@ def center_crop(example, rng, size):
     return {**example, "image": picture.read((top, left, *size)), **_mask(example, (top, left, *size), size)}
 
 
+def corner_crop(example, rng, size):
+    """The upper left `size` pixels, not resized: what a model looks at whose patches do not divide its pictures."""
+    picture = _picture(example)
+    _spare(picture, size, "corner_crop")
+    return {**example, "image": picture.read((0, 0, *size)), **_mask(example, (0, 0, *size), size)}
+
+
 def resize(example, rng, size, method="bicubic", antialias="exact"):
     """Resized to `size` = side or (height, width), whatever its proportions were (squashed)."""
     return {

@@ -27,6 +27,7 @@ _PICTURE = (
     image_ops.random_resized_crop,
     image_ops.random_crop,
     image_ops.center_crop,
+    image_ops.corner_crop,
     image_ops.resize,
     image_ops.resize_small,
     image_ops.fit,

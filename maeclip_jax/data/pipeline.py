@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from maeclip_jax.data import order, source
+from maeclip_jax.data import caption_length, order, source
 from maeclip_jax.data.rows import Component, EvaluationRows, TrainRows, collate, join, signature
 from maeclip_jax.errors import UserError, unknown
 
@@ -139,6 +139,12 @@ class Data:
         self.source = self._parts[0][3]
         self.length = _total(made for *_, made in self._parts)
 
+    @property
+    def account(self) -> dict[str, dict]:
+        """{component: what tells its data from others of the same name}, where a source knows."""
+        found = {name: getattr(made, "account", None) for name, *_, made in self._parts}
+        return {name: account for name, account in found.items() if account}
+
     @functools.cached_property
     def names(self) -> dict[str, list[str]]:
         """UserError if the components of a mix do not agree."""
@@ -148,6 +154,13 @@ class Data:
                 names = [str(w) for w in getattr(made, attribute, None) or ()]
                 if names and found.setdefault(what, names) != names:
                     raise UserError(f"mix component {name!r} has other names of {what} than those before it")
+        return found
+
+    def cut_captions(self, tokenizer, records: int = caption_length.SAMPLE) -> caption_length.Cut:
+        """How many captions of the first `records` records (of each component of a mix) are cut by the ops."""
+        found = caption_length.Cut()
+        for _, _, part, made in self._parts:
+            caption_length.count(made, min(records, len(made)), _ops(part["ops"], tokenizer), tokenizer, found)
         return found
 
     def train(

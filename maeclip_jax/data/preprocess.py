@@ -66,6 +66,8 @@ class Preprocess:
                 raise UserError(
                     f"texts as ids are whole numbers [B, {self.length}], not {ids.dtype}{list(values.shape)}"
                 )
+            if not len(ids):
+                raise UserError("no texts were given; valid: one text or more")
             return ids.astype(np.int32)
         if self.tokenizer is None:
             raise UserError(
@@ -73,9 +75,11 @@ class Preprocess:
                 '"tokenizer.path": FILE}'
             )
         values = [values] if isinstance(values, str) else list(values)
+        if not values:
+            raise UserError("no texts were given; valid: one text or more")
         bad = [t for t in values if not isinstance(t, str)]
-        if bad or not values:
-            raise UserError(f"texts are a string or a list of strings, not {type(bad[0] if bad else values).__name__}")
+        if bad:
+            raise UserError(f"texts are a string or a list of strings, not of {type(bad[0]).__name__}")
         rows = [self.tokenizer(t, self.length) for t in values]
         for text, row in zip(values, rows):
             if not (text.strip() and row.any()):
@@ -97,7 +101,9 @@ def many(values: Any) -> list:
         values = list(values)
     else:
         values = [values]
-    if not isinstance(values, list) or not values:
+    if isinstance(values, list) and not values:
+        raise UserError("no pictures were given; valid: one picture or more")
+    if not isinstance(values, list):
         shape = f" of shape {list(values.shape)}" if hasattr(values, "shape") else ""
         raise UserError(f"no pictures in {type(values).__name__}{shape}; valid: {PICTURES}")
     return values

@@ -9,9 +9,15 @@ number of records; an endless source says `endless` and has no order of its own:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib
+import importlib.util
 import inspect
+import json
 import os
+import pkgutil
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -79,6 +85,9 @@ class TfdsSource:
         builder = tfds.builder_from_directory(str(self.folder))
         self.name = f"{builder.info.full_name}:{split}"
         _check_split(split, builder)
+        parts = [part.partition("[")[0].strip() for part in split.split("+")]
+        self._splits = sorted(builder.info.splits) if "all" in parts else parts
+        self._bytes = sum(builder.info.splits[name].num_bytes or 0 for name in self._splits)  # of whole splits
         self.read = tfds_record.Reader(builder.info.features, plain(features) or {})
         try:
             self._raw = builder.as_data_source(
@@ -98,6 +107,15 @@ class TfdsSource:
     def mask_classes(self) -> list[str] | None:
         """Names of the ids of the mask, where the data set knows them."""
         return self.read.mask_classes
+
+    @property
+    def account(self) -> dict:
+        """What tells these splits from others of the same name: records, bytes, and their part of the manifest."""
+        path = self.folder / "manifest.json"
+        splits = json.loads(path.read_text()).get("splits", {}) if path.exists() else {}
+        shards = json.dumps([splits[name] for name in self._splits if name in splits])  # their files with SHA-256
+        made = hashlib.sha256(shards.encode()).hexdigest()[:12] if splits else ""
+        return {"name": self.name, "records": len(self), "bytes": self._bytes, "manifest": made}
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -219,34 +237,57 @@ def _locate(root: str, name: str):
 
 
 def _missing(root, base: str, path) -> str:
-    from etils import epath
 
-    parts = base.split("/")
+    parts, why = base.split("/"), ""
     if parts[0] == "scenes":
         config = parts[1] if len(parts) > 1 else "demo"
         command = f"python -m maeclip_jax.prepare.builders.scenes --config {config} --data_dir {root}"
-    elif (epath.resource_path("maeclip_jax") / "prepare" / "builders" / f"{parts[0]}.py").exists():
-        command = f"python -m maeclip_jax.prepare.builders.{parts[0]} --manual_dir <downloaded files> --data_dir {root}"
+    elif flag := _builder_flag(parts[0]):
+        command = f"python -m maeclip_jax.prepare.builders.{parts[0]} {flag} <downloaded files> --data_dir {root}"
     elif _in_catalogue(parts[0]):  # building these, unlike reading them, needs TensorFlow: setup.cfg, [catalog]
         build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"
         command = f'pip install -e ".[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
+        lacks = [p for p in ("tensorflow", "h5py") if importlib.util.find_spec(p) is None]
+        why = f", which the catalogue's builders need: {' and '.join(lacks)} not installed" if lacks else ""
     else:
         folder = root / base if base else root
         folder = folder.parent if _VERSION.match(folder.name) else folder
         where = f"--out {folder.parent} --name {folder.name}"  # which writes there what is looked for here
-        command = f"python -m maeclip_jax.prepare.command --src <pictures and captions> {where}"
+        command = f"python -m maeclip_jax.prepare --src <pictures and captions> {where}"
     there = []
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
         for info in sorted(root.glob(pattern)) if root.exists() else ():
             *folders, version = info.parent.parts[len(root.parts) :]
             there.append(f"{'/'.join(folders)}:{version}" if _VERSION.match(version) else "/".join([*folders, version]))
     note = f"data sets in {root}: {', '.join(there)}" if there else f"{root} holds no data set"
-    return f"no data set {base!r} at {path} ({note}); prepare it with `{command}`"
+    return f"no data set {base!r} at {path} ({note}); prepare it with `{command}`{why}"
+
+
+def _builder_flag(name: str) -> str:
+    """How our own builder `name` is told where its files are; "" where there is none that is a command."""
+    from etils import epath
+
+    path = epath.resource_path("maeclip_jax") / "prepare" / "builders" / f"{name}.py"
+    text = path.read_text() if path.exists() else ""
+    if 'if __name__ == "__main__"' not in text:
+        return ""
+    return "--src" if "folder_parser" in text else "--manual_dir"
 
 
 def _in_catalogue(name: str) -> bool:
+    """Whether the TFDS package has a builder of this name, also one that it does not list here.
+
+    It imports its folders of builders one after another and stops, silently, at the first that needs a package which is
+    not installed (h5py): those after it, such as vision_language with laion400m, are then not listed.
+    """
     import tensorflow_datasets as tfds
 
+    if name in tfds.list_builders(with_community_datasets=False):
+        return True
+    for module in pkgutil.iter_modules(tfds.__path__):
+        if module.ispkg and module.name not in ("core", "scripts", "testing"):
+            with contextlib.suppress(Exception):  # its builders cannot be had without what is missing
+                importlib.import_module(f"tensorflow_datasets.{module.name}")
     return name in tfds.list_builders(with_community_datasets=False)
 
 
@@ -257,11 +298,13 @@ def _folders(path) -> list:
 def _check_split(split: str, builder) -> None:
     """Rejects unknown names, slices that cannot be parsed and empty splits."""
     valid = sorted(builder.info.splits)
+    if not valid:
+        raise UserError(f"{builder.info.full_name} has no splits, so no records; prepare it again")
     for part in split.split("+"):
         base = part.partition("[")[0].strip()
         if base not in valid and base != "all":
             problem = unknown(f"split of {builder.info.full_name}:", base, valid)
-            raise UserError(f"{problem}, or a slice such as train[99%:]")
+            raise UserError(f"{problem}, or a slice such as {valid[0]}[99%:]")
     try:
         empty = builder.info.splits[split].num_examples == 0
     except (ValueError, AssertionError) as e:

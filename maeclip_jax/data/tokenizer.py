@@ -4,6 +4,7 @@
 
     vocab_size, pad_id (always 0)
     tokenizer(text, length) -> int32 [length]     cut at `length`, filled up with 0
+    tokenizer.count(text) -> int                  of a text that is not cut
     tokenizer.decode(ids) -> str                  readable text without padding and special tokens
     tokenizer.token(id) -> str                    one entry of the vocabulary
 
@@ -12,17 +13,22 @@ lone surrogates and control characters, since captions come from the web):
 
 - `bert`           WordPiece of a vocabulary file, lower-cased and stripped of accents as BERT does. path="scenes" is
                    the small vocabulary that comes with the package. Option: cls=True puts [CLS] first. No [SEP].
-- `clip`           OpenAI's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), lower-cased, HTML entities resolved,
-                   white space collapsed: <|startoftext|> ... <|endoftext|>; the end stays when a text is cut.
+- `clip`           OpenAI's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`, or those in a tokenizer.json),
+                   lower-cased, HTML entities resolved, white space collapsed: <|startoftext|> ... <|endoftext|>; the
+                   end stays when a text is cut.
 - `sentencepiece`  a model file. Options: bos=True, eos=True; the end stays when a text is cut. fill="eos" fills texts
-                   up with their end, and canonical=True lower-cases and takes punctuation away, as SigLIP does.
+                   up with their end. lower=True lower-cases, as SigLIP 2 does; canonical=True also takes punctuation
+                   away, as SigLIP does.
+- `json`           the tokenizer.json of the library `tokenizers`, with the same options. Its normaliser, splitting and
+                   model are used; what it says of special tokens, padding and length is not: the options do.
 - `bytes`          UTF-8 bytes + 1. Needs no file.
 
-Id 0. A batch has no room for a mask of its own: a 0 in `text` *is* the padding. Three of the four types need care:
+Id 0. A batch has no room for a mask of its own: a 0 in `text` *is* the padding. All types but `bytes` need care:
 
 - BERT's files have [PAD] in line 1, which is id 0; a file that has not is refused.
 - SentencePiece models often have <unk> as 0. If the model has no padding piece at 0, all its ids are shifted up by
-  one (`shift`, 1 or 0); an embedding table from elsewhere must then be given one row more in front.
+  one (`shift`, 1 or 0); an embedding table from elsewhere must then be given one row more in front. A tokenizer.json
+  is treated the same way.
 - CLIP has no padding token. OpenAI fills up with 0, which is also "!" where it does not end a word ("!" at the end
   of one is 256). Ids are not shifted, so that CLIP's weights fit as they are; instead the rare inner 0 becomes 256,
   which spells the same character. Of the 29,000 English captions of Multi30k and the 294 templates of CLIP none has
@@ -34,6 +40,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import json
 import re
 import string
 import unicodedata
@@ -49,6 +56,9 @@ BERT_FILE = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/v
 CLIP_FILE = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
 TRAINED = "python -m maeclip_jax.prepare.vocabulary --name <data set> --out"
 FILLS = ("pad", "eos")
+# Ids of the usual file of each type, where a table must have a size before the file is there (a pre-flight):
+# bert-base-uncased, OpenAI's, what `prepare.vocabulary` makes at most.
+USUAL_SIZES = {"bert": 30522, "clip": 49408, "sentencepiece": 4000, "bytes": 257}
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
 
@@ -68,6 +78,21 @@ def of(config):
             f"set --config.model.text_tower.vocab={tokenizer.vocab_size}, or another config.tokenizer"
         )
     return tokenizer
+
+
+def usual_size(spec) -> int:
+    """Ids that the tokenizer of `spec` has if its file is the usual one of its type: a size to begin with."""
+    if spec.get("path") in PACKAGED:
+        return make(spec).vocab_size
+    return USUAL_SIZES.get(spec.get("type"), 0)
+
+
+def size(spec) -> int:
+    """Ids that the tokenizer of `spec` has; where its file cannot be read (which is said when it is used), as usual."""
+    try:
+        return make(spec).vocab_size
+    except UserError:
+        return usual_size(spec)
 
 
 def make(spec):
@@ -111,6 +136,10 @@ class Tokenizer:
         out = np.full(length, self._fill, np.int32)
         out[: len(ids)] = ids
         return out
+
+    def count(self, text: str | bytes) -> int:
+        """Tokens of the whole text, special ones included: where these are more than `length`, it is cut."""
+        return len(self._first) + len(self._encode(_clean(text))) + len(self._last)
 
     def _ids(self, ids: Iterable[int]) -> list[int]:
         """The ids that decode uses: without padding, special tokens and ids out of range."""
@@ -169,20 +198,14 @@ class Clip(Tokenizer):
         from tokenizers import Tokenizer as Library
 
         data = _read(path, f"OpenAI's is {CLIP_FILE}")
-        try:
-            lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").splitlines()
-            merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
-            if "version" not in lines[0] or not merges or any(len(m) != 2 for m in merges):
-                raise ValueError(f"its first lines are {lines[:2]}")
-        except (OSError, ValueError, IndexError, EOFError) as error:
-            raise UserError(
-                f"{path} is not a CLIP merges file (a #version line, then two parts a line): {error}"
-            ) from None
+        merges, vocab = _clip_of_json(path, data) if data[:1] == b"{" else (_clip_merges(path, data), None)
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # by code point, which is OpenAI's order
         tokens = [*letters, *(c + "</w>" for c in letters), *map("".join, merges)]
         tokens += ["<|startoftext|>", "<|endoftext|>"]
         self.vocab_size, self._vocab = len(tokens), tokens
         ids = {token: i for i, token in enumerate(tokens)}
+        if vocab not in (None, ids):
+            raise UserError(f"{path} is not a CLIP vocabulary: its ids are not those of its merges")
         self._library = Library(models.BPE(ids, merges, end_of_word_suffix="</w>"))
         pieces = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
         self._library.pre_tokenizer = pre_tokenizers.Sequence(
@@ -208,14 +231,73 @@ class Clip(Tokenizer):
         return self._vocab[self._check(i)]
 
 
-class SentencePiece(Tokenizer):
-    """A SentencePiece model. `shift`: what was added to its ids to keep 0 free."""
+def _clip_merges(path: str, data: bytes) -> list[tuple[str, ...]]:
+    """The merges of a text file, which may be gzipped: a #version line, then two parts a line."""
+    try:
+        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").splitlines()
+        merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
+        if "version" not in lines[0] or not merges or any(len(m) != 2 for m in merges):
+            raise ValueError(f"its first lines are {lines[:2]}")
+        return merges
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        raise UserError(f"{path} is not a CLIP merges file (a #version line, then two parts a line): {error}") from None
 
-    def __init__(self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False):
+
+def _clip_of_json(path: str, data: bytes) -> tuple[list[tuple[str, ...]], dict[str, int]]:
+    """(merges, ids) of a tokenizer.json, which has the merges as pairs or, from older versions, as lines."""
+    try:
+        model = json.loads(data)["model"]
+        merges = [tuple(m.split() if isinstance(m, str) else m) for m in model["merges"]]
+        if model["end_of_word_suffix"] != "</w>" or not merges or any(len(m) != 2 for m in merges):
+            raise ValueError("it has no merges of words that end in </w>")
+        return merges, dict(model["vocab"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is not the tokenizer.json of a CLIP: {reason}") from None
+
+
+class Pieces(Tokenizer):
+    """What SentencePiece models and tokenizer.json files share: the options, and room for 0.
+
+    A type gives `_pieces(text) -> ids` and calls `_set`. `shift`: what was added to its ids to keep 0 free.
+    """
+
+    shift: int
+
+    def _set(self, path: str, pieces: int, ids: dict[str, int], options: dict) -> None:
+        """`ids`: of pad, bos and eos, -1 where the vocabulary has none."""
+        kind = next(name for name, made in TYPES.items() if made is type(self))
+        choose(f"fill of tokenizer {kind!r}:", options["fill"], dict.fromkeys(FILLS))
+        self._canonical, self._lower = options["canonical"], options["lower"]
+        self.shift = int(ids["pad"] != 0)
+        self.vocab_size = pieces + self.shift
+        for name in ("bos", "eos"):
+            if options[name] and ids[name] < 0:
+                raise UserError(f"{path} has no {name} token; leave {name} out")
+        self._first = (ids["bos"] + self.shift,) if options["bos"] else ()
+        self._last = (ids["eos"] + self.shift,) if options["eos"] else ()
+        if options["fill"] == "eos":
+            if not self._last:
+                raise UserError(f"tokenizer {path}: fill='eos' needs eos=True")
+            self._fill = self._last[0]
+
+    def _encode(self, text: str) -> list[int]:
+        if self._canonical:
+            text = " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+        elif self._lower:
+            text = text.lower()
+        return [i + self.shift for i in self._pieces(text) if i + self.shift]
+
+
+class SentencePiece(Pieces):
+    """A SentencePiece model."""
+
+    def __init__(
+        self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False,
+        lower: bool = False,
+    ):  # fmt: skip
         import sentencepiece
 
-        choose("fill of tokenizer 'sentencepiece':", fill, dict.fromkeys(FILLS))
-        self._canonical = canonical
         model = _read(path, f"train one on your captions with `{TRAINED} {path}`")
         try:
             self._library = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -224,22 +306,11 @@ class SentencePiece(Tokenizer):
             raise UserError(f"{path} is not a SentencePiece model: {error}") from None
         if not pieces:
             raise UserError(f"{path} is not a SentencePiece model: it has no pieces")
-        self.shift = 0 if self._library.pad_id() == 0 else 1
-        self.vocab_size = pieces + self.shift
-        for name, wanted, piece in (("bos", bos, self._library.bos_id()), ("eos", eos, self._library.eos_id())):
-            if wanted and piece < 0:
-                raise UserError(f"{path} has no {name} token; leave {name} out")
-        self._first = (self._library.bos_id() + self.shift,) if bos else ()
-        self._last = (self._library.eos_id() + self.shift,) if eos else ()
-        if fill == "eos":
-            if not self._last:
-                raise UserError(f"tokenizer {path}: fill='eos' needs eos=True")
-            self._fill = self._last[0]
+        ids = {name: getattr(self._library, f"{name}_id")() for name in ("pad", "bos", "eos")}
+        self._set(path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower))
 
-    def _encode(self, text: str) -> list[int]:
-        if self._canonical:
-            text = " ".join(text.translate(_NO_PUNCTUATION).lower().split())
-        return [i + self.shift for i in self._library.encode(text) if i + self.shift]
+    def _pieces(self, text: str) -> list[int]:
+        return self._library.encode(text)
 
     def decode(self, ids) -> str:
         return self._library.decode([i - self.shift for i in self._ids(ids)])
@@ -247,6 +318,41 @@ class SentencePiece(Tokenizer):
     def token(self, i: int) -> str:
         i = self._check(i) - self.shift
         return "<pad>" if i < 0 else self._library.id_to_piece(i)
+
+
+class Json(Pieces):
+    """A tokenizer.json. Its special tokens are those called <pad>, <bos> or <s>, <eos> or </s>."""
+
+    def __init__(
+        self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False,
+        lower: bool = False,
+    ):  # fmt: skip
+        from tokenizers import Tokenizer as Library
+
+        data = _read(path, "it is what transformers saves beside its models")
+        try:
+            self._library = Library.from_str(data.decode("utf-8"))
+        except Exception as error:  # the library raises Exception itself
+            raise UserError(f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
+        self._library.no_padding()
+        self._library.no_truncation()
+        names = dict(pad=("<pad>",), bos=("<bos>", "<s>"), eos=("<eos>", "</s>"))
+        found = {k: [i for n in v if (i := self._library.token_to_id(n)) is not None] for k, v in names.items()}
+        ids = {k: v[0] if v else -1 for k, v in found.items()}
+        pieces = 1 + max(self._library.get_vocab().values(), default=-1)
+        if not pieces:
+            raise UserError(f"{path} is not a tokenizer.json: it has no pieces")
+        self._set(path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower))
+
+    def _pieces(self, text: str) -> list[int]:
+        return self._library.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids) -> str:
+        return self._library.decode([i - self.shift for i in self._ids(ids)]).strip()
+
+    def token(self, i: int) -> str:
+        i = self._check(i) - self.shift
+        return "<pad>" if i < 0 else self._library.id_to_token(i) or ""
 
 
 class Bytes(Tokenizer):
@@ -265,7 +371,7 @@ class Bytes(Tokenizer):
         return "<pad>" if i < 0 else chr(i) if 32 <= i < 127 else f"<{i:02x}>"
 
 
-TYPES = {"bert": Bert, "clip": Clip, "sentencepiece": SentencePiece, "bytes": Bytes}
+TYPES = {"bert": Bert, "clip": Clip, "sentencepiece": SentencePiece, "json": Json, "bytes": Bytes}
 
 
 def _clean(text: str | bytes) -> str:

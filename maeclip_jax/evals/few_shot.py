@@ -22,7 +22,8 @@ class FewShot:
     pictures a class. `seeds`: how many draws. `l2`: see above. `pool`: own | embed | gap | max | cls | ...
 
     Metrics in percent: `<n>_shot`, the mean of top-1 over the draws, `<n>_shot_sd`, their standard deviation (of the
-    sample); `chance`. A class with fewer pictures than asked for gives all it has, and is named in the table.
+    sample); `chance`. A class with fewer pictures than asked for gives all it has; the number says so, and the
+    table names it.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class FewShot:
                     which = draw(own_M, classes, shots, seed)
                     found.append(top1(bank_MxD[which], own_M[which], x_NxD, label_N, classes, self.l2))
                     progress.update()
-                yield percent(f"{shots}_shot", np.mean(found), chance=100 / classes)
-                if self.seeds > 1:
-                    yield Metric(f"{shots}_shot_sd", float(np.std(found, ddof=1)), "%")
-                rows.append([shots, float(np.mean(found)), *found])
                 few = np.flatnonzero(count_C < shots)
+                all_few = f"at most {count_C.max()} a class"
+                said = "" if not len(few) else all_few if len(few) == classes else f"{len(few)} classes have fewer"
+                yield percent(f"{shots}_shot", np.mean(found), chance=100 / classes, note=said)
+                if self.seeds > 1:
+                    yield Metric(f"{shots}_shot_sd", float(np.std(found, ddof=1)), "%", note=said)
+                rows.append([shots, float(np.mean(found)), *found])
                 if len(few):
                     named = ", ".join(f"{self.labelled.name(c)} {count_C[c]}" for c in few[:5])
                     notes.append(

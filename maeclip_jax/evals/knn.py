@@ -24,7 +24,8 @@ class Knn:
     several, of which the first is the headline. `pool`: own | embed | gap | max | cls | ...
 
     Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `top1_k<k>` of the other k; each
-    with its chance level. A class that ties with the right one counts as before it.
+    with its chance level. Where k is more than the training pictures, all of them vote, and the number says so. A class
+    that ties with the right one counts as before it.
     """
 
     def __init__(
@@ -51,8 +52,6 @@ class Knn:
         """Metrics, then the table over k."""
         sets = self.labelled.load(params)
         (x_NxD, label_N), (bank_MxD, own_M) = sets["data"], sets["train"]
-        if max(self.k) > len(own_M):
-            raise UserError(f"knn: k={max(self.k)}, but train has {len(own_M)} pictures; set k to at most {len(own_M)}")
         classes = self.labelled.classes
         with self.context.progress("pictures", len(x_NxD)) as progress:
             rank_KxN = neighbours(
@@ -60,17 +59,23 @@ class Knn:
                 label_N,
                 unit_rows(bank_MxD),
                 own_M,
-                self.k,
+                [min(k, len(own_M)) for k in self.k],
                 self.temperature,
                 classes,
                 progress.update,
             )
-        all_k = [accuracies(rank_N, label_N, classes) for rank_N in rank_KxN]
+        notes = [f"all {len(own_M)} neighbours" if k > len(own_M) else "" for k in self.k]
+        all_k = [
+            [dataclasses.replace(m, note=note) for m in accuracies(rank_N, label_N, classes)]
+            for rank_N, note in zip(rank_KxN, notes)
+        ]
         yield from all_k[0]
         for k, found in zip(self.k[1:], all_k[1:]):
             yield dataclasses.replace(found[0], name=f"top1_k{k}")
         rows = [[k, top1.value, mean_per_class.value] for k, (top1, mean_per_class, *_) in zip(self.k, all_k)]
         note = f"{len(own_M)} training pictures, {len(label_N)} tested, {classes} classes."
+        if max(self.k) > len(own_M):
+            note += f" Where k is more than {len(own_M)}, all training pictures vote."
         columns = ["k", "top-1 (%)", "mean per class (%)"]
         yield Detail("neighbours", {"kind": "table", "columns": columns, "rows": rows, "note": note})
 

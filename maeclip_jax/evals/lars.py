@@ -59,9 +59,7 @@ def train(
     rows = len(context.source(data))
     per_epoch = rows // batch_size
     if not per_epoch:
-        raise UserError(
-            f"linear_probe: train has {rows} pictures, fewer than a batch; set batch_size to at most {rows}"
-        )
+        raise UserError(f"linear_probe: train has {rows} pictures, and a batch {batch_size}; it must fill one")
     steps = math.ceil(epochs * per_epoch)
     peak = rate * batch_size / 256
     schedule = optax.warmup_cosine_decay_schedule(0.0, peak, round(warmup * per_epoch), steps)

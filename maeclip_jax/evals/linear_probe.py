@@ -18,7 +18,7 @@ import numpy as np
 from maeclip_jax.errors import UserError, choose, unknown
 from maeclip_jax.evals import l2_search, lars, logistic
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
-from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, percent
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, batch_within, percent
 
 # Valid settings of each recipe with their defaults.
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -79,9 +79,9 @@ class LinearProbe:
             train, val = (x_NxD, y_N), sets["val"]
         else:
             order = np.random.default_rng(self.seed).permutation(len(y_N))
-            rows = round(settings["holdout"] * len(y_N))
-            if not 0 < rows < len(y_N):
-                raise UserError(f"linear_probe: holdout={settings['holdout']} of {len(y_N)} training rows leaves none")
+            if len(y_N) < 2:
+                raise UserError("linear_probe: train has 1 row, which cannot be held out, too; at least 2 are needed")
+            rows = min(max(1, round(settings["holdout"] * len(y_N))), len(y_N) - 1)
             train, val = ((x_NxD[n], y_N[n]) for n in (order[rows:], order[:rows]))
         tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else l2_search.MOST)
         with self.context.progress("fits", tries) as progress:
@@ -112,11 +112,15 @@ class LinearProbe:
         return fit.scores(sets["data"][0]), train_top1, table | {"note": note}
 
     def _lars(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
+        pictures = len(self.context.source(self.train))
+        settings = self.settings | {"batch_size": batch_within(self.context, self.settings["batch_size"], pictures)}
         head, history = lars.train(
-            self.context, params, self.train, self.labelled.classes, self.pool, self.seed, **self.settings
+            self.context, params, self.train, self.labelled.classes, self.pool, self.seed, **settings
         )
         rows = [[n + 1, *row] for n, row in enumerate(history)]
-        note = f"LARS: {self.settings}. Accuracy on the augmented pictures it learns from, as it learns."
+        note = f"LARS: {settings}. Accuracy on the augmented pictures it learns from, as it learns."
+        if settings != self.settings:
+            note += f" A batch was to have {self.settings['batch_size']} pictures; there are {pictures}."
         table = {"kind": "table", "columns": ["epoch", "loss", "training top-1 (%)"], "rows": rows, "note": note}
         return head.scores(sets["data"][0]), history[-1][1], table
 
@@ -130,6 +134,8 @@ def read_solver(solver: str | Mapping) -> tuple[str, dict[str, Any]]:
         if key not in settings:
             raise unknown(f"setting of solver {name!r}:", key, sorted(settings))
     settings |= given
+    if not 0 < settings.get("holdout", 0.5) < 1:
+        raise UserError(f"linear_probe: holdout={settings['holdout']} is not valid; valid: a share between 0 and 1")
     strengths = settings.get("l2")
     if strengths is not None and (not len(strengths) or min(strengths) <= 0):
         raise UserError(f"linear_probe: l2={strengths} is not valid; valid: numbers above 0, at least one, or None")

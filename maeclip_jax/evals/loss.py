@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, count_rows
+from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, batch_within, count_rows
 
 
 class Loss:
@@ -16,16 +16,20 @@ class Loss:
 
     The mean over batches of exactly `batch_size` rows, each row in one batch. Rows that do not fill a last batch are
     left out and counted, because a contrastive loss depends on the size of its batch; so does this figure, for those
-    objectives. Batch n draws its masks from `seed` + n.
+    objectives. Data of fewer rows is one batch of all of them, and the numbers say so. Batch n draws its masks from
+    `seed` + n. Raises UserError if there are no rows, or but one for an objective that compares pairs.
     """
 
     def __init__(self, context: Context, *, data: Mapping, batch_size: int = 256, seed: int = 0):
-        self.context, self.data, self.batch_size, self.seed = context, data, batch_size, seed
         rows = len(context.source(data))
-        if rows < batch_size:  # said before training, not after
+        self.context, self.data, self.seed = context, data, seed
+        self.batch_size = batch_within(context, batch_size, rows)
+        self.note = f"a batch of {self.batch_size}" if self.batch_size < batch_size else ""
+        least = 2 if getattr(context.objective, "contrastive", False) else 1
+        if self.batch_size < least:  # said before training, not after
             raise UserError(
-                f"loss: the data has {rows} rows, which do not fill one batch of {batch_size}; "
-                f"set batch_size to at most {rows}"
+                f"loss: the data has {rows} rows and batch_size is {batch_size}; valid: {least} or more of both"
+                + (f", for each of {context.process_count} processes" if context.process_count > 1 else "")
             )
 
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
@@ -44,7 +48,8 @@ class Loss:
             batches += 1
         units = getattr(self.context.objective, "units", {})
         for name, total in sums.items():
-            yield Metric(name, total / batches, *units.get(name, ("", "lower" if name == "loss" else "none")))
+            about = units.get(name, ("", "lower" if name == "loss" else "none"))
+            yield Metric(name, total / batches, *about, note=self.note)
         note = f"{batches} batches of {self.batch_size} rows; {left_out} rows that do not fill a batch are left out."
         yield Detail("rows", {"kind": "table", "columns": ["rows used", "rows left out"],
                               "rows": [[batches * self.batch_size, left_out]], "note": note})  # fmt: skip

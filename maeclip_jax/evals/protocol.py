@@ -33,7 +33,8 @@ class Metric:
     """A number. `unit`: "%", "nats", ...; "" for a number without one. `better`: higher | lower | none.
 
     `chance`: what guessing gives; `reference`: what a rule without a model gives (the commonest answer, a mean colour);
-    `interval`: (low, high) in which the value lies, where it is known. All in the metric's unit.
+    `interval`: (low, high) in which the value lies, where it is known. All in the metric's unit. `note`: what the value
+    is of, in a few words, where the data was too small for what its name says ("all 12 neighbours").
     """
 
     name: str
@@ -43,6 +44,7 @@ class Metric:
     chance: float | None = None
     reference: float | None = None
     interval: tuple[float, float] | None = None
+    note: str = ""
 
     def __post_init__(self):
         if self.better not in BETTER:
@@ -71,6 +73,11 @@ class Detail:
 
     name: str
     value: Mapping[str, Any]
+
+
+def batch_within(context: Context, batch_size: int, rows: int) -> int:
+    """The rows of a batch where the data has but `rows` of them: as many as all processes can have alike."""
+    return min(batch_size, rows - rows % context.process_count)
 
 
 def percent(name: str, value: float, **about: Any) -> Metric:

@@ -57,7 +57,8 @@ class Gallery:
 class Retrieval:
     """`data`: its ops keep "image" and "text", [B, T] or [B, K, T] with `_captions` [B], how many of the K are real.
 
-    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level.
+    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level; where there are no more
+    than k candidates, so that every one is found, the number says so.
     `examples`: how many best, median and worst queries of each direction are shown, with the `shown` first finds.
     """
 
@@ -86,9 +87,15 @@ class Retrieval:
         i2t_N, i2t_score_N = image_to_text(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
         t2i_M, t2i_score_M = text_to_image(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
         chance_i2t, chance_t2i = chances(g.pairs_Mx2, len(g.images_NxD), len(g.texts_UxD), self.merge)
-        for way, rank, chance in (("image_to_text", i2t_N[asked], chance_i2t), ("text_to_image", t2i_M, chance_t2i)):
+        texts = len(g.texts_UxD) if self.merge else len(g.pairs_Mx2)
+        ways = (
+            ("image_to_text", i2t_N[asked], chance_i2t, texts),
+            ("text_to_image", t2i_M, chance_t2i, len(g.images_NxD)),
+        )
+        for way, rank, chance, candidates in ways:
             for k in self.k:
-                yield percent(f"{way}_R@{k}", 100 * np.mean(rank < k), chance=chance(k))
+                note = f"of {candidates} candidates" if k >= candidates else ""
+                yield percent(f"{way}_R@{k}", 100 * np.mean(rank < k), chance=chance(k), note=note)
         if self.examples:
             tiles: dict[int, int] = {}  # picture -> its place on the sheet
             images = [(w, int(asked[q])) for w, q in pick(i2t_N[asked], i2t_score_N[asked], asked, self.examples)]

@@ -57,6 +57,8 @@ class ZeroShot:
             raise unknown("zero_shot among", among, AMONG)
         self.context, self.data, self.batch_size, self.among = context, data, batch_size, among
         self.classes = class_names(classes, getattr(context.source(data), "classes", None))
+        if len(self.classes) < 2:
+            raise UserError(f"zero_shot: {len(self.classes)} class, which any picture finds; at least 2 are needed")
         self.templates = read_templates(templates)
         prompts = [fill(t, c) for c in self.classes for t in self.templates]
         self.prompts_PxT = np.stack([context.tokenizer(p, length) for p in prompts])
@@ -82,6 +84,8 @@ class ZeroShot:
         if not len(z_NxD):
             raise UserError("zero_shot found no labelled pictures in its data; check the split")
         competes_C = right_NxC.any(0) if self.among == "occurring" else np.ones(len(z_CxD), bool)
+        if competes_C.sum() < 2:
+            raise UserError("zero_shot: 1 class occurs in the data, which any picture finds; set among to 'all'")
         ranks, guesses = [], []
         for start in range(0, len(z_NxD), self.batch_size):
             right_BxC = right_NxC[start : start + self.batch_size]

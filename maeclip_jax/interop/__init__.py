@@ -23,8 +23,8 @@ from maeclip_jax import errors
 # kind -> the module that has its SOURCE, or module:NAME.
 KINDS = {
     "big_vision": "big_vision", "hf-clip": "hf_clip", "hf-siglip": "hf_siglip", "hf-vit-mae": "hf_vit_mae",
-    "m3ae": "m3ae", "mae": "mae", "open_clip": "openai_clip:GELU", "open_clip-quickgelu": "openai_clip",
-    "openai-clip": "openai_clip",
+    "m3ae": "m3ae", "mae": "mae", "open_clip": "openai_clip:GELU", "open_clip-quickgelu": "openai_clip:QUICK",
+    "openai-clip": "openai_clip:OPENAI",
 }  # fmt: skip
 WRITTEN = ("hf-clip", "hf-vision", "hf-vit-mae")
 
@@ -55,18 +55,22 @@ def split(name: str) -> tuple[str, str] | None:
     return kind, path
 
 
-def load(kind: str, path: str | os.PathLike, *, size: int = 0, length: int = 0) -> Loaded:
+def load(
+    kind: str, path: str | os.PathLike, *, size: int = 0, length: int = 0, heads: Mapping[str, int] | None = None
+) -> Loaded:
     """The model in `path`, a file or a folder of `kind` (see KINDS).
 
     `size`: side of the pictures it is to take, if not its own; positions are interpolated. `length`: of its texts,
-    at most its own. UserError for a damaged file, for shapes that do not fit and for arrays that are missing or that
-    nothing explains; nothing is loaded then.
+    at most its own. `heads`: number of attention heads by tower, such as {"image": 16, "text": 16}, for files that do
+    not say. UserError for a damaged file, for shapes that do not fit and for arrays that are missing or that nothing
+    explains; nothing is loaded then.
     """
     from maeclip_jax.interop import convert, positions
     from maeclip_jax.params import unflatten
 
-    source, weights, described = describe(kind, path)
+    source, weights, described = describe(kind, path, heads)
     flat, report = convert.into_ours(source, weights, described, f"{kind} {os.fspath(path)!r}")
+    report.notes += described.get("notes", [])
     if size or length:
         described = _resized(described, size, length)
         report.notes += positions.fit(flat, convert.shapes(described), report.source)
@@ -93,22 +97,29 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in value.items()} if hasattr(value, "items") else value
 
 
-def describe(kind: str, path: str | os.PathLike) -> tuple[Any, dict, dict]:
-    """(source, weights under its table's names, the config they need as a dict); UserError as `load`."""
+def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None = None) -> tuple[Any, dict, dict]:
+    """(source, weights under its table's names, the config they need as a dict); arguments and UserError as `load`."""
     from maeclip_jax.interop import convert, files
 
     source = source_of(kind)
-    weights = convert.renamed(files.read(path), source)
+    for tower, number in (heads or {}).items():
+        errors.choose("tower in heads:", tower, dict.fromkeys(("image", "text", "decoder")))
+        if not isinstance(number, int) or number < 1:
+            raise errors.UserError(f"heads[{tower!r}] is {number!r}; it must be a whole number above 0")
+    arrays, settings = files.read_all(path, source.files)
+    weights = convert.renamed(arrays, source)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    return source, weights, source.describe(weights, folder)
+    return source, weights, source.describe(weights, folder, convert.Given(dict(heads or {}), settings))
 
 
 def _resized(described: Mapping, size: int, length: int) -> dict:
+    from maeclip_jax.interop import processors
+
     model = dict(described["model"])
     for tower, key, value in (("image_tower", "size", size), ("text_tower", "length", length)):
         if value and model.get(tower):
             model[tower] = dict(model[tower]) | {key: value}
-    ops = re.sub(r"\(\d+\)", f"({size})", described["ops"]) if size else described["ops"]
+    ops = processors.at_size(described["ops"], size) if size else described["ops"]
     return dict(described) | dict(model=model, ops=ops)
 
 

@@ -61,7 +61,8 @@ def _adopt_tokenizer(config: Any, theirs: Mapping) -> None:
     elif config.tokenizer.type != theirs["type"]:
         raise UserError(
             f"init_from {config.init_from}: its tokenizer's file is missing beside the weights; put it there "
-            "(merges.txt or bpe_simple_vocab_16e6.txt.gz for CLIP, spiece.model for SigLIP), or keep your texts' tower "
+            "(merges.txt, bpe_simple_vocab_16e6.txt.gz or tokenizer.json for CLIP, spiece.model or tokenizer.json for "
+            "SigLIP), or keep your texts' tower "
             "and words: --config.init_rules=\"((r'(image.*)', r'\\1'),)\""
         )
 

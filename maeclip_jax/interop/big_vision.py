@@ -14,11 +14,9 @@ import numpy as np
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import hf_siglip, mae
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop.convert import Given, Source, under
 from maeclip_jax.interop.flax_names import dense, norm
 
-# Towers that are not 64 a head: So400m, H, g, G (models/vit.py of big_vision).
-HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 _ATTENTION = "MultiHeadDotProductAttention_0"
 BLOCKS = (
     *norm("norm_1", "LayerNorm_0"),
@@ -58,7 +56,7 @@ ROWS = (
 )
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> dict:
     """The config that the arrays imply. Without an attention head, texts are pooled at the last position (SigLIP)."""
     for name, axes in {
         "img/embedding/kernel": 4, "img/pos_embedding": 3, "txt/Embed_0/embedding": 2, "txt/pos_embedding": 3
@@ -67,6 +65,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
             raise UserError(f"there is no {name!r} in the file: it is not a pair of towers of big_vision")
     image, widths = _tower(weights, "img", "Transformer", "cls" if "img/cls" in weights else "gap")
     text, other = _tower(weights, "txt", "Encoder_0", "last")
+    given.check(image=image, text=text)
     patch = weights["img/embedding/kernel"].shape[0]
     side = math.isqrt(weights["img/pos_embedding"].shape[1]) * patch
     if widths != other:
@@ -91,9 +90,12 @@ def _tower(weights: Mapping[str, np.ndarray], part: str, trunk: str, pool: str) 
     """(tower settings that follow from its arrays, width of its embeddings)."""
     shape = mae.sizes(weights, f"{part}/{trunk}/encoderblock_{{layer}}/MlpBlock_0/Dense_1/kernel", torch=False)
     width, head = shape["width"], weights.get(f"{part}/head/kernel")
+    query = weights.get(f"{part}/{trunk}/encoderblock_0/{_ATTENTION}/query/kernel", np.empty(0))
+    if query.ndim != 3:
+        raise UserError(f"the attention of {part}/{trunk} has no kernel [width, heads, width of a head] in the file")
     pool = "map" if f"{part}/MAPHead_0/probe" in weights else pool
     tower = shape | dict(
-        heads=HEADS.get(width, max(1, width // 64)),
+        heads=query.shape[1],
         activation="gelu_tanh",
         position="learned",
         pool=pool,

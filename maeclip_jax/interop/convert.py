@@ -17,9 +17,13 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.interop import files
 from maeclip_jax.interop.transforms import TRANSFORMS, Transform
 
 Row = tuple[Any, Any, str]
+# What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into names, anywhere and in any
+# order.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # First part of our paths -> the tower whose heads its attention has.
 TOWERS = {
     "image": "image_tower", "image_head": "image_tower", "image_pool": "image_tower", "image_text": "image_tower",
@@ -28,26 +32,60 @@ TOWERS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Given:
+    """What is known of weights beside their arrays. `heads`: tower (image, text, decoder) -> its number of attention
+    heads, as the caller says; `settings`: the plain values that the file holds, by dotted name (`files.settings`).
+    """
+
+    heads: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self, **towers: Mapping) -> None:
+        """Raises UserError if `heads` contradict the settings of `towers`."""
+        for tower, settings in towers.items():
+            self.heads_of(tower, settings["width"], settings["heads"], "")
+
+    def heads_of(self, tower: str, width: int, known: int | None, how: str) -> int:
+        """The heads of a tower `width` wide. `known`: what the weights' own files say, None where they are silent.
+
+        The shapes of torch's arrays do not show it, and a wrong number computes something else without an error: there
+        is no default. UserError, with `how` to say it, if nobody knows, and for numbers that contradict each other.
+        """
+        said = self.heads.get(tower)
+        if said and known and said != known:
+            raise UserError(f"the {tower} tower has {known} heads by its own files; heads={said} contradicts them")
+        number = said or known
+        if not number:
+            raise UserError(f"nothing says how many heads the {tower} tower has, which is {width} wide; {how}")
+        if width % number:
+            raise UserError(f"the {tower} tower is {width} wide, which does not divide into {number} heads")
+        return number
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """The weight format of one code base.
 
     `rows`: the table. `ignored`: (pattern of their name, why it is left out). `renames`: (regex, replacement) applied
-    to their names before anything else, for spellings of different versions. `describe(weights, folder)` -> the config
-    these weights need: dict(objective, model, tokenizer, ops); it raises UserError where that cannot be known.
+    to their names before anything else, for spellings of different versions. `describe(weights, folder, given)` -> the
+    config these weights need: dict(objective, model, tokenizer, ops) and maybe notes, lines for the report; it raises
+    UserError where that cannot be known.
     `config_of(config)` -> the inverse: what their config.json holds; None where nothing is written in this format.
     `fresh`: (pattern of our paths, why) of parts that a file may leave out as a whole. `stacked`: a part of their names
     under which arrays have the layers as first axis; they are read as if each were called "<stacked>_<layer>".
     `constants(config)` -> arrays of their format that are fixed and therefore none of our parameters.
+    `files`: what a folder may hold these weights in, best first; another library's file beside it is not read.
     """
 
     rows: tuple[Row, ...]
-    describe: Callable[[Mapping[str, np.ndarray], Any], dict]
+    describe: Callable[[Mapping[str, np.ndarray], Any, Given], dict]
     ignored: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     config_of: Callable[[Mapping], dict] | None = None
     fresh: tuple[tuple[str, str], ...] = ()
     stacked: str = ""
     constants: Callable[[Mapping], dict[str, np.ndarray]] | None = None
+    files: tuple[str, ...] = files.FOLDER
 
 
 @dataclasses.dataclass
@@ -107,9 +145,10 @@ def shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def renamed(weights: Mapping[str, np.ndarray], source: Source) -> dict[str, np.ndarray]:
-    """`weights` under the names that the table of `source` knows."""
+    """`weights` under the names that the table of `source` knows, without what wrapping a module puts into them."""
     out = {}
     for name, value in weights.items():
+        name = ".".join(part for part in name.split(".") if part not in WRAPPERS) or name
         for pattern, replacement in source.renames:
             name = re.sub(pattern, replacement, name)
         layers = {name: value}
@@ -215,7 +254,7 @@ def _check(name, weights, want, ours, names, transform: Transform, heads: int) -
     needed = [x.shape for x in transform.out(hollow, heads)]
     for layer in names:
         for theirs, shape in zip(layer, needed):
-            if weights[theirs].shape != shape:
+            if not transform.fits(weights[theirs].shape, shape):
                 raise UserError(f"{name}: {theirs!r} has shape {weights[theirs].shape}, its config needs {shape}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, storage
 from maeclip_jax.interop import convert
 from maeclip_jax.nn import embed
 from maeclip_jax.nn.pixels import STATS
@@ -23,7 +23,7 @@ DEFAULTS = dict(
 
 def write(source: convert.Source, kind: str, config: Mapping, flat: Mapping[str, np.ndarray], folder: Path):
     """Writes `flat` ({path: array}, layers stacked) in the format of `source`; -> the report. Raises UserError, before
-    anything is written, if the format cannot express it."""
+    anything is written, if the format cannot express it, and StorageError if it cannot be written."""
     theirs = source.config_of(config)
     flat = complete(flat, config, fold_bias=not any("patch/bias" in str(row[0]) for row in source.rows))
     constants = source.constants(config) if source.constants else {}
@@ -32,12 +32,19 @@ def write(source: convert.Source, kind: str, config: Mapping, flat: Mapping[str,
     named = {p for row in source.rows for p in (row[0] if isinstance(row[0], tuple) else (row[0],))}
     report.used = {p: "written" for p in flat if p in named}
     report.unused = {p: f"{kind} has no place for it" for p in flat if p not in named}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(theirs, indent=2) + "\n")
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(config["model"]), indent=2) + "\n")
-    with open(folder / "model.safetensors", "wb") as file:
-        for part in safetensors(arrays):
-            file.write(part)
+    weights, partial = folder / "model.safetensors", folder / "model.safetensors.tmp"
+    with storage.writing(folder, sum(4 * x.size for x in arrays.values())):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:  # the weights first: a folder without them, or with half of them, must not look like a model
+            with open(partial, "wb") as file:
+                for part in safetensors(arrays):
+                    file.write(part)
+            partial.replace(weights)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        (folder / "config.json").write_text(json.dumps(theirs, indent=2) + "\n")
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(config["model"]), indent=2) + "\n")
     return report
 
 

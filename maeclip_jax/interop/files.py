@@ -12,19 +12,19 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import pickles
 
-# What a folder of Hugging Face may hold its weights in, best first; an index names the files of the parts.
-FOLDER = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-    "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
-)  # fmt: skip
+# What a folder may hold its weights in, best first; an index names the files of the parts. The Hub has folders with a
+# model of transformers and one of open_clip side by side.
+FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *FOLDER)
 _SAFETENSORS = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1",
     "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?",
@@ -32,15 +32,21 @@ _SAFETENSORS = {
 _ZIP = b"PK\x03\x04"
 
 
-def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike, names: Sequence[str] = FOLDER) -> dict[str, np.ndarray]:
     """Every array of `path` by its name in the file ('.'-joined in torch's, '/'-joined in .npz and .pkl).
 
-    A folder is read as Hugging Face writes it, in one file or in parts. Raises UserError: no such file, not of its
-    kind, cut off, sizes that do not fit, no arrays in it, or a pickle that asks for anything but arrays.
+    A folder is read as Hugging Face writes it, in one file or in parts: the first of `names` that it holds. Raises
+    UserError: no such file, not of its kind, cut off, sizes that do not fit, no arrays in it, or a pickle that asks for
+    anything but arrays.
     """
+    return read_all(path, names)[0]
+
+
+def read_all(path: str | os.PathLike, names: Sequence[str] = FOLDER) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(what `read` gives, the settings of the run that wrote the file by dotted name: `pickles.settings`)."""
     path = Path(path)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, names)
     if path.suffix not in KINDS:
         raise UserError(f"weights {str(path)!r}: unknown kind of file {path.suffix!r}; valid: {', '.join(KINDS)}")
     what, reader = KINDS[path.suffix]
@@ -48,10 +54,11 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("it is empty")
-            arrays = reader(file)
+            found = reader(file)
+        arrays, settings = found if isinstance(found, tuple) else (found, {})
         if not arrays:
             raise ValueError("it holds no arrays")
-    return arrays
+    return arrays, settings
 
 
 @contextlib.contextmanager
@@ -71,12 +78,14 @@ def _named(path: Path, what: str) -> Iterator[None]:
         raise UserError(f"weights {str(path)!r} are not a readable {what}: {reason}") from None
 
 
-def _folder(path: Path) -> dict[str, np.ndarray]:
-    found = next((path / name for name in FOLDER if (path / name).is_file()), None)
+def _folder(path: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    found = next((path / name for name in names if (path / name).is_file()), None)
     if found is None:
-        raise UserError(f"weights {str(path)!r}: the folder holds none of {', '.join(FOLDER)}")
+        other = next((n for n in OPEN_CLIP if (path / n).is_file()), None)
+        hint = f"; {other} in it is open_clip's: read it as open_clip" if other else ""
+        raise UserError(f"weights {str(path)!r}: the folder holds none of {', '.join(names)}{hint}")
     if found.suffix != ".json":
-        return read(found)
+        return read_all(found)
     with _named(found, "index of parts"):
         index = json.loads(found.read_text())["weight_map"]
         parts = sorted(set(index.values()))
@@ -88,7 +97,7 @@ def _folder(path: Path) -> dict[str, np.ndarray]:
     if set(arrays) != set(index):
         other = sorted(set(arrays) ^ set(index))
         raise UserError(f"weights {str(path)!r}: the parts and {found.name} disagree on {len(other)} names: {other[0]}")
-    return arrays
+    return arrays, {}
 
 
 def _safetensors(file) -> dict[str, np.ndarray]:
@@ -121,7 +130,7 @@ def _word(name: str, header: dict) -> str:
     return _SAFETENSORS[header["dtype"]]
 
 
-def _torch(file) -> dict[str, np.ndarray]:
+def _torch(file) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     start = file.read(4)
     file.seek(0)
     if start == _ZIP:

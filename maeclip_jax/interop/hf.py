@@ -1,4 +1,4 @@
-"""What formats of Hugging Face share: config.json, preprocessor_config.json, and how a transformer is spelled."""
+"""What formats of Hugging Face share: config.json, and how a transformer is spelled."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_json(folder: Path, name: str, *, needed: bool = True) -> dict:
 
 def tower(section: Mapping, defaults: Mapping, what: str) -> dict:
     """width, depth, heads, mlp_ratio, activation and eps of a section of config.json."""
-    values = dict(defaults) | {k: v for k, v in section.items() if v is not None}
+    values = dict(defaults) | _given(section)
     sizes = {
         ours: _whole(values, theirs, what)
         for ours, theirs in (
@@ -95,39 +95,24 @@ def section(tower: Mapping) -> dict:
     )
 
 
-def picture(section: Mapping, defaults: Mapping, what: str) -> dict:
+def picture(section: Mapping, defaults: dict, what: str) -> dict:
     """size and patch; of a picture that does not divide, what the patches cover (the rest is not looked at)."""
-    values = dict(defaults) | {k: v for k, v in section.items() if v is not None}
-    size, patch = _whole(values, "image_size", what), _whole(values, "patch_size", what)
-    return dict(size=size // patch * patch, patch=patch)
+    side, patch = side_of(section, defaults, what), _whole(defaults | _given(section), "patch_size", what)
+    return dict(size=side // patch * patch, patch=patch)
 
 
-def stats(folder: Path, default: str) -> str:
-    """The name of the pixel statistics in preprocessor_config.json; UserError for others than we know."""
-    return stats_of(
-        read_json(folder, "preprocessor_config.json", needed=False), default, ("image_mean", "image_std"), folder
-    )
-
-
-def stats_of(found: Mapping, default: str, keys: tuple[str, str], folder: Path) -> str:
-    """The name of the pixel statistics that `found` has under `keys`; `default` where it has none."""
-    from maeclip_jax.nn.pixels import STATS
-
-    if not found.get(keys[0]):
-        return default
-    theirs = [tuple(round(float(x), 4) for x in found[k]) for k in keys]
-    for name, known in STATS.items():
-        if [tuple(round(x, 4) for x in part) for part in known] == theirs:
-            return name
-    raise UserError(
-        f"pictures of {str(folder)!r} are normalised with mean {found[keys[0]]} and deviation "
-        f"{found[keys[1]]}, which nn.pixels.STATS does not have; valid: {', '.join(STATS)}"
-    )
+def side_of(section: Mapping, defaults: dict, what: str) -> int:
+    """The side of the pictures that the model takes, in pixels, whether its patches divide it or not."""
+    return _whole(defaults | _given(section), "image_size", what)
 
 
 def beside(folder: Path, *names: str) -> str:
     """The path of the first of the files `names` that is in `folder`, or ''."""
     return next((str(folder / n) for n in names if (folder / n).is_file()), "")
+
+
+def _given(section: Mapping) -> dict:
+    return {k: v for k, v in section.items() if v is not None}
 
 
 def _whole(values: Mapping, key: str, what: str) -> int:

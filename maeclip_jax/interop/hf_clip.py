@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import hf
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop import hf, processors
+from maeclip_jax.interop.convert import Given, Source, under
 from maeclip_jax.interop.export import needs
 
 # What config.json leaves out: the defaults of transformers' CLIPTextConfig and CLIPVisionConfig.
@@ -32,17 +32,19 @@ ROWS = (
     *under("text/", "text_model.", hf.BLOCKS),
     *hf.norm("text/norm", "text_model.final_layer_norm"),
     ("text_head/project/kernel", "text_projection.weight", "transpose"),
-    ("log_logit_scale", "logit_scale", "same"),
+    ("log_logit_scale", "logit_scale", "scalar"),
 )
 # Settings that openai/CLIP's towers have in every format, besides their sizes.
 IMAGE_TOWER = dict(
     cls=True, cls_position=True, norm_pre=True, position="learned", patch_bias=False, pool="cls", projection="linear"
 )
 TEXT_TOWER = dict(causal=True, position="learned", padding="masked", pool="last", projection="linear")
+# Where the byte-pair merges may be: tokenizer.json is what version 5 of transformers writes alone.
+MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json")
 COMPUTE = dict(dtype="float32", layers="scan", remat="none", attention="xla")
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> dict:
     """The config of a folder's config.json; the tokenizer where its merges are there."""
     found = hf.read_json(folder, "config.json")
     if found.get("model_type", "clip") != "clip":
@@ -51,6 +53,8 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     vision, text = (found.get(k) or {} for k in ("vision_config", "text_config"))
     image = hf.picture(vision, VISION, what) | hf.tower(vision, VISION, what)
     words = TEXT | text
+    side = hf.side_of(vision, VISION, what)
+    pictures = processors.hugging_face(folder, side, image["patch"], stats="clip", squash=False)
     model = dict(
         image_tower=image | IMAGE_TOWER,
         text_tower=dict(vocab=words["vocab_size"], length=words["max_position_embeddings"])
@@ -58,16 +62,15 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
         | TEXT_TOWER,
         embed_width=found.get("projection_dim") or 512,
         loss="softmax",
-        stats=hf.stats(folder, "clip"),
+        stats=pictures["stats"],
         compute=COMPUTE,
     )
-    merges = hf.beside(folder, "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
-    side = image["size"]
+    given.check(image=model["image_tower"], text=model["text_tower"])
     return dict(
         objective="clip",
         model=model,
-        tokenizer=dict(type="clip", path=merges),
-        ops=f"decode|resize_small({side})|center_crop({side})",
+        tokenizer=dict(type="clip", path=hf.beside(folder, *MERGES)),
+        ops=pictures["ops"],
     )
 
 

@@ -1,19 +1,20 @@
 """SigLIP of `transformers` (SiglipModel; also SigLIP 2 of one resolution): a folder with config.json and weights.
 
 Its text tower attends to padding and takes the last position, whatever stands there: texts are as long as they were in
-training, filled with the end of text (id 1; SigLIP 2: id 0).
+training, filled with the end of text (id 1; SigLIP 2: padding, id 0).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import hf
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop import hf, processors
+from maeclip_jax.interop.convert import Given, Source, under
 from maeclip_jax.interop.hf_clip import COMPUTE
 
 # What config.json leaves out: the defaults of transformers' SiglipTextConfig and SiglipVisionConfig.
@@ -52,7 +53,7 @@ ROWS = (
 )
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> dict:
     """The config of a folder's config.json; the tokenizer where its model is there."""
     found = hf.read_json(folder, "config.json")
     if found.get("model_type", "siglip") != "siglip":
@@ -63,11 +64,13 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
         raise UserError(f"{what}: vision_use_head is False; hf-siglip reads models with the attention head")
     image, section = hf.tower(vision, VISION, what), TEXT | text
     head = {k: image[k] for k in ("activation", "mlp_ratio", "eps")}
-    side = hf.picture(vision, VISION, what)
+    size, side = hf.picture(vision, VISION, what), hf.side_of(vision, VISION, what)
+    pictures = processors.hugging_face(folder, side, size["patch"], stats="half", squash=True)
+    given.check(image=image, text=hf.tower(text, TEXT, what))
     return dict(
         objective="clip",
         model=dict(
-            image_tower=side
+            image_tower=size
             | image
             | dict(cls=False, position="learned", patch_bias=True, pool="map", projection="none", map=head),
             text_tower=dict(vocab=section["vocab_size"], length=section["max_position_embeddings"])
@@ -75,17 +78,40 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
             | dict(causal=False, position="learned", padding="attended", pool="last", projection="affine"),
             embed_width=image["width"],
             loss="sigmoid",
-            stats=hf.stats(folder, "half"),
+            stats=pictures["stats"],
             compute=COMPUTE,
         ),
         tokenizer=words(folder),
-        ops=f"decode|resize({side['size']})",
+        ops=pictures["ops"],
     )
 
 
-def words(folder: Path) -> dict:
-    """The tokenizer of SigLIP, if its sentencepiece model is in `folder`."""
-    return dict(type="sentencepiece", path=hf.beside(folder, "spiece.model"), eos=True, fill="eos", canonical=True)
+def words(folder: Path, canonical: bool | None = None) -> dict:
+    """The tokenizer in `folder`, by the rules of its vocabulary.
+
+    SigLIP's: ASCII punctuation is taken away, the end of text fills a text up. SigLIP 2's (Gemma's vocabulary): lower
+    case, punctuation stays, padding fills. `canonical`: whether punctuation goes, where that is known otherwise.
+    """
+    path = hf.beside(folder, "spiece.model", "tokenizer.model", "tokenizer.json")
+    found = dict(type="json" if path.endswith(".json") else "sentencepiece", path=path, eos=True)
+    gemma = bool(path) and _is_gemma(folder, path)
+    punctuation = gemma if canonical is None else not canonical
+    return found | dict(fill="pad" if gemma else "eos") | (dict(lower=True) if punctuation else dict(canonical=True))
+
+
+def _is_gemma(folder: Path, path: str) -> bool:
+    """Whether the vocabulary is Gemma's, which has a beginning of text; SigLIP's are T5's, which have none."""
+    name = str(hf.read_json(folder, "tokenizer_config.json", needed=False).get("tokenizer_class") or "")
+    if name:
+        return name.startswith(("Gemma", "Siglip2"))
+    try:
+        if path.endswith(".json"):
+            return "<bos>" in json.loads(Path(path).read_text())["model"]["vocab"]
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes()).bos_id() >= 0
+    except (ValueError, KeyError, TypeError, RuntimeError):  # the tokenizer says what is wrong when it is made
+        return False
 
 
 SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import hf, mae
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop import hf, mae, processors
+from maeclip_jax.interop.convert import Given, Source, under
 
 # What config.json leaves out: the defaults of transformers' ViTMAEConfig.
 DEFAULTS = dict(
@@ -67,7 +67,7 @@ ROWS = (
 )
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
+def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> dict:
     """The config of a folder's config.json."""
     found = hf.read_json(folder, "config.json")
     if found.get("model_type", "vit_mae") != "vit_mae":
@@ -75,14 +75,17 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     what = str(folder / "config.json")
     values = DEFAULTS | found
     decoder = {k.removeprefix("decoder_"): v for k, v in values.items() if k.startswith("decoder_")}
+    image = hf.picture(found, DEFAULTS, what) | hf.tower(found, DEFAULTS, what)
+    decoder = hf.tower(decoder | dict(hidden_act=values["hidden_act"]), DEFAULTS, what)
+    given.check(image=image, decoder=decoder)
+    side = hf.side_of(found, DEFAULTS, what)
     return mae.described(
-        image=hf.picture(found, DEFAULTS, what) | hf.tower(found, DEFAULTS, what),
-        decoder=hf.tower(decoder | dict(hidden_act=values["hidden_act"]), DEFAULTS, what)
-        | dict(eps=float(values["layer_norm_eps"])),
+        image=image,
+        decoder=decoder | dict(eps=float(values["layer_norm_eps"])),
         positions=(weights.get(POSITION), weights.get(DECODER_POSITION)),
         mask=float(values["mask_ratio"]),
         norm_pix=bool(values["norm_pix_loss"]),
-        stats=hf.stats(folder, "imagenet"),
+        pictures=processors.hugging_face(folder, side, image["patch"], stats="imagenet", squash=False),
     )
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import hf, mae
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop import hf, mae, processors
+from maeclip_jax.interop.convert import Given, Source, under
 from maeclip_jax.interop.flax_names import dense, norm
+from maeclip_jax.nn.pixels import STATS
 
-# The defaults of its data; positions are fixed, so the file does not contain them.
+# The defaults of its data where the file has no `variant`; positions are fixed, so no array has them.
 SIDE, LENGTH = 256, 64
+HEADS = mae.HEADS | {384: 6}  # by width, of its types small, base, large and huge
 BLOCKS = (
     *norm("norm_1", "LayerNorm_0"),
     *dense("attention/qkv", "Attention_0/Dense_0", "qkv_columns", "qkv_in_one"),
@@ -40,8 +42,8 @@ ROWS = (
 )
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
-    """The config that follows from the arrays' shapes, with M3AE's number of heads, tanh GELU and data sizes."""
+def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> dict:
+    """The config that follows from the arrays' shapes and from the run's `variant`, with M3AE's tanh GELU."""
     encoder, decoder = (
         mae.sizes(weights, f"{part}/Block_{{layer}}/TransformerMLP_0/fc2/kernel", torch=False)
         for part in ("encoder", "decoder")
@@ -54,27 +56,48 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     patch = math.isqrt(pixels // 3)
     if 3 * patch**2 != pixels:
         raise UserError(f"M3AE's patches have {pixels} numbers, which do not make a square of pixels")
-    side = SIDE // patch * patch
+    run = {name.removeprefix("variant."): v for name, v in given.settings.items() if name.startswith("variant.")}
+    side = run.get("data.image_size", SIDE) // patch * patch
+    length = run.get("data.tokenizer_max_length", LENGTH)
+    stats = run.get("data.image_normalization", "cc12m")
+    if stats not in STATS:
+        raise UserError(
+            f"its pictures are normalised by {stats!r}, which nn.pixels.STATS does not have; valid: {', '.join(STATS)}"
+        )
+    heads = {
+        tower: given.heads_of(tower, sizes["width"], _heads(run, setting, sizes["width"], published), mae.SAY)
+        for tower, sizes, setting, published in (
+            ("image", encoder, "m3ae.num_heads", HEADS),
+            ("decoder", decoder, "m3ae.dec_num_heads", mae.DECODER_HEADS),
+        )
+    }
     words = hf.beside(folder, "bert_vocab.txt", "vocab.txt")
     return dict(
         objective="m3ae",
         model=dict(
             image_tower=dict(size=side, patch=patch, cls=True, pool="cls", activation="gelu_tanh")
-            | dict(heads=mae.heads(encoder["width"]))
+            | dict(heads=heads["image"])
             | encoder,
-            text_tower=dict(vocab=vocab, length=LENGTH, position="sincos", std=1.0, pool="gap"),
-            decoder_tower=dict(heads=max(1, decoder["width"] // 32), activation="gelu_tanh") | decoder,
+            text_tower=dict(vocab=vocab, length=length, position="sincos", std=1.0, pool="gap"),
+            decoder_tower=dict(heads=heads["decoder"], activation="gelu_tanh") | decoder,
             streams=("image", "text"),
-            mask=dict(image=0.75, text=0.75),
+            mask={s: float(run.get(f"m3ae.{s}_mask_ratio", 0.75)) for s in ("image", "text")},
             mask_share="batch",
-            weights=dict(image=1.0, text=0.5),
+            weights={s: float(run.get(f"{s}_loss_weight", own)) for s, own in (("image", 1.0), ("text", 0.5))},
             norm_pix=False,
-            stats="cc12m",
+            stats=stats,
             compute=mae.COMPUTE,
         ),
         tokenizer=dict(type="bert", path=words, cls=False),
-        ops=f"decode|resize_small({side})|center_crop({side})",
+        ops=processors.ops(side, patch, squash=False),
     )
+
+
+def _heads(run: Mapping, setting: str, width: int, published: Mapping[int, int]) -> int | None:
+    """Heads of a tower by the run's settings. A model type goes before the numbers; without either, by its width."""
+    if "m3ae.model_type" in run or setting not in run:
+        return published.get(width)
+    return run[setting]
 
 
 SOURCE = Source(

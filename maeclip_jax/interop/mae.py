@@ -7,18 +7,24 @@ Its .pth files hold the encoder alone (mae_pretrain_*: the decoder is then newly
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import hf
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop import hf, processors
+from maeclip_jax.interop.convert import Given, Source, under
 
 FIXED = "fixed sine-cosine positions, which ours computes"
 FRESH = (("decoder/*", "the file holds the encoder alone"),)
 DECODER = dict(width=512, depth=8, heads=16)  # of every published model
+# Width of a published tower -> its heads: ViT-B, -L and -H of models_mae.py, and the decoder of all of them.
+HEADS, DECODER_HEADS = {768: 12, 1024: 16, 1280: 16}, {512: 16}
+MODELS = r"mae_vit_(base_patch16|large_patch16|huge_patch14)(_dec512d8b)?"  # what `args.model` calls them
+SAY = "say interop.load(KIND, PATH, heads={'image': N, 'decoder': M})"
 COMPUTE = dict(dtype="float32", layers="scan", remat="none", attention="xla")
 
 
@@ -30,8 +36,9 @@ def fixed(image: Mapping, width: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, width), np.float32), sincos_2d(side, side, width)])[None]
 
 
-def described(*, image: dict, decoder: dict, positions: tuple, mask: float, norm_pix: bool, stats: str) -> dict:
-    """The config of an MAE with these towers; `positions`: those that the file holds for (encoder, decoder), or None.
+def described(*, image: dict, decoder: dict, positions: tuple, mask: float, norm_pix: bool, pictures: dict) -> dict:
+    """The config of an MAE with these towers; `positions`: those that the file holds for (encoder, decoder), or None;
+    `pictures`: dict(ops, stats).
 
     UserError if the decoder's positions are not MAE's fixed ones; those of the encoder may be learned.
     """
@@ -41,7 +48,6 @@ def described(*, image: dict, decoder: dict, positions: tuple, mask: float, norm
     place = dict(position="sincos")
     if own is not None and not _is_fixed(own, image, image["width"]):
         place = dict(position="learned", cls_position=True)
-    side = image["size"]
     return dict(
         objective="mae",
         model=dict(
@@ -52,17 +58,23 @@ def described(*, image: dict, decoder: dict, positions: tuple, mask: float, norm
             mask_share="sample",
             weights=dict(image=1.0),
             norm_pix=norm_pix,
-            stats=stats,
+            stats=pictures["stats"],
             compute=COMPUTE,
         ),
         tokenizer=dict(type="", path=""),
-        ops=f"decode|resize_small({side})|center_crop({side})",
+        ops=pictures["ops"],
     )
 
 
 def _is_fixed(positions: np.ndarray, image: Mapping, width: int) -> bool:
-    want = fixed(image, width)
-    return positions.shape == want.shape and np.abs(positions.astype(np.float32) - want).max() < 1e-4
+    """Whether these are MAE's positions, as exact as the numbers of the file are: half precision rounds them."""
+    want, have = fixed(image, width), positions.astype(np.float32)
+    if have.shape != want.shape:
+        return False
+    # Arrays that went through half precision before they were written as float32 are rounded all the same.
+    rounded = next((t for t in (ml_dtypes.bfloat16, np.float16) if np.array_equal(have.astype(t), have)), np.float32)
+    # The values are at most 1, so half a step there bounds the rounding; twice that, for one that fell the other way.
+    return np.abs(have - want).max() <= max(1e-4, float(ml_dtypes.finfo(rounded).eps))
 
 
 def sizes(weights: Mapping[str, np.ndarray], down: str, *, torch: bool) -> dict:
@@ -110,8 +122,11 @@ ROWS = (
 )
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
-    """The config that the arrays' shapes imply, with the heads of the published models (64 wide, 80 in ViT-H)."""
+def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> dict:
+    """The config that the arrays' shapes and the run's `args` imply; heads are those of the published models.
+
+    Files without `args` are pretrained on normalised patches with a mask of 0.75, as the paper's best models are.
+    """
     trunk = sizes(weights, "blocks.{layer}.mlp.fc2.weight", torch=True)
     for name, axes in (("patch_embed.proj.weight", 4), ("pos_embed", 3)):
         if name not in weights or weights[name].ndim != axes:
@@ -119,22 +134,21 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path) -> dict:
     patch = weights["patch_embed.proj.weight"].shape[-1]
     side = math.isqrt(weights["pos_embed"].shape[1] - 1) * patch
     decoder = dict(DECODER)
+    run = {name.removeprefix("args."): value for name, value in given.settings.items() if name.startswith("args.")}
+    published = re.fullmatch(MODELS, str(run.get("model", "mae_vit_base_patch16")))  # others may have any heads
+    known, decoders = (HEADS, DECODER_HEADS) if published else ({}, {})
     if "decoder_blocks.0.mlp.fc2.weight" in weights:
         decoder = sizes(weights, "decoder_blocks.{layer}.mlp.fc2.weight", torch=True)
-        decoder["heads"] = max(1, decoder["width"] // 32)
+        decoder["heads"] = given.heads_of("decoder", decoder["width"], decoders.get(decoder["width"]), SAY)
+    heads = given.heads_of("image", trunk["width"], known.get(trunk["width"]), SAY)
     return described(
-        image=dict(size=side, patch=patch, heads=heads(trunk["width"])) | trunk,
+        image=dict(size=side, patch=patch, heads=heads) | trunk,
         decoder=decoder,
         positions=(weights["pos_embed"], weights.get("decoder_pos_embed")),
-        mask=0.75,
-        norm_pix=True,
-        stats="imagenet",
+        mask=float(run.get("mask_ratio", 0.75)),
+        norm_pix=bool(run.get("norm_pix_loss", True)),
+        pictures=dict(ops=processors.ops(side, patch, squash=False), stats="imagenet"),
     )
-
-
-def heads(width: int) -> int:
-    """The number of heads of ViT-S, -B, -L and -H, and of models that scale like them."""
-    return 16 if width == 1280 else max(1, width // 64)
 
 
 SOURCE = Source(

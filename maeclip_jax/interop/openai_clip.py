@@ -1,8 +1,9 @@
 """CLIP as openai/CLIP and open_clip write it: kinds openai-clip, open_clip and open_clip-quickgelu.
 
-A file determines its sizes, but neither the number of heads (64 wide in all published ViTs) nor the activation: quick
-GELU in OpenAI's models, exact GELU in open_clip's except those called quickgelu. An open_clip_config.json beside the
-weights, as on the Hub, gives both and takes precedence.
+A file determines its sizes, but neither the number of heads nor the activation: quick GELU in OpenAI's models, exact
+GELU in open_clip's except those called quickgelu. An open_clip_config.json beside the weights, as on the Hub, gives
+both and takes precedence. Heads without it: OpenAI's code has 64 numbers a head everywhere; open_clip's published ViTs
+are known by their sizes (80, 88, 104 and 112 a head from ViT-H on); of any other the caller must say them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import hf
-from maeclip_jax.interop.convert import Source, under
+from maeclip_jax.interop import files, hf, hf_siglip, open_clip_timm, processors
+from maeclip_jax.interop.convert import Given, Source, under
 from maeclip_jax.interop.hf_clip import COMPUTE, IMAGE_TOWER, TEXT_TOWER
 
-HEAD_WIDTH = 64
 BLOCKS = (
     *hf.norm("norm_1", "ln_1"),
     ("attention/qkv/kernel", "attn.in_proj_weight", "qkv_in_one"),
@@ -45,8 +45,13 @@ ROWS = (
     *under("text/trunk/blocks/", "transformer.resblocks.{layer}.", BLOCKS),
     *hf.norm("text/norm", "ln_final"),
     ("text_head/project/kernel", "text_projection", "same"),
-    ("log_logit_scale", "logit_scale", "same"),
-    ("logit_bias", "logit_bias", "same"),
+    ("log_logit_scale", "logit_scale", "scalar"),
+    ("logit_bias", "logit_bias", "scalar"),
+)
+# A text projection with a bias, as open_clip's towers of timm have it.
+LINEAR = (
+    ("text_head/project/kernel", "text_projection.weight", "transpose"),
+    ("text_head/project/bias", "text_projection.bias", "same"),
 )
 IGNORED = (
     ("input_resolution", "a size"),
@@ -57,79 +62,154 @@ IGNORED = (
     ("scaler.*", "state of the loss scaling"),
     ("epoch", "number of the epoch"),
 )
-RENAMES = ((r"^state_dict\.", ""), (r"^module\.", ""), (r"^text\.", ""))
+RENAMES = ((r"^state_dict\.", ""), (r"^text\.", ""))
 NEEDED = {
     "visual.conv1.weight": 4,
     "visual.positional_embedding": 2,
     "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
-    "positional_embedding": 2,
-    "token_embedding.weight": 2,
-    "transformer.resblocks.0.mlp.c_fc.weight": 2,
-    "text_projection": 2,
 }
+NEEDED_TEXT = {
+    "positional_embedding": 2, "token_embedding.weight": 2, "transformer.resblocks.0.mlp.c_fc.weight": 2
+}  # fmt: skip
+# (width, depth) of the image tower and of the text tower -> heads of the image tower, of every ViT in open_clip's
+# model_configs; their text towers have 64 numbers a head.
+PUBLISHED = {
+    (384, 12, 256, 10): 6, (384, 12, 384, 12): 6, (512, 12, 384, 12): 8, (512, 12, 512, 12): 8, (768, 12, 512, 12): 12,
+    (896, 12, 640, 12): 14, (1024, 24, 768, 12): 16, (1280, 32, 1024, 24): 16, (1408, 40, 1024, 24): 16,
+    (1664, 48, 1280, 32): 16, (1792, 56, 1280, 36): 16,
+}  # fmt: skip
+CONFIG, DEFAULT_TEXT_HEADS = "open_clip_config.json", 8
+SAY = (
+    f'put its {CONFIG} beside it, with {{"model_cfg": {{"vision_cfg": {{"head_width": W}}, "text_cfg": {{"heads": '
+    "N}}}, or say interop.load(KIND, PATH, heads={'image': H, 'text': N})"
+)
 
 
-def describe(weights: Mapping[str, np.ndarray], folder: Path, *, activation: str) -> dict:
-    """The config that follows from the arrays' shapes and from open_clip_config.json, if there is one."""
+def describe(
+    weights: Mapping[str, np.ndarray], folder: Path, given: Given, *, activation: str, openai: bool = False
+) -> dict:
+    """The config that follows from the arrays' shapes and from open_clip_config.json, if there is one.
+
+    `openai`: the file is OpenAI's, whose own reader has 64 numbers a head in every tower.
+    """
     if any(name.startswith("visual.layer1.") for name in weights):
         raise UserError(f"weights in {str(folder)!r} have a ResNet image tower; valid: CLIP models with a ViT")
-    for name, axes in NEEDED.items():
+    timm = any(name.startswith("visual.trunk.") for name in weights)
+    for name, axes in (NEEDED_TEXT if timm else NEEDED | NEEDED_TEXT).items():
         if name not in weights or weights[name].ndim != axes:
             raise UserError(f"weights in {str(folder)!r} are not a CLIP of openai/CLIP or open_clip: no {name!r}")
-    found = hf.read_json(folder, "open_clip_config.json", needed=False)
-    config = found.get("model_cfg") or {}
+    what = str(folder / CONFIG)
+    found = {} if openai else hf.read_json(folder, CONFIG, needed=False)
+    config, pictures = (found.get(k) or {} for k in ("model_cfg", "preprocess_cfg"))
     vision, text = (config.get(k) or {} for k in ("vision_cfg", "text_cfg"))
-    _check(vision, text, str(folder / "open_clip_config.json"))
+    _check(vision, text, what)
     if config:
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
-    patch = weights["visual.conv1.weight"].shape[-1]
-    side = math.isqrt(len(weights["visual.positional_embedding"]) - 1) * patch
-    image = _trunk(weights, "visual.transformer", vision.get("head_width") or HEAD_WIDTH, activation)
-    head_width = weights["token_embedding.weight"].shape[1] // text["heads"] if text.get("heads") else HEAD_WIDTH
-    words = _trunk(weights, "transformer", head_width, activation)
+    words = _trunk(weights, "transformer", text, activation, what)
+    notes = []
+    if timm:
+        image, side = open_clip_timm.image_tower(weights, vision, what)
+        given.check(image=image)
+        known = text.get("heads", DEFAULT_TEXT_HEADS)
+    else:
+        image = _trunk(weights, "visual.transformer", vision, activation, what)
+        patch = weights["visual.conv1.weight"].shape[-1]
+        side = math.isqrt(len(weights["visual.positional_embedding"]) - 1) * patch
+        images, known, notes = _heads(image, words, vision, text, bool(config), openai)
+        heads = given.heads_of("image", image["width"], images, SAY)
+        image |= dict(size=side, patch=patch, heads=heads) | IMAGE_TOWER
+    words["heads"] = given.heads_of("text", words["width"], known, SAY)
     vocab, length = len(weights["token_embedding.weight"]), len(weights["positional_embedding"])
+    last = text.get("pool_type", "argmax") == "last"
+    shown = processors.open_clip(pictures, side, image["patch"], folder, "clip")
     return dict(
         objective="clip",
         model=dict(
-            image_tower=dict(size=side, patch=patch) | image | IMAGE_TOWER,
-            text_tower=dict(vocab=vocab, length=length) | words | TEXT_TOWER,
-            embed_width=weights["text_projection"].shape[1],
+            image_tower=image,
+            text_tower=dict(vocab=vocab, length=length)
+            | words
+            | TEXT_TOWER
+            | dict(causal=not text.get("no_causal_mask", False), padding="attended" if last else "masked")
+            | dict(projection="affine" if "text_projection.bias" in weights else "linear"),
+            embed_width=_embed_width(weights),
             loss="sigmoid" if "logit_bias" in weights else "softmax",
-            stats=hf.stats_of(found.get("preprocess_cfg") or {}, "clip", ("mean", "std"), folder),
+            stats=shown["stats"],
             compute=COMPUTE,
         ),
-        tokenizer=dict(type="clip", path=hf.beside(folder, "bpe_simple_vocab_16e6.txt.gz", "merges.txt")),
-        ops=f"decode|resize_small({side})|center_crop({side})",
+        tokenizer=_words(text, folder),
+        ops=shown["ops"],
+        notes=notes,
     )
+
+
+def _embed_width(weights: Mapping[str, np.ndarray]) -> int:
+    for name, axis in (("text_projection", 1), ("text_projection.weight", 0)):
+        if name in weights and weights[name].ndim == 2:
+            return weights[name].shape[axis]
+    raise UserError("there is no matrix 'text_projection' in the file: it is not a CLIP of openai/CLIP or open_clip")
+
+
+def _heads(image: Mapping, words: Mapping, vision: Mapping, text: Mapping, config: bool, openai: bool) -> tuple:
+    """(heads of the image tower, of the text tower, lines that say why), None where nothing says them."""
+    if config:  # what it leaves out has open_clip's defaults
+        return image["width"] // (vision.get("head_width") or 64), text.get("heads", DEFAULT_TEXT_HEADS), []
+    sizes = tuple(tower[k] for tower in (image, words) for k in ("width", "depth"))
+    narrow = (image["width"] // 64, words["width"] // 64)
+    published = PUBLISHED.get(sizes)
+    if published not in (None, narrow[0]) and openai:
+        raise UserError(f"a tower {sizes[0]} wide is none of OpenAI's but open_clip's: read the file as open_clip")
+    if openai:
+        return *narrow, [f"heads {narrow}: openai/CLIP's code has 64 numbers a head in all its models"]
+    if published:
+        return published, narrow[1], [f"heads {(published, narrow[1])}: those of open_clip's ViT of these sizes"]
+    return None, None, []
+
+
+def _words(text: Mapping, folder: Path) -> dict:
+    """The tokenizer beside the weights: CLIP's, or the one that open_clip takes from a library."""
+    if text.get("hf_tokenizer_name"):
+        clean = (text.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
+        if clean != "canonicalize":
+            raise UserError(f"{folder / CONFIG}: tokenizer_kwargs.clean is {clean!r}; valid here: 'canonicalize'")
+        return hf_siglip.words(folder, canonical=True)
+    return dict(type="clip", path=hf.beside(folder, "bpe_simple_vocab_16e6.txt.gz", "merges.txt", "tokenizer.json"))
 
 
 def _check(vision: Mapping, text: Mapping, what: str) -> None:
     """Raises UserError for a setting of open_clip that our towers do not support."""
+    last = text.get("pool_type") == "last"
     for section, name, valid in (
-        (vision, "pool_type", "tok"),
-        (vision, "timm_model_name", None),
-        (text, "pool_type", "argmax"),
-        (text, "hf_model_name", None),
-        (text, "no_causal_mask", False),
+        (vision, "pool_type", ("tok",)),
+        (text, "pool_type", ("argmax", "last")),
+        (text, "hf_model_name", (None,)),
+        (text, "no_causal_mask", (False, True) if last else (False,)),
     ):
-        if section.get(name, valid) != valid:
-            raise UserError(f"{what}: {name} is {section[name]!r}; valid here: {valid!r}")
+        value = section.get(name, valid[0])
+        if value not in valid:
+            raise UserError(f"{what}: {name} is {value!r}; valid here: {' or '.join(map(repr, valid))}")
 
 
-def _trunk(weights: Mapping[str, np.ndarray], name: str, head_width: int, activation: str) -> dict:
+def _trunk(weights: Mapping[str, np.ndarray], name: str, section: Mapping, activation: str, what: str) -> dict:
+    """Settings of a trunk but for its heads. `section`: what the config called `what` says of it."""
     inner, width = weights[f"{name}.resblocks.0.mlp.c_fc.weight"].shape
     depth = 0
     while f"{name}.resblocks.{depth}.mlp.c_fc.weight" in weights:
         depth += 1
-    if not head_width or width % head_width:
-        raise UserError(f"{name} is {width} wide, which does not divide into heads of {head_width}")
-    shape = dict(width=width, depth=depth, heads=width // head_width, mlp_ratio=inner / width)
-    return shape | dict(activation=activation, eps=1e-5)
+    if section.get("width", width) != width:
+        raise UserError(f"{what}: width is {section['width']}, the arrays of {name} are {width} wide")
+    acts = section.get("act_kwargs") or {}
+    if acts not in ({}, {"approximate": "tanh"}, {"approximate": "none"}) or (acts and activation != "gelu"):
+        raise UserError(f"{what}: act_kwargs are {acts}; valid here: {{'approximate': 'tanh'}}, with GELU")
+    if acts.get("approximate") == "tanh":
+        activation = "gelu_tanh"
+    eps = (section.get("norm_kwargs") or {}).get("eps", 1e-5)
+    return dict(width=width, depth=depth, mlp_ratio=inner / width, activation=activation, eps=float(eps))
 
 
-def _source(activation: str) -> Source:
-    of = functools.partial(describe, activation=activation)
-    return Source(rows=ROWS, describe=of, ignored=IGNORED, renames=RENAMES)
+def _source(activation: str, **settings) -> Source:
+    of = functools.partial(describe, activation=activation, **settings)
+    rows = (*ROWS, *open_clip_timm.ROWS, *LINEAR)
+    return Source(rows=rows, describe=of, ignored=IGNORED, renames=RENAMES, files=files.OPEN_CLIP)
 
 
-SOURCE, GELU = _source("quick_gelu"), _source("gelu")
+OPENAI, QUICK, GELU = _source("quick_gelu", openai=True), _source("quick_gelu"), _source("gelu")

@@ -24,6 +24,7 @@ STANDS_IN = (
     "flax", "functools", "inspect", "jax", "jaxlib", "jaxtyping", "m3ae", "ml_collections", "mlxu", "omegaconf",
     "optax", "pathlib", "torch", "types", "typing", "yacs",
 )  # fmt: skip
+SETTINGS = ("args", "variant")  # facebookresearch/mae; young-geng/m3ae_public
 _NODES = 3_000_000  # containers and leaves; a file with more is not a model but one crafted to exhaust memory
 _BUILTINS = (
     "bool", "bytes", "dict", "float", "getattr", "int", "list", "NotImplemented", "object", "property", "str", "tuple",
@@ -161,9 +162,13 @@ class _Unpickler(pickle._Unpickler):
         return self.storage(key)
 
 
-def read_pickle(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Arrays of a pickle of dicts, lists, train states: {names joined by '/': array}. ValueError otherwise."""
-    return dict(_arrays(_Unpickler(file, _NUMPY).load(), "/"))
+def read_pickle(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of a pickle of dicts, lists, train states: {names joined by '/': array}, its `settings`).
+
+    ValueError for a file of another kind.
+    """
+    tree = _Unpickler(file, _NUMPY).load()
+    return dict(_arrays(tree, "/")), settings(tree)
 
 
 _TORCH_DTYPES = {
@@ -195,8 +200,10 @@ _TORCH = {
 }
 
 
-def read_torch(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Tensors of a zip archive of `torch.save` or TorchScript: {names joined by '.': array}. ValueError otherwise.
+def read_torch(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(tensors of a zip archive of `torch.save` or TorchScript: {names joined by '.': array}, its `settings`).
+
+    ValueError for a file of another kind.
 
     Format: github.com/pytorch/pytorch, torch/serialization.py: `<folder>/data.pkl` and one raw file per storage,
     `<folder>/data/<key>`, stored and not compressed.
@@ -220,7 +227,21 @@ def read_torch(file: BinaryIO) -> dict[str, np.ndarray]:
             return storages[key]
 
         with archive.open(f"{root}data.pkl") as inner:
-            return dict(_arrays(_Unpickler(inner, _TORCH, storage).load(), "."))
+            tree = _Unpickler(inner, _TORCH, storage).load()
+        return dict(_arrays(tree, ".")), settings(tree)
+
+
+def settings(tree: Any) -> dict[str, Any]:
+    """{dotted name: value} of the numbers, words and truth values in a checkpoint's `args` or `variant`, which is how
+    the run that wrote it was configured (an argparse.Namespace or a dict).
+    """
+    found = {}
+    for top in SETTINGS:
+        node = tree.get(top) if isinstance(tree, dict) else None
+        leaves = node.fields if isinstance(node, Stand) else node
+        if isinstance(leaves, dict):
+            found |= {f"{top}.{k}": v for k, v in leaves.items() if isinstance(v, bool | int | float | str)}
+    return found
 
 
 def _arrays(tree: Any, separator: str) -> Iterator[tuple[str, np.ndarray]]:

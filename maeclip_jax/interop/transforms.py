@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -17,8 +18,11 @@ Arrays = list[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
+    """`fits(shape, needed)`: whether `into` takes an array of `shape` where `out` would make one of `needed`."""
+
     into: Callable[[Arrays, int], Arrays]
     out: Callable[[Arrays, int], Arrays]
+    fits: Callable[[tuple, tuple], bool] = operator.eq
 
 
 def _each(into: Callable, out: Callable) -> Transform:
@@ -73,6 +77,10 @@ def _thirds(x: np.ndarray) -> Arrays:
 
 TRANSFORMS: dict[str, Transform] = {
     "same": _each(lambda x: x, lambda x: x),
+    # one number, of shape () or (1,), as some versions of a code base have it <-> ()
+    "scalar": Transform(
+        lambda xs, heads: [x.reshape(()) for x in xs], lambda xs, heads: xs, lambda have, needed: have in ((), (1,))
+    ),
     # torch's Linear [out, in] <-> Dense [in, out]
     "transpose": _each(lambda x: x.T, lambda x: x.T),
     # torch's Conv2d [width, 3, p, p] <-> Dense over (row, column, channel) [p * p * 3, width]
@@ -109,6 +117,10 @@ TRANSFORMS: dict[str, Transform] = {
     # that array <-> three Dense kernels or biases
     "thirds": Transform(
         lambda xs, heads: [x.T for x in _thirds(xs[0])], lambda xs, heads: [np.concatenate([x.T for x in xs])]
+    ),
+    # keys and values in one Linear <-> two Dense kernels or biases
+    "halves": Transform(
+        lambda xs, heads: [x.T for x in np.split(xs[0], 2)], lambda xs, heads: [np.concatenate([x.T for x in xs])]
     ),
     # positions of [class token, *patches] <-> (that of the class token, those of the patches)
     "cls_first": Transform(

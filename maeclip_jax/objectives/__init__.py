@@ -7,10 +7,12 @@ An objective is a flax.linen Module, duck-typed, no base class:
     embed(batch) -> {stream: [B, D]}                 pooled (+ projected, L2-normalised where contrastive)
     features(batch, pools) -> {pool: [B, D]}         pictures under several poolings, before any projection (nn.pool)
     dense(batch) -> {"image": [B, N, D]}             every patch where texts are compared with it; only contrastive ones
-    reconstruct(batch) -> dict                       pictures and captions filled in; only objectives with a decoder
+    reconstruct(batch, words) -> dict                pictures and captions filled in, these with the first `words` ids
+                                                     (as many as the tokenizer has); only objectives with a decoder
     inputs() -> {name: ShapeDtypeStruct}             what one example must hold
     outputs() -> {name: size}                        vocabularies of the data that targets come from; only with targets
-    streams, contrastive, generative                 what evaluators may ask of it
+    streams, contrastive, generative                 what evaluators may ask of it; `contrastive` needs a batch of pairs
+    doubt(metrics, batch_size) -> str                what makes a step useless, for a warning; may be absent
     units                                            metric -> (unit, which direction is better); may be absent
 
 Either modality may be absent from a batch given to `encode` and `embed`.
@@ -18,6 +20,7 @@ Either modality may be absent from a batch given to `encode` and `embed`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -56,6 +59,10 @@ def _elsewhere(name: str) -> type:
     missing = [method for method in ("inputs", "encode", "embed") if not hasattr(made, method)]
     if missing:
         raise errors.UserError(f"objective {name!r} has no {missing[0]}(); see the docstring of maeclip_jax.objectives")
+    if hasattr(made, "reconstruct") and "words" not in inspect.signature(made.reconstruct).parameters:
+        raise errors.UserError(
+            f"objective {name!r}: reconstruct() does not take `words`; see the docstring of maeclip_jax.objectives"
+        )
     return made
 
 

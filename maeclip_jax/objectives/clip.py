@@ -72,15 +72,17 @@ class EmbedHead(nn.Module):
 class Clip(nn.Module):
     """Two towers. `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...); `text_tower`: dict(vocab,
     length, width, depth, heads, causal, pool, ...); `embed_width`: of the shared space. `loss`: softmax | sigmoid.
-    `keep`: share of patches the image tower sees in training (FLIP when below 1). `contrast_mib`: MiB of
-    float32 logits on a device beyond which the contrast is worked on in parts (two to five times as much lives at once:
-    gradients). `compute`: dtype, layers, remat, attention.
+    `duplicates`: negative (as their papers) | positive: what a text of the batch is to a picture whose caption has the
+    same ids; see `losses.contrastive_softmax`. `keep`: share of patches the image tower sees in training (FLIP when
+    below 1). `contrast_mib`: MiB of float32 logits on a device beyond which the contrast is worked on in parts (two to
+    five times as much lives at once: gradients). `compute`: dtype, layers, remat, attention.
     """
 
     image_tower: Mapping
     text_tower: Mapping
     embed_width: int = 512
     loss: str = "softmax"
+    duplicates: str = "negative"
     keep: float = 1.0
     contrast_mib: float = 128.0
     mask_share: str = "sample"
@@ -93,12 +95,14 @@ class Clip(nn.Module):
     # Metric -> (unit, which direction is better); the others are plain numbers.
     units = {
         "loss": ("nats", "lower"), "contrast": ("nats", "lower"), "image_to_text_top1": ("%", "higher"),
-        "text_to_image_top1": ("%", "higher"),
+        "text_to_image_top1": ("%", "higher"), "duplicates": ("%", "none"),
     }  # fmt: skip
 
     def setup(self):
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; valid: {', '.join(LOSSES)}")
+        if self.duplicates not in losses.DUPLICATES:
+            raise ValueError(f"unknown duplicates {self.duplicates!r}; valid: {', '.join(losses.DUPLICATES)}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
         if not self.contrast_mib > 0:
@@ -137,9 +141,13 @@ class Clip(nn.Module):
         z_text = self.text_head(self.text({"text": inputs["text"]})["text"])
         parts = self._parts(z_image.shape[0])
         if self.loss == "softmax":
-            loss, metrics = losses.contrastive_softmax(z_image, z_text, self.log_scale, parts)
+            loss, metrics = losses.contrastive_softmax(
+                z_image, z_text, self.log_scale, parts, inputs["text"], self.duplicates
+            )
         else:
-            loss, metrics = losses.contrastive_sigmoid(z_image, z_text, self.log_scale, self.bias, parts)
+            loss, metrics = losses.contrastive_sigmoid(
+                z_image, z_text, self.log_scale, self.bias, parts, inputs["text"], self.duplicates
+            )
             metrics["logit_bias"] = self.bias
         metrics |= {
             "contrast": loss,
@@ -151,8 +159,14 @@ class Clip(nn.Module):
         return loss, metrics
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
-        """Contrastive loss; metrics: in-batch top-1 both ways (%), logit_scale, norms of the mean embeddings."""
+        """Contrastive loss; metrics: in-batch top-1 both ways and duplicates (%), logit_scale, norms of the means."""
         return self._contrast(self._inputs(batch), train)
+
+    def doubt(self, metrics: Mapping[str, float], batch_size: int) -> str:
+        """What makes a step of `batch_size` pairs useless, in a sentence; "" where nothing does."""
+        if metrics.get("duplicates", 0) < 100 * (1 - 1.5 / batch_size):
+            return ""
+        return f"all {batch_size} captions of the batch are equal, so the contrast has nothing to tell apart"
 
     def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Tokens]:
         """Unmasked tokens of each modality in the batch, each through its own tower."""

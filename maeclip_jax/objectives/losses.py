@@ -12,47 +12,102 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+DUPLICATES = ("negative", "positive")  # what a caption that equals a picture's own is to this picture
+
 
 @jax.named_scope("contrast_loss")
 def contrastive_softmax(
-    image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, parts: int = 1
+    image_BxD: jax.Array,
+    text_BxD: jax.Array,
+    log_scale: jax.Array,
+    parts: int = 1,
+    captions_BxT: jax.Array | None = None,
+    duplicates: str = "negative",
 ) -> tuple[jax.Array, dict]:
     """CLIP's loss: mean of both cross entropies over the global batch (Radford et al. 2021, figure 3).
 
     Embeddings are L2-normalised; `log_scale` is the log of the inverse temperature. Returns (loss, metrics) with
-    in-batch top-1 both ways in percent. `parts`: see `over_columns`.
+    in-batch top-1 both ways in percent. `parts`: see `over_columns`. `captions_BxT`: token ids of the texts, by which
+    equal captions are found; with them, the metrics have `duplicates`, the percentage of captions of which the batch
+    has another, less one a group. `duplicates`: negative (CLIP: a picture's own text is its only target) | positive
+    (its target is spread evenly over the texts with an equal caption, as a text's is over their pictures; top-1 counts
+    these on neither side). Raises ValueError for another word. Where equal captions have equal embeddings, as of a text
+    tower without randomness, both give the same loss and the same gradients: in a group of n, picture i has the same
+    logit for each text, and its target is that logit either way. What remains is a loss of log n at least, and top-1.
     """
-    scale = jnp.exp(log_scale)
+    scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
 
-    def part(text_CxD, own_BxC):
+    def part(columns, own_BxC):
+        text_CxD, captions_CxT = columns
         logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
+        same_BxC = _equal(captions_BxT, captions_CxT, own_BxC)
+        right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
-        return sums, own_and_best_other(logits_BxC, own_BxC)
+        targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
+        return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), compared = over_columns(part, text_BxD, parts)
-    positive_B = scale * jnp.sum(image_BxD * text_BxD, axis=-1)
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, captions_BxT), parts)
+    counts_B = jnp.sum(counts_PxB, axis=0)
+    if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
+        positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
+    else:
+        positive_B = scale * jnp.sum(image_BxD * text_BxD, axis=-1)
     i2t_B = jax.nn.logsumexp(rows_PxB, axis=0) - positive_B
     t2i_B = _in_order(columns_PxC) - positive_B
     loss = (jnp.mean(i2t_B) + jnp.mean(t2i_B)) / 2
-    return loss, _in_batch_top1(*compared)
+    return loss, _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, counts_B)
 
 
 @jax.named_scope("contrast_loss")
 def contrastive_sigmoid(
-    image_BxD: jax.Array, text_BxD: jax.Array, log_scale: jax.Array, bias: jax.Array, parts: int = 1
+    image_BxD: jax.Array,
+    text_BxD: jax.Array,
+    log_scale: jax.Array,
+    bias: jax.Array,
+    parts: int = 1,
+    captions_BxT: jax.Array | None = None,
+    duplicates: str = "negative",
 ) -> tuple[jax.Array, dict]:
     """SigLIP's loss: a binary decision per pair, summed over pairs, divided by the batch (Zhai et al. 2023).
 
-    Arguments and metrics are those of `contrastive_softmax`; `bias` is added to every logit.
+    Arguments and metrics are those of `contrastive_softmax`; `bias` is added to every logit. With duplicates positive,
+    the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
+    spread = _spread(duplicates, captions_BxT)
 
-    def part(text_CxD, own_BxC):
+    def part(columns, own_BxC):
+        text_CxD, captions_CxT = columns
         logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
-        sign_BxC = 2 * own_BxC.astype(jnp.float32) - 1
-        return jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC)), own_and_best_other(logits_BxC, own_BxC)
+        same_BxC = _equal(captions_BxT, captions_CxT, own_BxC)
+        right_BxC = same_BxC if spread else own_BxC
+        sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
+        loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
+        return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, compared = over_columns(part, text_BxD, parts)
-    return -jnp.sum(sums_P) / image_BxD.shape[0], _in_batch_top1(*compared)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, captions_BxT), parts)
+    metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
+    return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
+
+
+def _spread(duplicates: str, captions_BxT: jax.Array | None) -> bool:
+    """Whether equal captions share the target."""
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"unknown duplicates {duplicates!r}; valid: {', '.join(DUPLICATES)}")
+    if duplicates == "positive" and captions_BxT is None:
+        raise ValueError("duplicates='positive' needs captions_BxT, the token ids by which equal captions are found")
+    return duplicates == "positive"
+
+
+def _equal(captions_BxT: jax.Array | None, captions_CxT: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
+    """bool [B, C]: captions with the same ids in all places, padding (id 0) included; without captions, the own."""
+    if captions_BxT is None:
+        return own_BxC
+    return jnp.all(captions_BxT[:, None] == captions_CxT[None], axis=-1)
+
+
+def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:
+    """The percentage of captions that would be left out if each were in the batch once."""
+    return {} if captions_BxT is None else {"duplicates": 100 * (1 - jnp.mean(1 / counts_B))}
 
 
 def over_columns(function: Callable[[Any, jax.Array], Any], columns: Any, parts: int) -> Any:
@@ -88,11 +143,16 @@ def parts_within(mib: float, batch: int, devices: int = 1) -> int:
     return next((n for n in counts if 4 * rows * batch / n <= mib * 2**20), rows)
 
 
-def own_and_best_other(logits_BxC: jax.Array, own_BxC: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(own logit [B] or 0 where these columns lack it, best other of each row [B], of each column [C]); no gradient."""
+def own_and_best_other(
+    logits_BxC: jax.Array, own_BxC: jax.Array, right_BxC: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(own logit [B] or 0 where these columns lack it, best other of each row [B], of each column [C]); no gradient.
+
+    `right_BxC`: which are no others (None: the own).
+    """
     # The diagonal as a masked sum, not a gather: it partitions over rows without communication.
     logits_BxC = jax.lax.stop_gradient(logits_BxC)
-    rest_BxC = jnp.where(own_BxC, -jnp.inf, logits_BxC)
+    rest_BxC = jnp.where(own_BxC if right_BxC is None else right_BxC, -jnp.inf, logits_BxC)
     return jnp.sum(jnp.where(own_BxC, logits_BxC, 0), axis=1), jnp.max(rest_BxC, axis=1), jnp.max(rest_BxC, axis=0)
 
 

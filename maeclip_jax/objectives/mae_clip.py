@@ -55,9 +55,9 @@ class MaeClip(Clip):
         loss = self.weights["contrast"] * contrast + sum(self.weights[s] * parts[s] for s in self.decode)
         return loss, metrics | parts
 
-    def reconstruct(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def reconstruct(self, batch: Mapping[str, jax.Array], words: int | None = None) -> dict[str, jax.Array]:
         """What the decoder fills in: see `masked.filled_in`."""
         return filled_in(
             *self._predict(self._inputs(batch)), norm_pix=self.norm_pix, stats=self.stats,
-            patch=self.image_tower["patch"], size=self.image_tower["size"],
+            patch=self.image_tower["patch"], size=self.image_tower["size"], words=words,
         )  # fmt: skip

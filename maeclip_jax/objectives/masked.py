@@ -97,9 +97,9 @@ class Masked(nn.Module):
         tokens = self.encode({"image": batch["image"]})["image"]
         return pool_features(tokens, pools, own=self.image_pool, embed=self.image_pool)
 
-    def reconstruct(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def reconstruct(self, batch: Mapping[str, jax.Array], words: int | None = None) -> dict[str, jax.Array]:
         """What the decoder fills in: see `filled_in`."""
         return filled_in(
             *self._predict(batch), norm_pix=self.norm_pix, stats=self.stats,
-            patch=self.image_tower["patch"], size=self.image_tower["size"],
+            patch=self.image_tower["patch"], size=self.image_tower["size"], words=words,
         )  # fmt: skip

@@ -43,10 +43,13 @@ def reconstruction_losses(
     return out
 
 
-def filled_in(predicted, inputs, kept, *, norm_pix: bool, stats: str, patch: int, size: int) -> dict[str, jax.Array]:
+def filled_in(
+    predicted, inputs, kept, *, norm_pix: bool, stats: str, patch: int, size: int, words: int | None = None
+) -> dict[str, jax.Array]:
     """Predictions as things to look at: `image` [B, H, W, 3] float in 0..255 as predicted everywhere (per-patch
     normalisation undone with the target's own mean and deviation, as MAE's pictures are made), `image_mask` [B, N],
-    `text` [B, T] most likely words, `text_mask` [B, T]."""
+    `text` [B, T] most likely words, among the first `words` ids (None: all of the table, which may have more entries
+    than the tokenizer has words), `text_mask` [B, T]."""
     out = {}
     if "image" in predicted:
         x_BxNxP = predicted["image"]
@@ -56,6 +59,6 @@ def filled_in(predicted, inputs, kept, *, norm_pix: bool, stats: str, patch: int
         out["image"] = pixels.denormalise(pixels.unpatchify(x_BxNxP, patch, size, size), stats)
         out["image_mask"] = kept["image"].mask_BxN
     if "text" in predicted:
-        out["text"] = jnp.argmax(predicted["text"], axis=-1).astype(jnp.int32)
+        out["text"] = jnp.argmax(predicted["text"][..., :words], axis=-1).astype(jnp.int32)
         out["text_mask"] = kept["text"].mask_BxN
     return out

@@ -6,8 +6,10 @@ import contextlib
 import glob
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,6 +26,8 @@ PACKAGES = (
 )  # fmt: skip
 
 
+_told: set[str] = set()  # what `mend_cache` has said
+
 HOW_TO = {"tpu": "pip install -e '.[tpu]'", "gpu": "pip install -e '.[gpu]'"}
 
 
@@ -34,6 +38,41 @@ def accelerator() -> str | None:
     if glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi"):
         return "gpu"
     return None
+
+
+def has_google_chip() -> bool:
+    """Whether a PCI device is Google's (vendor 0x1ae0) and neither a disk nor a network card of its cloud."""
+    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
+        with contextlib.suppress(OSError):
+            kind = (vendor.parent / "class").read_text()[:4]
+            if vendor.read_text().strip() == "0x1ae0" and kind not in ("0x01", "0x02"):
+                return True
+    return False
+
+
+def look_for_no_tpu() -> bool:
+    """Tells jax to use the CPU where libtpu is installed (for pre-flights) but no accelerator is there.
+
+    jax would ask libtpu for its chips, which writes several lines of errors before it is seen that there are none.
+    Nothing is changed where a person has named a platform, or where another accelerator may be there: its plug-in is
+    installed, or its device. Returns whether it was told; has no effect once jax has looked at its devices.
+    """
+    import importlib.util
+
+    named = os.environ.get("JAX_PLATFORMS")
+    if named or accelerator() or has_google_chip() or importlib.util.find_spec("libtpu") is None:
+        return False
+    import jax
+
+    with contextlib.suppress(ImportError):  # a namespace that exists where some plug-in does
+        import jax_plugins
+
+        if [*jax_plugins.__path__]:
+            return False
+    if jax.config.jax_platforms or importlib.metadata.entry_points(group="jax_plugins"):
+        return False
+    jax.config.update("jax_platforms", "cpu")
+    return True
 
 
 def refuse_fallback() -> None:
@@ -88,10 +127,39 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if platform:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+    if not platform and not cpu_devices:
+        look_for_no_tpu()
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
     return bool(cpu_devices) or "cpu" in (platform, os.environ.get("JAX_PLATFORMS"))
+
+
+def mend_cache(warning: str) -> str | None:
+    """What to say of one of jax's warnings that a compiled program could not be written or read: "" if it was said.
+
+    None for any other warning, also of an entry that is whole and cannot be used here. jax leaves half an entry behind
+    on a full disk, never replaces it, and warns of it at every start: entries of that name are removed, so that the
+    program is compiled and kept again.
+    """
+    import jax
+
+    found = re.match(r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)", warning)
+    if not found:
+        return None
+    done, name, reason = found.groups()
+    if done == "reading" and "decompress" not in reason:
+        return None
+    folder = jax.config.jax_compilation_cache_dir or ""
+    if "://" not in folder:
+        for entry in Path(folder).glob(f"{glob.escape(name)}-*-cache"):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+    if done in _told:
+        return ""
+    _told.add(done)
+    what = {"reading": "read from", "writing": "kept in"}[done]
+    return f"compiled programs cannot be {what} {folder}: {reason}; they are compiled anew, and the run goes on"
 
 
 def cache_folder(asked: str | None, workdir: str) -> str:

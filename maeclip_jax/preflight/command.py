@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 
 from maeclip_jax import cli
 from maeclip_jax import config as configs
-from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.parallel import machine
 from maeclip_jax.preflight import table, topology
 
@@ -188,7 +188,7 @@ def write(to: str, what) -> None:
     if to == "yes":
         print(json.dumps(what))
     elif to:
-        with open(to, "w") as f:
+        with storage.writing(to), open(to, "w") as f:
             json.dump(what, f, indent=1)
 
 

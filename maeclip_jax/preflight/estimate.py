@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax import errors
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel import sharding
 from maeclip_jax.preflight import hlo, kernels
 from maeclip_jax.preflight.topology import Slice, mesh_text
@@ -89,7 +89,7 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
         return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, built, found)}
     if text_file:
-        with open(text_file, "w") as f:
+        with storage.writing(text_file, len(text)), open(text_file, "w") as f:
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
     found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())

@@ -23,9 +23,10 @@ import numpy as np
 from array_record.python import array_record_module
 
 from maeclip_jax import errors
+from maeclip_jax.errors import storage
 from maeclip_jax.prepare import crawl, division, image_text, manifest
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
-from maeclip_jax.prepare.manifest import Tally
+from maeclip_jax.prepare.manifest import Counting, Tally
 
 # Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
 _ROW = np.dtype(
@@ -41,6 +42,7 @@ class Job:
     reading: crawl.Reading
     storing: Storing
     folder: str  # where units lie
+    counting: Counting | None = None
 
     def unit_folder(self, unit: crawl.Unit) -> Path:
         return Path(self.folder, f"{unit.index:06d}")
@@ -49,10 +51,10 @@ class Job:
 class _UnitWriter:
     """Writes a unit's folder: `SPLIT.array_record`, rows.npy, dropped.jsonl and, last, summary.json."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, counting: Counting | None):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        self.folder, self.tally, self.rows = folder, Tally(), []
+        self.folder, self.tally, self.rows = folder, Tally(counting), []
         self.shards: dict[str, array_record_module.ArrayRecordWriter] = {}
         self.dropped = open(folder / "dropped.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed in commit)
 
@@ -89,7 +91,9 @@ def _shard(path: Path, records: int) -> dict:
     """{records, bytes, sha256} of a shard, after a check that the file system holds all of it."""
     found = array_record_module.ArrayRecordReader(str(path))
     if found.num_records() != records:
-        raise OSError(f"{path} holds {found.num_records()} of {records} records that were written; is the disk full?")
+        raise storage.StorageError(
+            f"{path} holds {found.num_records()} of {records} records that were written: is the disk full?", room=True
+        )
     found.close()
     return {"records": records, "bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
 
@@ -97,7 +101,7 @@ def _shard(path: Path, records: int) -> dict:
 def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
     """Reads a unit and commits its folder. `pulse(n)` is told of every n records on the way."""
     final = job.unit_folder(unit)
-    writer, since = _UnitWriter(Path(f"{final}.tmp{os.getpid()}")), 0
+    writer, since = _UnitWriter(Path(f"{final}.tmp{os.getpid()}"), job.counting), 0
     for outcome in image_text.outcomes(job.reading, job.storing, unit):
         writer.add(outcome)
         since += 1
@@ -114,7 +118,7 @@ def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
 
 
 def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
-        identity: dict, progress: Callable) -> dict:  # fmt: skip
+        identity: dict, progress: Callable, counting: Counting | None = None) -> dict:  # fmt: skip
     """Assembles `plan` into the TFDS folder `out` and returns its manifest.
 
     `progress(total)` gives a tqdm bar. Raises UserError when `out` is being written by another process, was begun with
@@ -124,7 +128,7 @@ def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: in
     building.mkdir(parents=True, exist_ok=True)
     with _alone(building):
         _claim(building / "identity.json", identity)
-        job = Job(plan.reading, storing, str(building / "units"))
+        job = Job(plan.reading, storing, str(building / "units"), counting)
         Path(job.folder).mkdir(exist_ok=True)
         for leftover in Path(job.folder).glob("*.tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -265,7 +269,7 @@ def _rewrite(job: Job, unit: crawl.Unit, repeated: np.ndarray) -> None:
     final = job.unit_folder(unit)
     splits = list(_summary(job, unit)["shards"])
     readers = [array_record_module.ArrayRecordReader(str(final / f"{s}.array_record")) for s in splits]
-    writer = _UnitWriter(Path(f"{final}.tmp{os.getpid()}"))
+    writer = _UnitWriter(Path(f"{final}.tmp{os.getpid()}"), job.counting)
     for line in (final / "dropped.jsonl").read_text(encoding="utf-8").splitlines():
         writer.add(Dropped(**json.loads(line)))
     for row, bad in zip(np.load(final / "rows.npy").tolist(), repeated):

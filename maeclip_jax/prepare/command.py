@@ -20,6 +20,7 @@ import sys
 from etils import epath
 
 from maeclip_jax import cli, errors
+from maeclip_jax.errors import storage
 from maeclip_jax.prepare import crawl
 
 RUNNERS = ("local", "beam")
@@ -34,6 +35,7 @@ def parser() -> cli.Parser:
     p.add_argument("--image_column", default="", help="column of picture paths or bytes (the first usual name)")
     p.add_argument("--caption_column", default="", help="column of captions, a text or a list (the first usual name)")
     p.add_argument("--split_column", default="", help="column that names the split ('split' if there is one)")
+    p.add_argument("--ignore_split", action="store_true", help="all go to --split, whatever a 'split' column says")
     p.add_argument("--split", default="train", help="split of records that name none (%(default)s)")
     p.add_argument("--image_dir", default="", help="where picture paths start (beside the table, or in images/ there)")
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
@@ -44,6 +46,8 @@ def parser() -> cli.Parser:
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     p.add_argument("--runner", default="local", help=f"{' or '.join(RUNNERS)} (%(default)s)")
     p.add_argument("--beam_options", default="", help="options of the Beam pipeline, one string")
+    p.add_argument("--tokenizer", default="", help="count captions that it cuts: bytes, bert:FILE, clip:FILE, ...")
+    p.add_argument("--text_length", type=int, default=0, help="tokens at which --tokenizer cuts a caption")
     p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name and version")
     return p
 
@@ -56,7 +60,7 @@ def prepare(args: argparse.Namespace) -> dict:
         format=args.format,
         image_column=args.image_column,
         caption_column=args.caption_column,
-        split_column=args.split_column,
+        split_column=None if args.ignore_split else args.split_column,
         image_dir=args.image_dir,
         split=args.split,
         unit_records=args.unit_records,
@@ -64,9 +68,12 @@ def prepare(args: argparse.Namespace) -> dict:
     from maeclip_jax.prepare import image_text, manifest
 
     storing = image_text.Storing(args.short_side, args.quality, args.max_pixels)
+    counting = manifest.Counting(args.tokenizer, args.text_length) if args.tokenizer else None
     reading = dataclasses.asdict(plan.reading)
     source = {name: reading.pop(name) for name in ("format", "root")} | {"files": plan.files}
     options = reading | dataclasses.asdict(storing) | {"unit_records": args.unit_records, "runner": args.runner}
+    if counting:
+        options |= dataclasses.asdict(counting)
     identity = {"options": options, "source": source}
     out = crawl.located(args.out) / args.name / image_text.VERSION
     if args.overwrite:
@@ -78,22 +85,37 @@ def prepare(args: argparse.Namespace) -> dict:
     found = f"{plan.reading.format} in {plan.reading.root}: {len(plan.files)} files, {len(plan.units)} units of work"
     print(found, file=sys.stderr)
     arguments = {"out": out, "name": args.name, "max_bad": args.max_bad, "identity": identity}
-    if args.runner == "beam":
-        from maeclip_jax.prepare import image_text_beam
+    then = "the same command continues when it can be written" if args.runner == "local" else ""
+    with storage.writing(out, then=then):
+        if args.runner == "beam":
+            from maeclip_jax.prepare import image_text_beam
 
-        tree = image_text_beam.run(plan, storing, options=args.beam_options, **arguments)
-    else:
-        from maeclip_jax.prepare import assembly
+            tree = image_text_beam.run(plan, storing, options=args.beam_options, **arguments)
+        else:
+            from maeclip_jax.prepare import assembly
 
-        tree = assembly.run(plan, storing, workers=args.workers, progress=_bar, **arguments)
+            tree = assembly.run(plan, storing, counting=counting, workers=args.workers, progress=_bar, **arguments)
     print(manifest.report(tree))
     print(f"written to {out}")
     return tree
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.ignore_split and args.split_column:
+        raise errors.UserError(f"--ignore_split and --split_column={args.split_column} exclude each other; give one")
     if args.runner not in RUNNERS:
         raise errors.unknown("runner", args.runner, RUNNERS)
+    if bool(args.tokenizer) != (args.text_length > 0):
+        raise errors.UserError(
+            f"--tokenizer={args.tokenizer} and --text_length={args.text_length} go together; valid: both, such as "
+            "--tokenizer=bytes --text_length=64, or neither"
+        )
+    if args.tokenizer and args.runner == "beam":
+        raise errors.UserError("--tokenizer is counted by runner local; valid: --runner local, or no --tokenizer")
+    if args.tokenizer:
+        from maeclip_jax.prepare import manifest
+
+        manifest.Counting(args.tokenizer, args.text_length).make()  # a wrong one is said before any work
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
         raise errors.UserError(f"name {args.name!r} is not a TFDS name; valid: small letters, digits and _")
     if "://" in args.out and args.runner == "local":

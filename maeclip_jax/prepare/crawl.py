@@ -70,12 +70,21 @@ class Plan:
         return {u.path: u.mark for u in self.units}
 
 
-def plan(src: str, *, format: str = "auto", image_column: str = "", caption_column: str = "", split_column: str = "",
-         image_dir: str = "", split: str = "train", unit_records: int = 0) -> Plan:  # fmt: skip
+def plan(
+    src: str,
+    *,
+    format: str = "auto",
+    image_column: str = "",
+    caption_column: str = "",
+    split_column: str | None = "",
+    image_dir: str = "",
+    split: str = "train",
+    unit_records: int = 0,
+) -> Plan:
     """Looks at `src` (a folder or one file) and divides it into units.
 
-    `unit_records`: records in a unit; 0 chooses 1/64 of the source, between 100 and 10,000. A tar is always one
-    unit. Raises UserError when there is nothing to read.
+    `split_column`: "" = the usual one, if there is one; None = none. `unit_records`: records in a unit; 0 chooses 1/64
+    of the source, between 100 and 10,000. A tar is always one unit. Raises UserError when there is nothing to read.
     """
     from maeclip_jax.prepare import division
 

@@ -52,7 +52,7 @@ def _members(reading: Reading, wanted: Wanted) -> Reading:
     if wanted["image"]:
         choice = "leave it out, or --format table or parquet"
         raise errors.UserError(f"image_column has no meaning for {reading.format}; valid: {choice}")
-    return dataclasses.replace(reading, caption_column=wanted["caption"], split_column=wanted["split"])
+    return dataclasses.replace(reading, caption_column=wanted["caption"], split_column=wanted["split"] or "")
 
 
 def upstream(shard: epath.Path) -> dict[str, int]:

@@ -6,6 +6,8 @@ same source and options give the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,6 +17,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from maeclip_jax import errors
+from maeclip_jax.data import tokenizer as tokenizers
 
 QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 QUANTITIES = {
@@ -32,6 +35,24 @@ QUANTITIES = {
 PACKAGES = ("array_record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
 
 
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """`tokenizer`: a type and its file, such as "bert:bert_vocab.txt", or "bytes". `text_length`: where it cuts."""
+
+    tokenizer: str
+    text_length: int
+
+    def make(self):
+        """The tokenizer. UserError for an unknown type or a file that is not there."""
+        kind, _, path = self.tokenizer.partition(":")
+        return tokenizers.make({"type": kind} | ({"path": path} if path else {}))
+
+    @functools.cached_property
+    def made(self):
+        """The tokenizer, made once."""
+        return self.make()
+
+
 class Tally:
     """Counts and histograms of outcomes; tallies of parts add up to the tally of the whole.
 
@@ -39,7 +60,8 @@ class Tally:
     a thousand.
     """
 
-    def __init__(self):
+    def __init__(self, counting: Counting | None = None):
+        self.counting = counting
         self.totals: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()  # by split
         self.dropped: Counter[str] = Counter()  # by kind
@@ -77,6 +99,9 @@ class Tally:
         for text in texts:
             self.histograms["caption_words"][_rounded(len(text.split()))] += 1
             self.histograms["caption_characters"][_rounded(len(text))] += 1
+            if self.counting:
+                self.totals["captions_tokenized"] += 1
+                self.totals["captions_cut"] += self.counting.made.count(text) > self.counting.text_length
 
     @classmethod
     def sum(cls, tallies: Iterable[Tally]) -> Tally:
@@ -170,6 +195,10 @@ def report(manifest: dict) -> str:
     lines.append(f"{verbatim:>12,} pictures stored byte for byte, {records['kept'] - verbatim:,} encoded anew")
     if totals.get("empty_captions_left_out"):
         lines.append(f"{totals['empty_captions_left_out']:>12,} empty captions left out beside others of their picture")
+    if totals.get("captions_tokenized"):
+        cut, options = totals.get("captions_cut", 0), manifest["options"]
+        share, length = cut / totals["captions_tokenized"], options["text_length"]
+        lines.append(f"{cut:>12,} captions ({share:.2%}) cut at {length} tokens by {options['tokenizer']}")
     before, after = totals.get("source_picture_bytes", 0), totals.get("stored_picture_bytes", 0)
     lines += [f"{after / 1e6:>12,.1f} MB of pictures stored, of {before / 1e6:,.1f} MB read", ""]
     lines.append(f"{'quantile':24s}" + "".join(f"{f'{q:.0%}':>10s}" for q in QUANTILES))

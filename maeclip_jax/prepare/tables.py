@@ -21,13 +21,17 @@ csv.field_size_limit(1 << 24)
 def columns(wanted: Mapping[str, str], names: list[str], where: str) -> dict[str, str]:
     """`image_column`, `caption_column`, `split_column`: those wanted, else the first usual name that occurs.
 
-    Only a split column may be missing (""); for the others UserError lists the columns of `where`.
+    Only a split column may be missing (""), or be ignored (None); for the others UserError lists the columns of
+    `where`.
     """
     found = {}
     for role, candidates in USUAL.items():
         name = wanted[role]
         if name and name not in names:
             raise errors.unknown(f"{role}_column", name, names)
+        if name is None:  # to be ignored, though there may be one
+            found[f"{role}_column"] = ""
+            continue
         name = name or next((c for c in candidates if c in names), "")
         if not name and role != "split":
             choices = ", ".join(map(str, names)) or "none: it has no columns"

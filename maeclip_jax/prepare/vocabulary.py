@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from maeclip_jax import cli
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, storage
 
 
 def train(captions: Iterable[str], size: int) -> bytes:
@@ -56,10 +56,16 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--data_dir", default="", help="default: $MAECLIP_DATA_DIR or data")
     parser.add_argument("--size", type=int, default=4000, help="largest number of pieces (default: 4000)")
     parser.add_argument("--out", required=True, help="the .model file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     args = parser.parse_args(argv)
+    if epath.Path(args.out).exists() and not args.overwrite:
+        raise UserError(
+            f"--out {args.out} is there: runs may have been trained with it; choose another name, or add --overwrite"
+        )
     model = train(captions_of(args.name, args.split, args.data_dir), args.size)
-    epath.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    epath.Path(args.out).write_bytes(model)
+    with storage.writing(args.out, len(model)):
+        epath.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(args.out).write_bytes(model)
     import sentencepiece
 
     size = sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size()

@@ -58,6 +58,7 @@ def cell(entries: Sequence[Entry], *, listed: bool = False) -> Cell:
         if not label and not first.own_pool:
             label = f"pool {first.settings['pool']}"
         values, held = [e.metric.value for e in same], chance(e.metric for e in same)
+        label = ", ".join(dict.fromkeys(filter(None, (label, *(e.metric.note for e in same)))))
         lines.append(line(values, first.metric.unit, label, held, first.metric.interval))
     if len({(x.text, x.spread, x.chance) for x in lines}) == 1:
         lines = [dataclasses.replace(lines[0], label="" if len(lines) > 1 else lines[0].label)]

@@ -17,6 +17,7 @@ PHASES = {
     "checkpoint": "checkpoints",
     "eval": "evaluation",
 }
+NOT_SPENT = ("input_wait", "slept")  # a part of another phase; time in which the machine slept
 
 
 def view(run: Run) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def view(run: Run) -> dict[str, Any]:
             rows.append((what, text, known))
 
     seconds = {k: v for k, v in (costs.get("seconds") or {}).items() if number(v)}
-    total, shares = sum(v for k, v in seconds.items() if k != "input_wait"), []
+    total, shares = sum(v for k, v in seconds.items() if k not in NOT_SPENT), []
     devices, kind = costs.get("devices"), costs.get("device_kind", "device")
     if total > 0:
         wait = min(seconds.get("input_wait", 0.0), seconds.get("train", 0.0))
@@ -38,6 +39,8 @@ def view(run: Run) -> dict[str, Any]:
         if devices:
             hours = total / 3600 * devices
             row("chip-hours", hours, f"{hours:.3g} ({devices} × {kind})")
+    if seconds.get("slept"):
+        row("time asleep, left out of all others", seconds["slept"], duration(seconds["slept"]))
     per_chip = median(run, "perf/img_per_sec_per_chip")
     row("images per second", *_text(median(run, "perf/img_per_sec"), lambda v: f"{v:,.0f} /s, median"))
     row("images per second and chip", *_text(per_chip, lambda v: f"{v:,.0f} /s, median"))
@@ -74,7 +77,7 @@ def _text(value: Any, form) -> tuple[Any, str]:
 def chip_hours(run: Run) -> float:
     """Hours of all devices together, restarts included; 0 if nothing is recorded."""
     seconds = run.costs.get("seconds") or {}
-    total = sum(v for k, v in seconds.items() if k != "input_wait" and number(v))
+    total = sum(v for k, v in seconds.items() if k not in NOT_SPENT and number(v))
     return total * (run.costs.get("devices") or 1) / 3600
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax.errors import storage
 from maeclip_jax.report import cost, details, figures
 from maeclip_jax.report.details import Picture
 from maeclip_jax.report.run import Number, Run, readable
@@ -108,9 +109,9 @@ def amount(value: float, unit: str = "") -> str:
 
 
 def between(m: Number) -> str:
-    """` [60.1, 63.5]`, the interval of a number that has one."""
+    """` [60.1, 63.5] (all 12 neighbours)`, the interval and the note of a number that has them."""
     ends = [amount(x, m.unit).removesuffix(f" {m.unit}") for x in m.interval or ()]
-    return f" [{', '.join(ends)}]" if ends else ""
+    return (f" [{', '.join(ends)}]" if ends else "") + (f" ({m.note})" if m.note else "")
 
 
 def times(m: Number) -> str:
@@ -165,10 +166,13 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
     text = jinja2.Environment(finalize=plain, undefined=jinja2.StrictUndefined, **setting)
     text.filters |= common | {"src": beside, "fence": fence}
     text.globals["raw"] = Markdown  # what a macro made is escaped already
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
-    page.write_text(html.get_template(f"{template}.html.j2").render(values))
-    (folder / "report.md").write_text(text.get_template(f"{template}.md.j2").render(values))
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    rendered = html.get_template(f"{template}.html.j2").render(values)
+    markdown = text.get_template(f"{template}.md.j2").render(values)
+    with storage.writing(folder, sum(map(len, (rendered, markdown, *files.values())))):
+        folder.mkdir(parents=True, exist_ok=True)
+        page.write_text(rendered)
+        (folder / "report.md").write_text(markdown)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     return page

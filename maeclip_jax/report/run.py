@@ -32,6 +32,7 @@ class Number:
     chance: float | None = None
     baseline: float | None = None
     interval: tuple[float, float] | None = None
+    note: str = ""
     own: bool = False
 
     @property

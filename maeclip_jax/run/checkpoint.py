@@ -7,6 +7,8 @@ counters) and the item `meta` (JSON: data position, seed, batch size, config). A
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +16,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax.cli import say
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, storage
+from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.sharding import put
+from maeclip_jax.parallel.terminal import say, warn
 from maeclip_jax.params import flatten, unflatten, with_layers_like
 from maeclip_jax.workdir import CHECKPOINTS
 
 STATE, META = "state", "meta"
+# Orbax counts the time of day, in which a machine may sleep. A save that hangs is the watchdog's matter.
+TIMEOUT_SECONDS = 24 * 3600
+_PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
 
 
 class KeepBest:
@@ -71,15 +77,22 @@ class Checkpoints:
         if keep_every:
             policies.append(cm.EveryNSteps(keep_every))
         self._ocp, self._directory = ocp, absolute(directory)
+        self._saving, self._need, self._slept = 0, 0, 0.0  # step, its bytes, what had been slept when it began
+        with storage.writing(self._directory):
+            self._remove_unfinished()
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=cm.AnyPreservationPolicy(policies),
+                    enable_async_checkpointing=True,
+                    async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_SECONDS),
+                ),
+            )
+
+    def _remove_unfinished(self) -> None:
         if jax.process_index() == 0 and self._directory.exists():
             for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 leftover.rmtree(missing_ok=True)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=cm.AnyPreservationPolicy(policies), enable_async_checkpointing=True
-            ),
-        )
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -112,20 +125,64 @@ class Checkpoints:
             raise UserError(f"unknown checkpoint.best {self._best_metric!r}; valid: {', '.join(sorted(siblings))}")
 
     def save(self, step: int, state: Any, meta: Mapping) -> None:
-        """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone."""
-        args = self._ocp.args
-        nested = unflatten(flatten(state))
-        self._manager.save(
-            step, force=True, args=args.Composite(state=args.StandardSave(nested), meta=args.JsonSave(dict(meta)))
-        )
+        """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone.
 
-    def wait(self) -> None:
-        """Blocks until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        StorageError if this save, or the one before, cannot be written. One that was lost (see `wait`) is made up for.
+        """
+        self.wait()
+        flat, args = flatten(state), self._ocp.args
+        self._saving, self._need = step, sum(x.size * x.dtype.itemsize for x in flat.values())
+        self._slept = sleep.slept()
+        items = args.Composite(state=args.StandardSave(unflatten(flat)), meta=args.JsonSave(dict(meta)))
+        with storage.writing(self.folder(step), self._need):
+            self._manager.save(step, force=True, args=items)
+
+    def lost(self) -> bool:
+        """Whether a save has ended, and a sleep of the machine lost it; as `wait`, but never blocks."""
+        return not self._manager.is_saving_in_progress() and not self.wait()
+
+    def wait(self) -> bool:
+        """Blocks until what is being saved is on disk; False if a sleep of the machine lost it: save again.
+
+        StorageError if it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as e:
+            failure = storage.failure(self.folder(self._saving), e, self._need)  # what is free is asked for before
+            self._clear_away(1.0 if failure else _PATIENCE_SECONDS)
+            if failure:
+                raise failure from e
+            # On several processes, not all may have lost it: they begin anew together.
+            if isinstance(e, TimeoutError) and sleep.slept() > self._slept and jax.process_count() == 1:
+                warn(f"the machine slept while step {self._saving} was being saved, which failed; saving again")
+                return False
+            raise
+        return True
+
+    def _clear_away(self, patience: float) -> None:
+        """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are.
+
+        Some of its threads may wait minutes for a folder that another could not make: `patience`, in seconds.
+        """
+        until = time.monotonic() + patience
+        for thread in threading.enumerate():
+            if type(thread).__module__.startswith("orbax."):
+                threading.Thread.join(thread, max(0.0, until - time.monotonic()))
+        with contextlib.suppress(OSError):
+            self._remove_unfinished()
+        self._manager.reload()
+
+    def safe(self) -> str:
+        """Waits for what is being saved, and says in words from where the run can be continued."""
+        with contextlib.suppress(Exception):  # something went wrong already, and that will be said
+            self.wait()
+        latest = self.latest()
+        return "no step is saved yet" if latest is None else f"step {latest} is saved"
 
     def close(self) -> None:
         """Waits and releases threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 
@@ -261,6 +318,11 @@ def locate(source: epath.PathLike) -> epath.Path:
             f"no checkpoint in {str(source)!r}; valid: a workdir with {CHECKPOINTS}/<step>, or one such step"
         )
     return folder / str(max(steps))
+
+
+def origin(source: str) -> epath.Path:
+    """The workdir of what `locate` finds; for other code bases' weights (kind:path) their path, where no run is."""
+    return epath.Path(source) if ":" in source.partition("://")[0] else locate(source).parent.parent
 
 
 def _complete(folder: epath.Path) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 
+from maeclip_jax.parallel import sleep
 from maeclip_jax.run import startup
 
 
@@ -13,27 +13,30 @@ class Clock:
     """Where the time of a run goes, in seconds by phase, summed over restarts (the sums travel in the checkpoint).
 
     `train` is the time in the loop that went into neither checkpoints nor evaluations; `input_wait` is the part of it
-    spent waiting for data. `start` takes the phases of this start alone, up to its first step.
+    spent waiting for data. `slept`, if any, is time in which the machine slept, which belongs to no other phase.
+    `start` takes the phases of this start alone, up to its first step.
     """
 
     PAUSES = ("checkpoint", "eval")
+    SLEPT = "slept"
     PHASES = ("compile", "restore", "train", "input_wait", *PAUSES)
 
     def __init__(self, seconds: Mapping[str, float] | None = None, start: startup.Startup | None = None):
         self._seconds = dict.fromkeys(self.PHASES, 0.0) | dict(seconds or {})
         self._loop: tuple[float, float] | None = None
+        self._slept = self._seconds.get(self.SLEPT, 0.0) - sleep.slept()
         self._doing = ("", 0.0)  # phase, since when
         self.start = start or startup.Startup(0)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to phase `name`."""
-        start, before = time.perf_counter(), self._doing
+        start, before = sleep.awake(), self._doing
         self._doing = (name, start)
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - start)
+            self.add(name, sleep.awake() - start)
             self._doing = before  # last, so that `look` never counts a pause as training
 
     def add(self, name: str, seconds: float) -> None:
@@ -45,12 +48,12 @@ class Clock:
     def look(self) -> tuple[float, str, float]:
         """(seconds of training, the phase it is in, seconds in it so far if it is a pause); from any thread."""
         doing, since = self._doing
-        paused = time.perf_counter() - since if doing in self.PAUSES else 0.0
+        paused = sleep.awake() - since if doing in self.PAUSES else 0.0
         return self.seconds["train"], doing, paused
 
     def start_loop(self) -> None:
         """From now on time is training, unless a phase says otherwise."""
-        self._loop = (time.perf_counter(), self.paused)
+        self._loop = (sleep.awake(), self.paused)
 
     def stop_loop(self) -> None:
         """Books the training time so far."""
@@ -64,8 +67,10 @@ class Clock:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by phase up to now."""
-        out = dict(self._seconds)
+        out, slept = dict(self._seconds), self._slept + sleep.slept()
+        if slept:
+            out[self.SLEPT] = slept
         if self._loop:
             start, paused = self._loop
-            out["train"] += time.perf_counter() - start - (self.paused - paused)
+            out["train"] += sleep.awake() - start - (self.paused - paused)
         return out

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,14 +14,28 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax import errors, evals
-from maeclip_jax.cli import say, warn
+from maeclip_jax.config import digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
+from maeclip_jax.errors import storage
+from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.evals import Detail, Metric, Picture
+from maeclip_jax.parallel import sleep
+from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
-from maeclip_jax.workdir import CONFIG, EVALS, RESULTS_FORMAT, make_workdir, read_names, result_files, write_text
+from maeclip_jax.workdir import (
+    CONFIG,
+    EVALS,
+    RESULTS_FORMAT,
+    find_files,
+    make_workdir,
+    other_words,
+    read_names,
+    result_files,
+    write_text,
+)
 
 SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "seconds", "settings")
 
@@ -37,6 +52,7 @@ class Runner:
     ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
+        self._warned: set[str] = set()  # those whose reason has been said
         self.better: dict[str, str] = {}  # metric -> which direction is better, of what has been measured
         self.show: Callable[[int, str, np.ndarray], None] = lambda step, name, pixels_HxWx3: None
         self.settings: dict[str, dict] = {}
@@ -45,7 +61,9 @@ class Runner:
         for name, entry in config.evals.items():
             settings = source.plain(entry)
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
-            self.settings[name] = json.loads(json.dumps(settings, default=repr))
+            files = {n: f"a file of SHA-256 {digest(path)}..." for n, path in named_files(settings).items()}
+            # A file counts by its content: numbers by another file of the same name are not known yet.
+            self.settings[name] = json.loads(json.dumps(with_leaves(settings, files), default=repr))
             try:
                 made = evals.make(settings.pop("type"), self.context, **settings)
                 # Is all data there? Said now, not after hours of training; opening reads what describes it, no records.
@@ -56,7 +74,7 @@ class Runner:
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
             except errors.UserError as e:
-                self._fail(name, e)
+                self.failed[name] = str(e)  # `raise_failures` says it
 
     def results(self, step: int) -> dict:
         """What is known of `step`: evals/<step>.json, or an empty result."""
@@ -85,7 +103,9 @@ class Runner:
     def run_due(self, params: Any, step: int, *, final: bool) -> dict[str, float]:
         """Runs what is due at `step` (everything, if `final`) and has no result yet; returns the new metrics.
 
-        An evaluator that fails with a UserError does not take the others down: it is logged, and kept in `failed`.
+        An evaluator that fails takes neither the others nor the training down: it is logged, and kept in `failed`, and
+        so is one whose result cannot be written. On several processes an error of the program does end all, since one
+        that goes on alone would wait for the others for ever.
         """
         due = self.due(step, final=final)
         if not due:
@@ -94,32 +114,62 @@ class Runner:
         result["not_applicable"] |= self.not_applicable
         new: dict[str, float] = {}
         for name in [n for n in due if not self._is_known(n, result)]:
-            start = time.perf_counter()
+            start = sleep.awake()
             try:
-                metrics = self._run(name, params, step, result)
+                with Waiting(f"eval {name} at step {step}"):
+                    metrics = self._run(name, params, step, result)
             except errors.UserError as e:
                 self._fail(name, e)
                 continue
-            result["seconds"][name] = time.perf_counter() - start
+            except Exception as e:
+                if jax.process_count() > 1:
+                    raise
+                self._fail(name, e)
+                continue
+            result["seconds"][name] = sleep.awake() - start
             result["settings"][name] = self.settings[name]
             new |= {full: metric.value for full, metric in metrics.items()}
-            shown = ", ".join(f"{m.name} {m.value:.4g} {m.unit}".strip() for m in metrics.values())
+            shown = ", ".join(
+                f"{m.name} {m.value:.4g} {m.unit}".strip() + (f" ({m.note})" if m.note else "")
+                for m in metrics.values()
+            )
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
-            # Each result is kept as it comes: an evaluation that is stopped goes on where it was.
-            write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
+            self._keep(name, step, result)  # as it comes: an evaluation that is stopped goes on where it was
         self.context.forget()
-        write_text(self.workdir / EVALS / f"{step}.json", json.dumps(result, indent=1))
+        self._keep(due[-1], step, result)
         return new
 
-    def _fail(self, name: str, error: errors.UserError) -> None:
-        self.failed[name] = str(error)
-        warn(f"evaluation {name} failed: {error}")
+    def _keep(self, name: str, step: int, result: dict) -> None:
+        """Writes evals/<step>.json, with what another command has measured of the step in the meantime.
+
+        Where that cannot be done, the evaluation that ran last has failed.
+        """
+        path = self.workdir / EVALS / f"{step}.json"
+        theirs = json.loads(path.read_text()) if jax.process_index() == 0 and path.exists() else {}
+        if theirs.get("format") == RESULTS_FORMAT:
+            for part in SECTIONS:
+                others = {k: v for k, v in theirs[part].items() if k.partition("/")[0] not in self.settings}
+                result[part] = others | result[part]
+        try:
+            write_text(path, json.dumps(result, indent=1))
+        except StorageError as e:
+            self._fail(name, e)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        said = " ".join(str(error).split())
+        said = said if isinstance(error, errors.UserError) else f"{type(error).__name__}: {said}"
+        if os.environ.get("MAECLIP_TRACEBACK"):
+            traceback.print_exception(error)
+        if self.failed.get(name) != said:  # once, however often it is due
+            warn(f"evaluation {name} failed: {said}")
+        self.failed[name] = said
+        self._warned.add(name)
 
     def _is_known(self, name: str, result: Mapping) -> bool:
         return name in result["seconds"] and result["settings"].get(name, self.settings[name]) == self.settings[name]
 
     def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, Metric]:
-        metrics, self.context.running = {}, name
+        metrics, self.context.running, unwritten = {}, name, None
         for part in ("metrics", "about", "details", "pictures"):  # of other settings, if there were any
             result[part] = {k: v for k, v in result[part].items() if not k.startswith(f"{name}/")}
         for found in self._values(name, params):
@@ -130,10 +180,15 @@ class Runner:
                 result["details"][full] = found.value
             elif isinstance(found, Picture):
                 file = f"{step}/{name}-{found.name}.png"
-                result["pictures"][full] = _save_picture(self.workdir / EVALS, file, found.pixels_HxWx3)
+                try:
+                    result["pictures"][full] = _save_picture(self.workdir / EVALS, file, found.pixels_HxWx3)
+                except StorageError as e:  # met by process 0 alone, which still has to take part in what follows
+                    unwritten = unwritten or e
                 self.show(step, full, found.pixels_HxWx3)
             else:
                 raise errors.UserError(f"its run() gave a {type(found).__name__}; valid: Metric, Picture, Detail")
+        if unwritten:
+            raise unwritten
         self.better |= {full: metric.better for full, metric in metrics.items()}
         result["metrics"] |= {full: metric.value for full, metric in metrics.items()}
         result["about"] |= {full: metric.about() for full, metric in metrics.items()}
@@ -144,9 +199,13 @@ class Runner:
             yield from self.evaluators[name].run(params)
 
     def raise_failures(self) -> None:
-        """UserError naming every evaluator that failed, if any did."""
-        if self.failed:
-            raise errors.UserError("; ".join(f"evaluation {n} failed: {e}" for n, e in self.failed.items()))
+        """UserError naming every evaluator that failed, if any did, and why, where that has not been said."""
+        said = [
+            f"evaluation {n} failed" + (", as its warning says" if n in self._warned else f": {e}")
+            for n, e in self.failed.items()
+        ]
+        if said:
+            raise errors.UserError("; ".join(said))
 
 
 def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> str:
@@ -157,8 +216,9 @@ def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> s
 
         buffer = io.BytesIO()
         Image.fromarray(picture_HxWx3).save(buffer, "PNG")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(buffer.getvalue())
+        with storage.writing(folder / name, buffer.tell()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(buffer.getvalue())
     return name
 
 
@@ -177,12 +237,18 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     A `resume` that config.json has too is where the run began: its own newest is evaluated, if it has one. Needs no
     training data. UserError, after all others have run, for evaluators that failed.
     """
+    sleep.watch()
     workdir = make_workdir(workdir)
+    folder, config = _place(config, workdir), config.copy_and_resolve_references()
+    origin = folder.parent.parent
+    find_files(config, origin)
     tokenizer = tokenizers.of(config)
+    if tokenizer and (other := other_words(config, origin)):
+        raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
-    folder = _place(config, workdir)
     with jax.set_mesh(model.mesh):
-        params = checkpoint.read_params(folder, model.params)
+        with Waiting(f"reading {folder}"):
+            params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)
         names = read_names(folder, workdir)
         runner = Runner(config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names)

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from maeclip_jax import errors
-from maeclip_jax.cli import Progress
 from maeclip_jax.data import pipeline, source
 from maeclip_jax.evals.protocol import select
 from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel.terminal import Progress
 
 
 class Surroundings:
@@ -51,7 +51,8 @@ class Surroundings:
             return call
 
         self._embed, self._encode = method("embed"), method("encode")
-        self._reconstruct, loss = self.compile(seeded("reconstruct")), seeded("__call__", train=False)
+        words = tokenizer.vocab_size if tokenizer else None
+        self._reconstruct, loss = self.compile(seeded("reconstruct", words=words)), seeded("__call__", train=False)
         self._loss = sharding.jit(lambda params, batch, seed: loss(objective, params, batch, seed), mesh)
 
     def source(self, config_data: Mapping) -> Any:

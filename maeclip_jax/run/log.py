@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax.cli import warn
+from maeclip_jax.parallel.terminal import warn
 from maeclip_jax.run import sinks
 from maeclip_jax.workdir import read_metrics
 

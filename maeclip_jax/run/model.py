@@ -266,8 +266,10 @@ class Model:
             return objective.apply({"params": params}, batch, *args, method=method)
 
         def reconstruct(objective, params, batch, seed):
-            rngs = {"mask": jax.random.key(seed)}
-            return objective.clone(mask=dict(settings)).apply({"params": params}, batch, rngs=rngs, method=method)
+            rngs, tokenizer = {"mask": jax.random.key(seed)}, self.preprocess.tokenizer
+            words = tokenizer.vocab_size if tokenizer else None
+            made = objective.clone(mask=dict(settings))
+            return made.apply({"params": params}, batch, words, rngs=rngs, method=method)
 
         def similarity_map(objective, params, batch, text_QxE):
             return saliency.similarity(objective, params, batch["image"], text_QxE)

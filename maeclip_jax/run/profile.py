@@ -9,8 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from maeclip_jax.cli import say, warn
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel.terminal import say, warn
 
 _KINDS = (".xplane.pb", ".trace.json.gz")  # of files; what stands before it is the name of a host to xprof
 _FORM = re.compile(r"(\d{1,18}):(\d{1,18})")

@@ -13,13 +13,14 @@ import math
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.workdir import METRICS, TENSORBOARD, WANDB_ID, write_text
 
 
@@ -68,7 +69,7 @@ class Jsonl:
         if joins:
             self._rewrite()
         else:
-            with self._path.open("a") as f:
+            with storage.writing(self._path), self._path.open("a") as f:
                 f.write(json.dumps(row) + "\n")
 
     def picture(self, step: int, name: str, pixels_HxWx3: np.ndarray) -> None:
@@ -85,33 +86,72 @@ class Jsonl:
 class TensorBoard:
     """Event files in `tensorboard/`. Those of a remote workdir are written here and copied whenever it is flushed.
 
-    TensorBoard itself hides what an earlier file of the run says of the steps after the one it continues from.
+    TensorBoard itself hides what an earlier file of the run says of the steps after the one it continues from. Whatever
+    cannot be written raises here, at once: tensorboardX's own writer has a thread that dies of it, and then its queue
+    blocks the run for ever. What comes later begins another file, because this one may end in half a record.
     """
 
-    def __init__(self, story: Story):
-        from tensorboardX import SummaryWriter
+    EVERY_SECONDS = 30.0  # how long something may wait until it is on disk
 
+    def __init__(self, story: Story):
         self._folder = story.workdir / TENSORBOARD
         self._files = epath.Path(tempfile.mkdtemp()) if story.remote else self._folder
-        self._writer = SummaryWriter(str(self._files), purge_step=story.resumed + 1 if story.resumed else None)
+        self._resumed, self._number, self._writer, self._flushed = story.resumed, 0, None, time.monotonic()
+        self._write()
+
+    def _write(self, *events: Mapping) -> None:
+        """Appends `events` (fields of TensorBoard's Event), to a new file if there is none."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        if self._writer is None:
+            self._files.mkdir(parents=True, exist_ok=True)
+            self._number += 1
+            suffix = f".{self._number}" if self._number > 1 else ""
+            self._writer = EventsWriter(str(self._files / "events"), suffix)
+            if self._resumed and self._number == 1:
+                start = SessionLog(status=SessionLog.START)
+                events = ({"step": self._resumed + 1, "session_log": start}, *events)
+        try:
+            for event in events:
+                self._writer.write_event(Event(wall_time=time.time(), **event))
+            if time.monotonic() - self._flushed > self.EVERY_SECONDS:
+                self._flush()
+        except OSError:
+            self._writer = None
+            raise
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+        except OSError:
+            self._writer = None
+            raise
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.summary import scalar
+
+        self._write(*({"step": step, "summary": scalar(name, value)} for name, value in values.items()))
 
     def picture(self, step: int, name: str, pixels_HxWx3: np.ndarray) -> None:
-        self._writer.add_image(name, pixels_HxWx3, step, dataformats="HWC")
+        from tensorboardX.summary import image
+
+        self._write({"step": step, "summary": image(name, pixels_HxWx3, dataformats="HWC")})
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._flush()
         if self._files != self._folder:
             self._folder.mkdir(parents=True, exist_ok=True)
             for file in self._files.iterdir():
                 (self._folder / file.name).write_bytes(file.read_bytes())
 
     def close(self) -> None:
-        self._writer.close()
         self.flush()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Wandb:

@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Iterator
 
+from maeclip_jax.parallel import sleep
+
 _LOADED = time.monotonic()
 FIRST_STEP = "to first step"
 
@@ -28,7 +30,7 @@ class Startup:
     """
 
     def __init__(self, spent: float | None = None):
-        self._begun = time.perf_counter() - (age() if spent is None else spent)
+        self._begun = sleep.awake() - (age() if spent is None else spent)
         self.seconds: dict[str, float] = {}
 
     @property
@@ -38,7 +40,7 @@ class Startup:
 
     def so_far(self) -> float:
         """Seconds since the process started."""
-        return time.perf_counter() - self._begun
+        return sleep.awake() - self._begun
 
     def look(self) -> tuple[float, str, float]:
         """What a watchdog looks at: a pause until the first step is done. From any thread."""
@@ -52,11 +54,11 @@ class Startup:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds the time spent inside."""
-        start = time.perf_counter()
+        start = sleep.awake()
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - start)
+            self.add(name, sleep.awake() - start)
 
     def finish(self) -> str:
         """The first step is done. Returns the line that says how long everything took."""

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from maeclip_jax.config import to_steps
+from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
 from maeclip_jax.run import flops, optim
 from maeclip_jax.run.setup import RNG_STREAMS, setup
@@ -72,6 +73,11 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
     made = setup(config, devices=devices)
     objective, mesh, param_specs, fresh_params = made.objective, made.mesh, made.param_specs, made.fresh
     sharding.check_batch(config.batch_size, mesh)
+    if getattr(objective, "contrastive", False) and config.batch_size < 2:
+        raise UserError(
+            f"batch_size {config.batch_size}: {config.objective} compares each pair with the others of its batch, and "
+            "there are none; valid: 2 or more"
+        )
     total = to_steps(config.total, "total", batch_size=config.batch_size, epoch=epoch)
     rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
     on_batch = sharding.batch_sharding(mesh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from maeclip_jax.cli import duration_text
+from maeclip_jax.parallel.terminal import duration_text
 from maeclip_jax.run.clock import Clock
 
 

@@ -7,6 +7,7 @@ import json
 import jax
 from etils import epath
 
+from maeclip_jax.errors import storage
 from maeclip_jax.workdir import EXAMPLES
 
 
@@ -18,12 +19,15 @@ class ExampleTrace:
 
     def __init__(self, workdir: epath.Path, first: int):
         folder = workdir / EXAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / f"{first:08}-of-{jax.process_count()}-{jax.process_index()}.jsonl").open("w")
+        self._path = folder / f"{first:08}-of-{jax.process_count()}-{jax.process_index()}.jsonl"
+        with storage.writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w")
 
     def write(self, step: int, keys: list[str]) -> None:
-        self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
-        self._file.flush()
+        with storage.writing(self._path):
+            self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -8,25 +8,28 @@ n, 4 log, 5 checkpoint if due or if preemption was signalled, 6 evaluate if due,
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
-from maeclip_jax.cli import say, warn
-from maeclip_jax.config import plain, to_steps
-from maeclip_jax.data import pipeline
+from maeclip_jax.config import FILES, plain, to_steps
+from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.interop import adoption
-from maeclip_jax.parallel import watchdog
+from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
+from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
+from maeclip_jax.run.optim import schedule
+from maeclip_jax.run.owner import Owner
 from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.step import State, build
 from maeclip_jax.run.stop import StopSignal
@@ -38,8 +41,12 @@ from maeclip_jax.workdir import (
     CHECKPOINTS,
     CONFIG,
     claim,
+    claim_data,
+    find_files,
     make_workdir,
+    other_words,
     read_names,
+    read_object,
     read_results,
     write_names,
     write_text,
@@ -62,29 +69,34 @@ def run(
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
+    sleep.watch()
     workdir = make_workdir(workdir)
-    tokenizer = tokenizers.of(config)
-    data = pipeline.open(config.data)
-    built = build(config, epoch=data.length, devices=devices)
-    peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
-    with jax.set_mesh(built.mesh), StopSignal() as stop:
-        _Run(config, workdir, tokenizer, data, built, peak, stop, start, limits, profile).loop()
+    config = config.copy_and_resolve_references()  # which will name the copies of files that the workdir keeps
+    with Owner(workdir) as owner:
+        find_files(config, workdir)
+        tokenizer = tokenizers.of(config)
+        data = pipeline.open(config.data)
+        built = build(config, epoch=data.length, devices=devices)
+        peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
+        with jax.set_mesh(built.mesh), StopSignal() as stop:
+            _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
 
 
 class _Run:
     """The pieces of one run, and the loop over them."""
 
     def __init__(
-        self, config, workdir: epath.Path, tokenizer, data: pipeline.Data, built, peak: tuple[float, str], stop, start,
-        limits, profile,
+        self, config, workdir: epath.Path, owner: Owner, tokenizer, data: pipeline.Data, built,
+        peak: tuple[float, str], stop, start, limits, profile,
     ):  # fmt: skip
         self.config, self.workdir, self.built, self.data = config, workdir, built, data
-        self.tokenizer, self.peak, self.stop = tokenizer, peak, stop
+        self.tokenizer, self.peak, self.stop, self.owner = tokenizer, peak, stop, owner
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
             return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
 
+        self.doubted = False
         self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
@@ -99,13 +111,29 @@ class _Run:
             keep_best=config.checkpoint.keep_best,
             best=config.checkpoint.best,
         )
-        self.text = claim(config, workdir, continued=self.saved.latest() is not None)
+        latest = self.saved.latest()
+        self._refuse_going_back(latest)
+        self.before = read_object(workdir / CONFIG) if latest is not None and (workdir / CONFIG).exists() else {}
+        self.text = claim(config, workdir, continued=latest is not None)
+        claim_data(data.account, workdir, continued=latest is not None)
         write_names(workdir, data.names, built.objective)
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
 
     def loop(self) -> None:
+        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
+        try:
+            self._loop()
+        except UserError as e:
+            safe = self.saved.safe()  # what was being saved is worth having, whatever went wrong
+            if isinstance(e, StorageError):
+                when = "there is room" if e.room else "it can be written"
+                raise StorageError(f"{e}; {safe}; run the same command when {when}", e.room) from e
+            raise
+        self.runner.raise_failures()
+
+    def _loop(self) -> None:
         built, workdir = self.built, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
@@ -120,19 +148,32 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
-        try:
-            self._evaluate(state, first)  # what a killed run still owed of the step it left
-            if first < built.total_steps:
-                state = self._train(state, first)
-            else:
-                say(f"{workdir}: all {built.total_steps} steps are done")
-        except UserError:
-            self.saved.wait()  # what was being saved is worth having, whatever went wrong
-            raise
+        if self.tokenizer and first < built.total_steps and jax.process_index() == 0:
+            with Waiting("counting the tokens of captions"):
+                cut = self.data.cut_captions(self.tokenizer)
+            if cut.texts:
+                say(f"captions of the first {caption_length.SAMPLE:,} records: {cut}")
+        self._evaluate(state, first)  # what a killed run still owed of the step it left
+        if first < built.total_steps:
+            state = self._train(state, first)
+        else:
+            say(f"{workdir}: all {built.total_steps} steps are done")
         self._write_costs(int(state.step))
         self.saved.close()
         self.log.close()
-        self.runner.raise_failures()
+
+    def _refuse_going_back(self, latest: int | None) -> None:
+        """UserError for an earlier step of the same workdir: its later checkpoints would win at the next start."""
+        resume = self.config.resume
+        if not resume or latest is None or checkpoint.absolute(resume).parent != self.saved.folder(latest).parent:
+            return
+        step = checkpoint.absolute(resume).name
+        if step != str(latest):
+            raise UserError(
+                f"config.resume={resume} is an earlier step of {self.workdir}, which goes on from step {latest}: move "
+                f"the folders of later steps out of {self.workdir / CHECKPOINTS} and leave config.resume out, or start "
+                "a new --workdir with it"
+            )
 
     # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
 
@@ -142,8 +183,14 @@ class _Run:
         latest = self.saved.latest()
         if latest is not None or config.resume:
             folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
-            start = time.perf_counter()
-            state, meta = checkpoint.read(folder, built.abstract)
+            if self.tokenizer and latest is None and (other := other_words(config, folder.parent.parent)):
+                raise UserError(
+                    f"config.resume={config.resume} was trained with other words: {other}; name its own, which are "
+                    f"kept in {folder.parent.parent / FILES}, or begin from its parameters with config.init_from"
+                )
+            start = sleep.awake()
+            with Waiting(f"reading {folder}"):
+                state, meta = checkpoint.read(folder, built.abstract)
             step = meta["step"]
             if meta["batch_size"] != built.batch_size:
                 raise UserError(
@@ -162,18 +209,38 @@ class _Run:
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
-            clock.add("restore", time.perf_counter() - start)
+            clock.add("restore", sleep.awake() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
+            self._say_schedule(step, folder)
             return state, clock
-        state = built.init()
+        with Waiting("making the parameters"):
+            state = built.init()
         if config.init_from:
-            have, said = adoption.parameters(config, state.params)
+            if self.tokenizer and (other := other_words(config, checkpoint.origin(config.init_from))):
+                warn(f"config.init_from={config.init_from}: it was trained with other words: {other}")
+            with Waiting(f"reading {config.init_from}"):
+                have, said = adoption.parameters(config, state.params)
             if said:
                 say(said)
             params, report = init_params(config.init_from, tuple(config.init_rules), state.params, have)
             say(report)
             state = state.replace(params=params)
         return state, clock
+
+    def _say_schedule(self, step: int, folder: epath.Path) -> None:
+        """Says what another length does to the learning rate: it follows the new length, from the first step on."""
+        before = self.before or read_object(folder.parent.parent / CONFIG)
+        if "optim" not in before or "total" not in before or before["total"] == self.config.total:
+            return
+        epoch, size = self.data.length, self.built.batch_size
+        old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
+        optim = ConfigDict(before["optim"])
+        then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
+        now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
+        say(
+            f"total was {before['total']} ({old} steps) and is {self.config.total} ({self.built.total_steps} steps): "
+            f"the learning rate goes on at {now:.3g}, which the schedule of before has at {then:.3g}"
+        )
 
     # The loop proper.
 
@@ -184,8 +251,9 @@ class _Run:
             tokenizer=self.tokenizer, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         try:
-            ahead = Feed(batches, built, clock)
-            with clock.phase("compile"):
+            with Waiting("waiting for the first batch"):
+                ahead = Feed(batches, built, clock)
+            with clock.phase("compile"), Waiting("compiling the training step"):
                 step = built.step.lower(built.abstract, ahead.shapes()).compile()
             peak, peak_source = self.peak
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
@@ -219,16 +287,17 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            saving = done % self.save_every == 0 or done == built.total_steps or stopping
+            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost()
             if saving or self.runner.due(done, final=done == built.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
             if saving:  # 5
+                self.owner.check()
                 self.log.flush()  # rows up to a checkpoint are never lost
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    if stopping or done == built.total_steps:
-                        self.saved.wait()
+                    while (stopping or done == built.total_steps) and not self.saved.wait():
+                        self.saved.save(done, state, self._meta(done))
                 self._write_costs(done)
             if stopping:
                 say(f"stopping was asked for: step {done} is saved; the same command continues from here")
@@ -246,8 +315,14 @@ class _Run:
             say(self.start.finish())
             self._write_costs(step)
         self._guard(step, values, keys)
+        doubt = getattr(self.built.objective, "doubt", None)
+        said = doubt(values, self.built.batch_size) if doubt else ""
+        if said and not self.doubted:  # of many such steps, the first
+            self.doubted = True
+            warn(f"step {step}: {said} (its examples: {', '.join(keys[:8])}, ...)")
         if step % self.log_every and step != self.built.total_steps and step != 1:
             return
+        self.owner.check()
         row = {f"train/{k}": v for k, v in values.items()}
         row |= progress.measure(step, self.clock.seconds) | device_memory()
         row["progress/examples_seen"] = step * self.built.batch_size

@@ -34,9 +34,11 @@ def init_params(
     for path, value in theirs.items():
         if path in want:
             if value.shape != tuple(want[path].shape):
+                words = path.endswith("embed_text/token/embedding")
+                table = f"set --config.model.text_tower.vocab={len(value)}, or " if words else ""
                 raise UserError(
                     f"init_from {source!r}: {path!r} has shape {value.shape} there and {tuple(want[path].shape)} here; "
-                    "drop it with an init_rules entry ((its path, ''), ...)"
+                    f"{table}drop it with an init_rules entry ((its path, ''), ...)"
                 )
             loaded[path] = put(value, want[path])
     if not loaded:

@@ -73,7 +73,11 @@ def test_what_is_no_picture_is_named(tmp_path):
     for start, value in begins.items():
         assert refused(made.pictures, value).startswith(start)
         assert refused(made.pictures, [PIXELS, value]).startswith(start)
-    assert refused(made.pictures, []).startswith("no pictures in list; valid: a path")
+    assert (
+        refused(made.pictures, [])
+        == refused(made.pictures, np.zeros((0, 8, 8, 3), np.uint8))
+        == ("no pictures were given; valid: one picture or more")
+    )
     assert refused(made.pictures, np.zeros((2, 3))).startswith("no pictures in ndarray of shape [2, 3]; valid: a path")
 
 
@@ -89,8 +93,9 @@ def test_texts_become_ids():
         "no tokenizer came with this model; give ids"
     )
     assert refused(made.texts, " ") == "the text ' ' has no tokens"
-    assert refused(made.texts, [3]) == "texts are a string or a list of strings, not int"
-    assert refused(made.texts, []) == "texts are a string or a list of strings, not list"
+    assert refused(made.texts, [3]) == "texts are a string or a list of strings, not of int"
+    for nothing in ([], np.zeros((0, made.length), np.int32)):
+        assert refused(made.texts, nothing) == "no texts were given; valid: one text or more"
     assert refused(Preprocess("decode", 8).texts, "a") == "this model reads no text; it was trained on pictures alone"
 
 

@@ -202,7 +202,7 @@ def test_missing_data_set_names_the_command(root, tmp_path):
     with pytest.raises(UserError) as e:
         open_(root, "photos")
     assert f"no data set 'photos' at {root}/photos" in str(e.value)
-    command = "prepare it with `python -m maeclip_jax.prepare.command --src <pictures and captions>"
+    command = "prepare it with `python -m maeclip_jax.prepare --src <pictures and captions>"
     assert f"{command} --out {root} --name photos`" in str(e.value)
     assert "coco:1.0.0, laion:1.0.0, rich:1.0.0, rich:1.10.0" in str(e.value)
     with pytest.raises(UserError) as e:

@@ -180,7 +180,7 @@ def test_the_packaged_vocabulary():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({}, "unknown tokenizer type None; valid: bert, bytes, clip, sentencepiece"),
+        ({}, "unknown tokenizer type None; valid: bert, bytes, clip, json, sentencepiece"),
         ({"type": "brt"}, "unknown tokenizer type 'brt' (did you mean 'bert'?); valid: bert, bytes"),
         ({"type": "bert"}, "tokenizer 'bert' needs path=\"FILE\""),
         (

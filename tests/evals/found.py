@@ -8,6 +8,11 @@ from typing import Any
 from maeclip_jax.evals.protocol import Metric, Picture
 
 
+def notes(results: Iterable) -> dict[str, str]:
+    """{name: note} of the metrics that have one."""
+    return {found.name: found.note for found in results if isinstance(found, Metric) and found.note}
+
+
 def values(results: Iterable) -> dict[str, Any]:
     """{name: value, pixels or detail}; `chance_<name>` and `baseline_<name>` of metrics that have them.
 

@@ -4,7 +4,7 @@ import pytest
 from maeclip_jax import evals
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import few_shot
-from tests.evals.found import values
+from tests.evals.found import notes, values
 
 SETS = dict(data={"set": "test"}, train={"set": "train"})
 
@@ -36,8 +36,17 @@ def test_classes_with_fewer_pictures_are_named(labelled_sets, clouds):
     sets = {"train": (x[kept], label[kept]), "test": clouds(60, 2)}
     names = {"train": ["a", "b", "c", "d", "pear", "f"]}
     evaluator = evals.make("few_shot", labelled_sets(sets, names), shots=(2, 5), seeds=1, **SETS)
-    got = values(evaluator.run(None))
+    found = list(evaluator.run(None))
+    got = values(found)
+    assert notes(found) == {"5_shot": "1 classes have fewer"}
     assert got["draws"]["note"].endswith("1 classes have fewer than 5: pear 2.") and "2_shot_sd" not in got
+
+
+def test_where_no_class_has_as_many_the_number_says_how_many_it_is_of(labelled_sets, clouds):
+    sets = {"train": clouds(18, 1), "test": clouds(60, 2)}  # 3 of each class
+    found = list(evals.make("few_shot", labelled_sets(sets), shots=(3, 25), seeds=2, **SETS).run(None))
+    assert notes(found) == {"25_shot": "at most 3 a class", "25_shot_sd": "at most 3 a class"}
+    assert values(found)["25_shot"] == values(found)["3_shot"]
 
 
 def test_scale_of_the_features_does_not_matter(labelled_sets, clouds):

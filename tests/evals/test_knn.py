@@ -4,7 +4,7 @@ import pytest
 from maeclip_jax import evals
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import knn
-from tests.evals.found import values
+from tests.evals.found import notes, values
 
 SETS = dict(data={"set": "test"}, train={"set": "train"})
 
@@ -42,9 +42,16 @@ def test_a_collapsed_representation_scores_nothing_above_chance(labelled_sets, c
     assert got["top1"] == 0  # every class ties with the right one
 
 
+def test_of_fewer_pictures_than_k_all_vote_and_the_number_says_so(labelled_sets, clouds):
+    context = labelled_sets({"train": clouds(12, 1), "test": clouds(12, 2)})
+    found = list(evals.make("knn", context, k=(20, 5, 12, 13), **SETS).run(None))
+    got, said = values(found), "all 12 neighbours"
+    assert notes(found) == dict(top1=said, mean_per_class=said, top5=said, top1_k13=said)
+    assert got["top1"] == got["top1_k13"] == got["top1_k12"]
+    assert got["neighbours"]["note"].endswith("Where k is more than 12, all training pictures vote.")
+
+
 def test_what_a_user_can_get_wrong(labelled_sets, clouds):
     context = labelled_sets({"train": clouds(12, 1), "test": clouds(12, 2)})
-    with pytest.raises(UserError, match="knn: k=20, but train has 12 pictures; set k to at most 12"):
-        values(evals.make("knn", context, **SETS).run(None))
     with pytest.raises(UserError, match=r"k=0, temperature=0\.07 is not valid; valid: k of 1 or more, temperature > 0"):
         evals.make("knn", context, k=0, **SETS)

@@ -82,6 +82,19 @@ def test_lars_learns_the_same_classes(labelled_sets, three):
     json.dumps(got["solver"])
 
 
+def test_few_rows_are_used_as_they_are_and_the_table_says_so(labelled_sets, three):
+    del three["val"]
+    few = three | {"train": tuple(part[:2] for part in three["train"])}
+    got = probe(labelled_sets(few), solver=dict(l2=(1.0,)), classes=6)  # a fifth of 2 rows is none
+    assert "on 1 training and 1 validation rows; final fit on 2 rows" in got["solver"]["note"]
+    with pytest.raises(UserError, match="train has 1 row, which cannot be held out, too; at least 2 are needed"):
+        probe(labelled_sets(three | {"train": tuple(part[:1] for part in three["train"])}), classes=6)
+    got = probe(labelled_sets(three), solver=dict(type="lars", epochs=2, warmup=1))
+    assert "'batch_size': 240" in got["solver"]["note"]
+    assert got["solver"]["note"].endswith("A batch was to have 1024 pictures; there are 240.")
+    assert len(got["solver"]["rows"]) == 2
+
+
 def test_what_a_user_can_get_wrong(labelled_sets, three):
     def fails(match, names=None, **config):
         with pytest.raises(UserError, match=match):
@@ -93,8 +106,7 @@ def test_what_a_user_can_get_wrong(labelled_sets, three):
         solver=dict(type="lars", l2=1),
     )
     fails(r"l2=\(0,\) is not valid; valid: numbers above 0", solver=dict(l2=(0,)))
-    fails(r"holdout=0.0 of 240 training rows leaves none", solver=dict(holdout=0.0))
-    fails(r"train has 240 pictures, fewer than a batch; set batch_size to at most 240", solver="lars")
+    fails(r"holdout=0.0 is not valid; valid: a share between 0 and 1", solver=dict(holdout=0.0))
     names = {"test": ["a", "b", "c", "d", "e", "f"], "train": ["a", "c", "b", "d", "e", "f"]}
     fails(r"the classes of data and train differ: 6 \(a, b, c, \.\.\.\) and 6 \(a, c, b, \.\.\.\); they must", names)
     fails(r"data has label 5, but there are 5 classes \(0 to 4\)", {"test": names["test"][:5]})

@@ -3,7 +3,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.loss import Loss
-from tests.evals.found import values
+from tests.evals.found import notes, values
 
 
 def counting(fake, rows):
@@ -26,6 +26,21 @@ def test_every_row_once_and_the_seed_is_fixed(fake):
     assert got == values(Loss(context, data={}, batch_size=4, seed=5).run(None))
 
 
+def test_fewer_rows_than_a_batch_are_one_batch_and_the_number_says_so(fake):
+    found = list(Loss(counting(fake, 3), data={}, batch_size=4).run(None))
+    assert values(found)["loss"] == 0 + 1 + 2 and values(found)["rows"]["rows"] == [[3, 0]]
+    assert notes(found) == {"loss": "a batch of 3", "top1": "a batch of 3"}
+
+
 def test_too_few_rows(fake):
-    with pytest.raises(UserError, match="3 rows, which do not fill one batch of 4; set batch_size to at most 3"):
-        Loss(counting(fake, 3), data={}, batch_size=4)  # when it is made: before training
+    """Said when it is made: before training."""
+    context = counting(fake, 1)  # of an objective that compares pairs
+    with pytest.raises(UserError, match="the data has 1 rows and batch_size is 4; valid: 2 or more of both"):
+        Loss(context, data={}, batch_size=4)
+    with pytest.raises(UserError, match="the data has 10 rows and batch_size is 1; valid: 2 or more of both"):
+        Loss(counting(fake, 10), data={}, batch_size=1)
+    context.objective.contrastive = False
+    assert values(Loss(context, data={}, batch_size=4).run(None))["loss"] == 0
+    several = fake({"image": np.arange(1, dtype=np.int32)}, process=(0, 2))
+    with pytest.raises(UserError, match="valid: 2 or more of both, for each of 2 processes"):
+        Loss(several, data={}, batch_size=4)

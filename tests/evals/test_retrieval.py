@@ -6,7 +6,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import retrieval
 from maeclip_jax.evals.retrieval import Retrieval, chances, image_to_text, text_to_image
-from tests.evals.found import values
+from tests.evals.found import notes, values
 
 
 def reference(images, texts, owner, k, merge):
@@ -123,7 +123,10 @@ def test_examples_show_the_right_pictures(fake, pictures):
     data["_key"] = np.array([f"<k{i}>" for i in range(6)], object)
     context = fake(data, image=seen, text=np.concatenate([np.zeros((1, 6), np.float32), table]))
     context.tokenizer.words += list("abcdef")
-    got = values(Retrieval(context, data={}, batch_size=4, examples=1, shown=2, tile=4).run(None))
+    found = list(Retrieval(context, data={}, batch_size=4, examples=1, shown=2, tile=4).run(None))
+    got = values(found)
+    # Among six, the first ten hold the right one whatever the model does.
+    assert notes(found) == dict.fromkeys(("image_to_text_R@10", "text_to_image_R@10"), "of 6 candidates")
     assert got["image_to_text_R@1"] == pytest.approx(500 / 6)
     worst = next(e for e in got["examples"]["image_to_text"] if e["which"] == "worst")
     assert (worst["key"], worst["captions"], worst["rank"]) == ("<k5>", ["f"], 2)

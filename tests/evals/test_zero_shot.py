@@ -36,6 +36,16 @@ def test_accuracy_counts_each_row_once(fake, pictures):
     json.dumps(got)
 
 
+def test_one_class_is_found_by_anything(fake, pictures):
+    context = prompts_by_class(fake, {"image": pictures([0, 1]), "label": np.zeros(2, np.int32)}, image=np.eye(8))
+    with pytest.raises(UserError, match="zero_shot: 1 class occurs in the data, which any picture finds; set among to"):
+        values(make(context, among="occurring").run(None))
+    assert values(make(context).run(None))["top1"] == 50
+    context.classes = ["red cube"]
+    with pytest.raises(UserError, match="zero_shot: 1 class, which any picture finds; at least 2 are needed"):
+        make(context)
+
+
 def test_two_processes_give_what_one_gives(fake, processes, pictures):
     data = {"image": pictures([0, 1, 2, 4, 4, 0, 1]), "label": np.array([0, 1, 2, 3, 4, 5, 0], np.int32)}
     one = values(make(prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))).run(None))

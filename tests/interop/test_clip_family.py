@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import maeclip_jax as mc
 from maeclip_jax import interop
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, export, files, openai_clip
@@ -41,7 +42,8 @@ def raised(kind, path):
 )
 def test_what_a_file_alone_tells(kind, activation, tmp_path):
     sizes = {"input_resolution": np.zeros(()), "context_length": np.zeros(())}
-    found = interop.load(kind, write(tmp_path, openai_arrays(2) | sizes))
+    path, heads = write(tmp_path, openai_arrays(2) | sizes), dict(image=2, text=2)
+    found = interop.load(kind, path, heads=None if kind == "openai-clip" else heads)
     image, text = found.config.model.image_tower, found.config.model.text_tower
     assert (image.size, image.patch, image.width, image.depth, image.heads) == (32, 8, 128, 2, 2)
     assert (text.length, text.vocab, text.heads, found.config.model.embed_width) == (20, 30, 2, 8)
@@ -54,21 +56,94 @@ def test_a_config_beside_an_open_clip_wins(tmp_path):
     path = write(tmp_path, openai_arrays(2) | {"logit_bias": np.zeros(())})
     (tmp_path / "bpe_simple_vocab_16e6.txt.gz").write_text(foreign.MERGES)
     cfg = dict(quick_gelu=True, vision_cfg=dict(head_width=32), text_cfg=dict(heads=8))
-    half = dict(mean=[0.5] * 3, std=[0.5] * 3)
+    half = dict(mean=[0.5] * 3, std=[0.5] * 3, resize_mode="squash", interpolation="bilinear", size=32)
     (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=cfg, preprocess_cfg=half)))
     config = interop.load("open_clip", path).config
     assert (config.model.image_tower.heads, config.model.text_tower.heads) == (4, 8)
     assert config.model.image_tower.activation == "quick_gelu" and config.model.stats == "half"
-    assert config.model.loss == "sigmoid"
+    assert config.model.loss == "sigmoid" and config.preprocess.image == 'decode|resize(32,method="bilinear")'
     assert config.tokenizer.to_dict() == dict(type="clip", path=str(tmp_path / "bpe_simple_vocab_16e6.txt.gz"))
     for section, key, value in (
         ("vision_cfg", "pool_type", "avg"),
-        ("vision_cfg", "timm_model_name", "convnext"),
         ("text_cfg", "no_causal_mask", True),
+        ("text_cfg", "hf_model_name", "roberta"),
     ):
         bad = cfg | {section: {key: value}}
         (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=bad)))
         assert f"open_clip_config.json: {key} is {value!r}; valid here: " in raised("open_clip", path)
+    for pictures, message in (
+        (dict(resize_mode="longest"), "resize_mode is 'longest'; valid here: 'shortest', 'squash'"),
+        (dict(size=64), "open_clip_config.json makes pictures of 64, the model takes 32"),
+    ):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=cfg, preprocess_cfg=pictures)))
+        assert message in raised("open_clip", path)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=cfg | dict(vision_cfg=dict(width=768)))))
+    assert "width is 768, the arrays of visual.transformer are 128 wide" in raised("open_clip", path)
+
+
+def test_heads_are_never_guessed(tmp_path):
+    """No shape shows them: the config beside the file, a published model of these sizes, the caller, or nothing."""
+    path = write(tmp_path, openai_arrays(2))
+    message = raised("open_clip", path)
+    assert (
+        "nothing says how many heads the image tower has, which is 128 wide; put its open_clip_config.json" in message
+    )
+    said = json.loads(message[message.index('{"model_cfg') :].split(", or say")[0].replace("W", "32").replace("N", "8"))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(said))
+    config = interop.load("open_clip", path).config
+    assert (config.model.image_tower.heads, config.model.text_tower.heads) == (4, 8)
+    with pytest.raises(UserError, match="the image tower has 4 heads by its own files; heads=2 contradicts them"):
+        interop.load("open_clip", path, heads=dict(image=2))
+    (tmp_path / "open_clip_config.json").unlink()
+    for heads, text in (
+        (dict(image=3, text=2), "the image tower is 128 wide, which does not divide into 3 heads"),
+        (dict(image=0), r"heads\['image'\] is 0; it must be a whole number above 0"),
+        (dict(vision=2), "unknown tower in heads: 'vision'"),
+    ):
+        with pytest.raises(UserError, match=text):
+            interop.load("open_clip", path, heads=heads)
+    settings = {"model.image_tower.heads": 4, "model.text_tower.heads": 2}
+    model = mc.load(f"open_clip:{path}", settings)
+    want = interop.load("open_clip", path, heads=dict(image=4, text=2)).params
+    kernel = model.params["image"]["trunk"]["blocks"]["attention"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(kernel, want["image"]["trunk"]["blocks"]["attention"]["qkv"]["kernel"])
+
+
+@pytest.mark.parametrize("sizes,heads", openai_clip.PUBLISHED.items())
+def test_published_sizes_say_their_heads(sizes, heads):
+    image, words = (dict(width=w, depth=d) for w, d in (sizes[:2], sizes[2:]))
+    assert openai_clip._heads(image, words, {}, {}, False, False)[:2] == (heads, sizes[2] // 64)
+    other = image | dict(depth=image["depth"] + 1)
+    assert openai_clip._heads(other, words, {}, {}, False, False)[:2] == (None, None)
+    if heads * 64 != sizes[0]:
+        with pytest.raises(UserError, match=f"a tower {sizes[0]} wide is none of OpenAI's but open_clip's"):
+            openai_clip._heads(image, words, {}, {}, False, True)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "state_dict.module."]
+)
+def test_wrappers_and_scales_with_an_axis(tmp_path, prefix, shape):
+    arrays = openai_arrays() | {"logit_bias": np.zeros(shape, np.float32), "logit_scale": np.full(shape, 2, np.float32)}
+    inner = {k.replace("visual.conv1", "visual._orig_mod.conv1"): v for k, v in arrays.items()}
+    found = interop.load("openai-clip", write(tmp_path, {f"{prefix}{k}": v for k, v in inner.items()}))
+    assert found.params["log_logit_scale"].shape == () and found.params["log_logit_scale"] == 2
+    odd = write(tmp_path, arrays | {"logit_scale": np.zeros(2, np.float32)})
+    assert "'logit_scale' has shape (2,), its config needs ()" in raised("openai-clip", odd)
+
+
+def test_weights_of_two_libraries_in_one_folder(tmp_path):
+    """As on the Hub: each reader takes its own."""
+    folder, params = foreign.hf_clip(tmp_path / "both")
+    theirs = openai_arrays(2)
+    (folder / "open_clip_model.safetensors").write_bytes(b"".join(export.safetensors(theirs)))
+    other = interop.load("open_clip", folder, heads=dict(image=2, text=2))
+    assert other.params["image"]["cls"].shape == (128,)
+    found = interop.load("hf-clip", folder)
+    np.testing.assert_array_equal(found.params["image"]["cls"], params["image/cls"])
+    (folder / "model.safetensors").unlink()
+    assert "open_clip_model.safetensors in it is open_clip's: read it as open_clip" in raised("hf-clip", folder)
 
 
 def test_other_networks_are_named(tmp_path):
@@ -92,7 +167,7 @@ def siglip(folder, **changes):
         vision_config=tower | dict(image_size=38, patch_size=8) | changes.pop("vision", {}),
     )
     (folder / "config.json").write_text(json.dumps(config | changes))
-    plain = hf_siglip.describe({}, folder)
+    plain = hf_siglip.describe({}, folder, convert.Given())
     flat = {p: leaf(p, shape) for p, shape in convert.shapes(plain).items()}
     (folder / "model.safetensors").write_bytes(b"".join(export.safetensors(
         convert.out_of_ours(hf_siglip.ROWS, flat, plain))))  # fmt: skip
@@ -108,6 +183,8 @@ def test_siglip_is_read_to_the_last_array(tmp_path):
     tower = config.model.image_tower
     assert tower.pool == "map" and tower.projection == "none" and config.model.text_tower.padding == "attended"
     assert tower.size == 32  # 38 pixels are 4 patches of 8; what is over is not looked at
+    assert config.preprocess.image == "decode|resize(38)|corner_crop(32)"
+    assert interop.load("hf-siglip", folder, size=48).config.preprocess.image == "decode|resize(48)"
     assert config.tokenizer.to_dict() == dict(
         type="sentencepiece", path=str(folder / "spiece.model"), eos=True, fill="eos", canonical=True
     )

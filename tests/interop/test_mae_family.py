@@ -59,20 +59,25 @@ def m3ae_weights(width=128, small=64, patch=8, vocab=20, depth=2) -> dict:
     )
 
 
-def train_state(weights) -> bytes:
+def train_state(weights, **variant) -> bytes:
     tree = unflatten(weights)
     state = {"params": {"params": tree}, "opt_state": [{"count": np.array(3)}, {"mu": tree}], "step": np.array(3)}
-    return pickle.dumps({"step": 3, "epoch": 0, "variant": {"seed": 42}, "state": state})
+    return pickle.dumps({"step": 3, "epoch": 0, "variant": variant, "state": state})
 
 
 def test_m3ae_in_float64(tmp_path):
     """Predictions, both losses and the gradient, with one mask for the batch, pads in the text, one text all pads."""
     weights = m3ae_weights()
+    variant = {"m3ae.num_heads": 2, "m3ae.dec_num_heads": 2, "text_loss_weight": 0.1, "m3ae.text_mask_ratio": 0.5}
     (tmp_path / "model.pkl").write_bytes(train_state(weights))
+    refused("m3ae", tmp_path / "model.pkl", "nothing says how many heads the image tower has, which is 128 wide; say ")
+    (tmp_path / "model.pkl").write_bytes(train_state(weights, seed=42, **variant))
     found = interop.load("m3ae", tmp_path / "model.pkl", size=32, length=12)
     assert len(found.report.used) == len(weights) and not found.report.missing
     assert set(found.report.unused.values()) == {"state of the optimizer", "number of the step"}
     assert found.config.model.mask_share == "batch" and not found.config.model.norm_pix
+    assert found.config.model.mask.to_dict() == dict(image=0.75, text=0.5)
+    assert found.config.model.weights.to_dict() == dict(image=1.0, text=0.1)
 
     text = RNG.integers(1, 20, (3, 12)).astype(np.int32)
     text[0, 7:], text[1] = 0, 0
@@ -109,13 +114,13 @@ def test_m3ae_in_float64(tmp_path):
     close("M3AE in float64", "gradient", flatten(gradient), as_ours, kind="gradient")
 
 
-def big_vision_weights(width=128, patch=8, vocab=20, depth=2, length=6) -> dict:
-    heads, wide = width // 64, 4 * width
+def big_vision_weights(width=128, heads=2, patch=8, vocab=20, depth=2, length=6) -> dict:
+    wide, each = 4 * width, width // heads
 
     def attention(name):
-        out = {f"{name}/{x}/kernel": normal(width, heads, 64) for x in ("query", "key", "value")}
-        out |= {f"{name}/{x}/bias": normal(heads, 64, scale=0.1) for x in ("query", "key", "value")}
-        return out | {f"{name}/out/kernel": normal(heads, 64, width, scale=0.1), f"{name}/out/bias": normal(width)}
+        out = {f"{name}/{x}/kernel": normal(width, heads, each) for x in ("query", "key", "value")}
+        out |= {f"{name}/{x}/bias": normal(heads, each, scale=0.1) for x in ("query", "key", "value")}
+        return out | {f"{name}/out/kernel": normal(heads, each, width, scale=0.1), f"{name}/out/bias": normal(width)}
 
     def mlp(name):
         return dense(f"{name}/Dense_0", width, wide) | dense(f"{name}/Dense_1", wide, width)
@@ -156,8 +161,10 @@ def npz(path, weights):
     return path
 
 
-def test_siglip_of_big_vision_in_float64(tmp_path):
-    weights = big_vision_weights()
+@pytest.mark.parametrize("width,heads", [(128, 2), (96, 1), (144, 3)])
+def test_siglip_of_big_vision_in_float64(tmp_path, width, heads):
+    """Heads of any width: SigLIP 2's largest has 96 numbers a head."""
+    weights = big_vision_weights(width, heads)
     found = interop.load("big_vision", npz(tmp_path / "x.npz", weights))
     stacked = interop.load("big_vision", npz(tmp_path / "y.npz", stack(weights)))
     jax.tree.map(np.testing.assert_array_equal, found.params, stacked.params)
@@ -178,7 +185,7 @@ def test_siglip_of_big_vision_in_float64(tmp_path):
         inputs = PICTURES / 127.5 - 1
 
         def oracle(p):
-            image, words, loss = oracles.siglip(p, inputs, text, heads=2)
+            image, words, loss = oracles.siglip(p, inputs, text, heads=heads)
             return loss, (image, words)
 
         (want, theirs), theirs_gradient = jax.jit(jax.value_and_grad(oracle, has_aux=True))(wide)
@@ -276,7 +283,8 @@ def test_mae_of_facebook_whole_and_the_encoder_alone(tmp_path):
     flat = of(config)
     weights = official(config, flat, "model.")
     np.savez(tmp_path / "whole.npz", **weights, **{"optimizer.state.0.exp_avg": np.ones(3)})
-    found = interop.load("mae", tmp_path / "whole.npz")
+    refused("mae", tmp_path / "whole.npz", "nothing says how many heads the decoder tower has, which is 32 wide; say ")
+    found = interop.load("mae", tmp_path / "whole.npz", heads=dict(image=1, decoder=1))
     equal(found.params, flat)
     assert found.report.unused["optimizer.state.0.exp_avg"] == "state of the optimizer"
     assert found.report.unused["pos_embed"] == "fixed sine-cosine positions, which ours computes"
@@ -284,15 +292,15 @@ def test_mae_of_facebook_whole_and_the_encoder_alone(tmp_path):
 
     encoder = {k: v for k, v in weights.items() if "decoder" not in k and "mask_token" not in k}
     np.savez(tmp_path / "encoder.npz", **encoder)
-    half = interop.load("mae", tmp_path / "encoder.npz")
+    half = interop.load("mae", tmp_path / "encoder.npz", heads=dict(image=1))
     equal(half.params, {p: v for p, v in flat.items() if p.startswith("image/")})
     assert set(half.report.missing.values()) == {"the file holds the encoder alone"}
     assert len(half.report.missing) == len([p for p in flat if p.startswith("decoder/")])
 
 
-def refused(kind, path, text):
+def refused(kind, path, text, **settings):
     with pytest.raises(UserError, match=text) as caught:
-        interop.load(kind, path)
+        interop.load(kind, path, **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -304,12 +312,15 @@ def test_files_that_do_not_fit_are_one_line(tmp_path):
         np.savez(tmp_path / "x.npz", **{k: v for k, v in (weights | changes).items() if v is not None})
         return tmp_path / "x.npz"
 
-    refused("mae", mae_file(extra=np.ones(3)), r"it has 1 that nothing explains \(extra\)")
-    refused("mae", mae_file(cls_token=None), r"it lacks 1 arrays \(cls_token\)")
-    refused("mae", mae_file(cls_token=np.ones((1, 2, 64))), r"'cls_token' has shape \(1, 2, 64\), its config needs")
-    refused("mae", mae_file(**{"decoder_norm.bias": None}), r"it lacks 1 arrays \(decoder_norm.bias\)")
-    refused("mae", mae_file(pos_embed=None), "no 'pos_embed' in the file: it is not an MAE of facebookresearch/mae")
-    refused("mae", mae_file(decoder_pos_embed=np.ones((1, 17, 32))), "the decoder's positions are not MAE's fixed ones")
+    def off(path, text):
+        refused("mae", path, text, heads=dict(image=1, decoder=1))
+
+    off(mae_file(extra=np.ones(3)), r"it has 1 that nothing explains \(extra\)")
+    off(mae_file(cls_token=None), r"it lacks 1 arrays \(cls_token\)")
+    off(mae_file(cls_token=np.ones((1, 2, 64))), r"'cls_token' has shape \(1, 2, 64\), its config needs")
+    off(mae_file(**{"decoder_norm.bias": None}), r"it lacks 1 arrays \(decoder_norm.bias\)")
+    off(mae_file(pos_embed=None), "no 'pos_embed' in the file: it is not an MAE of facebookresearch/mae")
+    off(mae_file(decoder_pos_embed=np.ones((1, 17, 32))), "the decoder's positions are not MAE's fixed ones")
     refused("mae", npz(tmp_path / "y.npz", big_vision_weights()), "there is no matrix 'blocks.0.mlp.fc2.weight'")
     refused("m3ae", mae_file(), "there is no matrix 'encoder/Block_0/TransformerMLP_0/fc2/kernel' in the file")
     refused("big_vision", mae_file(), "there is no 'img/embedding/kernel' in the file: it is not a pair of towers")
@@ -352,12 +363,13 @@ def test_a_mae_is_continued_as_mae_clip(tmp_path):
         return main.parse([*argv]).config.model
 
     plain = main.parse(["--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config.model
-    mae = mae_config()
-    mae.model.decoder_tower.update(width=64, depth=2, heads=2)
+    mae = mae_config(depth=1)
+    mae.model.image_tower.update(width=768, heads=12)
+    mae.model.decoder_tower.update(width=512, depth=1, heads=16)
     weights = official(mae, of(mae))
     np.savez(tmp_path / "whole.npz", **weights)
     np.savez(tmp_path / "encoder.npz", **{k: v for k, v in weights.items() if "decoder" not in k and k != "mask_token"})
     whole, encoder = (config(tmp_path / f"{name}.npz") for name in ("whole", "encoder"))
-    assert whole.image_tower.width == encoder.image_tower.width == 64 and whole.image_tower.pool == "gap"
+    assert whole.image_tower.width == encoder.image_tower.width == 768 and whole.image_tower.pool == "gap"
     assert encoder.decoder_tower == plain.decoder_tower
-    assert whole.decoder_tower.to_dict() == dict(width=64, depth=2, heads=2, mlp_ratio=4.0)
+    assert whole.decoder_tower.to_dict() == dict(width=512, depth=1, heads=16, mlp_ratio=4.0)

@@ -142,7 +142,9 @@ def test_torch_archives_of_a_training_run_and_views(tmp_path, torch_names):
         return {"model": state, "epoch": 3, "args": args}
 
     arrays = {"w": np.arange(12, dtype=np.float32).reshape(3, 4)}
-    same(files.read(put(tmp_path, "x.pth", torch_archive(torch_names, arrays, run))), {"model.w": arrays["w"]})
+    path = put(tmp_path, "x.pth", torch_archive(torch_names, arrays, run))
+    same(files.read(path), {"model.w": arrays["w"]})
+    assert files.read_all(path)[1] == {"args.lr": 1e-3}
     turned = torch_archive(torch_names, arrays, stride=(1, 3))
     same(files.read(put(tmp_path, "y.pth", turned)), {"w": arrays["w"].reshape(4, 3).T})
 

@@ -54,6 +54,39 @@ def test_the_loss_is_the_named_one_of_the_embeddings(loss):
         assert float(metrics[f"{stream}_mean_norm"]) == pytest.approx(np.linalg.norm(embedding.mean(0)), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["clip", "mae_clip", "slip"])
+def test_equal_captions_are_found_by_their_ids_and_said(name):
+    batch = BATCH | {"text": BATCH["text"][[0, 1, 0, 3]]}
+    made = {word: models.build(name, duplicates=word) for word in losses.DUPLICATES}
+    params = models.parameters(made["negative"])
+    out = {word: models.outputs(module, params, batch) for word, module in made.items()}
+    assert float(out["negative"]["metrics"]["duplicates"]) == 25.0
+    assert float(models.outputs(made["negative"], params)["metrics"]["duplicates"]) == 0.0
+    # Equal captions have equal embeddings, so that in a group the sums of both kinds of targets are the same.
+    assert float(out["negative"]["metrics"]["contrast"]) == float(out["positive"]["metrics"]["contrast"])
+    assert float(out["negative"]["metrics"]["text_to_image_top1"]) <= 50  # those of a group cannot both be first
+    z = [jnp.asarray(out["positive"]["embed"][s]) for s in ("image", "text")]
+    want, _ = losses.contrastive_softmax(*z, params["log_logit_scale"], 1, batch["text"], "positive")
+    assert float(out["positive"]["metrics"]["contrast"]) == pytest.approx(float(want), rel=1e-4)
+    assert made["negative"].doubt({"duplicates": 25.0}, 4) == made["negative"].doubt({}, 4) == ""
+    assert made["negative"].doubt({"duplicates": 75.0}, 4) == (
+        "all 4 captions of the batch are equal, so the contrast has nothing to tell apart"
+    )
+
+
+def test_a_sigmoid_says_yes_to_equal_captions_where_they_are_positives():
+    batch = BATCH | {"text": BATCH["text"][[0, 1, 0, 3]]}
+    made = {word: models.build("clip", loss="sigmoid", duplicates=word) for word in losses.DUPLICATES}
+    params = models.parameters(made["negative"])
+    out = {word: models.outputs(module, params, batch) for word, module in made.items()}
+    z = {s: np.asarray(out["negative"]["embed"][s], np.float64) for s in ("image", "text")}
+    logits = math.exp(params["log_logit_scale"]) * z["image"] @ z["text"].T + float(params["logit_bias"])
+    # Two pairs of the 16 change their answer: -log(1 - p) becomes -log(p), which is less by the logit.
+    change = (logits[0, 2] + logits[2, 0]) / 4
+    assert abs(change) > 1e-3
+    assert float(out["negative"]["loss"]) - float(out["positive"]["loss"]) == pytest.approx(change, rel=1e-4)
+
+
 @pytest.mark.parametrize("loss, scale, bias", [("softmax", 1 / 0.07, None), ("sigmoid", 10, -10)])
 def test_temperature_and_bias_start_where_their_papers_have_them(loss, scale, bias):
     module = models.build("clip", loss=loss)
@@ -160,6 +193,7 @@ def test_what_does_not_fit_is_refused():
     refused(r"^unknown loss 'triplet'; valid: softmax, sigmoid$", loss="triplet")
     refused(r"^keep must lie in \(0, 1\], got 0$", keep=0)
     refused(r"^keep must lie in \(0, 1\], got 1.5$", keep=1.5)
+    refused(r"^unknown duplicates 'both'; valid: negative, positive$", duplicates="both")
     refused(r"^contrast_mib must be above 0, got 0$", contrast_mib=0)
     refused(r"^unknown pool 'mean'; valid: gap, max, ", text_tower=models.TEXT | dict(pool="mean"))
     refused(

@@ -111,6 +111,87 @@ def test_in_parts_a_device_holds_and_fetches_one_part(loss):
     assert bytes_parts < 0.6 * bytes_whole
 
 
+def captions(groups):
+    """[B, 5] ids, of which those of a group are equal; groups differ in one id, in the place of the padding too."""
+    ids = np.zeros((len(groups), 5), np.int32)
+    ids[:, :2] = 7
+    for row, group in zip(ids, groups):
+        row[2:4] = group // 3, group % 3  # group 0 is the others' beginning, and ends before them
+    return ids
+
+
+def multi_positive(loss, image, text, groups, log_scale, bias):
+    """(loss, gradient by the logits [B, B]) in float64, from the targets of every pair."""
+    same = groups[:, None] == groups[None]
+    logits = np.exp(log_scale) * image @ text.T
+    if loss == "softmax":
+        target = same / same.sum(1, keepdims=True)  # of rows; of columns its transpose, which is itself
+        rows, columns = softmax(logits, 1), softmax(logits, 0)
+        value = -((target * np.log(rows)).sum(1).mean() + (target * np.log(columns)).sum(0).mean()) / 2
+        return value, (rows + columns - 2 * target) / (2 * len(image))
+    sign = 2 * same - 1
+    logits = logits + bias
+    value = np.log1p(np.exp(-sign * logits)).sum() / len(image)
+    return value, -sign / (1 + np.exp(sign * logits)) / len(image)
+
+
+GROUPS = {
+    "some": np.random.default_rng(3).integers(0, 9, BATCH),
+    "pairs": np.arange(BATCH) // 2,
+    "all": np.zeros(BATCH, int),
+    "none": np.arange(BATCH),
+}
+
+
+@pytest.mark.parametrize("parts, devices", [(1, 1), (4, 1), (1, 8), (8, 8)])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("loss", CONTRASTS)
+def test_equal_captions_share_the_target(loss, groups, parts, devices):
+    rng, groups = np.random.default_rng(1), GROUPS[groups]
+    image, noise = (unit(rng.standard_normal((BATCH, WIDTH))) for _ in range(2))
+    text = unit(image + 1.2 * noise)
+    log_scale, bias = SCALARS
+    want, by_logits = multi_positive(loss, image, text, groups, log_scale, bias)
+
+    mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    split, whole = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
+    z = [jax.device_put(x.astype(np.float32), split) for x in (image, text)]
+    ids = jax.device_put(captions(groups), split)
+    scalars = [jax.device_put(np.float32(x), whole) for x in SCALARS[: 1 if loss == "softmax" else 2]]
+
+    def value(image, text, ids, *scalars):
+        function = losses.contrastive_softmax if loss == "softmax" else losses.contrastive_sigmoid
+        return function(image, text, *scalars, parts, ids, "positive")
+
+    (have, metrics), grads = jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(*z, ids, *scalars)
+    np.testing.assert_allclose(have, want, rtol=2e-6)
+    np.testing.assert_allclose(grads[0], np.exp(log_scale) * by_logits @ text, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(grads[1], np.exp(log_scale) * by_logits.T @ image, rtol=2e-5, atol=1e-6)
+
+    cosines, same = image @ text.T, groups[:, None] == groups[None]
+    others = np.where(same, -np.inf, cosines)
+    for name, axis in (("image_to_text_top1", 1), ("text_to_image_top1", 0)):
+        assert float(metrics[name]) == pytest.approx(100 * np.mean(np.diag(cosines) > others.max(axis)))
+    assert float(metrics["duplicates"]) == pytest.approx(100 * (1 - len(set(groups)) / BATCH), abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", CONTRASTS)
+def test_equal_captions_are_negatives_unless_they_are_asked_to_share(loss):
+    function = losses.contrastive_softmax if loss == "softmax" else losses.contrastive_sigmoid
+    scalars = SCALARS[: 1 if loss == "softmax" else 2]
+    plain, alone = function(*single(ZI, ZT, *scalars))
+    groups = np.array([0, 1, 1, 2, 3, 1])
+    known, metrics = function(*single(ZI, ZT, *scalars), 1, jnp.asarray(captions(groups)))
+    shared, _ = function(*single(ZI, ZT, *scalars), 1, jnp.asarray(captions(groups)), "positive")
+    assert float(plain) == float(known) and abs(float(shared) - float(plain)) > 1e-2
+    assert "duplicates" not in alone and float(metrics["duplicates"]) == pytest.approx(100 * 2 / 6)
+    assert {k: float(metrics[k]) for k in alone} == {k: float(x) for k, x in alone.items()}
+    for word, ids, text in (("maybe", None, "unknown duplicates 'maybe'; valid: negative, positive"),
+                            ("positive", None, "duplicates='positive' needs captions_BxT")):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            function(*single(ZI, ZT, *scalars), 1, ids, word)
+
+
 def test_parts_are_as_few_as_the_limit_allows():
     assert losses.parts_within(128, 16384, 8) == 1  # [2048, 16384] of 4 bytes are 128 MiB
     assert losses.parts_within(127, 16384, 8) == 2

@@ -91,7 +91,8 @@ def test_unknown_objectives_and_settings_are_refused():
 def test_an_objective_may_live_in_a_module_of_one_s_own(tmp_path, monkeypatch):
     (tmp_path / "my_objective.py").write_text(
         "from maeclip_jax.objectives.clip import Clip\nimport flax.linen as nn\n\n"
-        "class Mine(Clip):\n  sharpness: float = 1.0\n\nclass Part(nn.Module):\n  pass\n"
+        "class Mine(Clip):\n  sharpness: float = 1.0\n\nclass Part(nn.Module):\n  pass\n\n"
+        "class Short(Clip):\n  def reconstruct(self, batch):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     made = objectives.make("my_objective:Mine", models.CLIP | dict(sharpness=2.0))
@@ -99,6 +100,7 @@ def test_an_objective_may_live_in_a_module_of_one_s_own(tmp_path, monkeypatch):
     for name, text in {
         "my_objective:Nine": "unknown objective of module 'my_objective': 'Nine' (did you mean 'Mine'?); valid: Clip, ",
         "my_objective:Part": "objective 'my_objective:Part' has no inputs(); see the docstring of maeclip_jax.objectiv",
+        "my_objective:Short": "objective 'my_objective:Short': reconstruct() does not take `words`; see the docstring ",
         "no_such:Mine": "objective 'no_such:Mine': cannot import 'no_such' (ModuleNotFoundError: No module named 'no_s",
     }.items():
         with pytest.raises(UserError) as error:
@@ -106,3 +108,14 @@ def test_an_objective_may_live_in_a_module_of_one_s_own(tmp_path, monkeypatch):
         assert str(error.value).startswith(text) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="unknown setting of objective 'my_objective:Mine' 'width'"):
         objectives.make("my_objective:Mine", models.CLIP | dict(width=3))
+
+
+@pytest.mark.parametrize("name", ["m3ae", "mae_clip"])
+def test_only_words_of_the_tokenizer_are_filled_in(name):
+    module = models.build(name)
+    params = models.parameters(module)
+    for words in (None, 13, 5, 2):
+        made = models.apply(module, params, BATCH, words=words, method="reconstruct", seed=0)["text"]
+        assert made.min() >= 0 and made.max() < (words or 13)
+    table = models.apply(module, params, BATCH, method="reconstruct", seed=0)["text"]
+    assert table.max() >= 5  # ids that would have been filled in otherwise

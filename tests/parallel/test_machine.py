@@ -1,8 +1,11 @@
 """What the machine is told before jax starts."""
 
 import os
+import subprocess
+import sys
 
 import jax
+import pytest
 
 from maeclip_jax.parallel import machine
 
@@ -19,3 +22,67 @@ def test_fake_devices_get_threads_to_wait_in(monkeypatch):
     monkeypatch.setenv("NPROC", "5")  # the user's own word counts
     machine.configure_jax(cpu_devices=64)
     assert os.environ["NPROC"] == "5"
+
+
+def test_no_tpu_is_looked_for_where_there_is_none(monkeypatch):
+    """libtpu may be installed for pre-flights; jax asking it for chips writes lines of errors."""
+    told = {}
+    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(machine.importlib.metadata, "entry_points", lambda group: ())
+    monkeypatch.setattr(machine, "accelerator", lambda: None)
+    monkeypatch.setattr(machine, "has_google_chip", lambda: False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", None, raising=False)
+    assert machine.look_for_no_tpu() and told == {"jax_platforms": "cpu"}
+    for name, value in (("accelerator", "tpu"), ("accelerator", "gpu"), ("has_google_chip", True)):
+        told.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, name, lambda found=value: found)
+            assert not machine.look_for_no_tpu() and not told
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    assert not machine.look_for_no_tpu() and not told
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert not machine.look_for_no_tpu() and not told
+
+
+def test_a_command_on_a_machine_without_a_tpu_says_nothing_of_tpus():
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    if machine.accelerator():
+        pytest.skip("this machine has an accelerator")
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "maeclip_jax.doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_only_half_an_entry_of_the_compilation_cache_is_removed(tmp_path, monkeypatch):
+    """An entry that is whole may be unusable for this program alone: preflight cannot load what a slice compiled."""
+    monkeypatch.setattr(machine, "_told", set())
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        mine, other = tmp_path / "jit_update-1a-cache", tmp_path / "jit_fresh-1a-cache"
+        start = "Error reading persistent compilation cache entry for 'jit_update': "
+        for warning, left, said in (
+            (f"{start}JaxRuntimeError: INVALID_ARGUMENT: no client", {mine, other}, None),
+            ("something else", {mine, other}, None),
+            (
+                f"{start}error: Error -5 while decompressing data: truncated",
+                {other},
+                "compiled programs cannot be read",
+            ),
+            (f"{start}error: Error -5 while decompressing data: truncated", {other}, ""),
+            (
+                "Error writing persistent compilation cache entry for 'jit_update': OSError: x",
+                {other},
+                "compiled programs",
+            ),
+        ):
+            mine.write_bytes(b"x")
+            other.write_bytes(b"x")
+            found = machine.mend_cache(warning)
+            assert set(tmp_path.iterdir()) == left, warning
+            assert found == said if not said else found.startswith(said), warning
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -74,6 +74,13 @@ def numpy_state(model) -> dict[str, np.ndarray]:
     return {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
 
+def embedded(found, inputs: dict) -> dict[str, np.ndarray]:
+    """Embeddings of `inputs` by a model that was loaded (`interop.Loaded`)."""
+    objective = objectives.make(found.config.objective, found.config.model)
+    made = jax.jit(lambda params: objective.apply({"params": params}, inputs, method="embed"))(found.params)
+    return jax.tree.map(np.asarray, made)
+
+
 class Ours:
     """A model loaded from a folder or file of weights, and all that is compared of it on `batch`.
 

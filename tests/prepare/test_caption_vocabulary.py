@@ -41,3 +41,15 @@ def test_same_captions_same_model():
 def test_bad_input_is_named(captions, size, said):
     with pytest.raises(UserError, match=said):
         vocabulary.train(captions, size)
+
+
+def test_a_file_that_is_there_stays_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "captions_of", lambda *_: CAPTIONS)
+    out = tmp_path / "words.model"
+    out.write_bytes(b"of a run")
+    argv = ["--name=photos", f"--out={out}", "--size=300"]
+    with pytest.raises(UserError, match=r"--out \S+ is there: .* add --overwrite"):
+        vocabulary.run(argv)
+    assert out.read_bytes() == b"of a run"
+    vocabulary.run([*argv, "--overwrite"])
+    assert tokenizer.SentencePiece(str(out)).vocab_size > 0

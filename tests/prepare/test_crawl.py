@@ -4,7 +4,7 @@ import pair_sources
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import crawl
+from maeclip_jax.prepare import command, crawl
 
 
 def test_webdataset_is_found_with_its_counts_and_beside_its_parquet(tmp_path):
@@ -139,3 +139,17 @@ def _written(path, text: str) -> str:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     return str(path)
+
+
+def test_a_split_column_may_be_ignored(tmp_path):
+    """A table may have a column `split` that means something else."""
+    file = tmp_path / "pairs.csv"
+    file.write_text("image,caption,split\na.jpg,a cat,left half\nb.jpg,a dog,right half\n")
+    assert crawl.plan(str(file)).reading.split_column == "split"
+    ignored = crawl.plan(str(file), split_column=None)
+    assert ignored.reading.split_column == "" and ignored.splits == ("train",)
+    args = ["--src", str(file), "--out", str(tmp_path), "--ignore_split"]
+    with pytest.raises(UserError, match="--ignore_split and --split_column=x exclude each other; give one"):
+        command.prepare(command.parser().parse_args([*args, "--split_column=x"]))
+    jsons = pair_sources.webdataset(tmp_path / "src", shards=1)
+    assert crawl.plan(str(jsons), split_column=None).reading.split_column == ""

@@ -11,6 +11,7 @@ import pytest
 
 from maeclip_jax.prepare import command, image_text
 
+ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("MAECLIP_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 
@@ -53,6 +54,27 @@ def test_img2dataset_becomes_a_tfds_data_set_with_an_account(tmp_path, capsys):
 
     for shard in tree["splits"]["train"]["shards"]:
         assert hashlib.sha256((out / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_the_same_command_continues(workers, tmp_path):
+    """Files that may not grow stand for the disk: a test of it that every machine can run."""
+    src = pair_sources.webdataset(tmp_path / "src", shards=3, records=40)
+    args = ["-m", "maeclip_jax.prepare", "--src", str(src), "--out", str(tmp_path / "out"), "--workers", str(workers)]
+    limited = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, *args], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    out = tmp_path / "out" / "my_pairs" / "1.0.0"
+    assert said.startswith(f"error: cannot write {out}: File too large; the same command continues when it can be"), (
+        said
+    )
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(_read(out)) == 120
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, capsys, monkeypatch):
@@ -160,3 +182,21 @@ def test_beam_without_beam_says_what_to_install(tmp_path, capsys, monkeypatch):
     src = pair_sources.webdataset(tmp_path / "src", shards=1)
     message = _error(capsys, "--src", src, "--out", tmp_path / "out", "--runner", "beam")
     assert message == "error: runner beam needs Apache Beam; valid: pip install maeclip_jax[prepare]"
+
+
+def test_captions_that_a_tokenizer_cuts_are_in_the_report(tmp_path, capsys):
+    src = pair_sources.webdataset(tmp_path / "src", shards=2, records=6)  # "caption of 0" to "caption of 11"
+    same = ("--src", src, "--workers", 1, "--tokenizer=bytes")
+    assert _main(*same, "--text_length=12", "--out", tmp_path / "cut") == 0
+    assert "2 captions (16.67%) cut at 12 tokens by bytes" in capsys.readouterr().out
+    assert _main(*same, "--text_length=13", "--out", tmp_path / "whole", "--name", "b") == 0
+    assert "           0 captions (0.00%) cut at 13 tokens by bytes" in capsys.readouterr().out
+    assert _main("--src", src, "--workers", 1, "--out", tmp_path / "plain") == 0
+    assert "cut at" not in capsys.readouterr().out
+    assert _error(capsys, "--src", src, "--out", tmp_path, "--tokenizer=bytes").endswith("or neither")
+    assert "unknown tokenizer type 'byts' (did you mean 'bytes'?)" in _error(
+        capsys, "--src", src, "--out", tmp_path, "--tokenizer=byts", "--text_length=3"
+    )
+    assert "is not there; " in _error(
+        capsys, "--src", src, "--out", tmp_path, "--tokenizer=bert:no.txt", "--text_length=3"
+    )

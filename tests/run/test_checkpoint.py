@@ -316,7 +316,7 @@ def test_what_makes_no_other_run_may_change(tmp_path):
     path.write_text(json.dumps(recorded))
     changed = {
         "total": "13 steps", "log.every": "2 steps", "checkpoint.keep_last": 1, "mesh.fsdp": 2, "data.max_bad": 0.2,
-        "model.compute.layers": "unroll", "model.compute.remat": "full", "resume": "runs/other", "init_from": "",
+        "model.compute.layers": "unroll", "model.compute.remat": "full", "init_from": "",
         "max_skipped_in_row": 3,
     }  # fmt: skip
     config = runs.config(ARG, **changed)
@@ -325,7 +325,7 @@ def test_what_makes_no_other_run_may_change(tmp_path):
     train.run(config, workdir)
     assert torture.steps(workdir)[-1] == 13
     now = json.loads(path.read_text())
-    assert now == json.loads(config.to_json_best_effort()) | {"init_from": "runs/first", "resume": ""}
+    assert now == json.loads(config.to_json_best_effort()) | {"init_from": "runs/first"}
 
 
 def test_data_may_move_as_long_as_it_has_a_name():

@@ -1,16 +1,19 @@
 """What a run writes about itself: rows, TensorBoard, progress, the table of parameters, also into a remote workdir."""
 
 import json
+import re
 import struct
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from maeclip_jax.cli import Progress, duration_text
 from maeclip_jax.errors import UserError
-from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel import sharding, sleep
+from maeclip_jax.parallel.terminal import Progress, Waiting, duration_text, say
 from maeclip_jax.run import log
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
@@ -149,7 +152,7 @@ def test_a_workdir_that_cannot_be_made_is_said(tmp_path):
 
 def test_time_is_booked_where_it_is_spent(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sleep, "awake", lambda: now[0])
 
     def spend(seconds):
         now[0] += seconds
@@ -208,7 +211,7 @@ def test_the_table_of_parameters_has_every_path_and_the_total():
 
 def test_what_takes_long_says_how_far_it_is(capsys, monkeypatch):
     now = iter([0.0, 10.0, 20.0, 30.0, 40.0, 50.0])
-    monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(sleep, "awake", lambda: next(now))
     with Progress("eval probe", "pictures", 100, every=15) as eta:
         for n in (0, 25, 0, 25, 50):  # at 10, 20, 30, 40, 50 s
             eta.update(n)
@@ -216,3 +219,31 @@ def test_what_takes_long_says_how_far_it_is(capsys, monkeypatch):
         "eval probe: 25 of 100 pictures  25% | eta 1m00s",
         "eval probe: 50 of 100 pictures  50% | eta 40s",
     ]
+
+
+def test_what_takes_long_is_said_again_and_again_and_what_does_not_is_not(monkeypatch, capsys):
+    told, again = threading.Event(), threading.Event()
+
+    def tell(self, text, own=Waiting._tell):
+        own(self, text)
+        (again if told.is_set() else told).set()
+
+    monkeypatch.setattr(Waiting, "_tell", tell)
+    with Waiting("compiling the step", after=0.01, every=0.02):
+        assert again.wait(600)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2 and all(re.fullmatch(r"compiling the step: \d+m?\d*s", line) for line in lines)
+    with Waiting("compiling the step", after=3600):
+        pass
+    assert capsys.readouterr().out == ""
+    with Waiting("another process's", after=0.01, every=0.01, shown=False):
+        again.clear()
+        assert again.wait(600)
+    assert capsys.readouterr().out == ""
+
+
+def test_waiting_is_silent_while_something_else_speaks():
+    waiting = Waiting("compiling", after=100)
+    waiting._begun = waiting._told = time.monotonic() - 1000
+    say("step 1")
+    assert waiting._until(100) > 0  # it would have spoken 900 seconds ago

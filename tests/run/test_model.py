@@ -168,6 +168,18 @@ def test_reconstruction_hides_what_it_is_told_to():
     )
 
 
+def test_a_table_larger_than_the_vocabulary_fills_in_words_of_the_vocabulary():
+    """As of a run that was made before the table followed the tokenizer's file."""
+    made = model(**{"model.text_tower.vocab": 4000})
+    known = set(made.preprocess.tokenizer._vocab)
+    filled = [w["filled"] for one in made.reconstruct(PICTURES, TEXTS, keep=0.2) for w in one.words if "filled" in w]
+    assert filled and set(filled) <= known
+    context, ids = made._context, made.preprocess.texts(TEXTS)
+    with jax.set_mesh(made.mesh):
+        evaluated = context.reconstruct(made.params, {"image": PICTURES, "text": ids}, 0)["text"]
+    assert evaluated.max() < len(known)
+
+
 def test_what_an_objective_cannot_is_one_line_that_names_who_can():
     mae, clip = model("mae"), model("clip")
     refusals = {

@@ -24,7 +24,7 @@ class Noise:
     def run(self, params):
         self.calls += 1
         value = self.offset + abs(self.calls - 2)
-        yield Metric("level", value, "dB", "lower", interval=(value - 1, value + 1))
+        yield Metric("level", value, "dB", "lower", interval=(value - 1, value + 1), note="of 3 rows")
         yield Picture("sketch", np.full((4, 4, 3), 9, np.uint8))
 
 class NoRun:
@@ -56,6 +56,7 @@ def test_it_is_shown_with_its_unit_and_chooses_the_best_checkpoint(module, tmp_p
     written = json.loads((workdir / "evals" / "4.json").read_text())
     assert written["about"]["noise/level"] == {
         "unit": "dB", "better": "lower", "chance": None, "reference": None, "interval": [31.0, 33.0],
+        "note": "of 3 rows",
     }  # fmt: skip
     for make, where in (
         (lambda out: report.write(workdir), "the page of the run"),
@@ -63,7 +64,8 @@ def test_it_is_shown_with_its_unit_and_chooses_the_best_checkpoint(module, tmp_p
         (lambda out: report.collect([workdir], out), "the tables"),
     ):
         path = make(tmp_path / where)
-        assert "32 dB" in (path.parent / "report.md").read_text(), where
+        said = (path.parent / "report.md").read_text()
+        assert "32 dB" in said and "(of 3 rows)" in said.replace("\\", ""), where
     view = page.view(runs_of_report.read(workdir))
     assert any("Noise" in title for title, _ in view["accuracies"]), [title for title, _ in view["accuracies"]]
     assert r"32 dB \[31, 33\]" in (tmp_path / "the comparison" / "report.md").read_text()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax import main
+from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.machine import cache_folder
 from maeclip_jax.run import startup
 from maeclip_jax.run.clock import Clock
@@ -19,7 +20,7 @@ from tests.golden import ROOT
 
 def test_phases_and_the_rest_add_up(monkeypatch):
     now = [50.0]
-    monkeypatch.setattr(startup.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sleep, "awake", lambda: now[0])
     start = startup.Startup(2.0)
     start.add("import", start.so_far())
     clock = Clock(start=start)

@@ -12,8 +12,10 @@ from PIL import Image
 
 from maeclip_jax.cli import guarded
 from maeclip_jax.data import pipeline, tokenizer
+from maeclip_jax.errors import UserError
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.run import checkpoint, flops, train
+from maeclip_jax.run.step import build
 from maeclip_jax.workdir import read_metrics
 from tests import runs, torture
 
@@ -193,3 +195,21 @@ def test_a_source_that_is_an_object_is_the_same_again(tmp_path):
 def test_rows_are_logged_when_they_are_due(tmp_path):
     assert run(tmp_path, Records(), **{"log.every": "4 steps"}) == 0
     assert list(runs.series(tmp_path)) == [1, 4, 8, 10]  # the first and the last always
+
+
+def test_a_batch_of_one_caption_over_and_over_is_said_once(tmp_path, caplog):
+    said = "all 8 captions of the batch are equal, so the contrast has nothing to tell apart"
+    workdir = runs.run(tmp_path, ARG.replace("steps=10,save=1", "steps=3,save=3"), devices=1, **{
+        "data.source": dict(kind="noise", resolution=32, vocabulary=1, count=24),
+    })  # fmt: skip
+    warned = [r.getMessage() for r in caplog.records if said in r.getMessage()]
+    assert len(warned) == 1 and warned[0].startswith(f"step 1: {said} (its examples: noise/")
+    assert runs.series(workdir, "train/duplicates") == dict.fromkeys((1, 2, 3), pytest.approx(100 * 7 / 8))
+
+
+@pytest.mark.parametrize("objective", ["clip", "mae_clip", "slip"])
+def test_a_contrast_needs_others_to_compare_with(objective):
+    config = runs.config(ARG.replace("clip", objective), batch_size=1)
+    with pytest.raises(UserError, match=f"^batch_size 1: {objective} compares each pair with the others"):
+        build(config, epoch=None, devices=jax.devices()[:1])
+    assert build(runs.config("objective=mae", batch_size=1), epoch=None, devices=jax.devices()[:1]).batch_size == 1

@@ -30,7 +30,7 @@ from etils import epath
 
 from maeclip_jax import cli
 from maeclip_jax.data import decode, source
-from maeclip_jax.errors import BadRecord, UserError, unknown
+from maeclip_jax.errors import BadRecord, UserError, storage, unknown
 
 _AHEAD = 64  # pictures that are being checked while others are written
 
@@ -188,11 +188,11 @@ def build(
             raise UserError(f"{target} holds another data set; valid: another --name or --data_dir, or --overwrite")
         return target
     builder.info.metadata["made_from"] = made_from
-    with shown(builder, name, progress):
+    with storage.writing(target), shown(builder, name, progress):
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
-    if builder.dropped:
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in builder.dropped]
-        (target / "dropped.jsonl").write_text("".join(lines))
+        if builder.dropped:
+            lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in builder.dropped]
+            (target / "dropped.jsonl").write_text("".join(lines))
     return target
 
 

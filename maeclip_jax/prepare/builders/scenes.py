@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from maeclip_jax import cli
-from maeclip_jax.errors import UserError, choose, unknown
+from maeclip_jax.errors import UserError, choose, storage, unknown
 from maeclip_jax.prepare.builders import manual
 from maeclip_jax.scenes import world
 from maeclip_jax.scenes.pool import Job, draw
@@ -193,12 +193,13 @@ def build(
     _clear_abandoned(target)
     builder.workers = workers
     total = sum(recipe.sizes.values())
-    try:
-        with manual.shown(builder, f"scenes/{name}", progress, total):
-            builder.download_and_prepare()
-    except OSError:
-        if not target.exists():  # else another process was faster
-            raise
+    with storage.writing(target):
+        try:
+            with manual.shown(builder, f"scenes/{name}", progress, total):
+                builder.download_and_prepare()
+        except OSError:
+            if not target.exists():  # else another process was faster
+                raise
     return target
 
 
