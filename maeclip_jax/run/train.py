@@ -234,7 +234,7 @@ class _Run:
             return
         epoch, size = self.data.length, self.built.batch_size
         old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
-        optim = ConfigDict(before["optim"])
+        optim = ConfigDict(self.config.optim.to_dict() | before["optim"])  # which may lack settings that came later
         then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
         now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
         say(
