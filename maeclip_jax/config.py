@@ -50,7 +50,7 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     if ":" in config.get("init_from", ""):
         from maeclip_jax.interop import adoption
 
-        adoption.adopt(config)  # the towers become those of other code bases' weights
+        adoption.adopt(config, settings or {})  # the towers become those of other code bases' weights
     return config
 
 
