@@ -206,7 +206,7 @@ def claim_data(account: Mapping[str, Mapping], workdir: epath.Path, *, continued
     if continued and path.exists():
         before = read_object(path)
         for name, now in account.items():
-            then = before.get(name, now)
+            then = {"order": "records", **before.get(name, now)}  # which it was before there was another
             differ = {n for n in then.keys() & now.keys() if then[n] != now[n]}
             if differ:
                 said = differences(*({n: one[n] for n in sorted(differ)} for one in (now, then)))
