@@ -38,6 +38,9 @@ class Source:
     `fresh`: (pattern of our paths, why) of parts that a file may leave out as a whole. `stacked`: a part of their names
     under which arrays have the layers as first axis; they are read as if each were called "<stacked>_<layer>".
     `constants(config)` -> arrays of their format that are fixed and therefore none of our parameters.
+    `wanted(config)` -> {name of a setting: value} of what a model must have to be written in this format; UserError
+    where no setting helps. `changed(parameters by path, config)` -> these as the format has them. `files`: the names
+    of the files with what `config_of` gives and with the weights.
     """
 
     rows: tuple[Row, ...]
@@ -48,6 +51,9 @@ class Source:
     fresh: tuple[tuple[str, str], ...] = ()
     stacked: str = ""
     constants: Callable[[Mapping], dict[str, np.ndarray]] | None = None
+    wanted: Callable[[Mapping], dict[str, Any]] | None = None
+    changed: Callable[[Mapping[str, np.ndarray], Mapping], dict[str, np.ndarray]] | None = None
+    files: tuple[str, str] = ("config.json", "model.safetensors")
 
 
 @dataclasses.dataclass
