@@ -132,6 +132,8 @@ def _sentencepiece(made, spec) -> tuple[Any, dict]:
     steps += [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
     if normalizer.get(4, 1):
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ | $"), "")]
+    elif normalizer.get(3, 1):  # Metaspace puts none in front of a space, SentencePiece does
+        steps += [normalizers.Replace(Regex("^ "), "  ")]
     library.normalizer = normalizers.Sequence(steps)
     user = [] if spec.get("canonical") else [piece for piece, _, kind in rows if kind == _USER]  # in brackets: "<n>"
     library.add_tokens([AddedToken(piece, normalized=True) for piece in user])

@@ -21,12 +21,11 @@ KINDS = SPECS | {
     "trained": {"type": "sentencepiece", "path": "TRAINED"},
 }
 # What the module says is different: an inner "!" and a numeric entity of CLIP. A "</s>" that a text spells is cut
-# otherwise by SentencePiece's own, and one that is blank gives no text for a model.
+# otherwise by SentencePiece.
 MEANT = {
     "clip": ("&amp;lt; &#33;", "!+ !! !⊕"),
     "unigram": ("<|endoftext|> [PAD] </s>",),
     "unigram_both": ("<|endoftext|> [PAD] </s>",),
-    "bpe_eos": ("   ",),
     "trained": ("<|endoftext|> [PAD] </s>",),
 }
 
