@@ -1,7 +1,7 @@
 """Weights of other code bases, in and out.
 
     found = interop.load("hf-clip", "/models/clip-vit-base-patch16")     found.config, found.params, found.report
-    interop.save("hf-clip", config, params, "/models/mine")              a folder that `transformers` loads
+    interop.save("hf-siglip", config, params, "/models/mine")            a folder that `transformers` loads
 
 Each kind is one module with a conversion table that is data (`convert.Source`). Files are local; nothing in them is
 executed and torch is not needed (`files`). Everything in a file is accounted for, or it is an error of one line and
@@ -149,7 +149,7 @@ def _resized(described: Mapping, size: int, length: int) -> dict:
     for tower, key, value in (("image_tower", "size", size), ("text_tower", "length", length)):
         if value and model.get(tower):
             model[tower] = dict(model[tower]) | {key: value}
-    ops = re.sub(r"\(\d+\)", f"({size})", described["ops"]) if size else described["ops"]
+    ops = re.sub(r"\(\d+(?=[,)])", f"({size}", described["ops"]) if size else described["ops"]
     return dict(described) | dict(model=model, ops=ops)
 
 

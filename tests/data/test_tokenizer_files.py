@@ -82,6 +82,11 @@ def test_the_vocabulary_beside_them_makes_the_tokenizer_again(name, tmp_path):
         np.testing.assert_array_equal(again(text, LENGTH), ours(text, LENGTH))
 
 
+def test_every_type_can_be_written():
+    made = {spec["type"] for spec in KINDS.values()}
+    assert made == set(tokenizer.TYPES) == set(tokenizer_files.VOCABULARY)
+
+
 def test_padding_that_is_read_has_no_mask():
     spec = {"type": "bert", "path": "scenes"}
     masked, attended = (tokenizer_files.files(spec, 8, attended=x)["tokenizer_config.json"] for x in (False, True))

@@ -295,3 +295,15 @@ def test_the_first_experiment_is_refused_in_one_line(tmp_path):
         "--config.model.text_tower.causal=True --config.model.text_tower.pool=last --config.tokenizer.eos=True; as it "
         "is, it can be written as hf-vision (its image tower alone)"
     )
+
+
+def test_a_run_goes_on_from_what_was_written(tmp_path):
+    """Its tokenizer and its size are taken along, whatever the tokenizer is."""
+    words = {"tokenizer.type": "bytes", "tokenizer.path": "", "model.text_tower.vocab": 257}
+    config = experiment("siglip", "map", words)
+    config.preprocess.image = "decode|resize(32,'bilinear')"
+    interop.save("hf-siglip", config, foreign.random_params(config), tmp_path / "x")
+    started = experiment("siglip", "map", {"init_from": f"hf-siglip:{tmp_path / 'x'}"})
+    assert started.tokenizer.to_dict() == dict(type="bytes", path="") and started.model.text_tower.vocab == 257
+    larger = interop.load("hf-siglip", tmp_path / "x", size=48).config
+    assert larger.preprocess.image == "decode|resize(48,'bilinear')" and larger.model.image_tower.size == 48
