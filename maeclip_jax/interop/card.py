@@ -28,7 +28,9 @@ import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
-```"""
+```
+
+On a hub, `text_cfg.hf_tokenizer_name` in open_clip_config.json must be the name of the repository."""
 _VISION = """```python
 from transformers import AutoImageProcessor, AutoModel
 
