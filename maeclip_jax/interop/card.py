@@ -45,7 +45,8 @@ def text(kind: str, config: Mapping, about: Mapping[str, Any], left_out: Mapping
     """README.md of a model written as `kind`.
 
     `about`: what is known of its training, each part may be missing: `name`, `step`, `total` (words), `data` (words),
-    `batch_size`, `seed`, `evals` ({metric: {"value", "unit", "chance"}}). `left_out`: our parameters without a place, and why.
+    `batch_size`, `seed`, `evals` ({metric: {"value", "unit", "chance"}}). `left_out`: our parameters without a place,
+    and why.
     """
     model, task = config["model"], _TASKS.get(kind, "image-feature-extraction")
     library = "open_clip" if kind == "open_clip" else "transformers"
