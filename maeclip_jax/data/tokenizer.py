@@ -12,7 +12,8 @@ Types (the splitting is done by the libraries `tokenizers` and `sentencepiece`; 
 lone surrogates and control characters, since captions come from the web):
 
 - `bert`           WordPiece of a vocabulary file, lower-cased and stripped of accents as BERT does. path="scenes" is
-                   the small vocabulary that comes with the package. Option: cls=True puts [CLS] first. No [SEP].
+                   the small vocabulary that comes with the package. Options: cls=True puts [CLS] first; eos=True puts
+                   [SEP] last, where it stays when a text is cut.
 - `clip`           OpenAI's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`, or those in a tokenizer.json),
                    lower-cased, HTML entities resolved, white space collapsed: <|startoftext|> ... <|endoftext|>; the
                    end stays when a text is cut.
@@ -98,6 +99,7 @@ def size(spec) -> int:
 def make(spec):
     """The tokenizer of `spec`, a dict with `type`, `path` (not for bytes) and the options of that type.
 
+    An option that is False counts as absent, so that an experiment's tokenizer can be changed by its type and path.
     Raises UserError: unknown type or option, no such file, a file of another kind.
     """
     import inspect
@@ -108,6 +110,8 @@ def make(spec):
     parameters = inspect.signature(make_type).parameters
     if not spec.get("path", True):  # a config may say path="" for bytes
         del spec["path"]
+    known = {name for each in TYPES.values() for name in inspect.signature(each).parameters}
+    spec = {name: value for name, value in spec.items() if value is not False or name not in known - set(parameters)}
     for name in spec:
         if name not in parameters:
             raise (
@@ -157,7 +161,7 @@ class Tokenizer:
 class Bert(Tokenizer):
     """WordPiece with BERT's normalisation; a word longer than 100 characters is [UNK]."""
 
-    def __init__(self, path: str, cls: bool = False):
+    def __init__(self, path: str, cls: bool = False, eos: bool = False):
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -166,7 +170,7 @@ class Bert(Tokenizer):
             vocab = _read(path, there).decode("utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a BERT vocabulary (one token a line): {error}") from None
-        needed = ["[UNK]", "[CLS]"] if cls else ["[UNK]"]
+        needed = ["[UNK]", *(["[CLS]"] if cls else []), *(["[SEP]"] if eos else [])]
         if not vocab or vocab[0] != "[PAD]" or not set(needed) <= set(vocab):
             raise UserError(
                 f"{path} is not a BERT vocabulary: line 1 must be [PAD], and {', '.join(needed)} be in it; "
@@ -179,6 +183,7 @@ class Bert(Tokenizer):
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._library.decoder = decoders.WordPiece()
         self._first = (ids["[CLS]"],) if cls else ()
+        self._last = (ids["[SEP]"],) if eos else ()
 
     def _encode(self, text: str) -> list[int]:
         return self._library.encode(text, add_special_tokens=False).ids
