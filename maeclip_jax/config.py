@@ -50,7 +50,7 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     if ":" in config.get("init_from", ""):
         from maeclip_jax.interop import adoption
 
-        adoption.adopt(config)  # the towers become those of other code bases' weights
+        adoption.adopt(config, settings or {})  # the towers become those of other code bases' weights
     return config
 
 
@@ -148,7 +148,12 @@ def digest(path: epath.Path) -> str:
 def by_content(value: object) -> object:
     """The value of a leaf, with the content of a file in place of the name of its kept copy; anything else as it is."""
     kept = KEPT.fullmatch(value) if isinstance(value, str) else None
-    return f"a file of SHA-256 {kept['digest']}..." if kept else value
+    return content(kept["digest"]) if kept else value
+
+
+def content(digest: str) -> str:
+    """How the content of a file is named to a person, by its `digest`."""
+    return f"a file of SHA-256 {digest}..."
 
 
 def has_usual_table(config) -> bool:

@@ -39,7 +39,7 @@ CLASSES = (
     # What is kept and looked at, and when a run gives up.
     (LOOKED_AT, r"(evals|log|checkpoint|preprocess)(\..*)?|max_skipped_in_row|data\.max_bad"),
     (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset)|data\.source(\..*)?"),
-    (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical)"),
+    (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical|lower)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
     (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
     (LEARNT, r"model\.(stats|streams)"),
@@ -91,7 +91,7 @@ def find_files(config, workdir: epath.Path) -> None:
 
     So a run goes on, and is evaluated, on a machine that has nothing but its workdir.
     """
-    before = _before(workdir)
+    before = read_config(workdir)
     here, mine = named_files(config), dict(leaves(config))
     for name, value in leaves(before):
         kept = KEPT.fullmatch(value) if isinstance(value, str) else None
@@ -104,46 +104,51 @@ def find_files(config, workdir: epath.Path) -> None:
             config.update_from_flattened_dict({name: os.fspath(workdir / value)})
 
 
-def keep_files(config, workdir: epath.Path) -> dict[str, str]:
-    """{leaf: how config.json names its file}: `files/STEM-DIGEST.SUFFIX`, a copy in `workdir`.
+def _files(config) -> dict[str, tuple[epath.Path, str]]:
+    """{leaf: (the file that it names, what its copy is called)}; "" for one above 256 MiB, which stays where it is.
 
-    `config` names the copies from then on, on the process that writes them.
-
-    UserError for a copy whose content is not what its name says. Files above 256 MiB stay where they are.
+    UserError for a copy whose content is not what its name says.
     """
+    named = named_files(config)
+    return {n: (path, _kept_name(path) if path.stat().length <= MOST_KEPT else "") for n, path in named.items()}
+
+
+def _named(config, files: Mapping[str, tuple[epath.Path, str]]) -> dict:
+    """The config as config.json holds it, which names the copies of `files`."""
+    return with_leaves(plain(config), {name: kept for name, (_, kept) in files.items() if kept})
+
+
+def _keep(config, files: Mapping[str, tuple[epath.Path, str]], workdir: epath.Path) -> None:
+    """Copies `files` into `workdir`; `config` names the copies from then on, on the process that writes them."""
     import jax
 
-    kept = {}
-    for name, path in named_files(config).items():
-        if path.stat().length > MOST_KEPT:
+    for name, (path, kept) in files.items():
+        if not kept:
             warn(f"{name}={path} is too large to be kept with the run; keep it where it is")
             continue
-        kept[name] = _kept_name(path)
-        copy = workdir / kept[name]
+        copy = workdir / kept
         if not copy.exists():
             write_bytes(copy, path.read_bytes())
         if jax.process_index() == 0:  # others have the file where it was, and the copy is perhaps not there yet
             config.update_from_flattened_dict({name: os.fspath(copy)})
-    return kept
 
 
 def claim(config, workdir: epath.Path, *, continued: bool) -> str:
     """What config.json is to say: `config`, and where the run began, if it is `continued`.
 
-    The files that `config` names are kept in `workdir`, and `config` names the copies from then on.
-    UserError if the run in `workdir` is another: in a setting both have, in the content of a file, or in any of its
-    data; and if the command says another origin than the run has. Names that one of them lacks elsewhere came or went
-    with the code.
+    The files that `config` names are kept in `workdir` as `files/STEM-DIGEST.SUFFIX`, and `config` names the copies
+    from then on. UserError if the run in `workdir` is another: in a setting both have, in the content of a file, or in
+    any of its data; and if the command says another origin than the run has. Names that one of them lacks elsewhere
+    came or went with the code.
     """
-    before = _before(workdir) if continued else {}
-    named = {n: str(path) for n, path in named_files(config).items()}
-    made = json.loads(config.to_json_best_effort()) | {}
+    before, files = read_config(workdir) if continued else {}, _files(config)
+    made = _named(config, files)
     if before:
-        mine, theirs = _fixed(with_leaves(made, _content(config))), _fixed(before)
-        had = dict(leaves(before))
-        for name in named.keys() & mine.keys() & had.keys():
+        mine, theirs = _fixed(made), _fixed(before)
+        had, here = dict(leaves(before)), dict(leaves(plain(config)))
+        for name in files.keys() & mine.keys() & had.keys():
             if isinstance(had[name], str) and not KEPT.fullmatch(had[name]):  # of a version that kept no files
-                mine[name] = named[name]
+                mine[name] = here[name]
         differ = {n for n in mine.keys() ^ theirs.keys() if n.startswith("data.")}
         differ |= {n for n in mine.keys() & theirs.keys() if mine[n] != theirs[n]}
         if differ:
@@ -155,7 +160,8 @@ def claim(config, workdir: epath.Path, *, continued: bool) -> str:
             )
         _same_origin(made, before, workdir)
         made |= {n: x for n, x in before.items() if classify(n) in (ORIGIN,)}  # which no later command changes
-    return json.dumps(with_leaves(made, keep_files(config, workdir)), indent=1)
+    _keep(config, files, workdir)
+    return json.dumps(made, indent=1)
 
 
 def _same_origin(made: Mapping, before: Mapping, workdir: epath.Path) -> None:
@@ -170,11 +176,6 @@ def _same_origin(made: Mapping, before: Mapping, workdir: epath.Path) -> None:
             )
 
 
-def _content(config) -> dict[str, str]:
-    """{leaf: its file as config.json would name it}, nothing written."""
-    return {name: _kept_name(path) for name, path in named_files(config).items()}
-
-
 def _kept_name(path: epath.Path) -> str:
     """What the copy of a file (or a copy) is called. UserError for a copy whose content is not what its name says."""
     found, of = KEPT.fullmatch(str(path)), digest(path)
@@ -184,7 +185,7 @@ def _kept_name(path: epath.Path) -> str:
     return f"{FILES}/{stem}-{of}{dot}{suffix}"
 
 
-def _before(workdir: epath.Path) -> dict:
+def read_config(workdir: epath.Path) -> dict:
     """config.json of the run in `workdir`, {} if there is none. UserError if it cannot be read."""
     path = workdir / CONFIG
     try:
@@ -195,9 +196,9 @@ def _before(workdir: epath.Path) -> dict:
 
 def other_words(config, origin: epath.Path) -> str:
     """How the tokenizer of `config` differs from that of the run in `origin`; "" if it does not, or cannot be known."""
-    theirs = {n: by_content(x) for n, x in leaves(_before(origin)) if n.startswith("tokenizer.")}
-    mine = json.loads(config.to_json_best_effort())
-    mine = {n: by_content(x) for n, x in leaves(with_leaves(mine, _content(config))) if n.startswith("tokenizer.")}
+    theirs = {n: by_content(x) for n, x in leaves(read_config(origin)) if n.startswith("tokenizer.")}
+    here = _named(config, _files(config))
+    mine = {n: by_content(x) for n, x in leaves(here) if n.startswith("tokenizer.")}
     if "a file" not in str(theirs.get("tokenizer.path")):  # of a version that kept no files
         theirs.pop("tokenizer.path", None)
     both = theirs.keys() & mine.keys() if theirs.get("tokenizer.type") else ()

@@ -82,7 +82,7 @@ def measure(rows: int, width: int, classes: int, sweep_rows: int, compare: bool 
         part["sweep"] = l2_search.some(*part["train"], sweep_rows, 0)
         problem = logistic.Problem(*part["sweep"], classes)
     with clock("one strength (l2 = 1), as in the sweep"):
-        one = problem.solve([1.0], tolerance=2e-4)
+        one = problem.solve([1.0], tolerance=2e-5)
     result = {"one_iterations": int(one.iterations[0])}
     for name in ["sweep"] + ["sweep, programs compiled"] * again:
         with clock(name), Progress("sweep", "fits", l2_search.MOST) as progress:

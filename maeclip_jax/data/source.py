@@ -237,7 +237,6 @@ def _locate(root: str, name: str):
 
 
 def _missing(root, base: str, path) -> str:
-
     parts, why = base.split("/"), ""
     if parts[0] == "scenes":
         config = parts[1] if len(parts) > 1 else "demo"

@@ -19,7 +19,8 @@ lone surrogates and control characters, since captions come from the web):
                    end stays when a text is cut.
 - `sentencepiece`  a model file. Options: bos=True, eos=True; the end stays when a text is cut. fill="eos" fills texts
                    up with their end. lower=True lower-cases, as SigLIP 2 does; canonical=True also takes punctuation
-                   away, as SigLIP does.
+                   away, as SigLIP does; with unescape=True HTML entities are resolved and underscores become spaces
+                   first, as open_clip does for both.
 - `json`           the tokenizer.json of the library `tokenizers`, with the same options. Its normaliser, splitting and
                    model are used; what it says of special tokens, padding and length is not: the options do.
 - `bytes`          UTF-8 bytes + 1. Needs no file.
@@ -273,7 +274,7 @@ class Pieces(Tokenizer):
         """`ids`: of pad, bos and eos, -1 where the vocabulary has none."""
         kind = next(name for name, made in TYPES.items() if made is type(self))
         choose(f"fill of tokenizer {kind!r}:", options["fill"], dict.fromkeys(FILLS))
-        self._canonical, self._lower = options["canonical"], options["lower"]
+        self._canonical, self._lower, self._unescape = (options[k] for k in ("canonical", "lower", "unescape"))
         self.shift = int(ids["pad"] != 0)
         self.vocab_size = pieces + self.shift
         for name in ("bos", "eos"):
@@ -287,6 +288,8 @@ class Pieces(Tokenizer):
             self._fill = self._last[0]
 
     def _encode(self, text: str) -> list[int]:
+        if self._unescape:
+            text = html.unescape(html.unescape(text)).replace("_", " ")
         if self._canonical:
             text = " ".join(text.translate(_NO_PUNCTUATION).lower().split())
         elif self._lower:
@@ -299,7 +302,7 @@ class SentencePiece(Pieces):
 
     def __init__(
         self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False,
-        lower: bool = False,
+        lower: bool = False, unescape: bool = False,
     ):  # fmt: skip
         import sentencepiece
 
@@ -312,7 +315,9 @@ class SentencePiece(Pieces):
         if not pieces:
             raise UserError(f"{path} is not a SentencePiece model: it has no pieces")
         ids = {name: getattr(self._library, f"{name}_id")() for name in ("pad", "bos", "eos")}
-        self._set(path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower))
+        self._set(
+            path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower, unescape=unescape)
+        )
 
     def _pieces(self, text: str) -> list[int]:
         return self._library.encode(text)
@@ -330,7 +335,7 @@ class Json(Pieces):
 
     def __init__(
         self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False,
-        lower: bool = False,
+        lower: bool = False, unescape: bool = False,
     ):  # fmt: skip
         from tokenizers import Tokenizer as Library
 
@@ -347,7 +352,9 @@ class Json(Pieces):
         pieces = 1 + max(self._library.get_vocab().values(), default=-1)
         if not pieces:
             raise UserError(f"{path} is not a tokenizer.json: it has no pieces")
-        self._set(path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower))
+        self._set(
+            path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower, unescape=unescape)
+        )
 
     def _pieces(self, text: str) -> list[int]:
         return self._library.encode(text, add_special_tokens=False).ids

@@ -27,9 +27,9 @@ class StorageError(UserError):
         self.room = room
 
 
-def number(error: BaseException, also: tuple[int, ...] = ()) -> int | None:
-    """The errno, one of ERRNOS or `also`, that is behind `error`; None if it is of another kind."""
-    return _source(error, (*ERRNOS, *also))[0]
+def number(error: BaseException) -> int | None:
+    """The errno, one of ERRNOS, that is behind `error`; None if it is of another kind."""
+    return _source(error, ERRNOS)[0]
 
 
 def _source(error: BaseException, known: tuple[int, ...]) -> tuple[int | None, str]:

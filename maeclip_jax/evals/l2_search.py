@@ -44,8 +44,8 @@ def search(
     label_V: np.ndarray,
     l2: Sequence[float] | None = None,
     *,
-    tolerance: float = 2e-4,
-    iterations: int = 60,
+    tolerance: float = 2e-5,
+    iterations: int = 40,
     tick: Callable[[int], None] = lambda n: None,
 ) -> Search:
     """The strength with the best accuracy on validation rows; of equal ones the largest.

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on features: many strengths of l2 at once, by a batched L-BFGS.
+"""Multinomial logistic regression on features, for several strengths of l2: scipy's L-BFGS-B on jax's gradients.
 
 The objective is that of scikit-learn's LogisticRegression with C = 1 / l2 and an intercept that is not penalised:
 
@@ -7,11 +7,10 @@ The objective is that of scikit-learn's LogisticRegression with C = 1 / l2 and a
 It is strictly convex in W, so that whoever minimises it gets the same classifier. Features are used as they are (no
 standardisation). What makes it fast, without changing the optimum:
 
-- all values of l2 are solved together: logits of L problems with C classes are one product [N, D] x [D, L * C];
 - features are centred (the intercept takes it up) and turned into their principal axes (the penalty does not see
-  it), where the Hessian of a softmax is nearly diagonal: curvature_j ~ a * variance_j + l2. L-BFGS (Liu & Nocedal
-  1989, two-loop recursion) starts from its inverse, with one number `a` per problem, measured from the last step;
-- problems that are done leave the batch; refinements start from the solution of the nearest l2.
+  it), where the Hessian of a softmax is nearly diagonal: variance_j / classes + l2. Weights are scaled by its root, so
+  that the first steps of L-BFGS (Liu & Nocedal 1989) are nearly those of Newton;
+- strengths are solved from the largest to the smallest, each from the solution of the nearest one that is known.
 
 Rows go through in blocks, so memory beyond the features themselves is bounded.
 """
@@ -25,12 +24,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import scipy.optimize  # before the threads of its BLAS are counted
+from threadpoolctl import threadpool_limits
 
 MEMORY = 10  # pairs of L-BFGS
-BLOCK_BYTES = 1 << 27  # logits of one block of rows
-STATE_BYTES = 1 << 31  # of L-BFGS, for the problems that are solved together
-NARROW_FROM = 3e9  # products of an evaluation from which leaving out problems that are done is worth a compilation
-TOGETHER = 7  # problems at most that are solved together
+BLOCK_BYTES = 1 << 24  # logits of one block of rows: small enough for a cache
+# What scipy minimises is the loss per row times this: below 1, its `ftol` would be absolute.
+UNIT = 1e6
+FINEST = 1e-8  # share of the loss below which a step follows the rounding of logits in float32
 
 
 class Fit(NamedTuple):
@@ -53,22 +55,6 @@ class Fit(NamedTuple):
         return Fit(*(np.asarray(part)[np.asarray(which)] for part in self))
 
 
-class _State(NamedTuple):
-    """L-BFGS of L problems. K = D + 1 rows of weights, the last one the intercept."""
-
-    w: jax.Array  # [K, L, C]
-    gradient: jax.Array  # [K, L, C]
-    value: jax.Array  # [L]
-    direction: jax.Array  # [K, L, C]
-    step: jax.Array  # [L]
-    decrement: jax.Array  # [L] estimate of value - minimum, nats a row
-    curvature: jax.Array  # [L] `a` of the module's docstring
-    steps: jax.Array  # [M, K, L, C] ring of accepted steps ...
-    changes: jax.Array  # [M, K, L, C] ... and of the changes of the gradient
-    weight: jax.Array  # [M, L] 1 / (step . change), 0 = an empty slot
-    slot: jax.Array  # []
-
-
 class Problem:
     """Features [N, D] with their labels [N], prepared once, solved for any l2. Classes are 0..classes-1."""
 
@@ -78,18 +64,18 @@ class Problem:
         # A class without a row would push its intercept to -infinity; it is left out instead.
         self.present, label_N = np.unique(np.asarray(label_N), return_inverse=True)
         self.mean, self.axes, variance = principal_axes(x_NxD)
-        self.together = max(1, min(TOGETHER, STATE_BYTES // (8 * (MEMORY + 3) * (self.width + 1) * self.kept)))
-        block = min(self.rows, max(256, BLOCK_BYTES // (4 * self.kept * self.together)))
+        blocks = -(-self.rows // max(256, BLOCK_BYTES // (4 * self.kept)))
+        block = -(-self.rows // blocks)  # of equal size, so that less than a row a block is filled up
         fill = -self.rows % block
         x_NxK = np.zeros((self.rows + fill, self.width + 1), np.float32)  # rows that fill a block are all zero
         for start in range(0, self.rows, block):
             part = x_NxD[start : start + block]
             x_NxK[start : start + len(part), :-1] = (part - self.mean) @ self.axes
         x_NxK[: self.rows, -1] = 1
-        self._put = partial(jax.device_put, device=jax.local_devices()[0])
-        self._x = self._put(x_NxK.reshape(-1, block, self.width + 1))
-        self._label = self._put(np.pad(label_N.astype(np.int32), (0, fill)).reshape(-1, block))
-        self._variance = self._put(np.append(variance, 1).astype(np.float32))
+        put = partial(jax.device_put, device=jax.local_devices()[0])
+        self._x = put(x_NxK.reshape(-1, block, self.width + 1))
+        self._label = put(np.pad(label_N.astype(np.int32), (0, fill)).reshape(-1, block))
+        self._variance = np.append(variance, 1)
 
     @property
     def kept(self) -> int:
@@ -101,65 +87,66 @@ class Problem:
         l2_L: Sequence[float],
         *,
         start: Fit | None = None,
-        tolerance: float = 1e-5,
+        tolerance: float = FINEST,
         iterations: int = 1000,
         tick: Callable[[int], None] = lambda n: None,
     ) -> Fit:
         """The minima for all strengths, in their order.
 
-        tolerance: stop where the value is estimated to be this share of itself away from the minimum (a share,
-        because the loss of classes that can be told apart without a mistake tends to 0). start: solutions of other
-        strengths of the same classes; the nearest one is where each problem begins. tick(n): called as problems
-        finish.
+        tolerance: stop where an iteration lowers the value by less than this share of itself, FINEST at least (a
+        share, because the loss of classes that can be told apart without a mistake tends to 0). iterations: at most,
+        for each strength. start: solutions of other strengths of the same classes. tick(n): called as strengths are
+        done. ValueError for strengths that are not positive.
         """
         l2_L = np.asarray(l2_L, np.float64)
         if not len(l2_L) or not np.all(np.isfinite(l2_L)) or l2_L.min() <= 0:
             raise ValueError(f"l2 must be positive and finite, got {l2_L.tolist()}")
-        groups = np.array_split(np.arange(len(l2_L)), -(-len(l2_L) // self.together))
-        with one_device():
-            fits = [self._solve(l2_L[g], start, tolerance, iterations, tick) for g in groups]
-        return Fit(*(np.concatenate(parts) for parts in zip(*fits)))
+        known = [] if start is None else [(l2, self._turned(start, n)) for n, l2 in enumerate(start.l2)]
+        found: dict[int, tuple] = {}
+        # scipy's own products are small: threads of its BLAS that wait for a busy core made them 25 times slower.
+        with one_device(), threadpool_limits(1, user_api="blas"):
+            for n in np.argsort(-l2_L, kind="stable"):
+                near = min(known, key=lambda one: abs(np.log(one[0] / l2_L[n])), default=None)
+                first = np.zeros((self.width + 1, self.kept)) if near is None else near[1]
+                w_KxC, *rest = self._minimum(l2_L[n], first, tolerance, iterations)
+                known.append((l2_L[n], w_KxC))
+                found[n] = (*self._given(w_KxC), *rest)
+                tick(1)
+        return Fit(l2_L, *(np.array(parts) for parts in zip(*(found[n] for n in range(len(l2_L))))))
 
-    def _solve(self, l2_L, start, tolerance, limit, tick) -> Fit:
-        count = len(l2_L)
-        w = np.zeros((self.width + 1, count, self.kept), np.float32)
-        if start is not None:
-            nearest = np.abs(np.log(start.l2)[None] - np.log(l2_L)[:, None]).argmin(1)
-            weights_LxDxC, bias_LxC = start.weights[nearest][..., self.present], start.bias[nearest][:, self.present]
-            w[:-1] = np.matmul(self.axes.T, weights_LxDxC).swapaxes(0, 1)
-            w[-1] = np.where(np.isfinite(bias_LxC), bias_LxC, 0) + np.matmul(self.mean, weights_LxDxC)
-        l2_KxL = np.broadcast_to(l2_L.astype(np.float32) / self.rows, (self.width + 1, count)).copy()
-        l2_KxL[-1] = 0
-        # At W = 0 the curvature is variance / classes, exactly.
-        state, active = _begin(self._put(w), np.float32(1 / self.kept)), np.arange(count)
-        found, value = np.empty_like(w), np.empty(count)
-        done, used = np.zeros(count, bool), np.zeros(count, np.int64)
-        for n in range(limit + 1):
-            state = _advance(self._x, self._label, self._variance, self._put(l2_KxL[:, active]), self.rows, state)
-            decrement, step = np.asarray(state.decrement), np.asarray(state.step)
-            # The estimate is worth something after a few steps. A step that shrinks and shrinks: float32 sees no
-            # difference any more.
-            now = ((decrement <= tolerance * np.asarray(state.value)) & (n >= 3)) | (step < 1e-4)
-            finished = int(np.count_nonzero(now & ~done[active]))
-            if finished:
-                tick(finished)
-            used[active] = np.where(done[active], used[active], n)
-            done[active] |= now
-            left = ~done[active]
-            large = self._x.size * self.kept * len(left) > NARROW_FROM
-            if not left.any() or n == limit or (large and left.sum() <= len(left) // 2):
-                found[:, active], value[active] = np.asarray(state.w), np.asarray(state.value)
-                if not left.any() or n == limit:
-                    break
-                state, active = _narrow(state, np.flatnonzero(left)), active[left]
-        if not done.all():
-            tick(int(np.count_nonzero(~done)))
-        weights_LxDxC = np.zeros((count, self.width, self.classes), np.float32)
-        bias_LxC = np.full((count, self.classes), -np.inf, np.float32)
-        back_LxDxC = np.matmul(self.axes, found[:-1].swapaxes(0, 1))
-        weights_LxDxC[..., self.present] = back_LxDxC
-        bias_LxC[:, self.present] = found[-1] - np.matmul(self.mean, back_LxDxC)
-        return Fit(l2_L, weights_LxDxC, bias_LxC, value, used, done)
+    def _minimum(self, l2: float, w_KxC: np.ndarray, tolerance: float, limit: int) -> tuple:
+        """Weights on the principal axes, the intercept last [K, C]; the value, iterations, whether it converged."""
+        penalty_K = np.append(np.full(self.width, l2 / self.rows), 0)
+        scale_Kx1 = 1 / np.sqrt(self._variance / self.kept + penalty_K)[:, None]
+
+        def value_and_gradient(v: np.ndarray) -> tuple[float, np.ndarray]:
+            w_KxC = np.asarray(v.reshape(-1, self.kept) * scale_Kx1, np.float32)
+            loss, slope_KxC = map(np.asarray, _loss(self._x, self._label, w_KxC))
+            slope_KxC = slope_KxC / self.rows + penalty_K[:, None] * w_KxC
+            value = loss.sum(dtype=np.float64) / self.rows + 0.5 * np.sum(penalty_K[:, None] * np.square(w_KxC))
+            return UNIT * float(value), (UNIT * slope_KxC * scale_Kx1).ravel()
+
+        options = dict(maxcor=MEMORY, ftol=max(tolerance, FINEST), gtol=0, maxiter=limit, maxfun=20 * limit)
+        done = scipy.optimize.minimize(
+            value_and_gradient, (w_KxC / scale_Kx1).ravel(), jac=True, method="L-BFGS-B", options=options
+        )
+        # Status 1: stopped at the limit; 2: the line search sees nothing but rounding.
+        converged = done.status != 1 and bool(np.isfinite(done.fun))
+        return done.x.reshape(-1, self.kept) * scale_Kx1, done.fun / UNIT, done.nit, converged
+
+    def _turned(self, fit: Fit, n: int) -> np.ndarray:
+        """The solution `n` on the principal axes [K, C]."""
+        weights_DxC, bias_C = fit.weights[n][:, self.present], fit.bias[n][self.present]
+        bias_C = np.where(np.isfinite(bias_C), bias_C, 0) + self.mean @ weights_DxC
+        return np.concatenate([self.axes.T @ weights_DxC, bias_C[None]]).astype(np.float64)
+
+    def _given(self, w_KxC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [D, classes] and bias [classes] for features as they were given."""
+        weights_DxC = np.zeros((self.width, self.classes), np.float32)
+        bias_C = np.full(self.classes, -np.inf, np.float32)
+        weights_DxC[:, self.present] = self.axes @ w_KxC[:-1]
+        bias_C[self.present] = w_KxC[-1] - self.mean @ weights_DxC[:, self.present]
+        return weights_DxC, bias_C
 
 
 def one_device():
@@ -181,101 +168,25 @@ def principal_axes(x_NxD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return mean_D, (axes_DxD * real_D).astype(np.float32), np.where(real_D, variance_D, 0)
 
 
-def _value_and_gradient(x, label, l2_KxL, rows, w_KxLxC):
-    """Cross-entropy a row plus penalty [L], and its gradient [K, L, C]."""
-    k, count, classes = w_KxLxC.shape
-    high = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-    def block(carry, part):
-        (x_BxK, label_B), (value_L, gradient) = part, carry
-        logit = high(x_BxK, w_KxLxC.reshape(k, -1)).reshape(-1, count, classes)
-        top = jnp.max(logit, axis=-1, keepdims=True)
-        share = jnp.exp(logit - top)
-        total = jnp.sum(share, axis=-1, keepdims=True)
-        hit = jnp.arange(classes)[None, None] == label_B[:, None, None]
-        real_B = x_BxK[:, -1:]  # rows that fill the block count for nothing
-        own = jnp.sum(jnp.where(hit, logit, 0), axis=-1)
-        value_L = value_L + jnp.sum(real_B * (jnp.log(total[..., 0]) + top[..., 0] - own), axis=0)
-        error = (share / total - hit).reshape(-1, count * classes)
-        return (value_L, gradient + high(x_BxK.T, error)), None
-
-    zero = jnp.zeros(count), jnp.zeros((k, count * classes))
-    (value_L, gradient), _ = jax.lax.scan(block, zero, (x, label))
-    penalty = l2_KxL[..., None] * w_KxLxC
-    return value_L / rows + 0.5 * _dot(penalty, w_KxLxC), gradient.reshape(w_KxLxC.shape) / rows + penalty
-
-
-def _dot(a_KxLxC, b_KxLxC):
-    return jnp.sum(a_KxLxC * b_KxLxC, axis=(0, 2))
-
-
 @jax.jit
-def _begin(w, curvature) -> _State:
-    """Nothing is known: the first `_advance` accepts whatever value it finds at `w`."""
-    flat, count = jnp.zeros_like(w), w.shape[1]
-    ring = jnp.zeros((MEMORY, *w.shape))
-    per = partial(jnp.full, count)
-    return _State(
-        w, flat, per(jnp.inf), flat, per(1.0), per(jnp.inf), per(curvature), ring, ring, jnp.zeros((MEMORY, count)), 0
-    )
+def _loss(x, label, w_KxC):
+    """Cross-entropy of every row [blocks, B], and the gradient of their sum [K, C]. `x` [blocks, B, K]; `label`
+    [blocks, B].
 
+    The caller adds up the rows in float64: a sum in float32 is too coarse for the line search near the minimum.
+    """
 
-@partial(jax.jit, static_argnums=4, donate_argnums=5)
-def _advance(x, label, variance_K, l2_KxL, rows, s: _State) -> _State:
-    """One evaluation for every problem: takes the step if the value falls enough, else shortens it."""
-    trial = s.w + s.step[None, :, None] * s.direction
-    value, gradient = _value_and_gradient(x, label, l2_KxL, rows, trial)
-    slope = _dot(s.gradient, s.direction)
-    rounding = 1e-6 * jnp.abs(value)  # of a sum in float32
-    good = value <= s.value + 1e-4 * s.step * slope + rounding
-    pick = partial(jnp.where, good[None, :, None])
+    def block(slope_KxC, part):
+        x_BxK, label_B = part
 
-    step, change = pick(trial - s.w, 0), pick(gradient - s.gradient, 0)
-    product = _dot(step, change)
-    spread = _dot(variance_K[:, None, None] * step, step)
-    measured = jnp.clip((product - _dot(l2_KxL[..., None] * step, step)) / jnp.maximum(spread, 1e-30), 1e-7, 0.5)
-    curvature = jnp.where(good & (spread > 0), measured, s.curvature)
-    steps, changes = s.steps.at[s.slot].set(step), s.changes.at[s.slot].set(change)
-    weight = s.weight.at[s.slot].set(jnp.where(product > 1e-30, 1 / product, 0))
-    slot = (s.slot + 1) % MEMORY
+        def loss(w_KxC):
+            logit_BxC = jnp.matmul(x_BxK, w_KxC, precision=jax.lax.Precision.HIGHEST)
+            loss_B = optax.softmax_cross_entropy_with_integer_labels(logit_BxC, label_B)
+            loss_B = x_BxK[:, -1] * loss_B  # rows that fill the block count for nothing
+            return loss_B.sum(), loss_B
 
-    w, gradient = pick(trial, s.w), pick(gradient, s.gradient)
-    hessian = curvature[None] * variance_K[:, None] + l2_KxL
-    direction = -_inverse_hessian(gradient, steps, changes, weight, slot, hessian[..., None])
-    shorter = -slope * s.step / (2 * jnp.maximum((value - s.value) / s.step - slope, 1e-30))  # minimum of a parabola
-    return _State(
-        w,
-        gradient,
-        jnp.where(good, value, s.value),
-        pick(direction, s.direction),
-        jnp.where(good, 1.0, jnp.clip(shorter, 0.1 * s.step, 0.5 * s.step)),
-        jnp.where(good, -0.5 * _dot(gradient, direction), s.decrement),
-        curvature,
-        steps,
-        changes,
-        weight,
-        slot,
-    )
+        more_KxC, loss_B = jax.grad(loss, has_aux=True)(w_KxC)
+        return slope_KxC + more_KxC, loss_B
 
-
-def _inverse_hessian(q, steps, changes, weight, slot, hessian):
-    """The two-loop recursion: the estimate of the inverse Hessian times q."""
-
-    def newest_first(n, carry):
-        q, alpha = carry
-        i = (slot - 1 - n) % MEMORY
-        alpha = alpha.at[i].set(weight[i] * _dot(steps[i], q))
-        return q - alpha[i][None, :, None] * changes[i], alpha
-
-    def oldest_first(n, r):
-        i = (slot + n) % MEMORY
-        return r + (alpha[i] - weight[i] * _dot(changes[i], r))[None, :, None] * steps[i]
-
-    q, alpha = jax.lax.fori_loop(0, MEMORY, newest_first, (q, jnp.zeros_like(weight)))
-    return jax.lax.fori_loop(0, MEMORY, oldest_first, q / hessian)
-
-
-@jax.jit
-def _narrow(s: _State, which: jax.Array) -> _State:
-    """The state of some of the problems; their place is the last axis but one, or the last."""
-    return _State(*(part if part.ndim == 0 else jnp.take(part, which, axis=-2 if part.ndim > 2 else -1) for part in s))
+    slope_KxC, loss = jax.lax.scan(block, jnp.zeros_like(w_KxC), (x, label))
+    return loss, slope_KxC

@@ -17,7 +17,7 @@ class Loss:
     The mean over batches of exactly `batch_size` rows, each row in one batch. Rows that do not fill a last batch are
     left out and counted, because a contrastive loss depends on the size of its batch; so does this figure, for those
     objectives. Data of fewer rows is one batch of all of them, and the numbers say so. Batch n draws its masks from
-    `seed` + n. Raises UserError if there are no rows, or but one for an objective that compares pairs.
+    `seed` + n. Raises UserError for data without rows, and for a single row where the objective compares pairs.
     """
 
     def __init__(self, context: Context, *, data: Mapping, batch_size: int = 256, seed: int = 0):

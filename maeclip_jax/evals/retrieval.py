@@ -57,8 +57,8 @@ class Gallery:
 class Retrieval:
     """`data`: its ops keep "image" and "text", [B, T] or [B, K, T] with `_captions` [B], how many of the K are real.
 
-    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level; where there are no more
-    than k candidates, so that every one is found, the number says so.
+    Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level; where all
+    candidates are among the first k, the number says how many there are.
     `examples`: how many best, median and worst queries of each direction are shown, with the `shown` first finds.
     """
 

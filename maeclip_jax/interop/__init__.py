@@ -69,6 +69,8 @@ def load(
     from maeclip_jax.params import unflatten
 
     source, weights, described = describe(kind, path, heads)
+    for what, how in described["unknown"].values():
+        raise errors.UserError(f"{what}; {how}")
     flat, report = convert.into_ours(source, weights, described, f"{kind} {os.fspath(path)!r}")
     report.notes += described.get("notes", [])
     if size or length:
@@ -139,7 +141,10 @@ def _plain(value: Any) -> Any:
 
 
 def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None = None) -> tuple[Any, dict, dict]:
-    """(source, weights under its table's names, the config they need as a dict); arguments and UserError as `load`."""
+    """(source, weights under its table's names, the config they need as a dict); arguments and UserError as `load`.
+
+    The config has `unknown` besides: the towers whose heads nobody says (`convert.Given`).
+    """
     from maeclip_jax.interop import convert, files, own
 
     source = source_of(kind)
@@ -150,8 +155,9 @@ def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None
     arrays, settings = files.read_all(path, source.files)
     weights = convert.renamed(arrays, source)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    described = source.describe(weights, folder, convert.Given(dict(heads or {}), settings))
-    return source, weights, own.restored(described, folder)
+    given = convert.Given(dict(heads or {}), settings)
+    described = own.restored(source.describe(weights, folder, given), folder)
+    return source, weights, described | dict(unknown=given.unknown)
 
 
 def _resized(described: Mapping, size: int, length: int) -> dict:

@@ -23,21 +23,32 @@ log = logging.getLogger("maeclip_jax")
 OWN = ("size", "length", "pool", "map")  # settings of a tower that the experiment determines
 
 
-def adopt(config: Any) -> None:
+def adopt(config: Any, said: Collection[str] = ()) -> None:
     """Sets the towers, the pixel statistics and the tokenizer of `config` to those of the weights in its init_from.
 
-    Towers that `config.init_rules` exclude are unchanged. Nothing happens if init_from does not name a kind of weights,
-    or if the config has adopted them before (as the config of a run has). Raises UserError for weights that cannot be
-    read and for weights whose tokenizer is not found.
+    `said`: dotted names of the settings that the caller chose, such as model.image_tower.heads, which files of some
+    kinds do not say. Towers that `config.init_rules` exclude are unchanged. Nothing happens if init_from does not name
+    a kind of weights, or if the config has adopted them before (as the config of a run has). Raises UserError for
+    weights that cannot be read, for weights whose tokenizer is not found, and for what was said if the weights say
+    something else.
     """
     named = interop.split(config.get("init_from") or "")
     if not named or config.get("init_adopted") == config.init_from:
         return
     source, weights, theirs = interop.describe(*named)
-    towers = _towers(source, weights, tuple(config.init_rules))
+    towers = _taken(config, source, weights)
+    told = {t for t in towers if f"model.{t}.heads" in said}
+    theirs = convert.with_heads(theirs, {t.removesuffix("_tower"): config.model[t].heads for t in told})
+    for tower, (what, _) in theirs["unknown"].items():
+        if f"{tower}_tower" in towers:
+            raise UserError(f"init_from {config.init_from}: {what}; say it: --config.model.{tower}_tower.heads=N")
+    for tower in sorted(towers & set(theirs["model"])):
+        for name, value in theirs["model"][tower].items():
+            if f"model.{tower}.{name}" in said:
+                _same(config, tower, name, config.model[tower].get(name, value), value)
     with config.unlocked():
         for tower, settings in theirs["model"].items():
-            if tower not in towers or not config.model.get(tower):
+            if tower not in towers:
                 continue
             have = config.model[tower].to_dict()
             if have.get("length", 0) > settings.get("length", 0):
@@ -50,7 +61,7 @@ def adopt(config: Any) -> None:
             config.model.stats = theirs["model"]["stats"]
             if "embed_width" in config.model:
                 config.model.embed_width = theirs["model"].get("embed_width", config.model.embed_width)
-        if "text_tower" in towers and config.model.get("text_tower") and "text_tower" in theirs["model"]:
+        if "text_tower" in towers and "text_tower" in theirs["model"]:
             _adopt_tokenizer(config, theirs["tokenizer"])
         config.init_adopted = config.init_from
 
@@ -80,6 +91,20 @@ def _towers(source: convert.Source, held: Collection[str], rules: Sequence[tuple
     return found
 
 
+def _taken(config: Any, source: convert.Source, held: Collection[str]) -> set[str]:
+    """Towers of `config` that get parameters of a file that holds the names `held`."""
+    return {t for t in _towers(source, held, tuple(config.init_rules)) if config.model.get(t)}
+
+
+def _same(config: Any, tower: str, name: str, mine: Any, theirs: Any) -> None:
+    """Raises UserError if a setting that the weights depend on is another one here."""
+    if name not in OWN and mine != theirs:
+        raise UserError(
+            f"init_from {config.init_from}: model.{tower}.{name} is {mine!r} here and {theirs!r} there; "
+            "leave the towers to the weights"
+        )
+
+
 def parameters(config: Any, params: Any) -> tuple[dict[str, np.ndarray] | None, str]:
     """({path: array} of init_from for a model with `params`, a summary of the conversion).
 
@@ -89,22 +114,23 @@ def parameters(config: Any, params: Any) -> tuple[dict[str, np.ndarray] | None, 
     named, rules = interop.split(config.init_from), tuple(config.init_rules)
     if not named:
         return None, ""
-    found = interop.load(*named)
-    towers = _towers(interop.source_of(named[0]), found.report.used, rules)
-    there, here = found.config.model.to_dict(), config.model.to_dict()
-    for tower in sorted(towers & set(there) & {k for k, v in here.items() if v}):
+    source, weights, theirs = interop.describe(*named)
+    towers = _taken(config, source, weights)
+    here = config.model.to_dict()
+    theirs = convert.with_heads(
+        theirs, {t.removesuffix("_tower"): here[t]["heads"] for t in towers if "heads" in here[t]}
+    )
+    found, report = convert.into_ours(source, weights, theirs, f"{named[0]} {named[1]!r}")
+    there = theirs["model"]
+    for tower in sorted(towers & set(there)):
         for name, value in there[tower].items():
             mine = here[tower].get(name, value)
             if name == "pool" and mine != value:
                 log.warning(
                     f"init_from {config.init_from}: {tower} was trained with pool={value}, this config has {mine}"
                 )
-            if name not in OWN and mine != value:
-                raise UserError(
-                    f"init_from {config.init_from}: model.{tower}.{name} is {mine!r} here and {value!r} there; "
-                    "leave the towers to the weights"
-                )
-    flat = {p: x for p, x in flatten(found.params).items() if rename_path(p, rules)}
+            _same(config, tower, name, mine, value)
+    flat = {p: x for p, x in found.items() if rename_path(p, rules)}
     want = {p: tuple(x.shape) for p, x in flatten(params).items()}
-    found.report.notes += positions.fit(flat, want, found.report.source)
-    return flat, str(found.report)
+    report.notes += theirs.get("notes", []) + positions.fit(flat, want, report.source)
+    return flat, str(report)

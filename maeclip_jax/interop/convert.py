@@ -35,10 +35,12 @@ TOWERS = {
 class Given:
     """What is known of weights beside their arrays. `heads`: tower (image, text, decoder) -> its number of attention
     heads, as the caller says; `settings`: the plain values that the file holds, by dotted name (`files.settings`).
+    `unknown` is filled by `heads_of`: tower -> (what is not known, how to say it).
     """
 
     heads: Mapping[str, int] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unknown: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     def check(self, **towers: Mapping) -> None:
         """Raises UserError if `heads` contradict the settings of `towers`."""
@@ -49,17 +51,36 @@ class Given:
         """The heads of a tower `width` wide. `known`: what the weights' own files say, None where they are silent.
 
         The shapes of torch's arrays do not show it, and a wrong number computes something else without an error: there
-        is no default. UserError, with `how` to say it, if nobody knows, and for numbers that contradict each other.
+        is no default. If nobody knows, the tower is `unknown` and has 1 until somebody says (`with_heads`): who does
+        not use it need not say. UserError for numbers that contradict each other or do not divide `width`.
         """
         said = self.heads.get(tower)
         if said and known and said != known:
             raise UserError(f"the {tower} tower has {known} heads by its own files; heads={said} contradicts them")
         number = said or known
         if not number:
-            raise UserError(f"nothing says how many heads the {tower} tower has, which is {width} wide; {how}")
-        if width % number:
-            raise UserError(f"the {tower} tower is {width} wide, which does not divide into {number} heads")
-        return number
+            self.unknown[tower] = f"nothing says how many heads the {tower} tower has, which is {width} wide", how
+            return 1
+        return _divides(tower, width, number)
+
+
+def _divides(tower: str, width: int, number: int) -> int:
+    if width % number:
+        raise UserError(f"the {tower} tower is {width} wide, which does not divide into {number} heads")
+    return number
+
+
+def with_heads(described: Mapping, heads: Mapping[str, int]) -> dict:
+    """`described` (see `Source`) with `heads` (tower -> their number) where its own files do not say them.
+
+    UserError for a number that does not divide the tower's width.
+    """
+    model, unknown = dict(described["model"]), dict(described.get("unknown", {}))
+    for tower in set(unknown) & set(heads):
+        settings = model[f"{tower}_tower"]
+        model[f"{tower}_tower"] = settings | dict(heads=_divides(tower, settings["width"], heads[tower]))
+        del unknown[tower]
+    return dict(described) | dict(model=model, unknown=unknown)
 
 
 @dataclasses.dataclass(frozen=True)

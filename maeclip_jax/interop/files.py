@@ -24,7 +24,10 @@ from maeclip_jax.interop import pickles
 # What a folder may hold its weights in, best first; an index names the files of the parts. The Hub has folders with a
 # model of transformers and one of open_clip side by side.
 FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *FOLDER)
+OPEN_CLIP = (
+    *(f"{name}{of}" for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+      for of in ("", ".index.json")), *FOLDER,
+)  # fmt: skip
 _SAFETENSORS = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bfloat16", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1",
     "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?",

@@ -90,6 +90,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> d
         ),
         tokenizer=dict(type="bert", path=words, cls=False),
         ops=processors.ops(side, patch, squash=False),
+        notes=[] if run else ["the file has no variant, its run's settings: the defaults of M3AE's code are taken"],
     )
 
 

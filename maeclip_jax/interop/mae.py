@@ -141,7 +141,9 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> d
         decoder = sizes(weights, "decoder_blocks.{layer}.mlp.fc2.weight", torch=True)
         decoder["heads"] = given.heads_of("decoder", decoder["width"], decoders.get(decoder["width"]), SAY)
     heads = given.heads_of("image", trunk["width"], known.get(trunk["width"]), SAY)
-    return described(
+    silent = [k for k in ("norm_pix_loss", "mask_ratio") if k not in run]
+    notes = [f"the file does not say {' and '.join(silent)}: taken to be as in the paper's best models"]
+    made = described(
         image=dict(size=side, patch=patch, heads=heads) | trunk,
         decoder=decoder,
         positions=(weights["pos_embed"], weights.get("decoder_pos_embed")),
@@ -149,6 +151,7 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> d
         norm_pix=bool(run.get("norm_pix_loss", True)),
         pictures=dict(ops=processors.ops(side, patch, squash=False), stats="imagenet"),
     )
+    return made | dict(notes=notes if silent else [])
 
 
 SOURCE = Source(

@@ -66,12 +66,12 @@ def image_tower(weights: Mapping[str, np.ndarray], vision: Mapping, what: str) -
         raise UserError(f"{what}: timm_pool is {vision.get('timm_pool', 'avg')!r}; valid here: 'map'")
     for needed, axes in ((f"{_TRUNK}.patch_embed.proj.weight", 4), (f"{_TRUNK}.pos_embed", 3)):
         if needed not in weights or weights[needed].ndim != axes:
-            raise UserError(f"there is no {needed!r} in the file: it is not a ViT of timm")
+            raise UserError(f"the file lacks {needed!r}, which a ViT of timm has")
     heads, activation = MODELS[name]
     shape = mae.sizes(weights, f"{_TRUNK}.blocks.{{layer}}.mlp.fc2.weight", torch=True)
     up = f"{_POOL}.mlp.fc1.weight"
     if up not in weights or weights[up].ndim != 2:
-        raise UserError(f"there is no matrix {up!r} in the file: its pooling is not timm's attention pooling")
+        raise UserError(f"the file lacks the matrix {up!r}, which timm's attention pooling has")
     patch = weights[f"{_TRUNK}.patch_embed.proj.weight"].shape[-1]
     covered = math.isqrt(weights[f"{_TRUNK}.pos_embed"].shape[1]) * patch
     side = vision.get("image_size", covered)

@@ -100,6 +100,11 @@ def describe(
     for name, axes in (NEEDED_TEXT if timm else NEEDED | NEEDED_TEXT).items():
         if name not in weights or weights[name].ndim != axes:
             raise UserError(f"weights in {str(folder)!r} are not a CLIP of openai/CLIP or open_clip: no {name!r}")
+    if "input_resolution" in weights and activation == "gelu":
+        raise UserError(
+            f"weights in {str(folder)!r} are OpenAI's, which have input_resolution among their arrays and quick GELU: "
+            "read them as openai-clip"
+        )
     what = str(folder / CONFIG)
     found = {} if openai else hf.read_json(folder, CONFIG, needed=False)
     config, shown = (found.get(k) or {} for k in ("model_cfg", "preprocess_cfg"))
@@ -168,7 +173,7 @@ def _words(text: Mapping, folder: Path) -> dict:
         clean = (text.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
         if clean != "canonicalize":
             raise UserError(f"{folder / CONFIG}: tokenizer_kwargs.clean is {clean!r}; valid here: 'canonicalize'")
-        return hf_siglip.words(folder, canonical=True)
+        return hf_siglip.words(folder, canonical=True) | dict(unescape=True)
     return dict(type="clip", path=hf.beside(folder, "bpe_simple_vocab_16e6.txt.gz", "merges.txt", "tokenizer.json"))
 
 

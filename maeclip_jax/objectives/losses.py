@@ -148,7 +148,7 @@ def own_and_best_other(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(own logit [B] or 0 where these columns lack it, best other of each row [B], of each column [C]); no gradient.
 
-    `right_BxC`: which are no others (None: the own).
+    `right_BxC`: which belong to it (None: the own).
     """
     # The diagonal as a masked sum, not a gather: it partitions over rows without communication.
     logits_BxC = jax.lax.stop_gradient(logits_BxC)

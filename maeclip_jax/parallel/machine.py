@@ -57,8 +57,6 @@ def look_for_no_tpu() -> bool:
     Nothing is changed where a person has named a platform, or where another accelerator may be there: its plug-in is
     installed, or its device. Returns whether it was told; has no effect once jax has looked at its devices.
     """
-    import importlib.util
-
     named = os.environ.get("JAX_PLATFORMS")
     if named or accelerator() or has_google_chip() or importlib.util.find_spec("libtpu") is None:
         return False
@@ -127,7 +125,7 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if platform:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
-    if not platform and not cpu_devices:
+    elif not cpu_devices:
         look_for_no_tpu()
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if cache:
@@ -138,8 +136,9 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
 def mend_cache(warning: str) -> str | None:
     """What to say of one of jax's warnings that a compiled program could not be written or read: "" if it was said.
 
-    None for any other warning. jax leaves half an entry behind on a full disk, never replaces it, and warns of it at
-    every start: entries of that name are removed, so that the program is compiled and kept again.
+    None for any other warning, also of an entry that is whole and cannot be used here. jax leaves half an entry behind
+    on a full disk, never replaces it, and warns of it at every start: entries of that name are removed, so that the
+    program is compiled and kept again.
     """
     import jax
 
@@ -147,6 +146,8 @@ def mend_cache(warning: str) -> str | None:
     if not found:
         return None
     done, name, reason = found.groups()
+    if done == "reading" and "decompress" not in reason:
+        return None
     folder = jax.config.jax_compilation_cache_dir or ""
     if "://" not in folder:
         for entry in Path(folder).glob(f"{glob.escape(name)}-*-cache"):

@@ -320,11 +320,6 @@ def locate(source: epath.PathLike) -> epath.Path:
     return folder / str(max(steps))
 
 
-def origin(source: str) -> epath.Path:
-    """The workdir of what `locate` finds; for other code bases' weights (kind:path) their path, where no run is."""
-    return epath.Path(source) if ":" in source.partition("://")[0] else locate(source).parent.parent
-
-
 def _complete(folder: epath.Path) -> bool:
     """Local checkpoints get their name when they are complete; where nothing can be renamed, a file says so."""
     return "://" not in str(folder) or (folder / "commit_success.txt").exists()

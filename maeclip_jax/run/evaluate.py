@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax import errors, evals
-from maeclip_jax.config import digest, named_files, with_leaves
+from maeclip_jax.config import content, digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import storage
@@ -61,7 +61,7 @@ class Runner:
         for name, entry in config.evals.items():
             settings = source.plain(entry)
             self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
-            files = {n: f"a file of SHA-256 {digest(path)}..." for n, path in named_files(settings).items()}
+            files = {n: content(digest(path)) for n, path in named_files(settings).items()}
             # A file counts by its content: numbers by another file of the same name are not known yet.
             self.settings[name] = json.loads(json.dumps(with_leaves(settings, files), default=repr))
             try:

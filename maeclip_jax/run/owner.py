@@ -112,10 +112,7 @@ class Owner:
                 self._write()
 
     def _write(self) -> None:
-        try:
-            write_text(self.path, json.dumps(self._card, indent=1))
-        except OSError as e:
-            raise UserError(f"cannot write {self.path}: {e}") from e
+        write_text(self.path, json.dumps(self._card, indent=1))
 
 
 def _own_card() -> dict:

@@ -14,6 +14,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from maeclip_jax import interop
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -45,8 +46,8 @@ from maeclip_jax.workdir import (
     find_files,
     make_workdir,
     other_words,
+    read_config,
     read_names,
-    read_object,
     read_results,
     write_names,
     write_text,
@@ -113,7 +114,7 @@ class _Run:
         )
         latest = self.saved.latest()
         self._refuse_going_back(latest)
-        self.before = read_object(workdir / CONFIG) if latest is not None and (workdir / CONFIG).exists() else {}
+        self.before = read_config(workdir) if latest is not None else {}
         self.text = claim(config, workdir, continued=latest is not None)
         claim_data(data.account, workdir, continued=latest is not None)
         write_names(workdir, data.names, built.objective)
@@ -148,7 +149,8 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
-        if self.tokenizer and first < built.total_steps and jax.process_index() == 0:
+        # A run that is continued has the data and the words of before, which `claim` has compared.
+        if self.tokenizer and not self.before and first < built.total_steps and jax.process_index() == 0:
             with Waiting("counting the tokens of captions"):
                 cut = self.data.cut_captions(self.tokenizer)
             if cut.texts:
@@ -216,8 +218,10 @@ class _Run:
         with Waiting("making the parameters"):
             state = built.init()
         if config.init_from:
-            if self.tokenizer and (other := other_words(config, checkpoint.origin(config.init_from))):
-                warn(f"config.init_from={config.init_from}: it was trained with other words: {other}")
+            if self.tokenizer and not interop.split(config.init_from):
+                other = other_words(config, checkpoint.locate(config.init_from).parent.parent)
+                if other:
+                    warn(f"config.init_from={config.init_from}: it was trained with other words: {other}")
             with Waiting(f"reading {config.init_from}"):
                 have, said = adoption.parameters(config, state.params)
             if said:
@@ -229,12 +233,12 @@ class _Run:
 
     def _say_schedule(self, step: int, folder: epath.Path) -> None:
         """Says what another length does to the learning rate: it follows the new length, from the first step on."""
-        before = self.before or read_object(folder.parent.parent / CONFIG)
+        before = self.before or read_config(folder.parent.parent)
         if "optim" not in before or "total" not in before or before["total"] == self.config.total:
             return
         epoch, size = self.data.length, self.built.batch_size
         old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
-        optim = ConfigDict(before["optim"])
+        optim = ConfigDict(self.config.optim.to_dict() | before["optim"])  # which may lack settings that came later
         then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
         now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
         say(

@@ -1,10 +1,12 @@
-"""The optimum is unique, so everything is held against what it must be: a zero gradient, scikit-learn, itself."""
+"""The optimum is unique: the gradient is zero there, scikit-learn finds the same, and so does every other way to it."""
 
 import warnings
 
 import jax
 import numpy as np
 import pytest
+import scipy.optimize
+from threadpoolctl import threadpool_info
 
 from maeclip_jax.evals import logistic
 
@@ -62,6 +64,8 @@ def test_weights_and_loss_are_those_of_scikit_learn(solved):
         scale = np.abs(theirs.coef_).max()
         np.testing.assert_allclose(fit.weights[n], theirs.coef_.T, atol=2e-3 * scale)
         np.testing.assert_allclose(ours, theirs.intercept_ - theirs.intercept_.mean(), atol=5e-3 * scale)
+        chances = jax.nn.softmax(fit.scores(x, n))
+        np.testing.assert_allclose(chances, theirs.predict_proba(x.astype(np.float64)), atol=1e-4)
 
 
 def same(fit, other, atol=3e-3):
@@ -69,20 +73,20 @@ def same(fit, other, atol=3e-3):
     np.testing.assert_allclose(fit.weights, other.weights, atol=atol * np.abs(other.weights).max())
 
 
-def test_together_or_alone_in_blocks_or_whole(solved, monkeypatch):
+def test_in_blocks_or_whole(solved, monkeypatch):
     x, label, fit = solved
-    monkeypatch.setattr(logistic, "BLOCK_BYTES", 1)  # blocks of 256 rows: more than one below
-    monkeypatch.setattr(logistic, "STATE_BYTES", 1)  # one problem at a time
-    alone = logistic.Problem(np.concatenate([x] * 2), np.concatenate([label] * 2), C)
-    assert alone.together == 1 and alone._x.shape == (2, 256, D + 1)
-    found = alone.solve([2 * l2 for l2 in L2], tolerance=1e-9)  # every row twice, twice the penalty: the same optimum
+    monkeypatch.setattr(logistic, "BLOCK_BYTES", 1)  # blocks of 256 rows at most: more than one below
+    parts = logistic.Problem(np.concatenate([x] * 2), np.concatenate([label] * 2), C)
+    assert parts._x.shape == (2, N, D + 1)
+    found = parts.solve([2 * l2 for l2 in L2], tolerance=1e-9)  # every row twice, twice the penalty: the same optimum
     same(found, fit)
 
 
-def test_problems_that_are_done_may_leave(solved, monkeypatch):
+def test_the_order_of_strengths_is_the_caller_s(solved):
     x, label, fit = solved
-    monkeypatch.setattr(logistic, "NARROW_FROM", 0)
-    same(logistic.Problem(x, label, C).solve(L2, tolerance=1e-9), fit)
+    found = logistic.Problem(x, label, C).solve([L2[n] for n in (1, 2, 0)], tolerance=1e-9)
+    same(found, fit.take([1, 2, 0]))
+    assert found.l2.tolist() == [L2[n] for n in (1, 2, 0)]
 
 
 def test_a_start_shortens_the_way(solved):
@@ -126,6 +130,26 @@ def test_inside_a_mesh_of_many_devices(solved):
     mesh = jax.make_mesh((len(jax.devices()),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         same(logistic.Problem(x, label, C).solve(L2, tolerance=1e-9), fit)
+
+
+def test_threads_of_scipy_s_blas_do_not_wait_for_one_another(solved, monkeypatch):
+    x, label, _ = solved
+    real, threads = scipy.optimize.minimize, []
+
+    def minimize(*args, **settings):
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return real(*args, **settings)
+
+    monkeypatch.setattr(scipy.optimize, "minimize", minimize)
+    logistic.Problem(x, label, C).solve([1.0])
+    assert threads and set(threads) == {1}
+
+
+def test_features_that_are_not_numbers_do_not_converge(solved, monkeypatch):
+    x, label, _ = solved
+    made = logistic.Problem(x, label, C)
+    made._x = made._x.at[0, 3].set(np.nan)
+    assert not made.solve([1.0], iterations=5).converged.any()
 
 
 @pytest.mark.parametrize("l2", [[], [0.0], [1.0, np.nan]])

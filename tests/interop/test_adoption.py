@@ -46,6 +46,72 @@ def test_what_init_rules_leave_out_is_not_adopted(clip):
     assert config.tokenizer.path == "scenes"
 
 
+def open_clip_file(folder):
+    """A file of open_clip's that nobody knows, with its words beside."""
+    from tests.interop import test_clip_family as family
+
+    (folder / "merges.txt").write_text(foreign.MERGES)
+    return family.write(folder, family.openai_arrays(2))
+
+
+def test_heads_that_no_file_says_come_from_the_command_line(tmp_path):
+    path = open_clip_file(tmp_path)
+    argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=x", f"--config.init_from=open_clip:{path}"]
+    argv.append("--config.model.text_tower.vocab=30")
+    whose = [f"--config.model.{tower}_tower.heads=" for tower in ("image", "text")]
+    for said, tower in (((), "image"), ((f"{whose[0]}4",), "text")):
+        with pytest.raises(UserError) as e:
+            main.parse([*argv, *said])
+        assert f"nothing says how many heads the {tower} tower has, which is 128 wide; say it: --config.model." in str(
+            e.value
+        )
+        assert str(e.value).endswith(f"--config.model.{tower}_tower.heads=N") and "\n" not in str(e.value)
+    with pytest.raises(UserError, match="the image tower is 128 wide, which does not divide into 3 heads"):
+        main.parse([*argv, f"{whose[0]}3", f"{whose[1]}2"])
+    config = main.parse([*argv, f"{whose[0]}4", f"{whose[1]}2"]).config
+    assert (config.model.image_tower.heads, config.model.text_tower.heads) == (4, 2)
+    have, _ = adoption.parameters(config, {})
+    want = flatten(interop.load("open_clip", path, heads=dict(image=4, text=2)).params)
+    assert set(have) == set(want) and all(np.array_equal(have[p], want[p]) for p in want)
+
+
+def test_who_leaves_a_tower_out_need_not_say_its_heads(tmp_path):
+    """Neither by the rules nor because the experiment has no such tower."""
+    from tests.interop.test_mae_family import mae_config, of, official
+
+    path = open_clip_file(tmp_path)
+    argv = ["--config=experiments/clip.py:runlocal", "--workdir=x", r"--config.init_rules=((r'(image/.*)', r'\1'),)"]
+    own = main.parse(argv).config.model.text_tower
+    config = main.parse([*argv, f"--config.init_from=open_clip:{path}", "--config.model.image_tower.heads=2"]).config
+    assert config.model.image_tower.heads == 2 and config.model.text_tower == own
+    have, _ = adoption.parameters(config, {})
+    assert have and all(p.startswith("image/") for p in have)
+
+    mae = mae_config()
+    np.savez(tmp_path / "mae.npz", **official(mae, of(mae)))
+    argv = ["--config=experiments/clip.py:runlocal", "--workdir=x", f"--config.init_from=mae:{tmp_path / 'mae.npz'}"]
+    config = main.parse([*argv, "--config.model.image_tower.heads=1"]).config
+    assert config.model.image_tower.width == 64 and "decoder_tower" not in config.model
+    have, _ = adoption.parameters(config, {})
+    want = interop.load("mae", tmp_path / "mae.npz", heads=dict(image=1, decoder=1)).params
+    assert np.array_equal(
+        have["image/trunk/blocks/attention/qkv/kernel"], flatten(want)["image/trunk/blocks/attention/qkv/kernel"]
+    )
+
+
+def test_what_the_weights_say_is_not_changed_by_a_setting(clip):
+    """It was overwritten without a word."""
+    for setting, message in (
+        ("image_tower.heads=4", "heads is 4 here and 3 there"),
+        ("text_tower.depth=5", "depth is 5 here and 2 there"),
+        ("image_tower.activation=gelu", "activation is 'gelu' here and 'quick_gelu' there"),
+    ):
+        with pytest.raises(UserError, match=rf"model\.{setting.partition('.')[0]}.{message}; leave the towers to the"):
+            parsed(clip, "experiments/mae_clip.py:runlocal", f"--config.model.{setting}")
+    config = parsed(clip, "experiments/mae_clip.py:runlocal", "--config.model.image_tower.heads=3")
+    assert config.model.image_tower.heads == 3
+
+
 def test_what_was_adopted_once_needs_no_weights_again(clip, tmp_path):
     config = parsed(clip)
     before = config.to_dict()

@@ -41,7 +41,7 @@ def raised(kind, path):
     "kind,activation", [("openai-clip", "quick_gelu"), ("open_clip", "gelu"), ("open_clip-quickgelu", "quick_gelu")]
 )
 def test_what_a_file_alone_tells(kind, activation, tmp_path):
-    sizes = {"input_resolution": np.zeros(()), "context_length": np.zeros(())}
+    sizes = {} if kind == "open_clip" else {"input_resolution": np.zeros(()), "context_length": np.zeros(())}
     path, heads = write(tmp_path, openai_arrays(2) | sizes), dict(image=2, text=2)
     found = interop.load(kind, path, heads=None if kind == "openai-clip" else heads)
     image, text = found.config.model.image_tower, found.config.model.text_tower
@@ -110,6 +110,14 @@ def test_heads_are_never_guessed(tmp_path):
     np.testing.assert_array_equal(kernel, want["image"]["trunk"]["blocks"]["attention"]["qkv"]["kernel"])
 
 
+def test_a_file_of_openai_s_is_not_read_with_exact_gelu(tmp_path):
+    """Nothing else in the file shows the activation: embeddings would be off without an error."""
+    path = write(tmp_path, openai_arrays(2) | {"input_resolution": np.zeros(())})
+    assert "are OpenAI's, which have input_resolution among their arrays and quick GELU: read them as openai-clip" in (
+        raised("open_clip", path)
+    )
+
+
 @pytest.mark.parametrize("sizes,heads", openai_clip.PUBLISHED.items())
 def test_published_sizes_say_their_heads(sizes, heads):
     image, words = (dict(width=w, depth=d) for w, d in (sizes[:2], sizes[2:]))
@@ -143,6 +151,18 @@ def test_weights_of_two_libraries_in_one_folder(tmp_path):
     assert other.params["image"]["cls"].shape == (128,)
     found = interop.load("hf-clip", folder)
     np.testing.assert_array_equal(found.params["image"]["cls"], params["image/cls"])
+    parts = {name: f"open_clip_model-{i % 2}.safetensors" for i, name in enumerate(theirs)}
+    for part in set(parts.values()):
+        arrays = {k: x for k, x in theirs.items() if parts[k] == part}
+        (folder / part).write_bytes(b"".join(export.safetensors(arrays)))
+    index = folder / "open_clip_model.safetensors.index.json"
+    index.write_text(json.dumps(dict(weight_map=parts)))
+    whole = (folder / "open_clip_model.safetensors").read_bytes()
+    (folder / "open_clip_model.safetensors").unlink()
+    again = interop.load("open_clip", folder, heads=dict(image=2, text=2))
+    np.testing.assert_array_equal(again.params["image"]["cls"], other.params["image"]["cls"])
+    index.unlink()
+    (folder / "open_clip_model.safetensors").write_bytes(whole)
     (folder / "model.safetensors").unlink()
     assert "open_clip_model.safetensors in it is open_clip's: read it as open_clip" in raised("hf-clip", folder)
 

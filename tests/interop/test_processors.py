@@ -210,6 +210,20 @@ def test_siglip_and_siglip_2_have_opposite_rules(file, bos, class_name, rules, t
     assert words("a dog,", 24).tolist() == words("A Dog,", 24).tolist()
 
 
+def test_texts_of_open_clip_are_unescaped_first(tmp_path):
+    """Entities are resolved twice and underscores are spaces, before punctuation goes."""
+    from pathlib import Path
+
+    from maeclip_jax.interop import openai_clip
+
+    (tmp_path / "tokenizer.json").write_text(library_json())
+    section = dict(hf_tokenizer_name="x", tokenizer_kwargs=dict(clean="canonicalize"))
+    words = tokenizer.make(openai_clip._words(section, Path(tmp_path)))
+    assert words("A_dog &amp;amp; &#97;_DOG_", 6).tolist() == words("a dog a dog", 6).tolist() == [4, 5, 4, 5, 1, 0]
+    hugging_face = tokenizer.make(hf_siglip.words(tmp_path, canonical=True))
+    assert hugging_face("a_dog", 6).tolist() != hugging_face("a dog", 6).tolist()
+
+
 def test_a_tokenizer_json_by_our_rules(tmp_path):
     (tmp_path / "tokenizer.json").write_text(library_json())
     spec = hf_siglip.words(tmp_path)

@@ -161,5 +161,3 @@ def test_what_does_not_fit_is_refused():
     refused("mae", r"^unknown pixel statistics 'coco'; valid: cc12m, ", stats="coco")
     small = {"image": np.zeros((4, 12, 16, 3), np.uint8)}
     refused("mae", r"^pictures are 12x16, the image tower takes 16x16$", batch=small)
-    tower = models.MODELS["m3ae"]["text_tower"] | dict(position="rope")
-    refused("m3ae", r"^unknown positions 'rope'; valid: sincos, learned, none$", text_tower=tower)

@@ -54,3 +54,35 @@ def test_a_command_on_a_machine_without_a_tpu_says_nothing_of_tpus():
     command = [sys.executable, "-m", "maeclip_jax.doctor"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_only_half_an_entry_of_the_compilation_cache_is_removed(tmp_path, monkeypatch):
+    """An entry that is whole may be unusable for this program alone: preflight cannot load what a slice compiled."""
+    monkeypatch.setattr(machine, "_told", set())
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        mine, other = tmp_path / "jit_update-1a-cache", tmp_path / "jit_fresh-1a-cache"
+        start = "Error reading persistent compilation cache entry for 'jit_update': "
+        for warning, left, said in (
+            (f"{start}JaxRuntimeError: INVALID_ARGUMENT: no client", {mine, other}, None),
+            ("something else", {mine, other}, None),
+            (
+                f"{start}error: Error -5 while decompressing data: truncated",
+                {other},
+                "compiled programs cannot be read",
+            ),
+            (f"{start}error: Error -5 while decompressing data: truncated", {other}, ""),
+            (
+                "Error writing persistent compilation cache entry for 'jit_update': OSError: x",
+                {other},
+                "compiled programs",
+            ),
+        ):
+            mine.write_bytes(b"x")
+            other.write_bytes(b"x")
+            found = machine.mend_cache(warning)
+            assert set(tmp_path.iterdir()) == left, warning
+            assert found == said if not said else found.startswith(said), warning
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

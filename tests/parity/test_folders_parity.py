@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import maeclip_jax as mc
 from maeclip_jax import interop
@@ -31,19 +30,12 @@ TEXTS = (
 )
 
 
-def sketch(width: int, height: int) -> Image.Image:
-    """A smooth drawn picture of any proportions, for which no photograph is needed."""
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [127.5 + 127.5 * np.sin(x / a + y / b) for a, b in ((17, 23), (9, 31), (41, 13))]
-    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
-
-
 def same_pixels(name: str, config, process) -> None:
     """What ours makes of pictures by `config`, within one level of 255 of what `process` makes of them."""
     words, worst = ops.parse(f'{config.preprocess.image}|keep("image")'), 0.0
     side, std = config.model.image_tower.size, np.array(pixels.STATS[config.model.stats][1])
     # An even number of spare pixels: theirs rounds the middle of an odd one down.
-    pictures = [sketch(96, 64), sketch(60, 120), sketch(51, 51)]
+    pictures = [two_towers.sketch(*size) for size in ((96, 64), (60, 120), (51, 51))]
     for image in pictures:
         made = words({"image": np.asarray(image)}, np.random.default_rng(0))["image"]
         assert made.shape == (side, side, 3)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import maeclip_jax as mc
 from maeclip_jax import interop
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import open_clip_timm, openai_clip, positions
@@ -202,6 +203,32 @@ def test_towers_of_timm(projection, tanh, tmp_path, monkeypatch):
     close(name, "loss", ours.outputs["loss"], loss.detach().numpy())
     theirs = ours.theirs_as_ours(two_towers.gradients(model, loss))
     close(name, "loss, all parameters", ours.gradient, theirs, kind="gradient")
+
+
+def test_pictures_that_the_patch_does_not_divide(tmp_path, monkeypatch):
+    """So400m/14 at 384, small: from pictures to embeddings, with a checkpoint of a wrapped module."""
+    timm = pytest.importorskip("timm", reason="parity needs timm: make test-parity")
+    registered = timm.create_model
+
+    def small(name, **settings):
+        return registered(name, **settings | dict(embed_dim=48, depth=2, img_size=38, patch_size=8))
+
+    monkeypatch.setattr(timm, "create_model", small)
+    config = TIMM | dict(vision_cfg=TIMM["vision_cfg"] | dict(image_size=38))
+    model = open_clip.model.CustomTextCLIP(**config).eval()
+    two_towers.randomise(model)
+    state = {f"_orig_mod.module.{k}": v for k, v in model.state_dict().items()}
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    half = dict(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash")
+    said = dict(model_cfg=config, preprocess_cfg=half | dict(size=[38, 38], interpolation="bicubic"))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(said))
+    theirs = open_clip.transform.image_transform(38, is_train=False, **half)
+    pictures = [two_towers.sketch(*size) for size in ((96, 64), (60, 120), (51, 51))]
+    with torch.no_grad():
+        want = model.encode_image(torch.stack([theirs(p) for p in pictures]), normalize=True).numpy()
+    ours = mc.load(f"open_clip:{tmp_path}")
+    assert ours.config.preprocess.image == "decode|resize(38)|corner_crop(32)"
+    close("open_clip, 38 pixels in patches of 8", "image embedding", ours.embed(images=pictures)["image"], want)
 
 
 @pytest.mark.parametrize("name", open_clip_timm.MODELS)

@@ -88,3 +88,20 @@ def test_clip_is_open_clip_s(file):
     texts += ["salt &amp;amp; pepper", "it's they'll 2024", "日本 😀 Café — naïve #1 (50%)…"]
     theirs = library(texts, LENGTH).numpy()
     same(texts, words, [row[: np.flatnonzero(row)[-1] + 1].tolist() for row in theirs])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_siglip_is_open_clip_s(file, tmp_path):
+    """SigLIP's words in a folder as open_clip's Hub has them: it cleans texts itself before the library splits them."""
+    open_clip = pytest.importorskip("open_clip", reason="parity needs open_clip: make test-parity")
+    ftfy = pytest.importorskip("ftfy", reason="parity needs open_clip: make test-parity")
+    from maeclip_jax.interop import openai_clip
+
+    texts = [text for text in captions(file)[:3000] if ftfy.fix_text(text) == text]
+    texts += ["a photo of hot_dog", "__a_b__ c_", "salt &amp;amp; pepper &lt;b&gt;", "Two dogs, one CAT!"]
+    transformers.SiglipTokenizer(vocab_file=SPECS["bpe_eos"]["path"]).save_pretrained(tmp_path)
+    library = open_clip.tokenizer.HFTokenizer(str(tmp_path), context_length=64, clean="canonicalize")
+    section = dict(hf_tokenizer_name="x", tokenizer_kwargs=dict(clean="canonicalize"))
+    words = tokenizer.make(openai_clip._words(section, tmp_path))
+    assert len(texts) > 1000
+    np.testing.assert_array_equal(np.stack([words(t, 64) for t in texts]), library(texts).numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from PIL import Image
 
 from maeclip_jax import interop, objectives
 from maeclip_jax.interop import convert
@@ -22,6 +23,13 @@ def batch(side: int, vocab: int, length: int, rows: int = 3) -> dict[str, np.nda
     coarse = rng.integers(0, 256, (rows, 2, 2, 3)).repeat(side // 2, 1).repeat(side // 2, 2)
     image = (0.8 * coarse + rng.integers(0, 51, (rows, side, side, 3))).astype(np.uint8)
     return {"image": image, "text": text.astype(np.int32)}
+
+
+def sketch(width: int, height: int) -> Image.Image:
+    """A smooth drawn picture of any proportions, for which no photograph is needed."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127.5 + 127.5 * np.sin(x / a + y / b) for a, b in ((17, 23), (9, 31), (41, 13))]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
 
 
 def randomise(model, keep: tuple[str, ...] = ("logit_scale", "logit_bias")) -> None:

@@ -241,7 +241,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_an_evaluator_that_breaks_does_not_end_the_training(config, tmp_path, caplog):
-    with pytest.raises(UserError, match=r"^evaluation breaks failed: KeyError: 'no such\\nclass'$"):
+    with pytest.raises(UserError, match=r"^evaluation breaks failed, as its warning says$"):
         train.run(config, tmp_path / "run", devices=jax.devices()[:1])
     said = [r.getMessage() for r in caplog.records if "failed" in r.getMessage()]
     assert said == [r"evaluation breaks failed: KeyError: 'no such\nclass'"]
@@ -254,17 +254,16 @@ def test_pictures_and_results_that_cannot_be_written_do_not_end_the_training(con
     config.evals.breaks.every = "4 steps"
     (tmp_path / "run" / "evals").mkdir(parents=True)
     (tmp_path / "run" / "evals" / "4").write_text("in the way of a folder")
-    with pytest.raises(
-        UserError, match=f"^evaluation breaks failed: cannot write {tmp_path}/run/evals/4/breaks-sketch"
-    ):
+    with pytest.raises(UserError, match=r"^evaluation breaks failed, as its warning says$"):
         train.run(config, tmp_path / "run", devices=jax.devices()[:1])
+    assert f"evaluation breaks failed: cannot write {tmp_path}/run/evals/4/breaks-sketch" in caplog.text
     assert torture.steps(tmp_path / "run") == [4]
     (tmp_path / "run" / "evals" / "4").unlink()
     train.run(config, tmp_path / "run", devices=jax.devices()[:1])  # makes up for it
     assert "breaks/level" in runs.result(tmp_path / "run", 4)["metrics"]
 
 
-def test_results_that_cannot_be_written_are_named_at_the_end(config, tmp_path, monkeypatch):
+def test_results_that_cannot_be_written_are_named_at_the_end(config, tmp_path, monkeypatch, caplog):
     from maeclip_jax.run import evaluate
 
     def refuses(path, text):
@@ -272,10 +271,9 @@ def test_results_that_cannot_be_written_are_named_at_the_end(config, tmp_path, m
 
     monkeypatch.setattr(evaluate, "write_text", refuses)
     config.evals.breaks.every = "4 steps"
-    with pytest.raises(
-        UserError, match=r"^evaluation breaks failed: cannot write \S+/evals/4.json: Disk quota exceeded"
-    ):
+    with pytest.raises(UserError, match=r"^evaluation breaks failed, as its warning says$"):
         train.run(config, tmp_path / "run", devices=jax.devices()[:1])
+    assert re.search(r"evaluation breaks failed: cannot write \S+/evals/4.json: Disk quota exceeded", caplog.text)
     assert torture.steps(tmp_path / "run") == [4]
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["breaks/level"] == 1.0  # it was measured, and is in the row

@@ -129,6 +129,14 @@ def test_an_origin_that_would_do_nothing_is_refused(words, how):
     assert len(runs.series("new")) >= 3
 
 
+def test_a_checkpoint_alone_is_enough_to_go_on_from(words, tmp_path):
+    """Copied out of its workdir, without config.json: nothing can be compared, and nothing is missed."""
+    train.run(config(), "run")
+    shutil.copytree("run/checkpoints/3", tmp_path / "alone" / "checkpoints" / "3")
+    train.run(config(resume="alone"), "new")
+    assert runs.series("new")[6] == runs.series("run")[6]
+
+
 def test_going_back_is_refused_and_done_as_the_message_says(words, tmp_path):
     train.run(config(), "run")
     with pytest.raises(

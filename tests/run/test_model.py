@@ -172,7 +172,7 @@ def test_a_table_larger_than_the_vocabulary_fills_in_words_of_the_vocabulary():
     """As of a run that was made before the table followed the tokenizer's file."""
     made = model(**{"model.text_tower.vocab": 4000})
     known = set(made.preprocess.tokenizer._vocab)
-    filled = [w["filled"] for one in made.reconstruct(PICTURES, TEXTS, keep=0.2) for w in one.words if "filled" in w]
+    filled = [w["filled"] for one in made.reconstruct(PICTURES, TEXTS, keep=0.2) for w in one.tokens if "filled" in w]
     assert filled and set(filled) <= known
     context, ids = made._context, made.preprocess.texts(TEXTS)
     with jax.set_mesh(made.mesh):

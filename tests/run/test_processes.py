@@ -86,10 +86,10 @@ def test_evaluated_alone_on_two_processes_the_numbers_are_the_same(tmp_path):
 
 
 def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
-    """The same command on both; only process 1 misses its words, in the folder it runs in."""
+    """The same command on both; only process 1 misses the module of the objective, in the folder it runs in."""
     port = runs.free_port()
     command = torture.command(
-        tmp_path / "run", f"{ROOT / runs.TINY}:steps=12,save=6,evals=false", "--config.tokenizer.path=words.txt",
+        tmp_path / "run", f"{ROOT / runs.TINY}:steps=12,save=6,evals=false", "--config.objective=mine:Mine",
         f"--coordinator=localhost:{port}", "--processes=2", devices=4,
     )  # fmt: skip
     processes = []
@@ -97,14 +97,15 @@ def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
         folder = tmp_path / f"host{i}"
         folder.mkdir()
         if i == 0:
-            shutil.copy(ROOT / "maeclip_jax" / "data" / "vocab" / "scenes.txt", folder / "words.txt")
+            own = "from maeclip_jax.objectives.mae_clip import MaeClip\n\n\nclass Mine(MaeClip): ...\n"
+            (folder / "mine.py").write_text(own)
         with (tmp_path / f"run.{i}.txt").open("w") as f:
             processes.append(
                 subprocess.Popen([*command, f"--process={i}"], cwd=folder, stdout=f, stderr=subprocess.STDOUT,
-                                 env=os.environ | {"PYTHONPATH": str(ROOT)})
+                                 env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"})
             )  # fmt: skip
     assert runs.wait(processes) == [2, 2], said(tmp_path / "run")
-    why = "tokenizer file 'words.txt' is not there"
+    why = "objective 'mine:Mine': cannot import 'mine'"
     assert f"error: {why}" in runs.text(tmp_path / "run.1.txt")
     text = runs.text(tmp_path / "run.0.txt")
     assert re.search(rf"error: process 1 \(\S+\) ended with code 2: {why}", text), text
