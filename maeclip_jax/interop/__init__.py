@@ -97,7 +97,7 @@ def save(
     library then has none. `about`: see `card.text`. UserError for a model that the format cannot express, with the
     settings that would help; nothing is written then.
     """
-    from maeclip_jax.data import tokenizer_files
+    from maeclip_jax.data.tokenizer import files as tokenizer_files
     from maeclip_jax.interop import export
     from maeclip_jax.params import flatten, stack_layers
 

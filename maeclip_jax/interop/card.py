@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from collections.abc import Mapping
 from typing import Any
 
-from maeclip_jax.parallel.machine import versions
-
+# The packages whose versions the card names.
+_PACKAGES = ("maeclip_jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "sentencepiece")
 _HF = """```python
 from transformers import pipeline
 
@@ -67,18 +69,19 @@ def text(kind: str, config: Mapping, about: Mapping[str, Any], left_out: Mapping
     if left_out:
         parts = sorted({name.split("/")[0] for name in left_out})
         lines += ["", "## Left out", "", f"{kind} has no place for {', '.join(f'`{p}`' for p in parts)}."]
-    made_with = {"maeclip_jax": _version(), **versions()}
-    lines += ["", "## Versions", "", *(f"- {name} {version}" for name, version in made_with.items()), ""]
+    lines += ["", "## Versions", "", *(f"- {name} {version}" for name, version in _versions().items()), ""]
     return "\n".join(lines)
 
 
-def _version() -> str:
+def _versions() -> dict[str, str]:
+    """Of Python, and of _PACKAGES as far as they are installed."""
     import importlib.metadata
 
-    try:
-        return importlib.metadata.version("maeclip_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _use(kind: str, model: Mapping) -> str:

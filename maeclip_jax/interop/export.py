@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.data import tokenizer as tokenizers
-from maeclip_jax.data import tokenizer_files
+from maeclip_jax.data.tokenizer import files as tokenizer_files
 from maeclip_jax.errors import UserError, storage
 from maeclip_jax.interop import card, convert, own, pictures
 from maeclip_jax.nn import embed

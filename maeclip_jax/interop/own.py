@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maeclip_jax.data import tokenizer_files
+from maeclip_jax.data.tokenizer import files as tokenizer_files
 
 FILE = "maeclip_jax.json"
 

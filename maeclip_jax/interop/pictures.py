@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-from maeclip_jax.data import ops
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn.pixels import STATS
 
@@ -27,16 +28,25 @@ class Recipe:
     std: tuple[float, ...]
 
 
+# The ops that image processors have, with the names of their arguments in order (data.image_ops).
+_OPS = {"decode": (), "resize": ("size", "method", "antialias"), "resize_small": ("side", "method", "antialias"),
+        "center_crop": ("size",)}  # fmt: skip
+
+
 def recipe(config: Mapping) -> Recipe:
     """The recipe of a model's config (model, preprocess). UserError for what no image processor expresses."""
     model = config["model"]
     size = model["image_tower"]["size"]
     image = (config.get("preprocess") or {}).get("image") or f"decode|resize_small({size})|center_crop({size})"
-    steps = [(s.function.__name__, s.kwargs) for s in ops.parse(f'{image}|keep("image")').steps]
-    (first, resize), *rest = [s for s in steps if s[0] not in ("decode", "keep")] or [("", {})]
-    square, exact = (size, size), resize.get("antialias", "exact") == "exact"
-    squash = first == "resize" and resize["size"] == square and not rest
-    cut = first == "resize_small" and [(n, k.get("size")) for n, k in rest] == [("center_crop", square)]
+    try:
+        steps = _steps(image)
+    except (SyntaxError, ValueError, LookupError):
+        steps = []
+    (first, resize), *rest = [s for s in steps if s[0] != "decode"] or [("", {})]
+    squares, exact = (size, (size, size)), resize.get("antialias", "exact") == "exact"
+    squash = first == "resize" and resize.get("size") in squares and not rest
+    cut = first == "resize_small" and len(rest) == 1 and rest[0][0] == "center_crop"
+    cut = cut and rest[0][1].get("size") in squares
     if not exact or not (squash or cut):
         raise UserError(
             f"config.preprocess.image={image!r} is nothing that image processors of other libraries do; valid: "
@@ -45,6 +55,23 @@ def recipe(config: Mapping) -> Recipe:
     mean, std = STATS[model.get("stats", "imagenet")]
     side = size if squash else resize["side"]
     return Recipe(squash, side, size, resize.get("method", "bicubic"), tuple(mean), tuple(std))
+
+
+def _steps(image: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, arguments by name) of each op of a string that is made of _OPS; any other raises."""
+    node, found = ast.parse(image.replace("\n", " "), mode="eval").body, []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        found.append(node.right)
+        node = node.left
+    out = []
+    for one in (node, *found[::-1]):
+        call = one if isinstance(one, ast.Call) else ast.Call(one, [], [])
+        if not isinstance(call.func, ast.Name):
+            raise ValueError(image)
+        given = dict(zip(_OPS[call.func.id], map(ast.literal_eval, call.args), strict=False))
+        given |= {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        out.append((call.func.id, given))
+    return out
 
 
 def hf_processor(recipe: Recipe, *, siglip: bool = False) -> dict:

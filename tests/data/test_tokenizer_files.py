@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from maeclip_jax.data import tokenizer, tokenizer_files
+from maeclip_jax.data import tokenizer
+from maeclip_jax.data.tokenizer import files as tokenizer_files
 from maeclip_jax.errors import UserError
 from maeclip_jax.prepare import vocabulary
 from tests.data.test_tokenizer import FUZZ, SPECS, TEXT, captions

@@ -13,7 +13,8 @@ from PIL import Image
 from experiments import mae_clip
 from maeclip_jax import interop, objectives
 from maeclip_jax.config import load
-from maeclip_jax.data import tokenizer, tokenizer_files
+from maeclip_jax.data import tokenizer
+from maeclip_jax.data.tokenizer import files as tokenizer_files
 from maeclip_jax.interop import files
 from maeclip_jax.run.model import Model
 from maeclip_jax.run.setup import setup

@@ -2,31 +2,33 @@
 
     files(dict(type="bert", path="scenes"), 24) -> {"tokenizer.json": bytes, ..., "vocab.txt": bytes}
 
-`transformers.AutoTokenizer` gives the ids of ours with them, filled up to the same length with the same id. Two texts
-differ: CLIP's named HTML entities are resolved only as far as ENTITIES goes, and an exclamation mark before another
-sign is CLIP's own 0 there, 256 in ours. Beside them lies the vocabulary itself, from which ours is made again.
+`transformers.AutoTokenizer` gives the ids of ours with them, filled up to the same length with the same id. Three kinds
+of texts differ: of HTML entities, those of HTML 4 and the decimal numbers of ASCII are resolved, ours resolves all; an
+exclamation mark before another sign is CLIP's own 0 there, 256 in ours; and a tokenizer.json reads <pad> in a text as
+padding, which ours leaves out. Beside them lies the vocabulary itself, from which ours is made again.
 """
 
 from __future__ import annotations
 
 import gzip
+import html.entities
 import json
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from maeclip_jax.data import tokenizer as tokenizers_of_ours
+from maeclip_jax.data.tokenizer.base import read
 from maeclip_jax.errors import UserError
 
-# The file of each type's vocabulary.
-VOCABULARY = {"bert": "vocab.txt", "clip": "merges.txt", "sentencepiece": "spiece.model", "bytes": ""}
+# The file of each type's vocabulary. tokenizer.json is what is written, whatever the vocabulary is.
+VOCABULARY = {
+    "bert": "vocab.txt", "clip": "merges.txt", "sentencepiece": "spiece.model", "json": "vocabulary.json", "bytes": "",
+}  # fmt: skip
 NAMES = ("tokenizer.json", "tokenizer_config.json", *filter(None, VOCABULARY.values()))
-# In this order, so that "&amp;lt;" is "&lt;" after the first of two rounds, as html.unescape has it.
-ENTITIES = (
-    ("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#34;", '"'), ("&apos;", "'"), ("&#39;", "'"), ("&nbsp;", "\xa0"),
-    ("&hellip;", "…"), ("&ndash;", "–"), ("&mdash;", "—"), ("&lsquo;", "‘"), ("&rsquo;", "’"), ("&ldquo;", "“"),
-    ("&rdquo;", "”"), ("&eacute;", "é"), ("&amp;", "&"),
-)  # fmt: skip
+ENTITIES = {f"&{name};": chr(code) for name, code in html.entities.name2codepoint.items()}
+ENTITIES |= {f"&#{code};": chr(code) for code in range(32, 127)}
+_AMPERSAND = "&(amp|#38);"  # last, so that "&amp;lt;" is "&lt;" after the first of two rounds, as html.unescape has it
 # Types of pieces in a SentencePiece model.
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
@@ -53,7 +55,7 @@ def files(spec: Mapping[str, Any], length: int, *, attended: bool = False) -> di
     roles |= dict(zip(("bos_token", "cls_token"), (first * 2)[:2])) | dict(zip(("eos_token", "sep_token"), last * 2))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "padding_side": "right",
-        "truncation_side": "right", "clean_up_tokenization_spaces": False, "split_special_tokens": True,
+        "truncation_side": "right", "clean_up_tokenization_spaces": False, "split_special_tokens": kind != "json",
         "model_input_names": ["input_ids"] if attended else ["input_ids", "attention_mask"],
         **{role: name for role, name in roles.items() if name is not None},
     }  # fmt: skip
@@ -69,8 +71,32 @@ def saved(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vocabulary(spec: Mapping[str, Any]) -> bytes:
-    data = tokenizers_of_ours._read(spec["path"], "")
+    data = read(spec["path"], "")
     return gzip.decompress(data) if spec["type"] == "clip" and data[:2] == b"\x1f\x8b" else data
+
+
+def _unescaped() -> list:
+    """html.unescape, twice, for ENTITIES, as normalisers."""
+    from tokenizers import Regex, normalizers
+
+    plain = [normalizers.Replace(a, b) for a, b in ENTITIES.items() if b != "&"]
+    return [*plain, normalizers.Replace(Regex(_AMPERSAND), "&")] * 2
+
+
+def _options(spec: Mapping[str, Any]) -> list:
+    """What `pieces.Pieces` does to a text before it is split, as normalisers."""
+    from tokenizers import Regex, normalizers
+
+    steps = [*_unescaped(), normalizers.Replace("_", " ")] if spec.get("unescape") else []
+    if spec.get("canonical"):
+        steps += [normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""), normalizers.Lowercase()]
+        return [*steps, normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    return [*steps, normalizers.Lowercase()] if spec.get("lower") else steps
+
+
+def _padding(names) -> str:
+    """A name for an id 0 that a vocabulary with `names` does not have."""
+    return next(name for name in ("<pad>", "<padding>", "<padding 0>") if name not in names)
 
 
 def _bert(made, spec) -> tuple[Any, dict]:
@@ -80,10 +106,9 @@ def _bert(made, spec) -> tuple[Any, dict]:
 def _clip(made, spec) -> tuple[Any, dict]:
     from tokenizers import Regex, decoders, normalizers
 
-    entities = [normalizers.Replace(a, b) for a, b in ENTITIES]
     space = normalizers.Replace(Regex(r"\s+"), " ")
     made._library.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), *entities, *entities, space, normalizers.Strip(), normalizers.Lowercase()]
+        [normalizers.NFC(), *_unescaped(), space, normalizers.Strip(), normalizers.Lowercase()]
     )
     made._library.decoder = decoders.Sequence([decoders.Replace("</w>", "Ġ"), decoders.ByteLevel()])
     return made._library, {i: made.token(i) for i in (0, *made._first, *made._last)}
@@ -109,13 +134,13 @@ def _byte_letters() -> list[str]:
 def _sentencepiece(made, spec) -> tuple[Any, dict]:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    pieces, trainer, normalizer = _model(tokenizers_of_ours._read(spec["path"], ""))
+    pieces, trainer, normalizer = _model(read(spec["path"], ""))
     if trainer.get(24, 0):
         raise UserError(
             f"tokenizer {spec['path']!r} was trained with treat_whitespace_as_suffix, which tokenizer.json cannot "
             "express; valid: config.tokenizer.type=bert, clip or bytes, or a model trained without it"
         )
-    rows = [("<pad>", 0.0, _CONTROL)] * made.shift + pieces
+    rows = [(_padding({piece for piece, *_ in pieces}), 0.0, _CONTROL)] * made.shift + pieces
     unknown = next(i for i, (_, _, kind) in enumerate(rows) if kind == _UNKNOWN)
     if trainer.get(3, 1) == 2:
         ids = {piece: i for i, (piece, _, _) in enumerate(rows)}
@@ -125,10 +150,7 @@ def _sentencepiece(made, spec) -> tuple[Any, dict]:
         scored = [(piece, score) for piece, score, _ in rows]
         model = models.Unigram(scored, unk_id=unknown, byte_fallback=bool(trainer.get(35, 0)))
     library = Tokenizer(model)
-    steps = []
-    if spec.get("canonical"):
-        steps += [normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), ""), normalizers.Lowercase()]
-        steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    steps = _options(spec)
     steps += [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
     if normalizer.get(4, 1):
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex("^ | $"), "")]
@@ -136,6 +158,7 @@ def _sentencepiece(made, spec) -> tuple[Any, dict]:
         steps += [normalizers.Replace(Regex("^ "), "  ")]
     library.normalizer = normalizers.Sequence(steps)
     user = [] if spec.get("canonical") else [piece for piece, _, kind in rows if kind == _USER]  # in brackets: "<n>"
+    user = [piece for piece in user if piece == piece.lower() or not spec.get("lower")]
     library.add_tokens([AddedToken(piece, normalized=True) for piece in user])
     # "first" asks where a part began before anything was stripped; "always" also means parts behind an added token.
     scheme = ("first" if user else "always") if normalizer.get(3, 1) else "never"
@@ -149,6 +172,33 @@ def _sentencepiece(made, spec) -> tuple[Any, dict]:
     )
     names = {i: piece for i, (piece, _, _) in enumerate(rows)}
     return library, names | {"unk": rows[unknown][0]}
+
+
+def _json(made, spec) -> tuple[Any, dict]:
+    """The file's own normaliser, splitting and model, behind our options; ids are shifted where ours are."""
+    from tokenizers import Tokenizer, normalizers
+
+    found = json.loads(read(spec["path"], ""))
+    model, added = found["model"], found.get("added_tokens") or []
+    rows = model["vocab"]  # {piece: id}, or [[piece, score], ...] whose places are the ids
+    listed = isinstance(rows, list)
+    if made.shift:
+        pad = _padding({*(row[0] for row in rows)} if listed else rows)
+        if listed:
+            model["vocab"] = [[pad, min(score for _, score in rows)], *rows]
+            model["unk_id"] = None if model.get("unk_id") is None else model["unk_id"] + 1
+        else:
+            model["vocab"] = {pad: 0} | {piece: i + 1 for piece, i in rows.items()}
+        for token in added:
+            token["id"] += 1
+    found |= dict(post_processor=None, padding=None, truncation=None)
+    library = Tokenizer.from_str(json.dumps(found))
+    theirs = [library.normalizer] if library.normalizer else []
+    if options := _options(spec):
+        library.normalizer = normalizers.Sequence([*options, *theirs])
+    names = {i: library.id_to_token(i) for i in (0, *made._first, *made._last)}
+    unknown = library.id_to_token(model["unk_id"]) if model.get("unk_id") is not None else model.get("unk_token")
+    return library, names | ({"unk": unknown} if unknown else {})
 
 
 def _escaped(text: str) -> str:
@@ -207,4 +257,4 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
         at += size
 
 
-_WRITERS = {"bert": _bert, "clip": _clip, "sentencepiece": _sentencepiece, "bytes": _bytes}
+_WRITERS = {"bert": _bert, "clip": _clip, "sentencepiece": _sentencepiece, "json": _json, "bytes": _bytes}

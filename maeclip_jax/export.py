@@ -1,7 +1,7 @@
 """A run as a folder that `transformers` or open_clip loads.
 
-    python -m maeclip_jax.api.export --workdir runs/siglip --format hf-siglip --out models/siglip
-    python -m maeclip_jax.api.export --workdir runs/clip/checkpoints/8000 --format open_clip --out models/clip --overwrite
+    python -m maeclip_jax.export --workdir runs/siglip --format hf-siglip --out models/siglip
+    python -m maeclip_jax.export --workdir runs/clip/checkpoints/8000 --format open_clip --out models/clip --overwrite
 
 Formats: hf-clip, hf-siglip and open_clip write pictures and texts, hf-vit-mae an MAE, hf-vision any image tower alone.
 The folder holds weights, tokenizer, image processor, and a model card with the run's data, steps and evaluations. A
@@ -12,12 +12,13 @@ setting of the run, such as --config.tokenizer.path where its file has moved.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from maeclip_jax import api, interop
+from maeclip_jax import api, cli, interop
 from maeclip_jax.errors import UserError
 from maeclip_jax.workdir import CHECKPOINTS, read_results
 
@@ -55,3 +56,23 @@ def about(model, run: os.PathLike) -> dict[str, Any]:
         name=epath.Path(run).name, step=model.step, data=data, evals=evals, total=config.total,
         batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
+
+
+def run(argv: Sequence[str]) -> None:
+    """The command line: writes the folder and prints what became of the parameters."""
+    source, suite, settings, rest = cli.split_config(argv)
+    if source or suite:
+        raise UserError("--config is the run's own here; valid: --workdir, and --config.NAME=VALUE to change a setting")
+    parser = cli.Parser("maeclip_jax.export", __doc__)
+    parser.add_argument("--workdir", required=True, help="folder of a run, or one checkpoint in it")
+    parser.add_argument("--format", required=True, help=f"one of {', '.join(interop.WRITTEN)}")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write over what is in --out")
+    args = parser.parse_args(rest)
+    cli.start_logging()
+    print(write(args.workdir, args.format, args.out, overwrite=args.overwrite, settings=settings))
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(lambda: run(sys.argv[1:])))

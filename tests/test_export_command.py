@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import maeclip_jax as mc
-from maeclip_jax import interop
-from maeclip_jax.api.export import command
+from maeclip_jax import cli, export, interop
 from maeclip_jax.params import flatten
 from maeclip_jax.workdir import read_results
 from tests import runs
@@ -16,7 +15,7 @@ ARG = "objective=siglip,steps=4,save=2"
 def said(capsys, *flags):
     """(exit code, lines on stdout, lines on stderr)."""
     capsys.readouterr()  # of the training
-    code = command.main([str(f) for f in flags])
+    code = cli.guarded(lambda: export.run([str(f) for f in flags]))
     out = capsys.readouterr()
     return code, out.out.splitlines(), out.err.splitlines()
 
