@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import files, hf, hf_siglip, open_clip_timm, pictures, processors
+from maeclip_jax.interop import files, hf, hf_siglip, open_clip_timm, own, pictures, processors
 from maeclip_jax.interop.convert import Given, Source, under
 from maeclip_jax.interop.export import end_of, end_of_text, two_towers
 from maeclip_jax.interop.hf_clip import COMPUTE, IMAGE_TOWER, TEXT_TOWER
@@ -168,7 +168,9 @@ def _heads(image: Mapping, words: Mapping, vision: Mapping, text: Mapping, confi
 
 
 def _words(text: Mapping, folder: Path) -> dict:
-    """The tokenizer beside the weights: CLIP's, or the one that open_clip takes from a library."""
+    """The tokenizer beside the weights: ours, CLIP's, or the one that open_clip takes from a library."""
+    if ours := own.tokenizer(folder):
+        return ours
     if text.get("hf_tokenizer_name"):
         clean = (text.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
         if clean != "canonicalize":

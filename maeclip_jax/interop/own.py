@@ -25,17 +25,27 @@ def content(config: Mapping, tokenizer: Mapping | None) -> str:
     return json.dumps(found, indent=2) + "\n"
 
 
+def tokenizer(folder: Path) -> dict[str, Any] | None:
+    """The spec of the tokenizer that we wrote into `folder`; None without one, or where its vocabulary is gone."""
+    words = _found(folder).get("tokenizer")
+    if not words:
+        return None
+    name = Path(words["path"]).name
+    path = folder / name
+    return dict(words) | dict(path=str(path) if name else "") if not name or path.is_file() else None
+
+
 def restored(described: Mapping, folder: Path) -> dict:
     """`described` (see `convert.Source`) with what the file in `folder` says; unchanged where there is none."""
+    out = dict(described)
+    if words := tokenizer(folder):
+        out["tokenizer"] = words
+    if found := _found(folder).get("preprocess"):
+        out["ops"] = found["image"]
+    return out
+
+
+def _found(folder: Path) -> dict[str, Any]:
     from maeclip_jax.interop import hf
 
-    found, out = hf.read_json(folder, FILE, needed=False), dict(described)
-    words = found.get("tokenizer")
-    if words:
-        name = Path(words["path"]).name
-        path = folder / name
-        if not name or path.is_file():
-            out["tokenizer"] = dict(words) | dict(path=str(path) if name else "")
-    if found.get("preprocess"):
-        out["ops"] = found["preprocess"]["image"]
-    return out
+    return hf.read_json(folder, FILE, needed=False)

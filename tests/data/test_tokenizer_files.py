@@ -19,12 +19,17 @@ KINDS = SPECS | {
     "bert_both": SPECS["bert"] | {"cls": True, "eos": True},
     "unigram_both": SPECS["unigram"] | {"bos": True, "eos": True},
     "siglip": SPECS["bpe_eos"] | {"fill": "eos", "canonical": True},
+    "siglip2": SPECS["bpe_eos"] | {"lower": True},
+    "siglip_open_clip": SPECS["bpe_eos"] | {"fill": "eos", "canonical": True, "unescape": True},
     "trained": {"type": "sentencepiece", "path": "TRAINED"},
+    "json_bpe": {"type": "json", "path": "BPE", "lower": True, "unescape": True},
+    "json_unigram": {"type": "json", "path": "UNIGRAM", "eos": True, "fill": "eos", "canonical": True},
+    "json_padded": {"type": "json", "path": "PADDED", "bos": True, "eos": True},
 }
-# What the module says is different: an inner "!" and a numeric entity of CLIP. A "</s>" that a text spells is cut
+# What the module says is different: an inner "!" of CLIP. A "</s>" that a text spells is cut
 # otherwise by SentencePiece.
 MEANT = {
-    "clip": ("&amp;lt; &#33;", "!+ !! !⊕"),
+    "clip": ("!+ !! !⊕",),
     "unigram": ("<|endoftext|> [PAD] </s>",),
     "unigram_both": ("<|endoftext|> [PAD] </s>",),
     "trained": ("<|endoftext|> [PAD] </s>",),
@@ -36,9 +41,31 @@ def spec_of(name, folder):
     if spec.get("path") == "TRAINED":
         spec["path"] = str(folder / "words.model")
         (folder / "words.model").write_bytes(vocabulary.train(iter(captions(2000) * 3), 500))
+    elif (trained := spec.get("path")) in ("BPE", "UNIGRAM", "PADDED"):
+        spec["path"] = str(folder / "theirs.json")
+        train(trained).save(spec["path"])
     elif spec.get("path") not in (None, "scenes") and not os.path.exists(spec["path"]):
         pytest.skip(f"{spec['path']} is not there; set MAECLIP_SHARED_DATA")
     return spec
+
+
+def train(name):
+    """A tokenizer of the library, as one finds them: UNIGRAM and BPE have no padding, PADDED has <pad> as its id 0."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = {"BPE": ["<unk>"], "UNIGRAM": ["<unk>", "</s>"], "PADDED": ["<pad>", "<unk>", "<s>", "</s>"]}[name]
+    library = Tokenizer(models.Unigram() if name == "UNIGRAM" else models.BPE(unk_token="<unk>"))
+    library.normalizer = normalizers.NFKC()
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    settings = dict(vocab_size=500, special_tokens=special, show_progress=False)
+    made = (
+        trainers.UnigramTrainer(unk_token="<unk>", **settings) if name == "UNIGRAM" else trainers.BpeTrainer(**settings)
+    )
+    library.train_from_iterator(captions(500), made)
+    if name == "PADDED":  # what it says of special tokens does not count
+        library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+        library.enable_padding(pad_id=0, pad_token="<pad>")
+    return library
 
 
 def texts(name) -> list[str]:
@@ -46,7 +73,15 @@ def texts(name) -> list[str]:
     for language in ("en", "cs"):
         path = TEXT / f"multi30k_train.{language}.gz"
         found += gzip.decompress(path.read_bytes()).decode().splitlines()[:500] if path.exists() else []
-    return [*found, "salt &amp;amp; pepper", "  leading, and   inner  ", "“curly” — naïve", "[CLS] a dog [SEP]"]
+    return [
+        *found,
+        "salt &amp;amp; pepper",
+        "&lt;b&gt; caf&eacute; &copy; &#65;",
+        "snake_case",
+        "  leading, and   inner  ",
+        "“curly” — naïve",
+        "[CLS] a dog [SEP]",
+    ]
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -67,6 +67,7 @@ def test_a_config_beside_an_open_clip_wins(tmp_path):
         ("vision_cfg", dict(pool_type="none"), "pool_type is 'none'; valid here: 'tok', 'avg'"),
         ("vision_cfg", dict(attentional_pool=True), "attentional_pool is True; valid here: False"),
         ("text_cfg", dict(no_causal_mask=True), "pool_type is 'argmax'; valid here: 'first', 'last'"),
+        ("text_cfg", dict(hf_model_name="roberta"), "hf_model_name is 'roberta'; valid here: None"),
         ("text_cfg", dict(embed_cls=True), "embed_cls is True; valid here: False"),
     ):
         bad = cfg | {section: changes}

@@ -49,13 +49,15 @@ def files(spec: Mapping[str, Any], length: int, *, attended: bool = False) -> di
         library.post_processor = processors.TemplateProcessing(
             single=[*first, "$A", *last], special_tokens=[(names[i], i) for i in (*made._first, *made._last)]
         )
+    # A text may spell a special token: ours reads it as one in a tokenizer.json, unless its punctuation is taken away.
+    apart = kind != "json" or bool(spec.get("canonical"))
     pad = [names[0]] if kind != "clip" else []  # CLIP's 0 is a sign, too
     library.add_special_tokens([*dict.fromkeys([*pad, *first, *last])])
     roles = dict(pad_token=names[made._fill], unk_token=names.get("unk"))
     roles |= dict(zip(("bos_token", "cls_token"), (first * 2)[:2])) | dict(zip(("eos_token", "sep_token"), last * 2))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "padding_side": "right",
-        "truncation_side": "right", "clean_up_tokenization_spaces": False, "split_special_tokens": kind != "json",
+        "truncation_side": "right", "clean_up_tokenization_spaces": False, "split_special_tokens": apart,
         "model_input_names": ["input_ids"] if attended else ["input_ids", "attention_mask"],
         **{role: name for role, name in roles.items() if name is not None},
     }  # fmt: skip
