@@ -144,7 +144,7 @@ def end_of_text(kind: str, config: Mapping, taken: tuple[int, ...] = ()) -> dict
     spec = dict(config.get("tokenizer") or {})
     if spec.get("type") in ("", None, "clip"):
         return {}
-    if spec["type"] in ("bert", "sentencepiece"):
+    if spec["type"] in ("bert", "sentencepiece", "json"):
         try:
             if end_of({"tokenizer": spec | dict(eos=True)}) not in (0, *taken):
                 return {"tokenizer.eos": True}

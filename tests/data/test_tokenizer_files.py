@@ -58,10 +58,9 @@ def train(name):
     library.normalizer = normalizers.NFKC()
     library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     settings = dict(vocab_size=500, special_tokens=special, show_progress=False)
-    made = (
-        trainers.UnigramTrainer(unk_token="<unk>", **settings) if name == "UNIGRAM" else trainers.BpeTrainer(**settings)
-    )
-    library.train_from_iterator(captions(500), made)
+    unigram = name == "UNIGRAM"
+    trainer = trainers.UnigramTrainer(unk_token="<unk>", **settings) if unigram else trainers.BpeTrainer(**settings)
+    library.train_from_iterator(captions(500), trainer)
     if name == "PADDED":  # what it says of special tokens does not count
         library.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
         library.enable_padding(pad_id=0, pad_token="<pad>")
@@ -73,15 +72,8 @@ def texts(name) -> list[str]:
     for language in ("en", "cs"):
         path = TEXT / f"multi30k_train.{language}.gz"
         found += gzip.decompress(path.read_bytes()).decode().splitlines()[:500] if path.exists() else []
-    return [
-        *found,
-        "salt &amp;amp; pepper",
-        "&lt;b&gt; caf&eacute; &copy; &#65;",
-        "snake_case",
-        "  leading, and   inner  ",
-        "“curly” — naïve",
-        "[CLS] a dog [SEP]",
-    ]
+    found += ["salt &amp;amp; pepper", "&lt;b&gt; caf&eacute; &copy; &#65;", "snake_case", "  leading, and   inner  "]
+    return [*found, "“curly” — naïve", "[CLS] a dog [SEP]"]
 
 
 @pytest.mark.parametrize("name", KINDS)
