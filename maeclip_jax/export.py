@@ -34,7 +34,7 @@ def write(
     """Writes the newest checkpoint of a run, or the checkpoint that `workdir` names, as `kind`; -> the report.
 
     `settings`: leaves of its config to change. UserError as of `maeclip_jax.load` and `interop.save`, and for a source
-    that is no run.
+    that is not a run.
     """
     model = api.load(workdir, settings)
     if model.step is None:

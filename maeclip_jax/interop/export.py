@@ -110,6 +110,8 @@ def check(kind: str, source_of: Callable[[str], convert.Source], kinds: tuple[st
         except UserError:
             return False
 
+    if (config["model"].get("image_tower") or {}).get("causal"):
+        raise UserError(f"{kind} cannot express a causal image tower; no format can")
     as_it_is = [f"{k} (its image tower alone)" if k == "hf-vision" else k for k in kinds if k != kind and fits(k)]
     instead = f"; as it is, it can be written as {' or '.join(as_it_is)}" if as_it_is else ""
     try:

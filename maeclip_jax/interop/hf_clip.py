@@ -78,7 +78,7 @@ def wanted(config: Mapping) -> dict:
     """What a model must have to be a CLIPModel. A class token without a position, fixed positions and a bias of the
     patches are accepted."""
     two_towers("hf-clip", config)
-    image = dict(cls=True, norm_pre=True, pool="cls", projection="linear", causal=False)
+    image = dict(cls=True, norm_pre=True, pool="cls", projection="linear")
     text = dict(causal=True, pool="last", padding="masked", projection="linear", norm_pre=False, cls=False)
     return (
         {f"model.image_tower.{k}": v for k, v in image.items()}

@@ -123,7 +123,7 @@ def wanted(config: Mapping) -> dict:
     two_towers("hf-siglip", config)
     model = config["model"]
     image = model["image_tower"]
-    out = {f"model.image_tower.{k}": False for k in ("cls", "norm_pre", "causal")}
+    out = {f"model.image_tower.{k}": False for k in ("cls", "norm_pre")}
     if image["pool"] == "map":
         head = dict(activation="gelu", mlp_ratio=4.0, eps=1e-6) | dict(image.get("map") or {})
         out |= {f"model.image_tower.{k}": v for k, v in head.items()}

@@ -48,6 +48,5 @@ def source_for(config: Mapping) -> Source:
     )
     found = dict(architectures=[name], model_type=kind, dtype="float32", vision_use_head=False, qkv_bias=True)
     found |= dict(image_size=tower["size"], patch_size=tower["patch"], num_channels=3) | hf.section(tower)
-    wanted = {"model.image_tower.causal": False}
-    wanted |= {"model.image_tower.cls": True} if tower.get("norm_pre") else {}
+    wanted = {"model.image_tower.cls": True} if tower.get("norm_pre") else {}
     return Source(rows=rows, describe=None, config_of=lambda _: found, wanted=lambda _: wanted)

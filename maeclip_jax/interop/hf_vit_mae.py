@@ -95,8 +95,7 @@ def wanted(config: Mapping) -> dict:
         raise UserError(f"hf-vit-mae writes objective 'mae', not {config['objective']!r}")
     image = config["model"]["image_tower"]
     one = {f"model.decoder_tower.{k}": image.get(k, v) for k, v in (("activation", "gelu"), ("eps", 1e-6))}
-    return one | {"model.image_tower.cls": True, "model.image_tower.norm_pre": False,
-                  "model.image_tower.patch_bias": True}  # fmt: skip
+    return one | {"model.image_tower.cls": True, "model.image_tower.norm_pre": False}
 
 
 def config_of(config: Mapping) -> dict:

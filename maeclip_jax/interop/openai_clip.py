@@ -238,7 +238,7 @@ def wanted(config: Mapping) -> dict:
     two_towers("open_clip", config)
     image, text = (config["model"][f"{t}_tower"] for t in ("image", "text"))
     quick = "quick_gelu" in (image.get("activation"), text.get("activation"))
-    out = {"model.image_tower.cls": True, "model.image_tower.causal": False}
+    out = {"model.image_tower.cls": True}
     out |= {"model.image_tower.pool": image["pool"] if image["pool"] in ("cls", "gap") else "cls"}
     out |= {f"model.{t}_tower.activation": "quick_gelu" for t in ("image", "text") if quick}
     out |= {f"model.text_tower.{k}": False for k in ("norm_pre", "cls")}

@@ -105,6 +105,14 @@ def test_an_mae_is_refused_by_formats_of_two_towers(tmp_path):
     interop.save("hf-vit-mae", config, foreign.random_params(config), tmp_path / "x")
 
 
+def test_a_causal_image_tower_is_refused(tmp_path):
+    config = siglip.get_config("runlocal")
+    config.model.image_tower.causal = True
+    for kind in interop.WRITTEN:
+        with pytest.raises(UserError, match=f"{kind} cannot express a causal image tower; no format can"):
+            interop.save(kind, config, {}, tmp_path / "x")
+
+
 @pytest.mark.parametrize("kind", ["hf-clip", "open_clip"])
 def test_words_without_an_end_are_told_of_a_tokenizer_that_has_one(kind, tmp_path):
     """SentencePiece of ours has no end of text, and bytes have none: CLIP's merges do."""

@@ -165,7 +165,7 @@ def _sentencepiece(made, spec) -> tuple[Any, dict]:
     # "first" asks where a part began before anything was stripped; "always" also means parts behind an added token.
     scheme = ("first" if user else "always") if normalizer.get(3, 1) else "never"
     metaspace = dict(replacement="▁", prepend_scheme=scheme, split=False)
-    # A text may spell "</s>", which is no end of text: the piece of that name must not be found in it.
+    # A text may spell "</s>", which does not end the text: the piece of that name must not be found in it.
     hidden = "|".join(_escaped(piece[1:]) for piece, _, kind in rows if kind in (_CONTROL, _UNKNOWN) and piece)
     apart = pre_tokenizers.Split(Regex(f"<(?={hidden})"), behavior="merged_with_previous")
     library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(**metaspace), apart])
