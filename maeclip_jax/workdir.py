@@ -48,7 +48,15 @@ CLASSES = (
     (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
-_BEFORE = {"model.duplicates": ("negative", "model.embed_width")}
+_BEFORE = {
+    "model.duplicates": ("negative", "model.embed_width"),
+    "model.image_tower.norm_pre": (False, "model.embed_width"),
+    "model.image_tower.projection": ("linear", "model.embed_width"),
+    "model.text_tower.padding": ("masked", "model.embed_width"),
+    "model.text_tower.projection": ("linear", "model.embed_width"),
+    "tokenizer.cls": (False, "tokenizer.path"),
+    "tokenizer.eos": (False, "tokenizer.path"),
+}
 _CHECKED_WITH_STATE = ("batch_size",)  # on resume compared with the checkpoint's own, which says what to do
 
 
