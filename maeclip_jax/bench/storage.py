@@ -110,7 +110,7 @@ def measure(kind: type, where: dict, config: dict, seconds: float, counts: Any =
 
 def run(argv) -> None:
     """Prints the table."""
-    parser = cli.parser("maeclip_jax.bench storage", __doc__)
+    parser = cli.Parser("maeclip_jax.bench storage", __doc__)
     parser.add_argument("--latency_ms", default="0,50", help="before the first byte, of each table (0,50)")
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--bytes", type=int, default=9_900, help="of a record (9900: a small photograph)")
