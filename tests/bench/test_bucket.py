@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,13 @@ def small(b, tmp_path):
 def get(url, **headers):
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
         return answer.read()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def settled(b):
@@ -213,10 +221,10 @@ with bucket.serve("name") as b:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    assert len(pids) == 2 and all(map(alive, pids))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     end = time.monotonic() + 4
-    while (left := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < end:
+    while (left := [*filter(alive, pids)]) and time.monotonic() < end:
         time.sleep(0.05)
     assert not left
