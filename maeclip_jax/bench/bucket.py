@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-import maeclip_jax
 from maeclip_jax.bench.bucket_requests import OPERATIONS
 from maeclip_jax.errors import UserError, choose
 
@@ -76,7 +75,7 @@ class Bucket:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", name):
             raise UserError(f"bucket name {name!r}; valid: 3 to 63 lower-case letters, digits, dots, dashes")
         arguments = json.dumps([os.getpid(), binary(), name, latency_s])
-        home = str(Path(maeclip_jax.__file__).parent.parent)
+        home = str(Path(__file__).resolve().parents[2])
         self.name, self._lock = name, threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "maeclip_jax.bench.bucket_proxy", arguments],
@@ -109,6 +108,7 @@ class Bucket:
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs warns at every call
             "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.endpoint,
             "TENSORSTORE_GCS_HTTP_URL": self.endpoint,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # else tensorstore looks for credentials, and says so
         }
 
     @property

@@ -17,90 +17,31 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
-import ctypes
 import http
-import http.client
 import json
 import os
 import re
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from maeclip_jax.bench.bucket_requests import OPERATIONS, Request, read
+from maeclip_jax.bench.bucket_server import Server, free_port
 
 _PIECE = 1 << 20  # bytes of a download that are sent before they are counted
 _SEND_BUFFER = 64 << 10
 _HOP = {"connection", "content-length", "date", "expect", "host", "keep-alive", "transfer-encoding"}
 _PLAIN = {"alt", "prettyPrint", "userProject"}  # what the query of a plain download may hold
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Server:
-    """The real server: a process on `folder`, and connections to it."""
-
-    def __init__(self, binary: str, folder: str, proxy: str):
-        self.binary, self.folder, self.proxy = binary, folder, proxy
-        self.process = None
-
-    def start(self) -> None:
-        libc = ctypes.CDLL(None)
-        for _ in range(5):  # the free port may be taken before the server binds it
-            self.port = free_port()
-            self.idle: collections.deque = collections.deque()
-            flags = {
-                "scheme": "http", "backend": "filesystem", "filesystem-root": self.folder, "host": "127.0.0.1",
-                "port": self.port, "external-url": f"http://{self.proxy}", "public-host": self.proxy,
-                "log-level": "error",
-            }  # fmt: skip
-            self.process = subprocess.Popen(
-                [self.binary, *(f"-{k}={v}" for k, v in flags.items())],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                preexec_fn=lambda: libc.prctl(1, signal.SIGKILL),  # PR_SET_PDEATHSIG: it dies with this process
-            )  # fmt: skip
-            end = time.monotonic() + 20
-            while time.monotonic() < end and self.process.poll() is None:
-                with contextlib.suppress(ConnectionError):
-                    if self.ask("GET", "/storage/v1/b", {}, b"")[0] == 200:
-                        return
-                time.sleep(0.02)
-            self.stop()
-        raise RuntimeError("fake-gcs-server does not start")
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def ask(self, method: str, target: str, headers: dict, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """(status, headers, body) of its answer. ConnectionError while it is not there."""
-        idle, headers = self.idle, {"host": self.proxy, **headers}
-        try:
-            connection = idle.pop()
-        except IndexError:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-        try:
-            connection.request(method, target, body, headers)
-            answer = connection.getresponse()
-            said = answer.status, answer.getheaders(), answer.read()
-        except (OSError, http.client.HTTPException) as e:
-            connection.close()
-            raise ConnectionError(str(e)) from e
-        idle.append(connection)
-        return said
+_MOVE = re.compile(r"(/storage/v1/b/([^/]+)/o/[^/]+)/moveTo/o/([^/?]+)(?:\?.*)?")
 
 
 class Proxy:
+    """Listens, counts, spoils and answers. Its methods from `reset` to `away` are the commands."""
+
     def __init__(self, binary: str, bucket: str, latency: float, folder: str):
         self.latency, self.faults, self.tasks, self.away_until = latency, [], {}, 0.0
         self.listener = socket.socket()
@@ -117,8 +58,6 @@ class Proxy:
         self.threads = concurrent.futures.ThreadPoolExecutor(32)
         self.heads, self.version, self.uploads = {}, 0, {}
         self.reset()
-
-    # Commands; what they return is the answer.
 
     def reset(self) -> None:
         self.total, self.billed = [0, 0], {"a": 0, "b": 0}
@@ -149,12 +88,11 @@ class Proxy:
 
     def away(self, seconds: float) -> None:
         self.away_until = time.monotonic() + seconds
-        self.listener.shutdown(socket.SHUT_RDWR)  # it keeps its port; who connects is refused
+        with contextlib.suppress(OSError):  # it is away already
+            self.listener.shutdown(socket.SHUT_RDWR)  # it keeps its port; who connects is refused
         for task, sock in list(self.tasks.items()):
             linger(sock)
             task.cancel()
-
-    # Requests
 
     async def listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -228,16 +166,27 @@ class Proxy:
         return asyncio.get_running_loop().run_in_executor(self.threads, self.server.ask, method, target, headers, body)
 
     async def forward(self, request: Request) -> tuple[int, list, bytes]:
-        if request.method not in ("GET", "HEAD"):
-            self.forget()
         headers = {k: v for k, v in request.headers.items() if k not in _HOP}
-        said = await self.ask(request.method, request.target, headers, request.body)
-        if request.method not in ("GET", "HEAD"):
-            self.forget()
+        if request.method in ("GET", "HEAD"):
+            return await self.ask(request.method, request.target, headers, request.body)
+        self.forget()
+        if moved := _MOVE.fullmatch(request.target):
+            said = await self.move(*moved.groups())
+        else:
+            said = await self.ask(request.method, request.target, headers, request.body)
+        self.forget()
         location = dict(said[1]).get("Location", "")
         if request.object and (found := re.search(r"upload_id=([^&]+)", location)):
             self.uploads[found[1]] = request.object
         return said
+
+    async def move(self, source: str, bucket: str, name: str) -> tuple[int, list, bytes]:
+        """moveTo, which the real server does not know, as a copy and a deletion."""
+        status, headers, body = await self.ask("POST", f"{source}/rewriteTo/b/{bucket}/o/{name}", {}, b"")
+        if status != 200:
+            return status, headers, body
+        await self.ask("DELETE", source, {}, b"")
+        return status, headers, json.dumps(json.loads(body)["resource"]).encode()
 
     async def media(self, request: Request) -> tuple[int, list, tuple] | None:
         """(status, headers, (file, first byte, bytes)) of a plain download; None where the real server must answer."""
@@ -285,9 +234,9 @@ class Proxy:
         with file or contextlib.nullcontext():
             await loop.sock_sendall(sock, ("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
             for begin, end in ((0, first), (first, count)):
-                if begin and fault["kind"] == "short":
+                if end == count and fault["kind"] == "short":
                     return False
-                if begin and begin < end:
+                if end == count and fault["kind"] == "stall":
                     await asyncio.sleep(fault["seconds"])
                 for here in range(begin, end, _PIECE):
                     size = min(_PIECE, end - here)
