@@ -18,7 +18,7 @@ A data config is a dict:
     seed_offset  another order with the same seed (0)
     max_bad      share of bad records that stops the run (0.1)
     order        "records" permutes records, "blocks" blocks of neighbours; "auto": blocks where a source is in a bucket
-    blocks       dict(size=64, window=16, lanes=0, ahead=4, reads=32): see data.blocks.Settings
+    blocks       dict(size=64, window=16, lanes=0, ahead=4, reads=64): see data.blocks.Settings
     num_threads  threads that decode, and read if records are read one by one (0: one a core, at most 16)
     num_workers  processes beside this one, for ops that hold Python's lock (0)
     prefetch     whole batches kept ready (2)
