@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,52 @@ log = logging.getLogger(__name__)
 def readable(source: Any) -> bool:
     """Whether neighbours can be read together: `data.source` says how."""
     return hasattr(source, "read") and hasattr(source, "record")
+
+
+def scan(
+    source: Any, indices: Iterable[int] | None = None, *, skip: tuple[type[Exception], ...] = (), reads: int = 32
+) -> Iterator[dict]:
+    """The records of `source` at `indices` (default: all) in turn; of a bucket read ahead, neighbours together.
+
+    skip: errors for which a record is left out (a range of them, if it cannot be read); others are raised.
+    """
+    indices = range(len(source)) if indices is None else indices
+    if not (getattr(source, "remote", False) and readable(source)):
+        for i in indices:
+            with contextlib.suppress(*skip):
+                record = source[i]
+                yield record
+        return
+    pool, waiting, wanted = ThreadPoolExecutor(reads, "scanning"), deque(), _runs(indices)
+    try:
+        for begin, end in itertools.islice(wanted, 2 * reads):
+            waiting.append((begin, pool.submit(source.read, begin, end)))
+        while waiting:
+            first, read = waiting.popleft()
+            for begin, end in itertools.islice(wanted, 1):
+                waiting.append((begin, pool.submit(source.read, begin, end)))
+            found: list[bytes] = []
+            with contextlib.suppress(*skip):
+                found = read.result()
+            for i, data in enumerate(found, first):
+                with contextlib.suppress(*skip):
+                    record = source.record(data, i)
+                    yield record
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _runs(indices: Iterable[int], most: int = 64) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the runs of neighbours in `indices`, at most so long."""
+    begin = end = None
+    for i in indices:
+        if begin is None or i != end or end - begin == most:
+            if begin is not None:
+                yield begin, end
+            begin = end = int(i)
+        end += 1
+    if begin is not None:
+        yield begin, end
 
 
 class _Span:

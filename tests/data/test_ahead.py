@@ -8,6 +8,7 @@ import time
 import pytest
 
 from maeclip_jax.data import ahead, blocks
+from maeclip_jax.errors import BadRecord
 
 
 class Source:
@@ -131,3 +132,26 @@ def test_it_travels_to_other_processes():
     assert again.take(order(1, 1), 1, 1) == b"%d" % order(1, 1)
     again.reading.close()
     reading.close()
+
+
+def test_a_scan_reads_neighbours_together_and_leaves_out_what_cannot_be_used():
+    class Remote(Source):
+        remote = True
+
+        def __len__(self):
+            return self.n
+
+        def record(self, data, index):
+            if index == 70:
+                raise BadRecord("empty", "made so")
+            return {"key": data.decode(), "index": index}
+
+    source = Remote(200)
+    found = list(ahead.scan(source, skip=(BadRecord,)))
+    assert [r["index"] for r in found] == [i for i in range(200) if i != 70]
+    assert sorted(source.reads) == [(0, 64), (64, 128), (128, 192), (192, 200)]
+    assert [r["key"] for r in ahead.scan(source, [5, 6, 7, 90, 3])] == ["5", "6", "7", "90", "3"]
+    assert set(source.reads[4:]) == {(5, 8), (90, 91), (3, 4)}
+    with pytest.raises(BadRecord):
+        list(ahead.scan(source))
+    assert list(ahead.scan([1, 2, 3])) == [1, 2, 3]
