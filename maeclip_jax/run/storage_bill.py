@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from maeclip_jax.data import blocks, source
-from maeclip_jax.data.shards import Asked
+from maeclip_jax.data.shards import Asked, asked
 from maeclip_jax.run import storage_traffic as traffic
+from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.storage_prices import PRICES
 from maeclip_jax.run.storage_traffic import DataSet, Traffic
 
@@ -16,6 +17,18 @@ PRICE = PRICES["gs"]
 ESTIMATED, MEASURED = "estimated", "measured"
 NOTHING = "nothing is paid for requests: the data and the workdir are on disks"
 EPOCH, ALL = "training data, an epoch", "all"
+
+
+class Meter:
+    """What this process has asked of buckets for its data since the run began; `before`: until it was resumed."""
+
+    def __init__(self, before: Sequence[int] = ()):
+        self._before, self._begun = Asked(*before), asked()
+
+    @property
+    def sums(self) -> Asked:
+        """Up to now."""
+        return Asked(*(b + now - begun for b, now, begun in zip(self._before, asked(), self._begun)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +42,23 @@ class Evaluation:
 
     def passes(self, done: int, total: int) -> int:
         """In `done` steps; after the last step all evaluators run."""
-        return (done // self.every if self.every else 0) + (done == total and not (self.every and done % self.every == 0))
+        return (done // self.every if self.every else 0) + (
+            done == total and not (self.every and done % self.every == 0)
+        )
 
 
-def evaluations(config: Any, steps: Callable[[str, str], int], find: Callable[[Mapping], DataSet]) -> list[Evaluation]:
-    """Those of a config. steps: duration, its name -> steps; find: data config -> its data set."""
+def evaluations(
+    config: Any, every: Callable[[str, Mapping], int], find: Callable[[Mapping], DataSet]
+) -> list[Evaluation]:
+    """Those of a config. every: evaluator, its settings -> steps between passes; find: data config -> its data set."""
     found = []
     for name, entry in config.evals.items():
         settings = source.plain(entry)
-        every, batch = steps(settings.get("every", "0 steps"), f"evals.{name}.every"), settings.get("batch_size", 256)
+        batch = settings.get("batch_size", 256)
         for data in settings.values():
             if isinstance(data, Mapping) and "source" in data:
                 plan = None if data.get("order") == "records" else blocks.settings(data.get("blocks"), batch)
-                found.append(Evaluation(find(data), every, batch, plan))
+                found.append(Evaluation(find(data), every(name, settings), batch, plan))
     return found
 
 
@@ -107,14 +124,24 @@ class Bill:
             return {"note": NOTHING}
         rows = self.rows(self.total, seconds)
         epoch = {EPOCH: self.training(self.epoch)} if self.epoch and "training data" in rows else {}
-        found = {name: _line(of, ESTIMATED) for name, of in {**epoch, **rows, ALL: sum(rows.values(), Traffic())}.items()}
-        return {"price": dataclasses.asdict(PRICE), "whole run": found, "a start anew": _line(self.start(), ESTIMATED)}
+        found = {
+            name: _line(of, ESTIMATED) for name, of in {**epoch, **rows, ALL: sum(rows.values(), Traffic())}.items()
+        }
+        return {
+            "price": dataclasses.asdict(PRICE) | {"text": str(PRICE)},
+            "whole run": found,
+            "a start anew": _line(self.start(), ESTIMATED),
+        }
 
-    def so_far(self, asked: Asked, done: int, seconds: float, step_seconds: float, workers: int = 0) -> dict:
+    def so_far(self, asked: Asked, done: int, clock: Clock, workers: int = 0) -> dict:
         """costs.json: what this process has asked its data for, the rest of what was done, and the whole run.
 
         workers: processes that read for this one and count for themselves; then nothing is measured.
         """
+        spent = clock.seconds
+        seconds, step_seconds = sum(spent[name] for name in Clock.PHASES if name != "input_wait"), 0.0
+        if done:
+            step_seconds = spent["train"] / done
         found = self.whole(seconds / done * self.total if done else 0.0)
         if self.free:
             return found
@@ -129,8 +156,12 @@ class Bill:
                 others = f"data, the other {self.processes - 1} processes, as this one"
                 rows[others] = _line(counted * (self.processes - 1), ESTIMATED)
         every = sum((Traffic(*(row[k] for k in KEYS)) for row in rows.values()), Traffic())
-        rows[ALL] = _line(every, "measured and estimated" if any(r["known"] == MEASURED for r in rows.values()) else ESTIMATED)
-        rate = {"value": self.rate(step_seconds), "known": f"estimated bytes, {MEASURED} time"} if step_seconds else None
+        rows[ALL] = _line(
+            every, "measured and estimated" if any(r["known"] == MEASURED for r in rows.values()) else ESTIMATED
+        )
+        rate = (
+            {"value": self.rate(step_seconds), "known": f"estimated bytes, {MEASURED} time"} if step_seconds else None
+        )
         return found | {"so far": rows} | ({"bytes per second and host": rate} if rate else {})
 
 
@@ -142,39 +173,32 @@ def _line(of: Traffic, known: str) -> dict:
     return dict(zip(KEYS, counts)) | {"dollars": PRICE.dollars(*dataclasses.astuple(of)), "known": known}
 
 
-def of_run(config: Any, data: Any, built: Any, steps: Callable, find: Callable, save_every: int, **where) -> Bill:
-    """The bill of a run whose data are open. where: `processes` and `workdir`."""
-    weights = data.sources
-    whole = sum(weight for weight, _ in weights)
-
-    def known(config_data: Mapping) -> DataSet:
-        return DataSet.of(find(config_data))
-
+def of_run(config: Any, data: Any, built: Any, runner: Any, save_every: int, *, processes: int, workdir: Any) -> Bill:
+    """The bill of a run: `data` opened, `built` and `runner` made, saved every so many steps in `workdir`."""
+    whole = sum(weight for weight, _ in data.sources)
+    parts = [(weight / whole, DataSet.of(made)) for weight, made in data.sources]
+    runs = config.copy_and_resolve_references()
+    runs.evals = {name: entry for name, entry in config.evals.items() if name in runner.evaluators}
+    made = evaluations(runs, lambda name, _: runner.every[name], lambda of: DataSet.of(runner.context.source(of)))
     return Bill(
-        [(weight / whole, DataSet.of(made)) for weight, made in weights], data.plan(built.batch_size),
-        evaluations(config, steps, known), data.length, built.batch_size, built.total_steps, save_every, **where,
+        parts, data.plan(built.batch_size), made, data.length, built.batch_size, built.total_steps, save_every,
+        processes, "://" in str(workdir),
     )  # fmt: skip
 
 
-def text(found: Mapping, rate: str = "") -> list[str]:
+def text(found: Mapping) -> list[str]:
     """The estimate of a whole run as lines of a table."""
     if "note" in found:
         return [f"storage: {found['note']}"]
     lines = ["storage, requests of the whole run (estimated)"]
-    head = ("", "class A", "class B", "bytes read", "dollars")
+    head = ("", *KEYS, "dollars")
     rows = dict(found["whole run"]) | {"each start anew": found["a start anew"]}
     cells = [head] + [(name, *(f"{row[k]:,}" for k in KEYS[:2]), size(row[KEYS[2]]), f"{row['dollars']:,.2f}")
                       for name, row in rows.items()]  # fmt: skip
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for name, *numbers in cells:
         lines.append("  ".join(["", name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:]))]))
-    price = found["price"]
-    lines.append(
-        f"  dollars at {price['name']}: {price['a']:g} for 1,000 operations of class A, {price['b']:g} of class B, "
-        f"transfer within the region {'free' if not price['transfer'] else price['transfer']} ({price['source']}, "
-        f"{price['date']})"
-    )
-    return [*lines, *([rate] if rate else [])]
+    return [*lines, f"  dollars at {found['price']['text']}"]
 
 
 def size(count: float) -> str:
@@ -183,5 +207,3 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:,.1f} {unit}"
     return f"{count:.0f} B"
-
-

@@ -9,7 +9,8 @@ import dataclasses
 class Price:
     """Dollars for 1,000 operations of class A (uploads, lists) and B (downloads, metadata). Deletions are free.
 
-    `transfer`: dollars a GiB from the bucket to machines of the same region. What is stored costs besides, by the month.
+    `transfer`: dollars a GiB from the bucket to machines of the same region. Storing costs besides, by the month.
+    `date`: when the page had these prices.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Price:
         )
 
 
-# By the scheme of the URL. Checked on the page itself, as others quote it word for word, on the date.
+# By the scheme of the URL.
 PRICES = {
     "gs": Price(
         "Google Cloud Storage, Standard storage in one region, flat namespace",

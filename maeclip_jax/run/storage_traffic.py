@@ -1,4 +1,4 @@
-"""What is asked of a bucket, estimated: requests and bytes of data in their order, of checkpoints, of a workdir's files.
+"""What is asked of a bucket, estimated: requests and bytes of data in their order, of checkpoints, of other files.
 
 The constants were counted by the storage server of `bench.bucket` (real clients, on loopback; see LOG.md); the rest is
 arithmetic. Retries are not in it.
@@ -33,8 +33,8 @@ class Traffic:
         return Traffic(self.a * times, self.b * times, self.bytes * times)
 
 
-# A step of a workdir in a bucket. Saves: of any number of arrays, an older one removed, and with them metrics.jsonl,
-# TensorBoard's file and costs.json. Uploads and lists are class A.
+# What happens in a workdir in a bucket, each once. A save of any number of arrays, with an older one removed; costs.json,
+# which reads the metrics; metrics.jsonl and TensorBoard's file; owner.json; evals/<step>.json of one evaluator.
 SAVE, SAVE_A_PROCESS = Traffic(47, 27), Traffic(7.5, 3)
 COSTS = Traffic(3, 3)
 METRICS = Traffic(2, 0)
@@ -114,15 +114,11 @@ def evaluation(data: DataSet, batch: int, plan: blocks.Settings | None, *, proce
     return Traffic(0, reads + opened, size + opened * OPENING)
 
 
-def workdir(
-    *, saves: float, results: float, seconds: float, processes: int, metrics: float | None = None
-) -> Mapping[str, Traffic]:
-    """What a run writes beside its data, by name: `results` of evaluators, `metrics` written (default: by the clock)."""
-    if metrics is None:
-        metrics = seconds / FLUSH + saves
+def workdir(*, saves: float, results: float, seconds: float, processes: int) -> Mapping[str, Traffic]:
+    """What a run writes in a workdir in a bucket, by name. results: passes of evaluators."""
     return {
         "checkpoints": (SAVE + SAVE_A_PROCESS * processes + COSTS) * saves,
-        "metrics": METRICS * metrics,
+        "metrics": METRICS * (seconds / FLUSH + saves),
         "results of evaluations": RESULT * results,
         "signs of life": SIGN * (seconds / BEAT),
     }
