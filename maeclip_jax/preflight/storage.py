@@ -20,7 +20,7 @@ SECONDS = "compiler-estimated step time"
 
 
 def bill(config: Any, args: argparse.Namespace, *, epoch: int, total: int, processes: int) -> storage_bill.Bill:
-    """That of `config` on so many hosts. args: `record_bytes`, `data_files` (0: assumed), `workdir` ("": in a bucket)."""
+    """That of `config` on so many hosts. args: `record_bytes`, `data_files` (0: assumed), `workdir` ("": a bucket)."""
     batch, data = config.batch_size, source.plain(config.data)
     steps = functools.partial(to_steps, batch_size=batch, epoch=epoch, total=total)
     mix = data.get("mix") or [("", 1.0, data)]

@@ -13,7 +13,7 @@ from typing import Any
 from maeclip_jax.data import blocks, shards
 
 OPENING = 1 << 20  # bytes of the one request that opens a file
-SPILLED = 250_000  # bytes that are sent beyond a record that is read alone, before its reader breaks off
+SPILLED = 230_000  # bytes that are sent beyond what a request is for, before its reader breaks off
 BEAT = 8.0  # seconds between two signs of life in owner.json
 FLUSH = 60.0  # seconds between two writings of the metrics
 
@@ -33,13 +33,13 @@ class Traffic:
         return Traffic(self.a * times, self.b * times, self.bytes * times)
 
 
-# What happens in a workdir in a bucket, each once. A save of any number of arrays, with an older one removed; costs.json,
-# which reads the metrics; metrics.jsonl and TensorBoard's file; owner.json; evals/<step>.json of one evaluator.
+# What happens in a workdir in a bucket, each once. A save of any number of arrays, with an older one removed;
+# costs.json, which reads the metrics; metrics.jsonl and TensorBoard's file; owner.json; evals/<step>.json.
 SAVE, SAVE_A_PROCESS = Traffic(47, 27), Traffic(7.5, 3)
 COSTS = Traffic(3, 3)
 METRICS = Traffic(2, 0)
 SIGN = Traffic(1.5, 2)
-RESULT = Traffic(2, 3)  # of an evaluator; pictures are not in it
+RESULT = Traffic(2, 3)  # of one evaluator; pictures are not in it
 RESTORE = Traffic(23, 30)  # of each process; large arrays take more requests
 OPEN_DATA = Traffic(3, 5)  # dataset_info.json and what else describes a data set, of each process
 
@@ -71,6 +71,10 @@ class DataSet:
         return self.files * (1 - (1 - 1 / self.files) ** reads)
 
 
+def _reading(reads: float, used: float, opened: float = 0.0) -> Traffic:
+    return Traffic(0, reads + opened, used + reads * SPILLED + opened * OPENING)
+
+
 def training(data: DataSet, examples: float, plan: blocks.Settings | None, *, processes: int = 1) -> Traffic:
     """`examples` in the order of training, of all processes together; what is read ahead at the end is not in it.
 
@@ -79,14 +83,14 @@ def training(data: DataSet, examples: float, plan: blocks.Settings | None, *, pr
     if not data.remote:
         return Traffic()
     if plan is None:
-        reads, size = examples, examples * (data.record_bytes + SPILLED)
+        reads = examples
     else:
         block = blocks.Blocks(data.records, size=plan.size, window=plan.window, lanes=plan.lanes).size
         # The borders of lanes and of files cut blocks in two.
         an_epoch = -(-data.records // block) + plan.lanes - 1 + (data.files - 1) * (1 - 1 / block)
-        reads, size = examples * an_epoch / data.records, examples * data.record_bytes
+        reads = examples * an_epoch / data.records
     opened = processes * data.opened(reads / processes)
-    return Traffic(0, reads + opened, size + opened * OPENING)
+    return _reading(reads, examples * data.record_bytes, opened)
 
 
 def ahead(data: DataSet, plan: blocks.Settings | None) -> Traffic:
@@ -95,7 +99,7 @@ def ahead(data: DataSet, plan: blocks.Settings | None) -> Traffic:
         return Traffic()
     size = blocks.Blocks(data.records, size=plan.size, window=plan.window, lanes=plan.lanes).size
     reads = min(plan.lanes * (plan.window + plan.ahead), data.records / size)
-    return Traffic(0, reads, reads * size * data.record_bytes)
+    return _reading(reads, reads * size * data.record_bytes)
 
 
 def evaluation(data: DataSet, batch: int, plan: blocks.Settings | None, *, processes: int = 1) -> Traffic:
@@ -103,15 +107,13 @@ def evaluation(data: DataSet, batch: int, plan: blocks.Settings | None, *, proce
     if not data.remote:
         return Traffic()
     if plan is None:
-        reads, size = data.records, data.records * (data.record_bytes + SPILLED)
+        reads = data.records
     else:
         rows = max(1, batch // processes)  # neighbours, of each process and batch
         if processes == 1:
             rows *= max(1, plan.size // rows)
         reads = data.records / rows * -(-rows // plan.size) + data.files - 1
-        size = data.records * data.record_bytes
-    opened = processes * data.files
-    return Traffic(0, reads + opened, size + opened * OPENING)
+    return _reading(reads, data.records * data.record_bytes, processes * data.files)
 
 
 def workdir(*, saves: float, results: float, seconds: float, processes: int) -> Mapping[str, Traffic]:
