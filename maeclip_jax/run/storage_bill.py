@@ -151,7 +151,8 @@ class Bill:
             counted = Traffic(0, asked.ranges + asked.opened, asked.bytes + asked.opened * traffic.OPENING)
             for name in ("training data", "data of evaluations"):
                 rows.pop(name, None)
-            rows = {"data, this process": _line(counted, MEASURED)} | rows
+            beyond = {BEYOND: asked.ranges * traffic.SPILLED}
+            rows = {"data, this process": _line(counted, MEASURED) | beyond} | rows
             if self.processes > 1:
                 others = f"data, the other {self.processes - 1} processes, as this one"
                 rows[others] = _line(counted * (self.processes - 1), ESTIMATED)
@@ -165,6 +166,7 @@ class Bill:
         return found | {"so far": rows} | ({"bytes per second and host": rate} if rate else {})
 
 
+BEYOND = "bytes sent beyond those used, estimated"
 KEYS = ("class A operations", "class B operations", "bytes read")
 
 

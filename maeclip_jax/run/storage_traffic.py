@@ -13,7 +13,7 @@ from typing import Any
 from maeclip_jax.data import blocks, shards
 
 OPENING = 1 << 20  # bytes of the one request that opens a file
-SPILLED = 230_000  # bytes that are sent beyond what a request is for, before its reader breaks off
+SPILLED = 230_000  # bytes, at most some such, that are sent beyond what a request is for, before its reader breaks off
 BEAT = 8.0  # seconds between two signs of life in owner.json
 FLUSH = 60.0  # seconds between two writings of the metrics
 

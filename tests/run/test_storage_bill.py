@@ -110,8 +110,9 @@ def test_the_server_counts_what_is_estimated(counted, url, order):
     found = storage_traffic.training(of, steps * 40, plan) + storage_traffic.ahead(of, plan)
     assert counts.a_operations == 0 and found.a == 0
     if order == "blocks":
-        assert counts.bytes_sent == pytest.approx(found.bytes, rel=0.2)
         assert counts.b_operations == pytest.approx(found.b, rel=0.2)
+        used = found.bytes - found.b * SPILLED  # what comes beyond it depends on how busy both sides are
+        assert sums.bytes == pytest.approx(used, rel=0.2) and sums.bytes < counts.bytes_sent < 1.2 * found.bytes
     else:  # rows that are made ahead and not taken: two batches, and chunks of two threads
         assert found.b <= counts.b_operations <= found.b + 8 * 40
     assert sums.ranges + sums.opened == pytest.approx(counts.b_operations, rel=0.05)
@@ -166,6 +167,7 @@ def test_costs_json_tells_counted_from_estimated():
     assert so_far["data, this process"] == {
         "class A operations": 0, "class B operations": 110, "bytes read": 5_000_000 + 10 * 2**20,
         "dollars": pytest.approx(110 * 0.0004 / 1000), "known": "measured",
+        storage_bill.BEYOND: 100 * SPILLED,
     }  # fmt: skip
     assert so_far["data, the other 3 processes, as this one"]["class B operations"] == 330
     assert so_far["checkpoints"]["known"] == "estimated" and so_far["all"]["known"] == "measured and estimated"
