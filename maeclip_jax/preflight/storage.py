@@ -67,7 +67,7 @@ def figures(config: Any, args: argparse.Namespace, found: Mapping, epoch: int) -
     out["data"] = "in a bucket" if data.remote else "on a disk"
     out["order"] = str(made.plan or "record by record")
     out["assumed"] = (
-        f"records of {data.record_bytes:,} bytes, {data.files:,} files, evaluations of {EVALUATION:,} records; "
+        f"records of {data.record_bytes:,} bytes, {data.files:,} file{'s' if data.files > 1 else ''}, evaluations of {EVALUATION:,} records; "
         "--record_bytes and --data_files to set them"
     )
     if data.remote and found["fits"]:
