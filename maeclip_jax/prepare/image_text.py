@@ -1,7 +1,7 @@
 """Image-text pairs as a TFDS data set: the features, and how a raw record becomes an example or is dropped.
 
-`outcomes` is the whole of the work on a unit; the processes of one machine (`data/assembly.py`) and the workers of
-Apache Beam (`builders/image_text_beam.py`) run the same.
+`outcomes` is the whole of the work on a unit; the processes of one machine (`assembly`) and the workers of
+Apache Beam (`image_text_beam`) run the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import crawl, records
 
 VERSION = "1.0.0"
-WRITER = "group_size:1,uncompressed"  # JPEG does not shrink, and random access wants groups of one
 
 
 @dataclasses.dataclass(frozen=True)
