@@ -240,7 +240,7 @@ def _deliver(to, notes: Path, shard: packing.Shard, pulse: Callable[[int], None]
     """Writes one shard to its place, and then the note that it is there."""
     path = notes / f"{shard.file}.tmp{os.getpid()}"
     packing.write(shard, path)
-    size, digest = path.stat().st_size, manifest.sha256(path)
+    size, digest = os.path.getsize(path), manifest.sha256(path)
     entry = {"file": shard.file, "records": shard.records, "bytes": size, "sha256": digest}
     to.place(path, shard.file)
     partial = notes / f"{shard.file}.json.tmp{os.getpid()}"

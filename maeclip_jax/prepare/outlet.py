@@ -28,7 +28,7 @@ class Folder:
 
     def holds(self, file: str, size: int) -> bool:
         path = self.building / file
-        return path.exists() and path.stat().st_size == size
+        return path.exists() and os.path.getsize(path) == size
 
     def place(self, path: Path, file: str) -> None:
         os.rename(path, self.building / file)

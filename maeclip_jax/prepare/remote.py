@@ -145,9 +145,9 @@ def upload(path: Path, to) -> None:
         system = _system(to)
         system.put_file(str(path), str(to))
         system.invalidate_cache()
-        size = system.info(str(to))["size"]
-    if size != path.stat().st_size:
-        raise UserError(f"cannot write {to}: {size} of {path.stat().st_size} bytes arrived; the same command continues")
+        arrived, size = system.info(str(to))["size"], os.path.getsize(path)
+    if arrived != size:
+        raise UserError(f"cannot write {to}: {arrived} of {size} bytes arrived; the same command continues")
 
 
 def remove(folder) -> None:

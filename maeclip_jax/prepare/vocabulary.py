@@ -3,7 +3,8 @@
     python -m maeclip_jax.prepare.vocabulary --name photos --out data/photos/words.model [--size 4000] [--data_dir data]
 
 The data set may be in a bucket (--data_dir gs://bucket/data), and so may --out. Use it with
---config.tokenizer.type=sentencepiece --config.tokenizer.path=data/photos/words.model. With --end it has an end of text, which --config.tokenizer.eos=True puts last; a CLIP of `transformers` pools its texts there.
+--config.tokenizer.type=sentencepiece --config.tokenizer.path=data/photos/words.model. With --end it has an end of text,
+which --config.tokenizer.eos=True puts last; a CLIP of `transformers` pools its texts there.
 """
 
 from __future__ import annotations
