@@ -44,9 +44,10 @@ def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: in
     final = folder / "final"
     to = outlet.Bucket(str(out), final) if scratch else outlet.Folder(out, final)
     with _alone(folder):
-        to.begin(fresh=not (folder / "identity.json").exists())
+        to.check(fresh=not (folder / "identity.json").exists())
         place = {"out": str(out)} if scratch else {}  # beside the data set it may move, with all
         _claim(folder / "identity.json", {**identity, "options": identity["options"] | place})
+        to.begin()
         job = Job(plan.reading, storing, str(folder / "units"), counting)
         Path(job.folder).mkdir(exist_ok=True)
         for leftover in Path(job.folder).glob("*.tmp*"):

@@ -120,9 +120,9 @@ def located(path: str) -> epath.Path:
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether the file or folder exists. UserError if a missing package prevents the check."""
+    """Whether the file or folder exists. UserError if a missing package or a bucket prevents the check."""
     try:
-        return path.exists()
+        return remote.exists(path) if remote.is_remote(path) else path.exists()
     except ImportError as error:  # etils.epath reaches gs:// through fsspec
         choice = "a local or mounted folder, or pip install gcsfs (s3fs, adlfs) first"
         raise errors.UserError(f"{str(path)!r} cannot be reached ({error}); valid: {choice}") from None

@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-_TOGETHER = 64  # pictures of a table that are read at a time
+_TOGETHER = 128  # pictures of a table that are read at a time, as many as gcsfs asks for at once
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,16 +30,19 @@ def _system(path):
 
 
 @contextlib.contextmanager
-def _said(what: str, path: object) -> Iterator[None]:
+def _said(what: str, path: object, *passed: type[Exception]) -> Iterator[None]:
+    """Turns errors of a client into UserErrors, but for those of the kinds `passed`."""
     try:
         yield
-    except (FileNotFoundError, UserError):
+    except (*passed, UserError):
         raise
     except Exception as e:  # clients raise what they like
         raise _error(what, path, e) from e
 
 
 def _error(what: str, path: object, error: BaseException) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"cannot {what} {path}: there is no such bucket or file")
     why = " ".join(str(error).split())[:200] or type(error).__name__
     return UserError(f"cannot {what} {path}: {why}; the same command continues when it can")
 
@@ -49,7 +52,7 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, path, block: int):
         self._path = path
-        with _said("read", path):
+        with _said("read", path, FileNotFoundError):
             # Without a kind of cache gcsfs 2026.10 makes a request of every other member of a tar.
             self._file = _system(path).open(str(path), "rb", block_size=block, cache_type="readahead")
 
@@ -115,10 +118,16 @@ def join(folder: object, name: str) -> str:
     return name if is_remote(name) else f"{folder}/{posixpath.normpath(name)}"
 
 
+def exists(path) -> bool:
+    """Whether the file or folder exists. ImportError where the client of its file system is not installed."""
+    with _said("reach", path, ImportError):
+        return epath.Path(path).exists()
+
+
 def names(folder) -> dict[str, int | None]:
     """What lies directly in a folder of a bucket: name -> bytes, or None for a folder."""
     found = {}
-    with _said("list", folder), contextlib.suppress(FileNotFoundError):
+    with _said("list", folder), contextlib.suppress(FileNotFoundError):  # of a bucket too: `upload` names it
         for entry in _fresh(folder).ls(str(folder), detail=True):
             name = posixpath.basename(entry["name"].rstrip("/"))
             found[name] = None if entry["type"] == "directory" else entry["size"]
@@ -148,6 +157,17 @@ def upload(path: Path, to) -> None:
         arrived, size = system.info(str(to))["size"], os.path.getsize(path)
     if arrived != size:
         raise UserError(f"cannot write {to}: {arrived} of {size} bytes arrived; the same command continues")
+
+
+def write(path, text: str) -> None:
+    """A small file."""
+    with _said("write", path):
+        _system(path).pipe_file(str(path), text.encode())
+
+
+def remove_file(path) -> None:
+    with _said("remove", path):
+        epath.Path(path).unlink(missing_ok=True)
 
 
 def remove(folder) -> None:

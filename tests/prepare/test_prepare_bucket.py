@@ -191,11 +191,10 @@ def test_a_killed_upload_is_no_data_set_and_continues(source, tmp_path, fresh_bu
             patch.setattr(remote, "upload", stop)
             _main(*same)
         before = _objects(f"{out}/my_pairs/1.0.0")
-        assert len(before) == number and "dataset_info.json" not in before
-        if number:
-            message = _error(capsys, *same[:-1], tmp_path / "elsewhere")
-            assert f"holds files of an unfinished data set ({min(before)}, {number} in all); valid: the" in message
-            assert message.endswith("the same --scratch as before, which continues, another --name, or --overwrite")
+        assert len(before) == number + 1 - (number > 3) and "dataset_info.json" not in before
+        message = _error(capsys, *same[:-1], tmp_path / "elsewhere")
+        assert f"holds files of an unfinished data set ({min(before)}, {len(before)} in all); valid: the" in message
+        assert message.endswith("the same --scratch as before, which continues, another --name, or --overwrite")
         with monkeypatch.context() as patch:
             left[0] = 100
             uploaded.clear()
@@ -210,13 +209,25 @@ def test_a_bucket_that_may_not_be_written_is_one_line(source, tmp_path, fresh_bu
     out = fresh_bucket.url(place)
     fresh_bucket.fault(place, "put", "403")
     same = ("--src", source, "--out", out, "--scratch", tmp_path / "scratch", "--workers", 1)
-    file = f"{out}/my_pairs/1.0.0/my_pairs-train.array_record-0000"
     message = _error(capsys, *same)
-    assert message.startswith(f"error: cannot write {file}") and "Forbidden" in message
+    assert message.startswith(f"error: cannot write {out}/my_pairs/1.0.0/unfinished.txt: Forbidden")
     assert message.endswith("; the same command continues when it can")
+    fresh_bucket.clear()
+    fresh_bucket.fault(f"{place}.*array_record", "put", "403")
+    file = f"{out}/my_pairs/1.0.0/my_pairs-train.array_record-00000-of-00003"
+    assert _error(capsys, *same).startswith(f"error: cannot write {file}: Forbidden")
     fresh_bucket.clear()
     assert _main(*same) == 0
     assert "dataset_info.json" in remote.names(f"{out}/my_pairs/1.0.0")
+    assert _error(capsys, "--src", source, "--out", "gs://nowhere/data", "--scratch", tmp_path, "--workers", 1) == (
+        "error: cannot write gs://nowhere/data/my_pairs/1.0.0/unfinished.txt: there is no such bucket or file"
+    )
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(source, tmp_path, fresh_bucket, place, capsys):
+    fresh_bucket.fault("", "*", "401")
+    message = _error(capsys, "--src", fresh_bucket.url(place), "--out", tmp_path)
+    assert message.startswith(f"error: cannot reach {fresh_bucket.url(place)}: ") and "401" in message
 
 
 # Vocabulary
