@@ -130,4 +130,4 @@ def _unreadable(path: str) -> Exception:
         return UserError(f"{path} is missing, which the data set's dataset_info.json names; copy the data set again")
     except Exception as e:  # remote file systems raise what they like
         return OSError(f"{path} cannot be opened: {' '.join(str(e).split()) or type(e).__name__}")
-    return UserError(f"{path} ({size} bytes) is no ArrayRecord file, or not all of it; copy the data set again")
+    return UserError(f"{path} ({size} bytes) is not an ArrayRecord file, or not a whole one; copy the data set again")

@@ -18,6 +18,7 @@ from maeclip_jax import interop
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
+from maeclip_jax.data.batches import check_bad
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.interop import adoption
@@ -349,7 +350,7 @@ class _Run:
                 f"config.resume={self.workdir}"
             )
         bad = int(values["bad_records"])
-        pipeline.check_bad(step * self.built.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
+        check_bad(step * self.built.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
 
     def _evaluate(self, state: State, step: int) -> None:
         """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""
