@@ -38,7 +38,8 @@ TIERS = {
     # Several processes, servers, stand-ins of a cloud, the TPU compiler.
     "pod": (
         "run/test_processes.py", "run/test_curves.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
-        "parallel/test_pod.py", "preflight/", "test_tpu_scripts.py", "run/test_resume.py", "prepare/test_prepare_bucket.py",
+        "parallel/test_pod.py", "preflight/", "test_tpu_scripts.py", "run/test_resume.py",
+        "prepare/test_prepare_bucket.py",
     ),
 }  # fmt: skip
 
