@@ -17,7 +17,6 @@ for name, value in {
     "NPROC": "128",  # threads for collectives of 8 devices, as `machine.configure_jax` gives them
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # read when gcsfs is imported; else it looks for credentials
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     # Tests compile more than they compute. On busy cores eight devices may take long to meet: XLA aborts after 40 s.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
