@@ -87,7 +87,7 @@ def parser() -> cli.ExperimentParser:
     add("--price", type=at_least(0, float), default=0.0, help="of a chip-hour")
     add("--epoch_examples", type=at_least(1, int), default=0, help="examples of an epoch")
     add("--record_bytes", type=at_least(1, int), default=storage.RECORD, help="mean size of a record (%(default)s)")
-    add("--data_files", type=at_least(1, int), default=0, help="files of the data set (default: one a GiB)")
+    add("--data_files", type=at_least(1, int), default=0, help="files of the data set (default: one for 256 MB)")
     add("--workdir", default="", help="where the run will be (default: somewhere in a bucket)")
     add("--json", nargs="?", const="yes", default="", metavar="FILE", help="figures as JSON, here or in FILE")
     add("--text", default="", metavar="FILE", help="leave the compiled program's text in FILE")

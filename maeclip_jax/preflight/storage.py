@@ -14,7 +14,7 @@ from maeclip_jax.run import storage_bill
 from maeclip_jax.run.storage_traffic import DataSet
 
 RECORD = 10_000  # bytes; a small photograph and its caption
-FILE = 1 << 30  # bytes; the largest that TFDS writes
+FILE = 256_000_000  # bytes; the largest that `maeclip_jax.prepare` writes
 EVALUATION = 5_000  # records, as in the usual sets of retrieval
 SECONDS = "compiler-estimated step time"
 
@@ -66,8 +66,9 @@ def figures(config: Any, args: argparse.Namespace, found: Mapping, epoch: int) -
         return out
     out["data"] = "in a bucket" if data.remote else "on a disk"
     out["order"] = str(made.plan or "record by record")
+    files = f"{data.files:,} files" if data.files > 1 else "1 file"
     out["assumed"] = (
-        f"records of {data.record_bytes:,} bytes, {data.files:,} file{'s' if data.files > 1 else ''}, evaluations of {EVALUATION:,} records; "
+        f"records of {data.record_bytes:,} bytes, {files}, evaluations of {EVALUATION:,} records; "
         "--record_bytes and --data_files to set them"
     )
     if data.remote and found["fits"]:
