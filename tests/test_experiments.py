@@ -131,7 +131,7 @@ def test_neighbours_are_clip_but_for_their_own_settings(scale):
     towers |= {"model.image_tower.position", "model.image_tower.map.activation", "model.text_tower.padding"}
     towers |= {"model.embed_width"} if big else set()  # in the demo all widths are one
     assert differing("siglip") - {"optim.b2"} == towers | {"model.loss", "model.stats", "optim.caps"} | (
-        {"optim.lr", "optim.weight_decay"} if big else set()
+        {"optim.lr", "optim.weight_decay", "optim.decay_by"} if big else set()
     )
     assert differing("flip") == {"model.keep"} | (
         {"optim.lr", "optim.lr_per_examples", "optim.b2"} if big else set()

@@ -142,9 +142,7 @@ def test_a_file_that_is_cut_or_another_is_named(local, tmp_path):
         source.make(config(tmp_path)["source"])[100]
     val.write_bytes(whole[: len(whole) // 2])
     made = source.make(config(tmp_path, "val")["source"])
-    with pytest.raises(
-        UserError, match=r"\(\d+ bytes\) is not an ArrayRecord file, or not a whole one; copy"
-    ):
+    with pytest.raises(UserError, match=r"\(\d+ bytes\) is not an ArrayRecord file, or not a whole one; copy"):
         made.read(0, 1)
 
 
