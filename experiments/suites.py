@@ -63,8 +63,12 @@ def retrieval(config, name: str, split: str, *, captions: int = 5, duplicates: s
     return dict(type="retrieval", data=data, duplicates=duplicates, batch_size=100)
 
 
-def dense(config, title: str, name: str, split: str, *, mask="mask", templates="photos", **segmentation) -> dict:
+def dense(
+    config, title: str, name: str, split: str, *, mask="mask", templates="photos", tolerance=None, **segmentation
+) -> dict:
     """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX.
+
+    `tolerance`: of the pointing game; None: its 15 pixels in pictures of 224, and the same share of smaller ones.
 
     Grad-CAM weighs the tokens that leave the final norm: before it, a tower under max pooling shows next to nothing
     (see evals/saliency.py).
@@ -74,6 +78,10 @@ def dense(config, title: str, name: str, split: str, *, mask="mask", templates="
     return {
         f"{title}_segmentation": dict(type="segmentation", **shared, **segmentation),
         f"{title}_grounding": dict(
-            type="grounding", pools=("own", "gap", "max"), block=config.model.image_tower.depth, **shared
+            type="grounding",
+            pools=("own", "gap", "max"),
+            block=config.model.image_tower.depth,
+            **shared,
+            tolerance=round(15 * config.model.image_tower.size / 224) if tolerance is None else tolerance,
         ),
     }
