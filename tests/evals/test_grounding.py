@@ -154,16 +154,12 @@ def test_scores():
     assert score(np.array([9, 8, 1, 0, 0, 0.0])) == (1, 1, 1)
     assert score(np.array([0, 9, 8, 0, 0, 0.0])) == pytest.approx((1, 1 / 3, 1 / 3))
     assert score(np.array([0, 4, 9, 0, 0, 0.0])) == pytest.approx((0, 0, 1 / 3))  # 4 is less than half of 9
-    assert score(np.array([-5, -6, -9, -9, -9, -9.0])) == (
-        1,
-        1,
-        1,
-    )  # only the order and the range matter
+    assert score(np.array([-5, -6, -9, -9, -9, -9.0])) == (1, 1, 1)  # only the order and the range matter
     assert score(np.ones(6)) == pytest.approx((2 / 6, 0, (2 / 3) / (4 - 2 / 3)))  # ties are shared out
     # One of two places goes to the first pixel, the other is shared by five of which one is right.
     assert score(np.array([9, 0, 0, 0, 0, 0.0])) == pytest.approx((1, 1 / 2, 1.2 / 2.8))
     noise = np.float32(0.3) + np.array([0, 1, 0, -1, 2, 0], np.float32) * np.float32(3e-8)
-    assert len(set(noise)) > 1 and score(noise) == score(np.ones(6), target, target)  # rounding points nowhere
+    assert len(set(noise)) > 1 and score(noise) == score(np.ones(6))  # rounding points nowhere
     assert score(np.array([np.nan, 9, 0, 0, 0, 0.0])) == (0, 0, 0)
 
 
