@@ -24,13 +24,15 @@ def variant(name: str, *choices: str) -> str:
 
 
 def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "own", **keep: str) -> dict:
-    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it).
+    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it) | margin
+    (the middle of one whose shorter side is 256 for a model of 224, bicubic, as MAE evaluates its linear probe).
 
     `keep`: name in the batch -> op that makes it ("" for none): label="label", mask="mask|object_classes".
     """
     side = config.model.image_tower.size
     decode, _, geometry = config.preprocess.image.partition("|")
-    geometry = {"own": geometry, "squash": f"resize({side})"}[resize]
+    margin = f"resize_small({round(side * 256 / 224)})|center_crop({side})"
+    geometry = {"own": geometry, "squash": f"resize({side})", "margin": margin}[resize]
     before = [op for op in keep.values() if "mask" in op]  # a mask is cut and resized along with its picture
     after = [op for op in keep.values() if op and op not in before]
     names = ",".join(f'"{n}"' for n in ("image", *keep))

@@ -4,8 +4,9 @@
         --config.evals=experiments/eval/paper.py:only=imagenet+coco
 
 Argument: only = some of imagenet, imagenet_v2, coco, flickr, coco_a, voc joined by "+" (default: all); probe = lbfgs |
-lars (MAE's recipe, with augmentation); pool = what the probe and k-NN see: own | gap | max | cls | ... Other ways than
-the plain ones have names of their own (imagenet_linear_probe_lars_max), so their results stand beside the plain ones.
+lars (MAE's recipe: bicubic crops and mirroring, tested on the middle 224 of 256; a crop that does not fit is drawn anew
+where MAE's is clipped); pool = what the probe and k-NN see: own | gap | max | cls | ... Other ways than the plain ones
+have names of their own (imagenet_linear_probe_lars_max), so their results stand beside the plain ones.
 
 VTAB has a suite of its own (vtab.py), VQA an experiment (experiments/vqa.py). COCO-a is our reading of the paper's
 columns "COCOA" (most likely, not certain): whole pictures, any action that annotators agree on counts. Prompts are
@@ -35,12 +36,14 @@ def get_evals(config, arg=None):
         test = suites.pictures(config, "imagenet2012", "validation", label="label")
         train = suites.pictures(config, "imagenet2012", "train[:99%]", label="label")
         val = suites.pictures(config, "imagenet2012", "train[99%:]", label="label")
-        learnt, side = dict(train), config.model.image_tower.size
+        learnt, tested, side = dict(train), test, config.model.image_tower.size
         if arg.probe == "lars":  # of the probe alone: neighbours are looked for among pictures as they are
-            learnt["ops"] = f'decode|random_resized_crop({side},area=(0.08,1))|flip_lr|label|keep("image","label")'
+            crop = f'random_resized_crop({side},area=(0.08,1),antialias="exact")'  # bicubic
+            learnt["ops"] = f'decode|{crop}|flip_lr|label|keep("image","label")'
+            tested = suites.pictures(config, "imagenet2012", "validation", resize="margin", label="label")
         evals["imagenet_zero_shot"] = dict(type="zero_shot", data=test, **prompts)
         evals[suites.variant("imagenet_linear_probe", arg.probe, arg.pool)] = dict(
-            type="linear_probe", data=test, train=learnt, val=val, solver=arg.probe, pool=arg.pool
+            type="linear_probe", data=tested, train=learnt, val=val, solver=arg.probe, pool=arg.pool
         )
         knn = suites.variant("imagenet_knn", arg.pool)
         evals[knn] = dict(type="knn", data=test, train=train, pool=arg.pool)
