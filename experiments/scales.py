@@ -72,10 +72,15 @@ def whole_picture(side: int) -> str:
     return f"decode|resize_small({side})|center_crop({side})"
 
 
-def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False) -> str:
-    """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation."""
+def ops(
+    scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False, views: bool = False
+) -> str:
+    """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation.
+
+    `views`: two crops of the whole picture for SimCLR as well.
+    """
     side = SIZES[scale["size"]]["side"]
-    ops = ["decode"]
+    ops = ["decode", *([f"views({side})"] if views else [])]
     if train and scale["crop"]:
         ops.append(scale["crop"].format(side=side))
     elif scale["crop"]:
@@ -83,7 +88,7 @@ def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0
     if "text" in streams:
         ops.append(f"captions({captions})" if captions else "pick_caption")
         ops.append(f"tokenize({scale['length']})")
-    kept = [*streams, *(["label"] if label else [])]
+    kept = [*streams, *(["label"] if label else []), *(["views"] if views else [])]
     return "|".join([*ops, *(["label"] if label else []), "keep(" + ",".join(f'"{k}"' for k in kept) + ")"])
 
 

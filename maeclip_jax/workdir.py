@@ -57,6 +57,7 @@ _BEFORE = {
     "model.duplicates": ("negative", "model.embed_width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
+    "model.simclr.views": ("image", "model.simclr.weight"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
     "optim.decay_by": ("lr", "optim.weight_decay"),

@@ -81,10 +81,10 @@ def test_what_an_argument_derives_fits_together(name, arg):
         parsed = ops.parse(string, context)
         steps = {s.function.__name__: s.kwargs for s in parsed.steps}
         if where != "zero_shot":  # labels instead of texts
-            assert set(parsed.names) >= inputs
+            assert set(parsed.names) >= inputs - ({"views"} if where != "data" else set())
         if "tokenize" in steps:
             assert steps["tokenize"]["length"] == model.text_tower.length
-        for crop in ("random_resized_crop", "center_crop"):
+        for crop in ("random_resized_crop", "center_crop", "views"):
             if crop in steps:
                 assert steps[crop]["size"] == (model.image_tower.size,) * 2
     total = to_steps(c.total, "total", batch_size=c.batch_size, epoch=10**7)
@@ -136,11 +136,21 @@ def test_neighbours_are_clip_but_for_their_own_settings(scale):
     assert differing("flip") == {"model.keep"} | (
         {"optim.lr", "optim.lr_per_examples", "optim.b2"} if big else set()
     ) | ({"optim.warmup"} if scale == "high" else set())
-    head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight")}
+    head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight", "views")}
     assert differing("slip") == {"objective"} | head | (
-        {"optim.lr", "optim.weight_decay", "optim.eps", "optim.end_lr"} if big else set()
+        {"data.ops", "optim.lr", "optim.weight_decay", "optim.eps", "optim.end_lr"} if big else set()
     )
     assert config("flip", "keep=0.25").model.keep == 0.25  # what is said wins
+
+
+@pytest.mark.parametrize("scale, whole", [("demo", False), ("photos", True), ("low", True), ("low,runlocal", False)])
+def test_views_of_slip_are_of_the_whole_picture(scale, whole):
+    """CLIP's crop is not what views are cut out of: they are made before it, or there is none."""
+    slip, clip = config("slip", f"scale={scale}"), config("clip", f"scale={scale}")
+    steps = [step.function.__name__ for step in ops.parse(slip.data.ops, SimpleNamespace(tokenizer=object())).steps]
+    assert slip.model.simclr.views == ("batch" if whole else "image")
+    assert (steps[:3] == ["decode", "views", "random_resized_crop"]) == whole == ("views" in steps)
+    assert ("random_resized_crop" in clip.data.ops) == whole
 
 
 def test_a_text_pooled_at_its_class_token_has_one():

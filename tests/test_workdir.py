@@ -77,6 +77,13 @@ def test_a_decay_was_scaled_by_the_learning_rate():
     assert identity(before) != identity(now)
 
 
+def test_views_were_cut_out_of_the_picture_that_clip_sees():
+    now = config("slip-demo")
+    simclr = {k: v for k, v in now["model"]["simclr"].items() if k != "views"}
+    assert identity(now | {"model": now["model"] | {"simclr": simclr}}) == identity(now)
+    assert "model.simclr.views" not in identity(config("clip-demo"))
+
+
 def test_rules_count_where_parameters_come_from_elsewhere():
     tree = config("clip-demo") | {"init_from": "runs/a"}
     assert identity(tree) != identity(tree | {"init_rules": [["text.*", ""]]})
