@@ -143,6 +143,21 @@ def test_neighbours_are_clip_but_for_their_own_settings(scale):
     assert config("flip", "keep=0.25").model.keep == 0.25  # what is said wins
 
 
+@pytest.mark.parametrize("name", ["mae", "m3ae"])
+def test_the_recipe_of_the_source_is_its_batch_crops_and_mirroring(name):
+    matched, source = (dict(leaves(config(name, f"scale=low{arg}"))) for arg in ("", ",recipe=source"))
+    assert {k for k in source if source[k] != matched[k]} == {"arg.recipe", "batch_size", "data.ops"}
+    assert source["batch_size"] == 4096
+    made = optim.schedule(config(name, "scale=low,recipe=source").optim, batch_size=4096, total=100, epoch=None)
+    assert made.peak == pytest.approx(2.4e-3)
+    parsed = ops.parse(source["data.ops"], SimpleNamespace(tokenizer=object()))
+    crop, flip = parsed.steps[1:3]
+    assert crop.function.__name__ == "random_resized_crop" and flip.function.__name__ == "flip_lr"
+    assert crop.kwargs == dict(size=(224, 224), area=(0.2, 1), antialias="exact") and flip.kwargs == {}
+    local = config(name, "scale=low,recipe=source,runlocal")
+    assert local.batch_size == 16 and "flip_lr" not in local.data.ops
+
+
 @pytest.mark.parametrize("scale, whole", [("demo", False), ("photos", True), ("low", True), ("low,runlocal", False)])
 def test_views_of_slip_are_of_the_whole_picture(scale, whole):
     """CLIP's crop is not what views are cut out of: they are made before it, or there is none."""
@@ -191,7 +206,9 @@ POOLS = ", ".join(pool.NAMES)
     "name, arg, text",
     [
         ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
-        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, runlocal, scale, size"),
+        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, recipe, runlocal, scale, size"),
+        ("mae", "scale=low,recipe=paper", "unknown recipe 'paper'; valid: matched, source"),
+        ("m3ae", "recipe=source", "recipe=source is one of large sets; valid with it: scale=low, scale=high"),
         ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(SCALES))}"),
         ("clip", "size=B/32", f"unknown size 'B/32'; valid: {', '.join(sorted(SIZES))}"),
         ("clip", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),
