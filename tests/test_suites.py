@@ -177,6 +177,15 @@ def test_another_way_of_measuring_has_a_name_of_its_own(name, arg, want):
     assert {n for n, e in found.items() if e.type in ("linear_probe", "knn")} == want
 
 
+def test_prompts_and_names_of_a_persons_own_stand_beside_ours():
+    ours, theirs = (suite_of("paper", f"only=imagenet+imagenet_v2{w}") for w in ("", ",templates=a/openai.json"))
+    assert {"imagenet_zero_shot", "imagenet_v2_zero_shot"} <= set(ours)
+    assert {"imagenet_zero_shot_openai", "imagenet_v2_zero_shot_openai"} <= set(theirs)
+    found = suite_of("paper", "only=imagenet,templates=a/openai.json,classes=names.txt").imagenet_zero_shot_openai_names
+    assert (found.templates, found.classes) == ("a/openai.json", "names.txt")
+    assert (ours.imagenet_zero_shot.templates, ours.imagenet_zero_shot.classes) == ("imagenet", "imagenet")
+
+
 def test_only_the_probe_learns_from_augmented_pictures():
     found = suite_of("paper", "only=imagenet,probe=lars")
     assert "flip_lr" in found.imagenet_linear_probe_lars.train.ops
