@@ -26,7 +26,7 @@ from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
-from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
+from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup, storage_bill
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
@@ -122,6 +122,10 @@ class _Run:
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
+        self.bill = storage_bill.of_run(
+            config, data, built, self.runner, self.save_every, processes=jax.process_count(), workdir=workdir
+        )
+        self.asked = storage_bill.Meter()
 
     def loop(self) -> None:
         """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
@@ -212,6 +216,7 @@ class _Run:
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
+            self.asked = storage_bill.Meter(meta.get("asked", ()))
             clock.add("restore", sleep.awake() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             self._say_schedule(step, folder)
@@ -369,6 +374,7 @@ class _Run:
             "batch_size": self.built.batch_size,
             "seed": self.config.seed,
             "seconds": self.clock.seconds,
+            "asked": self.asked.sums,
         }
 
     def _write_costs(self, step: int) -> None:
@@ -381,4 +387,5 @@ class _Run:
             "flops_per_step": self.built.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": versions(),
             "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
+            "storage": self.bill.so_far(self.asked.sums, step, self.clock, self.config.data.get("num_workers", 0)),
         })  # fmt: skip

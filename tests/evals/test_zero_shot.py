@@ -42,8 +42,8 @@ def test_every_number_names_its_prompts(fake, pictures, tmp_path):
     data = {"image": pictures([0, 1]), "label": np.array([0, 1], np.int32)}
     context = prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))
     for templates, named in (
-        ("plain", "prompts plain (1, ours), names of the data"),
-        (["{}"], "prompts of a list (1,"),
+        (str(file), "prompts mine.txt (1, "),
+        (["{}"], "prompts of a list (1, "),
     ):
         found = notes(make(context, templates=templates).run(None))
         assert set(found) == {"top1", "top5", "mean_per_class"} and len(set(found.values())) == 1
