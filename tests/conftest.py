@@ -1,8 +1,11 @@
 """Tests run on 8 fake CPU devices, with compiled programs kept in .jax_cache/ between runs."""
 
 import os
+import re
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `experiments` and `tests.golden`, however pytest was started
@@ -24,6 +27,33 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+@pytest.fixture(scope="session")
+def _bucket():
+    from maeclip_jax.bench import bucket
+
+    if reason := bucket.missing():
+        pytest.skip(reason)
+    with bucket.serve("bucket") as served:
+        yield served
+
+
+@pytest.fixture
+def bucket(_bucket, monkeypatch):
+    """A running server of gs://bucket without faults, which this process and its children find; see `bench.bucket`."""
+    for name, value in _bucket.env.items():
+        monkeypatch.setenv(name, value)
+    _bucket.reset()
+    yield _bucket
+    _bucket.clear()
+    _bucket.latency(0.0)
+
+
+@pytest.fixture
+def remote(bucket, request):
+    """`gs://bucket/<name of the test>`: a folder of the test's own in the bucket."""
+    return bucket.path(re.sub(r"\W+", "-", request.node.name).strip("-"))
+
+
 # Tiers. `make test-unit` runs what is in neither: seconds a file, under three minutes in all.
 TIERS = {
     # Trains or evaluates whole runs, in this process or as commands.
@@ -42,8 +72,6 @@ TIERS = {
 
 def pytest_collection_modifyitems(items):
     """Marks each test with the tier of its file."""
-    import pytest
-
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
         for tier in ("pod", "run"):
