@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from maeclip_jax import interop
+from maeclip_jax import interop, remote
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -25,6 +25,7 @@ from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
+from maeclip_jax.remote import outbox
 from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
@@ -52,6 +53,8 @@ from maeclip_jax.workdir import (
     write_names,
     write_text,
 )
+
+_FLUSH_SECONDS = 10.0  # how long a checkpoint waits for rows that are on their way into a bucket
 
 
 def run(
@@ -135,10 +138,15 @@ class _Run:
         self.runner.raise_failures()
 
     def _loop(self) -> None:
-        built, workdir = self.built, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
         self.runner.forget_after(first)
+        with remote.patience(remote.RUN_SECONDS), outbox.opened():
+            self._go_on(state, first)
+
+    def _go_on(self, state: State, first: int) -> None:
+        """All that follows the start, in which a storage that is away is waited for."""
+        built, workdir = self.built, self.workdir
         self.log = log.Log(workdir, first, self.sinks, plain(self.config))
         self.runner.show = self.log.picture
         write_text(workdir / CONFIG, self.text)  # every process has read the old one: they met in forget_after
@@ -298,6 +306,9 @@ class _Run:
             if saving:  # 5
                 self.owner.check()
                 self.log.flush()  # rows up to a checkpoint are never lost
+                if trace:
+                    trace.flush()
+                outbox.flush(_FLUSH_SECONDS)
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
                     while (stopping or done == built.total_steps) and not self.saved.wait():
@@ -369,7 +380,7 @@ class _Run:
         }
 
     def _write_costs(self, step: int) -> None:
-        write_costs(self.workdir, {
+        costs = {
             "step": step, "examples_seen": step * self.built.batch_size, "seconds": self.clock.seconds,
             "start_seconds": self.start.seconds,
             "devices": self.built.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
@@ -378,4 +389,5 @@ class _Run:
             "flops_per_step": self.built.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": versions(),
             "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
-        })  # fmt: skip
+        }  # fmt: skip
+        write_costs(self.workdir, costs, self.log.rows)
