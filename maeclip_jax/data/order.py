@@ -49,15 +49,17 @@ class Epochs:
     """Position in a stream -> index of the record: a fresh permutation of all records each epoch.
 
     An endless source is taken as it comes, record p at position p: its records are independent draws already, no
-    permutation can improve on that, and it has no epoch.
+    permutation can improve on that, and it has no epoch. Several `lanes` (see `data.blocks`) take turns.
     """
 
-    def __init__(self, length: int | None, *seed):
-        self.length, self.seed = length, seed
+    def __init__(self, length: int | None, *seed, lanes: int = 1):
+        if length is not None and lanes > 1:
+            raise ValueError("a data set of several lanes is read in blocks: data.blocks")
+        self.length, self.seed, self.lanes = length, seed, lanes
 
-    def __call__(self, position: int) -> int:
+    def __call__(self, position: int, lane: int = 0) -> int:
         if self.length is None:
-            return position
+            return position * self.lanes + lane
         epoch, index = divmod(position, self.length)
         return permuted(index, self.length, stable_hash("epoch", *self.seed, epoch))
 
@@ -69,6 +71,8 @@ class Mix:
     holds exactly `self.counts[c]` examples of component c, in an order drawn from (seed, window): exact shares without
     the fixed pattern that would send all of one component to one host. Each component's stream is used in its order.
 
+    Each lane (see `data.blocks`) has an order of its own; n is then a position in the lane.
+
     Shares with at most four decimals, and simple fractions, are exact; others are rounded to 1/10000 (never to none).
     """
 
@@ -79,14 +83,24 @@ class Mix:
         self.window = sum(self.counts)
         self.seed = seed
 
-    def __call__(self, n: int) -> tuple[int, int]:
+    def __call__(self, n: int, lane: int = 0) -> tuple[int, int]:
         window, slot = divmod(n, self.window)
-        components, ranks = _pattern(self.counts, stable_hash("mix", *self.seed, window))
+        components, ranks = self._pattern(window, lane)
         component = int(components[slot])
         return component, window * self.counts[component] + int(ranks[slot])
 
+    def before(self, n: int, component: int, lane: int = 0) -> int:
+        """How many of the examples before n are of `component`: its position there."""
+        window, slot = divmod(n, self.window)
+        components, _ = self._pattern(window, lane)
+        return window * self.counts[component] + int(np.count_nonzero(components[:slot] == component))
 
-@functools.lru_cache(maxsize=16)  # threads and hosts' blocks are in a few windows at a time
+    def _pattern(self, window: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
+        which = (window, lane) if lane else (window,)  # lane 0 is what a mix without lanes has
+        return _pattern(self.counts, stable_hash("mix", *self.seed, *which))
+
+
+@functools.lru_cache(maxsize=512)  # threads, and each lane, are in a few windows at a time
 def _pattern(counts: tuple[int, ...], key: int) -> tuple[np.ndarray, np.ndarray]:
     """One window: the component of each slot, and how many of the same component come before it."""
     components = np.repeat(np.arange(len(counts)), counts)[_written_out(sum(counts), key)]

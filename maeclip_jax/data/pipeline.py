@@ -1,13 +1,14 @@
 """The input pipeline: configs in, batches of numpy arrays out.
 
 `open` opens the sources of a config; its `train` gives endless batches, its `evaluate` one pass in order, both as the
-rows of one host. Example n of a training run
-is a pure function of (seed, n): the record, its augmentation and its replacement if it is bad know nothing of batch
-size, hosts, threads or processes. So the position of a run is one integer, the number of examples seen, and a run
-continues from it in O(1) on any number of hosts, also with another batch size. Step s on host h of H holds examples
-`start + s*B + h*B/H + j`: one contiguous block a host, in the order in which a batch sharded over the mesh is laid out.
+rows of one host. Example n of a training run is a pure function of (seed, n): the record, its augmentation and its
+replacement if it is bad know nothing of hosts, threads or processes. So the position of a run is one integer, the
+number of examples seen, and a run continues from it in O(1) on any number of hosts, also with another batch size. Step
+s on host h of H holds examples `start + s*B + h*B/H + j`: neighbours, in the order in which a batch sharded over the
+mesh is laid out.
 
-The work is grain's (`MapDataset` over the rows, threads, worker processes); the order is `data.order`'s.
+The work is grain's (`MapDataset` over the rows, threads, worker processes); the order is that of `data.order`, record
+by record, or of `data.blocks`, for data in buckets.
 
 A data config is a dict:
 
@@ -16,11 +17,14 @@ A data config is a dict:
     mix          ((name, weight, dict(source=, ops=)), ...) instead of source
     seed_offset  another order with the same seed (0)
     max_bad      share of bad records that stops the run (0.1)
-    num_threads  threads that read and decode (one a core, at most 16)
+    order        "records" permutes records, "blocks" blocks of neighbours; "auto": blocks where a source is in a bucket
+    blocks       dict(size=64, window=16, lanes=0, ahead=4, reads=32): see data.blocks.Settings
+    num_threads  threads that decode, and read if records are read one by one (0: one a core, at most 16)
     num_workers  processes beside this one, for ops that hold Python's lock (0)
     prefetch     whole batches kept ready (2)
 
-Memory is bounded by (prefetch + 2) batches and a few chunks of 32 rows a thread.
+Memory is bounded by (prefetch + 2) batches and a few chunks of 32 rows a thread; with blocks, `window` + `ahead` blocks
+of each lane of this host come to that, which `Batches.how` tells in bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from maeclip_jax.data import caption_length, order, source
+from maeclip_jax.data import blocks, caption_length, order, source
+from maeclip_jax.data.ahead import Reading, readable
 from maeclip_jax.data.rows import Component, EvaluationRows, TrainRows, collate, join, signature
 from maeclip_jax.errors import UserError, unknown
 
@@ -43,7 +48,9 @@ _DEFAULTS = {
     "mix": None,
     "seed_offset": 0,
     "max_bad": 0.1,
-    "num_threads": None,
+    "order": "auto",
+    "blocks": {},
+    "num_threads": 0,
     "num_workers": 0,
     "prefetch": 2,
 }
@@ -59,11 +66,25 @@ class Batches:
     spec: name -> (shape, dtype) of one row. seen, bad, kinds: records tried on this host, how many of them could not be
     used, and by kind. The first 20 bad records are logged by name, then every 1000th.
     On a single host it raises UserError when the share goes above `max_bad`; several hosts must agree on that, so there
-    the loop calls `check_bad` on global sums.
+    the loop calls `check_bad` on global sums. how: in words, how blocks are read and what memory that takes; "" if
+    records are read one by one.
     """
 
-    def __init__(self, iterator, spec: dict, *, max_bad: float, whole: int | None, alone: bool):
-        self._live = [iterator]
+    def __init__(
+        self,
+        iterator,
+        spec: dict,
+        *,
+        max_bad: float,
+        whole: int | None,
+        alone: bool,
+        reading: Reading | None = None,
+        how: str = "",
+    ):
+        self.how = how
+        self._live = (
+            [iterator, reading] if reading else [iterator]
+        )  # closed from the end: threads wait for what is read
         # Needed even without close(): grain's iterators must be deleted before the interpreter unloads its modules.
         self._finish = weakref.finalize(self, _end, self._live)
         self.spec, self.max_bad, self.whole, self._alone = spec, max_bad, whole, alone
@@ -139,11 +160,10 @@ class Data:
         self.source = self._parts[0][3]
         self.length = _total(made for *_, made in self._parts)
 
-    @property
-    def account(self) -> dict[str, dict]:
-        """{component: what tells its data from others of the same name}, where a source knows."""
-        found = {name: getattr(made, "account", None) for name, *_, made in self._parts}
-        return {name: account for name, account in found.items() if account}
+    def account(self, batch_size: int) -> dict[str, dict]:
+        """{component: its order, and what tells its data from others of the same name, where the source knows}."""
+        said = {"order": str(self._plan(batch_size) or "records")}
+        return {name: {**getattr(made, "account", {}), **said} for name, *_, made in self._parts}
 
     @functools.cached_property
     def names(self) -> dict[str, list[str]]:
@@ -181,21 +201,43 @@ class Data:
         """
         config = self.config
         rows_a_host = _divide(batch_size, process_index, process_count)
-        if start_example < 0:
-            raise UserError(f"start_example is a count of examples, not {start_example}")
+        offset = process_index * rows_a_host
+        plan = self._plan(batch_size)
+        lanes = plan.lanes if plan else 1
+        if start_example < 0 or start_example % lanes:
+            raise UserError(
+                f"start_example is a count of examples, a multiple of the {lanes} lanes, not {start_example}"
+            )
         seeds = (seed, config["seed_offset"])
-        components = []
-        for name, _, part, made in self._parts:
-            epochs = order.Epochs(None if _endless(made) else _length(made, part["source"]), *seeds, name)
-            components.append(Component(name, made, _ops(part["ops"], tokenizer), epochs))
         mix = order.Mix([weight for _, weight, *_ in self._parts], *seeds) if config["mix"] else None
+        reading = Reading(plan.reads) if plan else None
+        components, held = [], 0.0
+        for c, (name, _, part, made) in enumerate(self._parts):
+            ops, length = _ops(part["ops"], tokenizer), None if _endless(made) else _length(made, part["source"])
+            if plan is None or length is None:
+                components.append(Component(name, made, ops, order.Epochs(length, *seeds, name, lanes=lanes)))
+                continue
+            size = plan.size if readable(made) else 1
+            epochs = blocks.Blocks(length, *seeds, name, size=size, window=plan.window, lanes=lanes)
+            ahead = None
+            if readable(made):
+                starts = blocks.starts(start_example, batch_size, lanes, offset, rows_a_host)
+                if mix:
+                    starts = {lane: mix.before(position, c, lane) for lane, position in starts.items()}
+                held += len(starts) * (plan.window + plan.ahead) * epochs.size * getattr(made, "record_bytes", 0)
+                pace = mix.window / mix.counts[c] if mix else 1.0
+                # A worker process has some of the rows; it finds out which lanes they are of when it is asked for them.
+                starts = {} if config["num_workers"] else starts
+                ahead = reading.of(made, epochs, ahead=plan.ahead, starts=starts, pace=pace)
+            components.append(Component(name, made, ops, epochs, ahead))
         rows = TrainRows(
             components,
             mix,
             key=order.stable_hash("augment", *seeds),
             start=start_example,
             batch_size=batch_size,
-            block=(process_index * rows_a_host, rows_a_host),
+            block=(offset, rows_a_host),
+            lanes=lanes,
         )
         spec = _common_spec(rows)
         return Batches(
@@ -204,7 +246,18 @@ class Data:
             max_bad=config["max_bad"],
             whole=self.length,
             alone=process_count == 1,
+            reading=reading,
+            how=_told(plan, held) if plan else "",
         )
+
+    def _plan(self, batch_size: int) -> blocks.Settings | None:
+        """How blocks are read; None if records are, one by one."""
+        plan, kind = blocks.settings(self.config["blocks"], batch_size), self.config["order"]
+        if kind not in blocks.ORDERS:
+            raise unknown("order of data:", kind, blocks.ORDERS)
+        if kind == "auto":
+            kind = "blocks" if any(getattr(made, "remote", False) for *_, made in self._parts) else "records"
+        return plan if kind == "blocks" else None
 
     def evaluate(self, *, batch_size: int, tokenizer=None, process_index: int = 0, process_count: int = 1) -> Batches:
         """One pass over one source in its own order: every record once, all hosts the same number of batches.
@@ -221,14 +274,20 @@ class Data:
         if _endless(made):
             raise UserError(f"evaluation needs an end: give count=... to the source of {config['source']!r}")
         whole = _length(made, config["source"])
-        component = Component("evaluation", made, _ops(config["ops"], tokenizer), order.Epochs(None))
-        rows = EvaluationRows(component, whole, batch_size, (process_index * rows_a_host, rows_a_host))
+        plan, block, reading, ahead = self._plan(batch_size), (process_index * rows_a_host, rows_a_host), None, None
+        if plan and readable(made):
+            reading = Reading(plan.reads)
+            told = {"batch_size": batch_size, "offset": block[0], "rows": block[1], "size": plan.size}
+            ahead = reading.of(made, blocks.InOrder(whole, **told), ahead=plan.reads)
+        component = Component("evaluation", made, _ops(config["ops"], tokenizer), order.Epochs(None), ahead)
+        rows = EvaluationRows(component, whole, batch_size, block)
         return Batches(
             _iterate(rows, rows_a_host, config),
             rows.spec,
             max_bad=config["max_bad"],
             whole=whole,
             alone=process_count == 1,
+            reading=reading,
         )
 
 
@@ -325,9 +384,16 @@ def _divide(batch_size: int, process_index: int, process_count: int) -> int:
     return batch_size // process_count
 
 
+def _told(plan: blocks.Settings, held: float) -> str:
+    return (
+        f"{plan}, {plan.reads} reads at a time, up to {held / 1e6:.0f} MB held by this process; about 1 of "
+        f"{plan.lanes * plan.window} rows of a batch are of one block"
+    )
+
+
 def _common_spec(rows: TrainRows) -> dict:
     """The signature all components share; makes one example of each, so a wrong op fails here and not in a thread."""
-    specs = {c.name: signature(rows.example(c, 0, 0)[0]) for c in rows.components}
+    specs = {c.name: signature(rows.example(c, 0, 0, 0, ahead=False)[0]) for c in rows.components}
     (first, spec), *others = specs.items()
     for name, other in others:
         if other != spec:
@@ -348,9 +414,12 @@ def _iterate(rows, rows_a_host: int, config: dict):
 
     # A chunk divides the batch; a batch with no divisor worth having is made in one piece.
     chunk = max(d for d in range(1, min(_CHUNK, rows_a_host) + 1) if rows_a_host % d == 0)
+    workers, lane = config["num_workers"], getattr(rows, "batch_size", 0) // getattr(rows, "lanes", 1)
     if chunk < 8:
         chunk = rows_a_host
-    workers = config["num_workers"]
+    if workers and getattr(rows, "lanes", 1) > 1 and rows_a_host % lane == 0:
+        chunk = max(chunk - chunk % lane, lane)  # a worker has whole lanes, or two would read the same blocks
+        chunk = next(d for d in range(chunk, 0, -lane) if rows_a_host % d == 0)
     threads = config["num_threads"] or min(16, os.cpu_count() or 1)
     threads = max(1, threads // max(1, workers))
     dataset = grain.MapDataset.source(rows).batch(chunk, batch_fn=collate)

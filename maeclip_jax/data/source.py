@@ -5,31 +5,28 @@ where it is drawn), `texts` (list of str) or `text` (str), and whatever else the
 number of records; an endless source says `endless` and has no order of its own: record i is a pure function of
 (its seed, i). `classes` and `mask_classes` name the labels and the ids of masks (None: not known). Any object with
 `[]` and `len` may be given instead of a config: a notebook's own list of records, say.
+
+A source whose records are read faster as neighbours has `read(begin, end)`, which gives their bytes, and `record(data,
+index)`, which makes a record of them; `remote` says that it lies in a bucket.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
 import os
-import pkgutil
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from maeclip_jax.data import tfds_record
+from maeclip_jax.data import folder, tfds_record
+from maeclip_jax.data.shards import Shards
 from maeclip_jax.errors import UserError, choose, unknown
 
 ENDLESS = 2**62  # len() of an endless source: more records than are ever requested
-
-_VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
 
 def plain(config) -> Any:
@@ -78,50 +75,58 @@ class TfdsSource:
     endless = False
 
     def __init__(self, dir: str | None = None, name: str = "", split: str = "train", features=None):
-        import tensorflow_datasets as tfds
-
         self._config = {"dir": dir, "name": name, "split": split, "features": plain(features)}
-        self.folder = _locate(data_dir(dir), name)
-        builder = tfds.builder_from_directory(str(self.folder))
+        self.folder = folder.locate(data_dir(dir), name)
+        self.remote = folder.remote(self.folder)
+        builder = folder.builder(self.folder)
         self.name = f"{builder.info.full_name}:{split}"
-        _check_split(split, builder)
+        folder.check_split(split, builder)
         parts = [part.partition("[")[0].strip() for part in split.split("+")]
         self._splits = sorted(builder.info.splits) if "all" in parts else parts
         self._bytes = sum(builder.info.splits[name].num_bytes or 0 for name in self._splits)  # of whole splits
-        self.read = tfds_record.Reader(builder.info.features, plain(features) or {})
-        try:
-            self._raw = builder.as_data_source(
-                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            ).data_source
-        except NotImplementedError as e:
-            raise UserError(
-                f"{self.folder} cannot be read at random; prepare it again with file_format='array_record' ({e})"
-            ) from e
+        self._records = sum(builder.info.splits[name].num_examples for name in self._splits)
+        self._reader = tfds_record.Reader(builder.info.features, plain(features) or {})
+        self._shards = Shards(folder.shards(self.folder, builder, split), folder.version(self.folder))
+        self.parts = self._shards.parts
 
     @property
     def classes(self) -> list[str] | None:
         """Class names of the label (or labels), where the data set knows them."""
-        return self.read.classes
+        return self._reader.classes
 
     @property
     def mask_classes(self) -> list[str] | None:
         """Names of the ids of the mask, where the data set knows them."""
-        return self.read.mask_classes
+        return self._reader.mask_classes
 
     @property
     def account(self) -> dict:
         """What tells these splits from others of the same name: records, bytes, and their part of the manifest."""
-        path = self.folder / "manifest.json"
-        splits = json.loads(path.read_text()).get("splits", {}) if path.exists() else {}
+        splits = json.loads(folder.read(self.folder / "manifest.json") or "{}").get("splits", {})
         shards = json.dumps([splits[name] for name in self._splits if name in splits])  # their files with SHA-256
         made = hashlib.sha256(shards.encode()).hexdigest()[:12] if splits else ""
         return {"name": self.name, "records": len(self), "bytes": self._bytes, "manifest": made}
 
+    @property
+    def record_bytes(self) -> float:
+        """The mean size of a record, of whole splits."""
+        return self._bytes / max(1, self._records)
+
     def __len__(self) -> int:
-        return len(self._raw)
+        return len(self._shards)
 
     def __getitem__(self, index: int) -> dict:
-        record = self.read(self._raw[index])
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} of {self.name}")
+        return self.record(self.read(index, index + 1)[0], index)
+
+    def read(self, begin: int, end: int) -> list[bytes]:
+        """The bytes of records `begin` to `end`, of each file by one request."""
+        return self._shards.read(begin, end)
+
+    def record(self, data: bytes, index: int) -> dict:
+        """Record `index`, whose bytes are `data`."""
+        record = self._reader(data)
         record.setdefault("key", f"{self.name}/{index}")
         return record
 
@@ -217,97 +222,3 @@ def _questions(of, vocabulary=None):
 
 
 KINDS = {"tfds": TfdsSource, "scenes": SceneSource, "noise": NoiseSource, "questions": _questions}
-
-
-def _locate(root: str, name: str):
-    """The version folder of data set `name` under `root`."""
-    from etils import epath
-
-    base, _, version = name.partition(":")
-    path = epath.Path(root) / base if base else epath.Path(root)
-    if version:
-        path = path / version
-    if (path / "dataset_info.json").exists():
-        return path
-    if not version:
-        found = [p for p in _folders(path) if _VERSION.match(p.name) and (p / "dataset_info.json").exists()]
-        if found:
-            return max(found, key=lambda p: tuple(int(n) for n in p.name.split(".")))
-    raise UserError(_missing(epath.Path(root), base, path))
-
-
-def _missing(root, base: str, path) -> str:
-    parts, why = base.split("/"), ""
-    if parts[0] == "scenes":
-        config = parts[1] if len(parts) > 1 else "demo"
-        command = f"python -m maeclip_jax.prepare.builders.scenes --config {config} --data_dir {root}"
-    elif flag := _builder_flag(parts[0]):
-        command = f"python -m maeclip_jax.prepare.builders.{parts[0]} {flag} <downloaded files> --data_dir {root}"
-    elif _in_catalogue(parts[0]):  # building these, unlike reading them, needs TensorFlow: setup.cfg, [catalog]
-        build = f"tfds.builder('{base}', data_dir='{root}', file_format='array_record').download_and_prepare()"
-        command = f'pip install -e ".[catalog]"; python -c "import tensorflow_datasets as tfds; {build}"'
-        lacks = [p for p in ("tensorflow", "h5py") if importlib.util.find_spec(p) is None]
-        why = f", which the catalogue's builders need: {' and '.join(lacks)} not installed" if lacks else ""
-    else:
-        folder = root / base if base else root
-        folder = folder.parent if _VERSION.match(folder.name) else folder
-        where = f"--out {folder.parent} --name {folder.name}"  # which writes there what is looked for here
-        command = f"python -m maeclip_jax.prepare --src <pictures and captions> {where}"
-    there = []
-    for pattern in ("*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
-        for info in sorted(root.glob(pattern)) if root.exists() else ():
-            *folders, version = info.parent.parts[len(root.parts) :]
-            there.append(f"{'/'.join(folders)}:{version}" if _VERSION.match(version) else "/".join([*folders, version]))
-    note = f"data sets in {root}: {', '.join(there)}" if there else f"{root} holds no data set"
-    return f"no data set {base!r} at {path} ({note}); prepare it with `{command}`{why}"
-
-
-def _builder_flag(name: str) -> str:
-    """How our own builder `name` is told where its files are; "" where there is none that is a command."""
-    from etils import epath
-
-    path = epath.resource_path("maeclip_jax") / "prepare" / "builders" / f"{name}.py"
-    text = path.read_text() if path.exists() else ""
-    if 'if __name__ == "__main__"' not in text:
-        return ""
-    return "--src" if "folder_parser" in text else "--manual_dir"
-
-
-def _in_catalogue(name: str) -> bool:
-    """Whether the TFDS package has a builder of this name, also one that it does not list here.
-
-    It imports its folders of builders one after another and stops, silently, at the first that needs a package which is
-    not installed (h5py): those after it, such as vision_language with laion400m, are then not listed.
-    """
-    import tensorflow_datasets as tfds
-
-    if name in tfds.list_builders(with_community_datasets=False):
-        return True
-    for module in pkgutil.iter_modules(tfds.__path__):
-        if module.ispkg and module.name not in ("core", "scripts", "testing"):
-            with contextlib.suppress(Exception):  # its builders cannot be had without what is missing
-                importlib.import_module(f"tensorflow_datasets.{module.name}")
-    return name in tfds.list_builders(with_community_datasets=False)
-
-
-def _folders(path) -> list:
-    return [p for p in path.iterdir() if p.is_dir()] if path.exists() else []
-
-
-def _check_split(split: str, builder) -> None:
-    """Rejects unknown names, slices that cannot be parsed and empty splits."""
-    valid = sorted(builder.info.splits)
-    if not valid:
-        raise UserError(f"{builder.info.full_name} has no splits, so no records; prepare it again")
-    for part in split.split("+"):
-        base = part.partition("[")[0].strip()
-        if base not in valid and base != "all":
-            problem = unknown(f"split of {builder.info.full_name}:", base, valid)
-            raise UserError(f"{problem}, or a slice such as {valid[0]}[99%:]")
-    try:
-        empty = builder.info.splits[split].num_examples == 0
-    except (ValueError, AssertionError) as e:
-        reason = str(e).splitlines()[0]
-        raise UserError(f"split {split!r} cannot be read ({reason}); valid: {valid[0]}, {valid[0]}[:90%], ...") from e
-    if empty:
-        raise UserError(f"split {split!r} of {builder.info.full_name} is empty; valid: {', '.join(valid)}")

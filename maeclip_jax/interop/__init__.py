@@ -1,7 +1,7 @@
 """Weights of other code bases, in and out.
 
     found = interop.load("hf-clip", "/models/clip-vit-base-patch16")     found.config, found.params, found.report
-    interop.save("hf-clip", config, params, "/models/mine")              a folder that `transformers` loads
+    interop.save("hf-siglip", config, params, "/models/mine")            a folder that `transformers` loads
 
 Each kind is one module with a conversion table that is data (`convert.Source`). Files are local; nothing in them is
 executed and torch is not needed (`files`). Everything in a file is accounted for, or it is an error of one line and
@@ -26,7 +26,7 @@ KINDS = {
     "m3ae": "m3ae", "mae": "mae", "open_clip": "openai_clip:GELU", "open_clip-quickgelu": "openai_clip:QUICK",
     "openai-clip": "openai_clip:OPENAI",
 }  # fmt: skip
-WRITTEN = ("hf-clip", "hf-vision", "hf-vit-mae")
+WRITTEN = ("hf-clip", "hf-siglip", "open_clip", "hf-vit-mae", "hf-vision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,20 +79,61 @@ def load(
     return Loaded(_config(described), unflatten(flat), report)
 
 
-def save(kind: str, config: Any, params: Any, folder: str | os.PathLike):
-    """Writes a model of ours as a folder that `transformers` loads; -> the report of what has no place there.
+def save(
+    kind: str,
+    config: Any,
+    params: Any,
+    folder: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    tokenizer: bool = True,
+    about: Mapping[str, Any] | None = None,
+):
+    """Writes a model of ours as a folder that `transformers` or open_clip loads; -> the report of what was left out.
 
-    `kind`: one of WRITTEN. `config`, `params`: of a run (`Loaded`, `Model`); layers stacked or not. UserError for a
-    model that the format cannot express; nothing is written then.
+    `kind`: one of WRITTEN. `config`, `params`: of a run (`Loaded`, `Model`); layers stacked or not. The folder holds
+    what the library's own processor and tokenizer need to give the numbers of ours, and a model card. `overwrite`: of
+    a folder that holds something. `tokenizer`: False writes the weights of a model whose tokenizer is unknown; the
+    library then has none. `about`: see `card.text`. UserError for a model that the format cannot express, with the
+    settings that would help; nothing is written then.
     """
-    from maeclip_jax.interop import export, hf_vision
+    from maeclip_jax.data.tokenizer import files as tokenizer_files
+    from maeclip_jax.interop import export
     from maeclip_jax.params import flatten, stack_layers
 
     errors.choose("kind of weights to write", kind, dict.fromkeys(WRITTEN))
-    config = {"objective": config["objective"], "model": _plain(config["model"])}
-    source = hf_vision.source_for(config) if kind == "hf-vision" else source_of(kind)
+    parts = {k: _plain(config[k]) for k in ("tokenizer", "preprocess") if config.get(k)}
+    config, folder = {"objective": config["objective"], "model": _plain(config["model"])} | parts, Path(folder)
+
+    def source(kind: str):
+        return _written(kind, config)
+
+    export.check(kind, source, WRITTEN, config)
+    reads, spec, words = kind not in ("hf-vision", "hf-vit-mae"), config.get("tokenizer") or {}, {}
+    if reads and tokenizer and not spec.get("type"):
+        raise errors.UserError(
+            f"no tokenizer came with this model, and {kind} needs one: set config.tokenizer to its type and path, such "
+            'as dict(type="clip", path="bpe_simple_vocab_16e6.txt.gz"), or save with tokenizer=False'
+        )
+    if reads and tokenizer:
+        tower = config["model"]["text_tower"]
+        attended = tower.get("padding", "masked") == "attended"
+        words = tokenizer_files.files(spec, tower["length"], attended=attended)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise errors.UserError(
+            f"{str(folder)!r} is there already and holds something; name another folder, or set overwrite "
+            "(--overwrite on the command line)"
+        )
     flat = stack_layers(flatten(params))
-    return export.write(source, kind, config, flat, Path(folder))
+    return export.write(source(kind), kind, config, flat, folder, words=words, about=about or {})
+
+
+def _written(kind: str, config: Mapping):
+    """The `convert.Source` that writes `config` as `kind`, one of WRITTEN."""
+    from maeclip_jax.interop import hf_vision, openai_clip
+
+    made = {"hf-vision": hf_vision.source_for, "open_clip": openai_clip.source_for}
+    return made[kind](config) if kind in made else source_of(kind)
 
 
 def _plain(value: Any) -> Any:
@@ -104,7 +145,7 @@ def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None
 
     The config has `unknown` besides: the towers whose heads nobody says (`convert.Given`).
     """
-    from maeclip_jax.interop import convert, files
+    from maeclip_jax.interop import convert, files, own
 
     source = source_of(kind)
     for tower, number in (heads or {}).items():
@@ -115,7 +156,8 @@ def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None
     weights = convert.renamed(arrays, source)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     given = convert.Given(dict(heads or {}), settings)
-    return source, weights, source.describe(weights, folder, given) | dict(unknown=given.unknown)
+    described = own.restored(source.describe(weights, folder, given), folder)
+    return source, weights, described | dict(unknown=given.unknown)
 
 
 def _resized(described: Mapping, size: int, length: int) -> dict:
@@ -135,7 +177,9 @@ def _config(described: Mapping):
 
     config = ml_collections.ConfigDict({k: described[k] for k in ("objective", "model")})
     words = described["tokenizer"]
-    config.tokenizer = words if words["path"] else dict(type="", path="")  # without its file there is none
+    config.tokenizer = (
+        words if words["path"] or words["type"] == "bytes" else dict(type="", path="")
+    )  # without its file there is none
     config.seed, config.sharding_rules, config.mesh = 0, (), dict(replica=-1, fsdp=1, tensor=1)
     config.preprocess = dict(image=described["ops"])
     return config

@@ -67,7 +67,7 @@ def adopt(config: Any, said: Collection[str] = ()) -> None:
 
 
 def _adopt_tokenizer(config: Any, theirs: Mapping) -> None:
-    if theirs["path"]:
+    if theirs["path"] or theirs["type"] == "bytes":
         config.tokenizer = dict(theirs)
     elif config.tokenizer.type != theirs["type"]:
         raise UserError(

@@ -96,6 +96,9 @@ class Source:
     under which arrays have the layers as first axis; they are read as if each were called "<stacked>_<layer>".
     `constants(config)` -> arrays of their format that are fixed and therefore none of our parameters.
     `files`: what a folder may hold these weights in, best first; another library's file beside it is not read.
+    `wanted(config)` -> {name of a setting: value} of what a model must have to be written in this format; UserError
+    where no setting helps. `changed(parameters by path, config)` -> these as the format has them. `writes`: the names
+    of the files with what `config_of` gives and with the weights.
     """
 
     rows: tuple[Row, ...]
@@ -107,6 +110,9 @@ class Source:
     stacked: str = ""
     constants: Callable[[Mapping], dict[str, np.ndarray]] | None = None
     files: tuple[str, ...] = files.FOLDER
+    wanted: Callable[[Mapping], dict[str, Any]] | None = None
+    changed: Callable[[Mapping[str, np.ndarray], Mapping], dict[str, np.ndarray]] | None = None
+    writes: tuple[str, str] = ("config.json", "model.safetensors")
 
 
 @dataclasses.dataclass

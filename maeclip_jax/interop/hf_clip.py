@@ -10,7 +10,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import hf, processors
 from maeclip_jax.interop.convert import Given, Source, under
-from maeclip_jax.interop.export import needs
+from maeclip_jax.interop.export import end_of, end_of_text, two_towers
 
 # What config.json leaves out: the defaults of transformers' CLIPTextConfig and CLIPVisionConfig.
 _BOTH = dict(hidden_act="quick_gelu", layer_norm_eps=1e-5, num_hidden_layers=12)
@@ -74,20 +74,28 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> d
     )
 
 
-def config_of(config: Mapping) -> dict:
-    """The config.json of a model of ours; UserError if transformers' CLIP cannot express it.
+def wanted(config: Mapping) -> dict:
+    """What a model must have to be a CLIPModel. A class token without a position, fixed positions and a bias of the
+    patches are accepted."""
+    two_towers("hf-clip", config)
+    image = dict(cls=True, norm_pre=True, pool="cls", projection="linear")
+    text = dict(causal=True, pool="last", padding="masked", projection="linear", norm_pre=False, cls=False)
+    return (
+        {f"model.image_tower.{k}": v for k, v in image.items()}
+        | {f"model.text_tower.{k}": v for k, v in text.items()}
+        # Where eos_token_id is 2, transformers takes the highest id of a text for its end.
+        | end_of_text("hf-clip", config, taken=(2,))
+    )
 
-    A class token without a position, fixed positions and a bias of the patches are accepted.
-    """
-    free = ("cls_position", "position", "patch_bias")
-    towers = {"image_tower": IMAGE_TOWER, "text_tower": TEXT_TOWER | dict(position="learned")}
-    needs("hf-clip", config, {t: {k: v for k, v in s.items() if k not in free} for t, s in towers.items()})
+
+def config_of(config: Mapping) -> dict:
+    """The config.json of a model of ours."""
     model = config["model"]
     image, text = model["image_tower"], model["text_tower"]
     vision = dict(model_type="clip_vision_model", image_size=image["size"], patch_size=image["patch"], num_channels=3)
     words = dict(model_type="clip_text_model", vocab_size=text["vocab"], max_position_embeddings=text["length"])
-    # The end of a text is its highest id, which transformers also finds where eos_token_id is 2.
-    words |= dict(eos_token_id=2, bos_token_id=0, pad_token_id=0)
+    # CLIP's end of a text is its highest id, which transformers finds where eos_token_id is 2.
+    words |= dict(eos_token_id=end_of(config) or 2, bos_token_id=0, pad_token_id=0)
     width = model.get("embed_width", 512)
     return dict(
         architectures=["CLIPModel"],
@@ -99,4 +107,4 @@ def config_of(config: Mapping) -> dict:
     )
 
 
-SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED, config_of=config_of)
+SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED, config_of=config_of, wanted=wanted)

@@ -15,6 +15,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import hf, processors
 from maeclip_jax.interop.convert import Given, Source, under
+from maeclip_jax.interop.export import two_towers
 from maeclip_jax.interop.hf_clip import COMPUTE
 
 # What config.json leaves out: the defaults of transformers' SiglipTextConfig and SiglipVisionConfig.
@@ -114,4 +115,73 @@ def _is_gemma(folder: Path, path: str) -> bool:
         return False
 
 
-SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED)
+def wanted(config: Mapping) -> dict:
+    """What a model must have to be a SiglipModel.
+
+    Besides SigLIP's own head, the mean over patches (`gap`) is accepted with a projection or without: see `as_map`.
+    """
+    two_towers("hf-siglip", config)
+    model = config["model"]
+    image = model["image_tower"]
+    out = {f"model.image_tower.{k}": False for k in ("cls", "norm_pre")}
+    if image["pool"] == "map":
+        head = dict(activation="gelu", mlp_ratio=4.0, eps=1e-6) | dict(image.get("map") or {})
+        out |= {f"model.image_tower.{k}": v for k, v in head.items()}
+        out |= {"model.image_tower.projection": "none", "model.embed_width": image["width"]}
+    else:
+        out |= {"model.image_tower.pool": "gap", "model.embed_width": min(model["embed_width"], image["width"])}
+    text = dict(causal=False, pool="last", padding="attended", norm_pre=False, cls=False)
+    # A softmax's temperature alone would bring every score to 1: transformers takes the sigmoid.
+    return out | {f"model.text_tower.{k}": v for k, v in text.items()} | {"model.loss": "sigmoid"}
+
+
+def config_of(config: Mapping) -> dict:
+    """The config.json of a model of ours."""
+    image, text = (config["model"][f"{t}_tower"] for t in ("image", "text"))
+    vision = dict(model_type="siglip_vision_model", image_size=image["size"], patch_size=image["patch"], num_channels=3)
+    words = dict(model_type="siglip_text_model", vocab_size=text["vocab"], max_position_embeddings=text["length"])
+    words |= dict(projection_size=image["width"], pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    return dict(
+        architectures=["SiglipModel"],
+        model_type="siglip",
+        dtype="float32",
+        vision_config=vision | hf.section(image),
+        text_config=words | hf.section(text),
+    )
+
+
+def changed(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """`flat` with the head of a SigLIP where the model has another one, and texts projected as wide as pictures are."""
+    out, model = dict(flat), config["model"]
+    width, embed = model["image_tower"]["width"], model["embed_width"]
+    if model["image_tower"]["pool"] != "map":
+        kernel = out.pop("image_head/project/kernel", np.eye(width, dtype=np.float32))
+        bias = out.pop("image_head/project/bias", np.zeros(embed, np.float32))
+        out |= {f"{_MAP}/{k}": x for k, x in as_map(_wide(kernel, width), _wide(bias, width), config).items()}
+    out["text_head/project/kernel"] = _wide(
+        out.get("text_head/project/kernel", np.eye(model["text_tower"]["width"], dtype=np.float32)), width
+    )
+    out["text_head/project/bias"] = _wide(out.get("text_head/project/bias", np.zeros(embed, np.float32)), width)
+    return out
+
+
+def _wide(x: np.ndarray, width: int) -> np.ndarray:
+    """`x` with zeros up to `width` columns, which change no cosine."""
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+def as_map(kernel_DxD: np.ndarray, bias_D: np.ndarray, config: Mapping) -> dict[str, np.ndarray]:
+    """The parameters of an attention pool that is the mean over tokens, projected: queries and keys are 0, so that all
+    tokens weigh the same, and the MLP behind it adds 0."""
+    tower = config["model"]["image_tower"]
+    width, inner = tower["width"], round(tower.get("mlp_ratio", 4.0) * tower["width"])
+    square, row = np.zeros((width, width), np.float32), np.zeros(width, np.float32)
+    return {
+        "probe": row[None], "query/kernel": square, "query/bias": row, "key/kernel": square, "key/bias": row,
+        "value/kernel": np.eye(width, dtype=np.float32), "value/bias": row, "out/kernel": kernel_DxD,
+        "out/bias": bias_D, "norm/scale": row + 1, "norm/bias": row, "up/kernel": np.zeros((width, inner), np.float32),
+        "up/bias": np.zeros(inner, np.float32), "down/kernel": np.zeros((inner, width), np.float32), "down/bias": row,
+    }  # fmt: skip
+
+
+SOURCE = Source(rows=ROWS, describe=describe, ignored=hf.IGNORED, config_of=config_of, wanted=wanted, changed=changed)

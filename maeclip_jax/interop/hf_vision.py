@@ -39,10 +39,6 @@ def source_for(config: Mapping) -> Source:
     tower = config["model"].get("image_tower") or {}
     if "width" not in tower or config["objective"] == "m3ae":
         raise UserError(f"hf-vision writes an image tower; objective {config['objective']!r} has none of its own")
-    if tower.get("causal"):
-        raise UserError("hf-vision cannot express this model: image_tower.causal is True")
-    if tower.get("norm_pre") and not tower.get("cls"):
-        raise UserError("hf-vision cannot express this model: image_tower.norm_pre without a class token")
     name, kind, rows = (
         ("CLIPVisionModel", "clip_vision_model", _CLIP)
         if tower.get("norm_pre")
@@ -52,4 +48,5 @@ def source_for(config: Mapping) -> Source:
     )
     found = dict(architectures=[name], model_type=kind, dtype="float32", vision_use_head=False, qkv_bias=True)
     found |= dict(image_size=tower["size"], patch_size=tower["patch"], num_channels=3) | hf.section(tower)
-    return Source(rows=rows, describe=None, config_of=lambda _: found)
+    wanted = {"model.image_tower.cls": True} if tower.get("norm_pre") else {}
+    return Source(rows=rows, describe=None, config_of=lambda _: found, wanted=lambda _: wanted)

@@ -89,18 +89,19 @@ def describe(weights: Mapping[str, np.ndarray], folder: Path, given: Given) -> d
     )
 
 
-def config_of(config: Mapping) -> dict:
-    """The ViTMAE config.json of one of our MAE models; UserError if ViTMAE cannot express it."""
-    from maeclip_jax.interop import export
-
-    model = config["model"]
+def wanted(config: Mapping) -> dict:
+    """What a model must have to be a ViTMAE; UserError for another objective."""
     if config["objective"] != "mae":
-        raise UserError(f"hf-vit-mae writes objective 'mae', not {config['objective']!r}; hf-vision any image tower")
-    image, decoder = model["image_tower"], model["decoder_tower"]
-    same = dict(activation=image.get("activation", "gelu"), eps=image.get("eps", 1e-6))
-    decoder = dict(activation="gelu", eps=1e-6) | decoder
-    wanted = dict(image_tower=dict(cls=True, norm_pre=False, patch_bias=True), decoder_tower=same)
-    export.needs("hf-vit-mae", {**config, "model": {**model, "decoder_tower": decoder}}, wanted)
+        raise UserError(f"hf-vit-mae writes objective 'mae', not {config['objective']!r}")
+    image = config["model"]["image_tower"]
+    one = {f"model.decoder_tower.{k}": image.get(k, v) for k, v in (("activation", "gelu"), ("eps", 1e-6))}
+    return one | {"model.image_tower.cls": True, "model.image_tower.norm_pre": False}
+
+
+def config_of(config: Mapping) -> dict:
+    """The ViTMAE config.json of one of our MAE models."""
+    model = config["model"]
+    image, decoder = model["image_tower"], dict(activation="gelu", eps=1e-6) | model["decoder_tower"]
     return hf.section(image) | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
@@ -129,5 +130,6 @@ SOURCE = Source(
     renames=RENAMES,
     fresh=mae.FRESH,
     config_of=config_of,
+    wanted=wanted,
     constants=constants,
 )

@@ -8,6 +8,7 @@ are known by their sizes (80, 88, 104 and 112 a head from ViT-H on); of any othe
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import files, hf, hf_siglip, open_clip_timm, processors
+from maeclip_jax.interop import files, hf, hf_siglip, open_clip_timm, own, pictures, processors
 from maeclip_jax.interop.convert import Given, Source, under
+from maeclip_jax.interop.export import end_of, end_of_text, two_towers
 from maeclip_jax.interop.hf_clip import COMPUTE, IMAGE_TOWER, TEXT_TOWER
 
 BLOCKS = (
@@ -105,7 +107,7 @@ def describe(
         )
     what = str(folder / CONFIG)
     found = {} if openai else hf.read_json(folder, CONFIG, needed=False)
-    config, pictures = (found.get(k) or {} for k in ("model_cfg", "preprocess_cfg"))
+    config, shown = (found.get(k) or {} for k in ("model_cfg", "preprocess_cfg"))
     vision, text = (config.get(k) or {} for k in ("vision_cfg", "text_cfg"))
     _check(vision, text, what)
     if config:
@@ -122,20 +124,15 @@ def describe(
         side = math.isqrt(len(weights["visual.positional_embedding"]) - 1) * patch
         images, known, notes = _heads(image, words, vision, text, bool(config), openai)
         heads = given.heads_of("image", image["width"], images, SAY)
-        image |= dict(size=side, patch=patch, heads=heads) | IMAGE_TOWER
+        image |= dict(size=side, patch=patch, heads=heads) | IMAGE_TOWER | _image_settings(vision, weights)
     words["heads"] = given.heads_of("text", words["width"], known, SAY)
     vocab, length = len(weights["token_embedding.weight"]), len(weights["positional_embedding"])
-    last = text.get("pool_type", "argmax") == "last"
-    shown = processors.open_clip(pictures, side, image["patch"], folder, "clip")
+    shown = processors.open_clip(shown, side, image["patch"], folder, "clip")
     return dict(
         objective="clip",
         model=dict(
             image_tower=image,
-            text_tower=dict(vocab=vocab, length=length)
-            | words
-            | TEXT_TOWER
-            | dict(causal=not text.get("no_causal_mask", False), padding="attended" if last else "masked")
-            | dict(projection="affine" if "text_projection.bias" in weights else "linear"),
+            text_tower=dict(vocab=vocab, length=length) | words | TEXT_TOWER | _text_settings(text, weights),
             embed_width=_embed_width(weights),
             loss="sigmoid" if "logit_bias" in weights else "softmax",
             stats=shown["stats"],
@@ -171,7 +168,9 @@ def _heads(image: Mapping, words: Mapping, vision: Mapping, text: Mapping, confi
 
 
 def _words(text: Mapping, folder: Path) -> dict:
-    """The tokenizer beside the weights: CLIP's, or the one that open_clip takes from a library."""
+    """The tokenizer beside the weights: ours, CLIP's, or the one that open_clip takes from a library."""
+    if ours := own.tokenizer(folder):
+        return ours
     if text.get("hf_tokenizer_name"):
         clean = (text.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
         if clean != "canonicalize":
@@ -182,16 +181,38 @@ def _words(text: Mapping, folder: Path) -> dict:
 
 def _check(vision: Mapping, text: Mapping, what: str) -> None:
     """Raises UserError for a setting of open_clip that our towers do not support."""
-    last = text.get("pool_type") == "last"
+    reads_all = bool(text.get("no_causal_mask"))
+    pools = ("first", "last") if reads_all else ("argmax", "eos", "first", "last")
     for section, name, valid in (
-        (vision, "pool_type", ("tok",)),
-        (text, "pool_type", ("argmax", "last")),
+        (vision, "pool_type", ("tok", "avg")),
+        (vision, "attentional_pool", (False,)),
+        (vision, "final_ln_after_pool", (False,)),
+        (text, "pool_type", pools),
         (text, "hf_model_name", (None,)),
-        (text, "no_causal_mask", (False, True) if last else (False,)),
+        (text, "embed_cls", (False,)),
     ):
-        value = section.get(name, valid[0])
-        if value not in valid:
-            raise UserError(f"{what}: {name} is {value!r}; valid here: {' or '.join(map(repr, valid))}")
+        default = "argmax" if section is text and name == "pool_type" else valid[0]
+        if section.get(name, default) not in valid:
+            raise UserError(
+                f"{what}: {name} is {section.get(name, default)!r}; valid here: {', '.join(map(repr, valid))}"
+            )
+
+
+def _image_settings(vision: Mapping, weights: Mapping) -> dict:
+    """Settings of the image tower that open_clip has and openai/CLIP does not."""
+    pool = {"tok": "cls", "avg": "gap"}[vision.get("pool_type", "tok")]
+    return dict(pool=pool, norm_pre="visual.ln_pre.weight" in weights)
+
+
+def _text_settings(text: Mapping, weights: Mapping) -> dict:
+    """The same of the text tower. A pool of the last position, whatever stands there, reads padding as words."""
+    word = text.get("pool_type", "argmax")
+    attended = bool(text.get("no_causal_mask")) or word == "last"
+    return dict(
+        causal=not text.get("no_causal_mask"), padding="attended" if attended else "masked",
+        pool="cls" if word == "first" else "last",
+        projection="affine" if "text_projection.bias" in weights else "linear",
+    )  # fmt: skip
 
 
 def _trunk(weights: Mapping[str, np.ndarray], name: str, section: Mapping, activation: str, what: str) -> dict:
@@ -209,6 +230,71 @@ def _trunk(weights: Mapping[str, np.ndarray], name: str, section: Mapping, activ
         activation = "gelu_tanh"
     eps = (section.get("norm_kwargs") or {}).get("eps", 1e-5)
     return dict(width=width, depth=depth, mlp_ratio=inner / width, activation=activation, eps=float(eps))
+
+
+def wanted(config: Mapping) -> dict:
+    """What a model must have to be a CLIP of open_clip, whose image towers all have a class token, and whose texts have
+    no padding: it is seen by nobody where the tower is causal, and read like words otherwise."""
+    two_towers("open_clip", config)
+    image, text = (config["model"][f"{t}_tower"] for t in ("image", "text"))
+    quick = "quick_gelu" in (image.get("activation"), text.get("activation"))
+    out = {"model.image_tower.cls": True}
+    out |= {"model.image_tower.pool": image["pool"] if image["pool"] in ("cls", "gap") else "cls"}
+    out |= {f"model.{t}_tower.activation": "quick_gelu" for t in ("image", "text") if quick}
+    out |= {f"model.text_tower.{k}": False for k in ("norm_pre", "cls")}
+    out |= {"model.text_tower.pool": text["pool"] if text["pool"] in ("cls", "last") else "last"}
+    if not text.get("causal"):
+        return out | {"model.text_tower.padding": "attended"}
+    ends = text.get("padding", "masked") == "masked" and out["model.text_tower.pool"] == "last"
+    return out | (end_of_text("open_clip", config) if ends else {})
+
+
+def config_of(config: Mapping) -> dict:
+    """The open_clip_config.json of a model of ours."""
+    model = config["model"]
+    image, text = model["image_tower"], model["text_tower"]
+    last = "last" if text.get("padding", "masked") == "attended" else "eos" if end_of(config) else "argmax"
+    vision = dict(
+        image_size=image["size"], patch_size=image["patch"], layers=image["depth"], width=image["width"],
+        head_width=image["width"] // image["heads"], mlp_ratio=image.get("mlp_ratio", 4.0),
+        no_ln_pre=not image.get("norm_pre", False), pool_type={"cls": "tok", "gap": "avg"}[image["pool"]],
+    )  # fmt: skip
+    words = dict(
+        context_length=text["length"], vocab_size=text["vocab"], width=text["width"], heads=text["heads"],
+        layers=text["depth"], mlp_ratio=text.get("mlp_ratio", 4.0), no_causal_mask=not text.get("causal", False),
+        pool_type="first" if text["pool"] == "cls" else last, proj_bias=text.get("projection") == "affine",
+    )  # fmt: skip
+    words |= dict(eos_id=end_of(config)) if end_of(config) else {}
+    # A tokenizer of ours is read from the folder; without this name open_clip takes CLIP's own.
+    words |= dict(hf_tokenizer_name=".") if (config.get("tokenizer") or {}).get("type") else {}
+    for section, tower in ((vision, image), (words, text)):
+        section["norm_kwargs"] = dict(eps=tower.get("eps", 1e-6))
+        if tower.get("activation", "gelu") == "gelu_tanh":
+            section["act_kwargs"] = dict(approximate="tanh")
+    quick = image.get("activation") == "quick_gelu"
+    out = dict(embed_dim=model["embed_width"], vision_cfg=vision, text_cfg=words)
+    out |= dict(quick_gelu=True) if quick else {}
+    out |= dict(init_logit_bias=-10.0) if model.get("loss", "softmax") == "sigmoid" else {}
+    return dict(model_cfg=out, preprocess_cfg=pictures.open_clip_processor(pictures.recipe(config)))
+
+
+def changed(flat: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """`flat` with a projection of pictures and of texts where the model has none: open_clip's always project."""
+    out = dict(flat)
+    for tower in ("image", "text"):
+        if config["model"][f"{tower}_tower"].get("projection", "linear") == "none":
+            out[f"{tower}_head/project/kernel"] = np.eye(config["model"]["embed_width"], dtype=np.float32)
+    return out
+
+
+def source_for(config: Mapping) -> Source:
+    """The format of open_clip for `config`; its texts' projection has another name where it has a bias."""
+    bias = (config["model"].get("text_tower") or {}).get("projection") == "affine"
+    rows = (*(row for row in ROWS if row[1] != "text_projection"), *LINEAR) if bias else ROWS
+    return dataclasses.replace(
+        GELU, rows=rows, config_of=config_of, wanted=wanted, changed=changed,
+        writes=("open_clip_config.json", "open_clip_model.safetensors"),
+    )  # fmt: skip
 
 
 def _source(activation: str, **settings) -> Source:

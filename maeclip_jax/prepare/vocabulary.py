@@ -2,7 +2,8 @@
 
     python -m maeclip_jax.prepare.vocabulary --name photos --out data/photos/words.model [--size 4000] [--data_dir data]
 
-Use it with --config.tokenizer.type=sentencepiece --config.tokenizer.path=data/photos/words.model.
+Use it with --config.tokenizer.type=sentencepiece --config.tokenizer.path=data/photos/words.model. With --end it has an
+end of text, which --config.tokenizer.eos=True puts last; a CLIP of `transformers` pools its texts there.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from etils import epath
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError, storage
 
+# The id of the end of text. 2 would not do: `transformers` takes a CLIP's highest id for the end then.
+END = 3
 
-def train(captions: Iterable[str], size: int) -> bytes:
+
+def train(captions: Iterable[str], size: int, *, end: bool = False) -> bytes:
     """A unigram model of at most `size` pieces, lower-cased, padding at 0; as the bytes of a .model file.
 
-    A small collection gives fewer pieces than requested. Raises UserError if there are no captions, or size < 300.
+    `end`: whether </s> is one of them. A small collection gives fewer pieces than requested. Raises UserError if there
+    are no captions, or size < 300.
     """
     import sentencepiece
 
@@ -30,8 +35,8 @@ def train(captions: Iterable[str], size: int) -> bytes:
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=captions, model_writer=model, vocab_size=size, hard_vocab_limit=False, pad_id=0, unk_id=1,
-            bos_id=-1, eos_id=-1, normalization_rule_name="nmt_nfkc_cf", byte_fallback=False, num_threads=1,
-            minloglevel=2,
+            bos_id=-1, eos_id=END if end else -1, normalization_rule_name="nmt_nfkc_cf", byte_fallback=False,
+            num_threads=1, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as e:
         raise UserError(f"no vocabulary could be trained: {' '.join(str(e).split())}") from None
@@ -55,6 +60,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--split", default="train", help="only words of this split are learnt (default: train)")
     parser.add_argument("--data_dir", default="", help="default: $MAECLIP_DATA_DIR or data")
     parser.add_argument("--size", type=int, default=4000, help="largest number of pieces (default: 4000)")
+    parser.add_argument("--end", action="store_true", help="with an end of text, </s>, for config.tokenizer.eos=True")
     parser.add_argument("--out", required=True, help="the .model file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     args = parser.parse_args(argv)
@@ -62,7 +68,7 @@ def run(argv: list[str]) -> None:
         raise UserError(
             f"--out {args.out} is there: runs may have been trained with it; choose another name, or add --overwrite"
         )
-    model = train(captions_of(args.name, args.split, args.data_dir), args.size)
+    model = train(captions_of(args.name, args.split, args.data_dir), args.size, end=args.end)
     with storage.writing(args.out, len(model)):
         epath.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         epath.Path(args.out).write_bytes(model)

@@ -119,7 +119,7 @@ class _Run:
         self._refuse_going_back(latest)
         self.before = read_config(workdir) if latest is not None else {}
         self.text = claim(config, workdir, continued=latest is not None)
-        claim_data(data.account, workdir, continued=latest is not None)
+        claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
         write_names(workdir, data.names, built.objective)
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
@@ -262,6 +262,8 @@ class _Run:
             batch_size=built.batch_size, seed=self.config.seed, start_example=first * built.batch_size,
             tokenizer=self.tokenizer, process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
+        if batches.how:
+            say(f"data are read in {batches.how}")
         try:
             with Waiting("waiting for the first batch"):
                 ahead = Feed(batches, built, clock)

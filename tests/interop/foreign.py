@@ -51,7 +51,7 @@ def hf_clip(folder: Path, **changes) -> tuple[Path, dict[str, np.ndarray]]:
     """(folder of a CLIPModel with its merges, our parameters in it by path)."""
     config = clip_config(**changes)
     params = random_params(config)
-    interop.save("hf-clip", config, params, folder)
+    interop.save("hf-clip", config, params, folder, tokenizer=False)
     (folder / "merges.txt").write_text(MERGES)
     return folder, flatten(params)
 

@@ -63,14 +63,16 @@ def test_a_config_beside_an_open_clip_wins(tmp_path):
     assert config.model.image_tower.activation == "quick_gelu" and config.model.stats == "half"
     assert config.model.loss == "sigmoid" and config.preprocess.image == 'decode|resize(32,method="bilinear")'
     assert config.tokenizer.to_dict() == dict(type="clip", path=str(tmp_path / "bpe_simple_vocab_16e6.txt.gz"))
-    for section, key, value in (
-        ("vision_cfg", "pool_type", "avg"),
-        ("text_cfg", "no_causal_mask", True),
-        ("text_cfg", "hf_model_name", "roberta"),
+    for section, changes, message in (
+        ("vision_cfg", dict(pool_type="none"), "pool_type is 'none'; valid here: 'tok', 'avg'"),
+        ("vision_cfg", dict(attentional_pool=True), "attentional_pool is True; valid here: False"),
+        ("text_cfg", dict(no_causal_mask=True), "pool_type is 'argmax'; valid here: 'first', 'last'"),
+        ("text_cfg", dict(hf_model_name="roberta"), "hf_model_name is 'roberta'; valid here: None"),
+        ("text_cfg", dict(embed_cls=True), "embed_cls is True; valid here: False"),
     ):
-        bad = cfg | {section: {key: value}}
+        bad = cfg | {section: changes}
         (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=bad)))
-        assert f"open_clip_config.json: {key} is {value!r}; valid here: " in raised("open_clip", path)
+        assert f"open_clip_config.json: {message}" in raised("open_clip", path)
     for pictures, message in (
         (dict(resize_mode="longest"), "resize_mode is 'longest'; valid here: 'shortest', 'squash'"),
         (dict(size=64), "open_clip_config.json makes pictures of 64, the model takes 32"),

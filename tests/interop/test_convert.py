@@ -182,12 +182,12 @@ def test_names_of_kinds():
 
 def test_what_a_format_cannot_express_is_said(tmp_path):
     for changes, message in (
-        ({"causal": False}, "text_tower.causal is False and would have to be True"),
-        ({"pool": "gap"}, "text_tower.pool is 'gap' and would have to be 'last'"),
+        ({"causal": False}, "it can if it is trained with --config.model.text_tower.causal=True; as it is, "),
+        ({"pool": "gap"}, "it can if it is trained with --config.model.text_tower.pool=last; as it is, "),
     ):
         config = foreign.clip_config()
         config.model.text_tower.update(changes)
-        with pytest.raises(UserError, match=f"hf-clip cannot express this model: {message}"):
+        with pytest.raises(UserError, match=f"hf-clip cannot express this model; {message}"):
             interop.save("hf-clip", config, {}, tmp_path / "x")
     with pytest.raises(UserError, match=r"unknown kind of weights to write 'm3ae'.*; valid: hf-clip, "):
         interop.save("m3ae", config, {}, tmp_path / "x")

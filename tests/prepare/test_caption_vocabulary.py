@@ -35,6 +35,17 @@ def test_same_captions_same_model():
     assert vocabulary.train(CAPTIONS, 300) == vocabulary.train(CAPTIONS, 300)
 
 
+def test_an_end_of_text_is_there_where_it_is_asked_for(tmp_path):
+    path = tmp_path / "words.model"
+    path.write_bytes(vocabulary.train(CAPTIONS, 400, end=True))
+    words = tokenizer.make({"type": "sentencepiece", "path": str(path), "eos": True})
+    ids = words("a red star", 16)
+    assert ids[ids != 0][-1] == vocabulary.END and words.decode(ids) == "a red star"
+    path.write_bytes(vocabulary.train(CAPTIONS, 400))
+    with pytest.raises(UserError, match="has no eos token; leave eos out"):
+        tokenizer.make({"type": "sentencepiece", "path": str(path), "eos": True})
+
+
 @pytest.mark.parametrize(
     ("captions", "size", "said"), [(CAPTIONS, 50, "valid: 300 and above"), ([], 300, "no vocabulary")]
 )

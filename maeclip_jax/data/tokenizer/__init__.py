@@ -12,7 +12,8 @@ Types (the splitting is done by the libraries `tokenizers` and `sentencepiece`; 
 lone surrogates and control characters, since captions come from the web):
 
 - `bert`           WordPiece of a vocabulary file, lower-cased and stripped of accents as BERT does. path="scenes" is
-                   the small vocabulary that comes with the package. Option: cls=True puts [CLS] first. No [SEP].
+                   the small vocabulary that comes with the package. Options: cls=True puts [CLS] first; eos=True puts
+                   [SEP] last, where it stays when a text is cut.
 - `clip`           OpenAI's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`, or those in a tokenizer.json),
                    lower-cased, HTML entities resolved, white space collapsed: <|startoftext|> ... <|endoftext|>; the
                    end stays when a text is cut.
@@ -43,24 +44,18 @@ import gzip
 import html
 import json
 import re
-import string
 import unicodedata
-from collections.abc import Iterable
 
-import numpy as np
-
+from maeclip_jax.data.tokenizer.base import PACKAGED, Tokenizer, read
+from maeclip_jax.data.tokenizer.pieces import Json, SentencePiece
 from maeclip_jax.errors import UserError, choose, unknown
 
-PACKAGED = {"scenes": "vocab/scenes.txt"}
 # Where the files of each type come from.
 BERT_FILE = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/vocab.txt"
 CLIP_FILE = "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
-TRAINED = "python -m maeclip_jax.prepare.vocabulary --name <data set> --out"
-FILLS = ("pad", "eos")
 # Ids of the usual file of each type, where a table must have a size before the file is there (a pre-flight):
 # bert-base-uncased, OpenAI's, what `prepare.vocabulary` makes at most.
 USUAL_SIZES = {"bert": 30522, "clip": 49408, "sentencepiece": 4000, "bytes": 257}
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLIP_MERGES = 49152 - 256 - 2  # the published file has more lines; OpenAI uses these
 
 
@@ -99,6 +94,7 @@ def size(spec) -> int:
 def make(spec):
     """The tokenizer of `spec`, a dict with `type`, `path` (not for bytes) and the options of that type.
 
+    An option that is False counts as absent, so that an experiment's tokenizer can be changed by its type and path.
     Raises UserError: unknown type or option, no such file, a file of another kind.
     """
     import inspect
@@ -109,6 +105,8 @@ def make(spec):
     parameters = inspect.signature(make_type).parameters
     if not spec.get("path", True):  # a config may say path="" for bytes
         del spec["path"]
+    known = {name for each in TYPES.values() for name in inspect.signature(each).parameters}
+    spec = {name: value for name, value in spec.items() if value is not False or name not in known - set(parameters)}
     for name in spec:
         if name not in parameters:
             raise (
@@ -121,53 +119,19 @@ def make(spec):
     return make_type(**spec)
 
 
-class Tokenizer:
-    """What all types share. A type gives `_encode(text) -> ids`, `vocab_size`, `decode` and `token`."""
-
-    pad_id = 0
-    vocab_size: int
-    _first: tuple[int, ...] = ()
-    _last: tuple[int, ...] = ()
-    _fill = 0
-
-    def __call__(self, text: str | bytes, length: int) -> np.ndarray:
-        """int32 [length]; special tokens stay when the text is cut."""
-        room = max(0, length - len(self._first) - len(self._last))
-        ids = [*self._first, *self._encode(_clean(text))[:room], *self._last][:length]
-        out = np.full(length, self._fill, np.int32)
-        out[: len(ids)] = ids
-        return out
-
-    def count(self, text: str | bytes) -> int:
-        """Tokens of the whole text, special ones included: where these are more than `length`, it is cut."""
-        return len(self._first) + len(self._encode(_clean(text))) + len(self._last)
-
-    def _ids(self, ids: Iterable[int]) -> list[int]:
-        """The ids that decode uses: without padding, special tokens and ids out of range."""
-        drop = {0, *self._first, *self._last}
-        return [i for i in map(int, ids) if i not in drop and i < self.vocab_size]
-
-    def _check(self, i: int) -> int:
-        if not 0 <= i < self.vocab_size:
-            raise UserError(
-                f"token {i} is not in the vocabulary of {self.vocab_size}; valid: 0 to {self.vocab_size - 1}"
-            )
-        return int(i)
-
-
 class Bert(Tokenizer):
     """WordPiece with BERT's normalisation; a word longer than 100 characters is [UNK]."""
 
-    def __init__(self, path: str, cls: bool = False):
+    def __init__(self, path: str, cls: bool = False, eos: bool = False):
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders, models, normalizers, pre_tokenizers
 
         try:
             there = f"packaged are: {', '.join(PACKAGED)}; bert-base-uncased's is {BERT_FILE}"
-            vocab = _read(path, there).decode("utf-8").splitlines()
+            vocab = read(path, there).decode("utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a BERT vocabulary (one token a line): {error}") from None
-        needed = ["[UNK]", "[CLS]"] if cls else ["[UNK]"]
+        needed = ["[UNK]", *(["[CLS]"] if cls else []), *(["[SEP]"] if eos else [])]
         if not vocab or vocab[0] != "[PAD]" or not set(needed) <= set(vocab):
             raise UserError(
                 f"{path} is not a BERT vocabulary: line 1 must be [PAD], and {', '.join(needed)} be in it; "
@@ -180,6 +144,7 @@ class Bert(Tokenizer):
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._library.decoder = decoders.WordPiece()
         self._first = (ids["[CLS]"],) if cls else ()
+        self._last = (ids["[SEP]"],) if eos else ()
 
     def _encode(self, text: str) -> list[int]:
         return self._library.encode(text, add_special_tokens=False).ids
@@ -198,7 +163,7 @@ class Clip(Tokenizer):
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Library
 
-        data = _read(path, f"OpenAI's is {CLIP_FILE}")
+        data = read(path, f"OpenAI's is {CLIP_FILE}")
         merges, vocab = _clip_of_json(path, data) if data[:1] == b"{" else (_clip_merges(path, data), None)
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # by code point, which is OpenAI's order
         tokens = [*letters, *(c + "</w>" for c in letters), *map("".join, merges)]
@@ -257,111 +222,6 @@ def _clip_of_json(path: str, data: bytes) -> tuple[list[tuple[str, ...]], dict[s
         raise UserError(f"{path} is not the tokenizer.json of a CLIP: {reason}") from None
 
 
-class Pieces(Tokenizer):
-    """What SentencePiece models and tokenizer.json files share: the options, and room for 0.
-
-    A type gives `_pieces(text) -> ids` and calls `_set`. `shift`: what was added to its ids to keep 0 free.
-    """
-
-    shift: int
-
-    def _set(self, path: str, pieces: int, ids: dict[str, int], options: dict) -> None:
-        """`ids`: of pad, bos and eos, -1 where the vocabulary has none."""
-        kind = next(name for name, made in TYPES.items() if made is type(self))
-        choose(f"fill of tokenizer {kind!r}:", options["fill"], dict.fromkeys(FILLS))
-        self._canonical, self._lower, self._unescape = (options[k] for k in ("canonical", "lower", "unescape"))
-        self.shift = int(ids["pad"] != 0)
-        self.vocab_size = pieces + self.shift
-        for name in ("bos", "eos"):
-            if options[name] and ids[name] < 0:
-                raise UserError(f"{path} has no {name} token; leave {name} out")
-        self._first = (ids["bos"] + self.shift,) if options["bos"] else ()
-        self._last = (ids["eos"] + self.shift,) if options["eos"] else ()
-        if options["fill"] == "eos":
-            if not self._last:
-                raise UserError(f"tokenizer {path}: fill='eos' needs eos=True")
-            self._fill = self._last[0]
-
-    def _encode(self, text: str) -> list[int]:
-        if self._unescape:
-            text = html.unescape(html.unescape(text)).replace("_", " ")
-        if self._canonical:
-            text = " ".join(text.translate(_NO_PUNCTUATION).lower().split())
-        elif self._lower:
-            text = text.lower()
-        return [i + self.shift for i in self._pieces(text) if i + self.shift]
-
-
-class SentencePiece(Pieces):
-    """A SentencePiece model."""
-
-    def __init__(
-        self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False,
-        lower: bool = False, unescape: bool = False,
-    ):  # fmt: skip
-        import sentencepiece
-
-        model = _read(path, f"train one on your captions with `{TRAINED} {path}`")
-        try:
-            self._library = sentencepiece.SentencePieceProcessor(model_proto=model)
-            pieces = self._library.vocab_size()
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"{path} is not a SentencePiece model: {error}") from None
-        if not pieces:
-            raise UserError(f"{path} is not a SentencePiece model: it has no pieces")
-        ids = {name: getattr(self._library, f"{name}_id")() for name in ("pad", "bos", "eos")}
-        self._set(
-            path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower, unescape=unescape)
-        )
-
-    def _pieces(self, text: str) -> list[int]:
-        return self._library.encode(text)
-
-    def decode(self, ids) -> str:
-        return self._library.decode([i - self.shift for i in self._ids(ids)])
-
-    def token(self, i: int) -> str:
-        i = self._check(i) - self.shift
-        return "<pad>" if i < 0 else self._library.id_to_piece(i)
-
-
-class Json(Pieces):
-    """A tokenizer.json. Its special tokens are those called <pad>, <bos> or <s>, <eos> or </s>."""
-
-    def __init__(
-        self, path: str, bos: bool = False, eos: bool = False, fill: str = "pad", canonical: bool = False,
-        lower: bool = False, unescape: bool = False,
-    ):  # fmt: skip
-        from tokenizers import Tokenizer as Library
-
-        data = _read(path, "it is what transformers saves beside its models")
-        try:
-            self._library = Library.from_str(data.decode("utf-8"))
-        except Exception as error:  # the library raises Exception itself
-            raise UserError(f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
-        self._library.no_padding()
-        self._library.no_truncation()
-        names = dict(pad=("<pad>",), bos=("<bos>", "<s>"), eos=("<eos>", "</s>"))
-        found = {k: [i for n in v if (i := self._library.token_to_id(n)) is not None] for k, v in names.items()}
-        ids = {k: v[0] if v else -1 for k, v in found.items()}
-        pieces = 1 + max(self._library.get_vocab().values(), default=-1)
-        if not pieces:
-            raise UserError(f"{path} is not a tokenizer.json: it has no pieces")
-        self._set(
-            path, pieces, ids, dict(bos=bos, eos=eos, fill=fill, canonical=canonical, lower=lower, unescape=unescape)
-        )
-
-    def _pieces(self, text: str) -> list[int]:
-        return self._library.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids) -> str:
-        return self._library.decode([i - self.shift for i in self._ids(ids)]).strip()
-
-    def token(self, i: int) -> str:
-        i = self._check(i) - self.shift
-        return "<pad>" if i < 0 else self._library.id_to_token(i) or ""
-
-
 class Bytes(Tokenizer):
     """UTF-8 bytes: id = byte + 1."""
 
@@ -379,22 +239,3 @@ class Bytes(Tokenizer):
 
 
 TYPES = {"bert": Bert, "clip": Clip, "sentencepiece": SentencePiece, "json": Json, "bytes": Bytes}
-
-
-def _clean(text: str | bytes) -> str:
-    """Text that can be written as UTF-8: lone surrogates and broken bytes are left out."""
-    data = text.encode("utf-8", "ignore") if isinstance(text, str) else bytes(text)
-    return data.decode("utf-8", "ignore")
-
-
-def _read(path: str, otherwise: str) -> bytes:
-    """The bytes of a file; `otherwise` tells the user what to do if it does not exist."""
-    from etils import epath
-
-    file = epath.Path(__file__).parent / PACKAGED[path] if path in PACKAGED else epath.Path(path)
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"tokenizer file {str(path)!r} is not there; {otherwise}") from None
-    except OSError as error:  # a folder, no permission
-        raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from None

@@ -1,0 +1,133 @@
+"""ArrayRecord files as one sequence of records, read by ranges of neighbours; on disks and in buckets alike.
+
+ArrayRecord's own data source reads records one by one (from gs://: one request each, of which 25 times the bytes arrive
+that are used), opens one file after another, and keeps all of them open, with 8 bytes of memory for each of their
+records. Here a range is one request for each file that it touches, and files are opened when they are first needed, by
+as many threads as ask for them. The process keeps at most `OPEN` of them open, with indices of at most `INDEX` bytes.
+
+array_record 0.8.6 raises nothing where a file is missing or a server does not answer: it opens as a file of 0 records.
+Here that is an error which names the file. Google's client repeats requests that fail for a while (429, 503, a reset
+connection) by itself, for up to 16 minutes, without a word.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maeclip_jax.errors import UserError
+
+OPEN = 1024  # files; a reader costs some 100 kB beside its index
+INDEX = 1 << 30  # bytes
+# Read-ahead makes a range one request; parallelism would split it again, and the threads are ours.
+_OPTIONS = "readahead_buffer_size:64M,max_parallelism:0"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records `skip` to `skip + take` of the file at `path`."""
+
+    path: str
+    skip: int
+    take: int
+
+
+class Shards:
+    """`read(begin, end)`: the bytes of these records of all shards, as if they were one file.
+
+    version: what changes when the files do; those that are open under another one are not used.
+    """
+
+    def __init__(self, shards: Sequence[Shard], version: object = None):
+        self.version = version
+        self.shards = [shard for shard in shards if shard.take]
+        self._ends = np.cumsum([shard.take for shard in self.shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def parts(self, begin: int, end: int) -> list[tuple[str, int, int]]:
+        """(path, first, last + 1) of each file that holds some of these records."""
+        if not 0 <= begin <= end <= len(self):
+            raise IndexError(f"records {begin} to {end} of {len(self)}")
+        found, place = [], int(np.searchsorted(self._ends, begin, "right"))
+        while begin < end:
+            shard, last = self.shards[place], int(self._ends[place])
+            first = begin - (last - shard.take) + shard.skip
+            count = min(end, last) - begin
+            found.append((shard.path, first, first + count))
+            begin, place = begin + count, place + 1
+        return found
+
+    def read(self, begin: int, end: int) -> list[bytes]:
+        """UserError where a file is missing, may not be read, or is shorter than it should be."""
+        records: list[bytes] = []
+        for path, first, last in self.parts(begin, end):
+            reader = _readers.get(path, self.version)
+            if reader.num_records() < last:
+                raise UserError(
+                    f"{path} has {reader.num_records()} records and should have {last} or more: it is not the file "
+                    "that the data set's dataset_info.json describes; copy or prepare the data set again"
+                )
+            records += reader.read(first, last)
+        return records
+
+
+class _Readers:
+    """The open files of this process. One that is in use stays open until it is not, also when it is let go here."""
+
+    def __init__(self):
+        self._open: OrderedDict[tuple, object] = OrderedDict()
+        self._opening: dict[tuple, threading.Lock] = {}
+        self._lock, self._records = threading.Lock(), 0
+
+    def get(self, path: str, version: object):
+        """UserError or OSError where the file cannot be opened."""
+        key = (path, version)
+        with self._lock:
+            if key in self._open:
+                self._open.move_to_end(key)
+                return self._open[key]
+            opening = self._opening.setdefault(key, threading.Lock())
+        with opening:  # others wait for this file alone
+            with self._lock:
+                if key in self._open:
+                    return self._open[key]
+            reader = _open(path)
+            with self._lock:
+                self._opening.pop(key, None)
+                self._open[key] = reader
+                self._records += reader.num_records()
+                while len(self._open) > 1 and (len(self._open) > OPEN or 8 * self._records > INDEX):
+                    _, old = self._open.popitem(last=False)
+                    self._records -= old.num_records()
+            return reader
+
+
+_readers = _Readers()
+
+
+def _open(path: str):
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(path, options=_OPTIONS)
+    if not reader.ok() or not reader.num_records():
+        raise _unreadable(path)
+    return reader
+
+
+def _unreadable(path: str) -> Exception:
+    """Why a file, which has records by the data set's own account, opened as an empty one."""
+    from etils import epath
+
+    try:
+        size = epath.Path(path).stat().length
+    except FileNotFoundError:
+        return UserError(f"{path} is missing, which the data set's dataset_info.json names; copy the data set again")
+    except Exception as e:  # remote file systems raise what they like
+        return OSError(f"{path} cannot be opened: {' '.join(str(e).split()) or type(e).__name__}")
+    return UserError(f"{path} ({size} bytes) is no ArrayRecord file, or not all of it; copy the data set again")
