@@ -8,9 +8,11 @@ as `patience` says, which is short while a program starts and long while it runs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import logging
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +161,77 @@ def within(seconds: float, operation: str, path: object, action: Callable[[], An
         with failing(operation, path):
             raise result["error"]
     return result["value"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Requests of this process to buckets, and the bytes of their bodies; those of Google's C++ client do not count."""
+
+    requests: int = 0
+    written: int = 0
+    read: int = 0
+
+    def __sub__(self, before: Traffic) -> Traffic:
+        return Traffic(self.requests - before.requests, self.written - before.written, self.read - before.read)
+
+    def __str__(self) -> str:
+        parts = [f"{storage.size(n)} {what}" for n, what in ((self.written, "written"), (self.read, "read")) if n]
+        return ", ".join([f"{self.requests} requests", *parts])
+
+
+_through_fsspec = {"requests": 0, "written": 0, "read": 0}
+
+
+def count(written: int, read: int) -> None:
+    """One more request through fsspec."""
+    for name, more in (("requests", 1), ("written", written), ("read", read)):
+        _through_fsspec[name] += more
+
+
+def traffic() -> Traffic:
+    """What went over the network so far: through gcsfs (small files, folders) and tensorstore (arrays)."""
+    found = dict(_through_fsspec)
+    if "tensorstore" in sys.modules:
+        folder = "/tensorstore/kvstore/gcs/"
+        for metric in sys.modules["tensorstore"].experimental_collect_matching_metrics(folder):
+            value = sum(one.get("value", 0) for one in metric["values"])
+            name = metric["name"].removeprefix(folder)
+            if name in ("read", "write", "list", "delete"):
+                found["requests"] += value
+            elif name in ("bytes_written", "bytes_read"):
+                found[{"bytes_written": "written", "bytes_read": "read"}[name]] += value
+    return Traffic(**found)
+
+
+def answers(path: epath.PathLike, seconds: float) -> bool:
+    """Whether the storage of `path` answers within so many seconds: one request for that file, there or not."""
+    try:
+        with patience(seconds):
+            return within(seconds + 1, "read", path, lambda: _there(path))
+    except storage.StorageError:
+        return False
+
+
+def _there(path: epath.PathLike) -> bool:
+    with contextlib.suppress(FileNotFoundError), failing("read", path):
+        _system(path).cat_file(str(path))
+    return True
+
+
+def sizes(folder: epath.PathLike) -> dict[str, int]:
+    """{name below `folder`: bytes} of all files in a folder of a bucket and those below; a request a thousand."""
+    prefix = str(folder).partition("://")[2].rstrip("/") + "/"
+    with failing("list", folder):
+        system = _system(folder)
+        system.invalidate_cache(str(folder))
+        found = system.find(str(folder), detail=True)
+    return {name.removeprefix(prefix): info["size"] or 0 for name, info in found.items() if info["type"] == "file"}
+
+
+def remove_folder(folder: epath.PathLike) -> None:
+    """Removes a folder of a bucket and what is below."""
+    with failing("delete", folder), contextlib.suppress(FileNotFoundError):
+        _system(folder).rm(str(folder), recursive=True)
 
 
 def _system(path: object):

@@ -60,7 +60,11 @@ class Gcs(gcsfs.GCSFileSystem):
                 await asyncio.wait({task}, timeout=min(left, 5.0))
                 if not task.done():
                     wait.look("no answer")
-            return task.result()
+            answer = task.result()
+            data = kwargs.get("data")
+            sent = data.getbuffer().nbytes if hasattr(data, "getbuffer") else len(data) if data else 0
+            remote.count(sent, len(answer[-1]))
+            return answer
         finally:
             task.cancel()
 

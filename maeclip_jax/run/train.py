@@ -313,7 +313,7 @@ class _Run:
                 outbox.flush(_FLUSH_SECONDS)
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    while (stopping or done == built.total_steps) and not self.saved.wait():
+                    while (stopping or done == built.total_steps) and self.saved.owes():
                         self.saved.save(done, state, self._meta(done))
                 self._write_costs(done)
             if stopping:
