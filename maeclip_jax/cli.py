@@ -174,6 +174,11 @@ def guarded(command: Callable[[], int | None]) -> int:
         if storage.number(e) is None:
             raise
         return _mistake(e)
+    except Exception as e:
+        said = storage.met(e)
+        if said is None:
+            raise
+        return _mistake(said)
     except SystemExit as e:  # argparse, after --help
         return int(e.code or 0)
     except KeyboardInterrupt:

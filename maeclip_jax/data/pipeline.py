@@ -157,7 +157,8 @@ class Data:
     def __init__(self, config, make: Callable = source.make):
         self.config = _checked(config)
         self._parts = [(name, weight, part, make(part["source"])) for name, weight, part in _parts(self.config)]
-        self.source = self._parts[0][3]
+        self.sources = [made for *_, made in self._parts]
+        self.source = self.sources[0]
         self.length = _total(made for *_, made in self._parts)
 
     def account(self, batch_size: int) -> dict[str, dict]:

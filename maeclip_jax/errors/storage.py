@@ -97,14 +97,20 @@ def writing(path: object, need: int = 0, then: str = "") -> Iterator[None]:
 
 _STATUS = re.compile(r"HTTP response code: (\d{3})|(?:status|code|, )\W{0,3}(401|403|404|408|429|50[0-4])\b")
 _WORDS = (
-    (401, r"Unauthorized|UNAUTHENTICATED|Invalid Credentials|Anonymous caller|DefaultCredentials|RefreshError"
+    (401, r"Unauthorized|Invalid Credentials|Anonymous caller|DefaultCredentials|RefreshError"
      r"|Unable to locate credentials|could not be refreshed|Reauthentication"),
-    (403, r"Forbidden|PERMISSION_DENIED|AccessDenied|does not have \S+ access"),
-    (404, r"NOT_FOUND|NoSuchBucket|bucket does not exist"),
-    (429, r"RESOURCE_EXHAUSTED|Too Many Requests|SlowDown"),
-    (503, r"UNAVAILABLE|Backend error|Service Unavailable|Retry policy exhausted|Retry loop gave up|DEADLINE_EXCEEDED"
-     r"|Connect call failed|Cannot connect|Connection reset|ServerDisconnected|Server disconnected|no answer for"
+    (403, r"Forbidden|AccessDenied|does not have \S+ access"),
+    (404, r"NoSuchBucket|bucket does not exist"),
+    (429, r"Too Many Requests|SlowDown"),
+    (503, r"Backend error|Service Unavailable|Retry policy exhausted|Retry loop gave up|no answer for"
+     r"|Connect call failed|Cannot connect to host|Connection reset|ServerDisconnected|Server disconnected"
      r"|Name or service not known|Temporary failure in name resolution|Connection refused|Connection aborted"),
+)  # fmt: skip
+_PLACE = re.compile(r"\b(?:gs|s3|az|hf)://[^\s'\",;]+|googleapis\.com|127\.0\.0\.1:\d+/\S*storage/v1")
+# What else C++ libraries say, jax's own among them: of a bucket only where they name one.
+_CODES = (
+    (401, "UNAUTHENTICATED"), (403, "PERMISSION_DENIED"), (404, "NOT_FOUND"), (429, "RESOURCE_EXHAUSTED"),
+    (503, "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"),
 )  # fmt: skip
 _CHECK = {
     401: "the credentials are missing or refused (401); check them with `gcloud auth application-default login`, or "
@@ -142,11 +148,27 @@ def _remote_status(error: BaseException) -> int | None:
     if found:
         return _of_class(int(found[1] or found[2]))
     known = next((status for status, words in _WORDS if re.search(words, text)), None)
-    if known is None and (
-        isinstance(error, TimeoutError | ConnectionError) or "aiohttp" in type(error).__module__
-    ):  # fmt: skip
+    if known is None and _PLACE.search(text):
+        known = next((status for status, words in _CODES if re.search(words, text)), None)
+    if known is None and (isinstance(error, TimeoutError | ConnectionError) or _of_network(error)):
         return 503
     return known
+
+
+def _of_network(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "requests", "urllib3", "botocore")
+
+
+def met(error: BaseException) -> StorageError | None:
+    """What `error`, which nobody expected, says of a bucket; None if it is of another kind."""
+    seen, here = set(), error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        place = _PLACE.search(str(here))
+        if (place or _of_network(here)) and _remote_status(here) is not None:
+            return remote_failure("use", place[0] if place else "a bucket", here)
+        here = here.__cause__ or here.__context__
+    return None
 
 
 def _of_class(status: int) -> int | None:

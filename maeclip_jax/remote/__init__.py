@@ -8,15 +8,12 @@ as `patience` says, which is short while a program starts and long while it runs
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import logging
 import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -78,7 +75,7 @@ def read(path: epath.PathLike) -> bytes | None:
         return waiting
     with failing("read", path):
         try:
-            return _system(path).cat_file(str(path))
+            return system(path).cat_file(str(path))
         except FileNotFoundError:
             return None
 
@@ -92,7 +89,7 @@ def read_text(path: epath.PathLike) -> str | None:
 def write(path: epath.PathLike, data: bytes) -> None:
     """Writes an object of a bucket whole. StorageError if it cannot be."""
     with failing("write", path):
-        _system(path).pipe_file(str(path), data)
+        system(path).pipe_file(str(path), data)
 
 
 def delete(path: epath.PathLike) -> None:
@@ -102,7 +99,7 @@ def delete(path: epath.PathLike) -> None:
         return
     pending.pop(str(path), None)
     with failing("delete", path), contextlib.suppress(FileNotFoundError):
-        _system(path).rm_file(str(path))
+        system(path).rm_file(str(path))
 
 
 def names(folder: epath.PathLike) -> list[str]:
@@ -112,7 +109,7 @@ def names(folder: epath.PathLike) -> list[str]:
         return sorted(p.name for p in here.iterdir()) if here.is_dir() else []
     with failing("list", folder):
         try:
-            found = _system(folder).ls(str(folder), detail=False, refresh=True)
+            found = system(folder).ls(str(folder), detail=False, refresh=True)
         except FileNotFoundError:
             return []
     prefix = str(folder).partition("://")[2].rstrip("/")
@@ -139,103 +136,24 @@ def failing(operation: str, path: object) -> Iterator[None]:
         raise said from e
 
 
-def within(seconds: float, operation: str, path: object, action: Callable[[], Any]) -> Any:
-    """What `action` returns. StorageError if it has not after `seconds`: its thread is left behind.
-
-    For libraries that retry for a quarter of an hour without a word.
-    """
-    result: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            result["value"] = action()
-        except BaseException as e:
-            result["error"] = e
-
-    thread = threading.Thread(target=work, name=f"{operation} {path}", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise storage.no_answer(operation, path, seconds)
-    if "error" in result:
-        with failing(operation, path):
-            raise result["error"]
-    return result["value"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Requests of this process to buckets, and the bytes of their bodies; those of Google's C++ client do not count."""
-
-    requests: int = 0
-    written: int = 0
-    read: int = 0
-
-    def __sub__(self, before: Traffic) -> Traffic:
-        return Traffic(self.requests - before.requests, self.written - before.written, self.read - before.read)
-
-    def __str__(self) -> str:
-        parts = [f"{storage.size(n)} {what}" for n, what in ((self.written, "written"), (self.read, "read")) if n]
-        return ", ".join([f"{self.requests} requests", *parts])
-
-
-_through_fsspec = {"requests": 0, "written": 0, "read": 0}
-
-
-def count(written: int, read: int) -> None:
-    """One more request through fsspec."""
-    for name, more in (("requests", 1), ("written", written), ("read", read)):
-        _through_fsspec[name] += more
-
-
-def traffic() -> Traffic:
-    """What went over the network so far: through gcsfs (small files, folders) and tensorstore (arrays)."""
-    found = dict(_through_fsspec)
-    if "tensorstore" in sys.modules:
-        folder = "/tensorstore/kvstore/gcs/"
-        for metric in sys.modules["tensorstore"].experimental_collect_matching_metrics(folder):
-            value = sum(one.get("value", 0) for one in metric["values"])
-            name = metric["name"].removeprefix(folder)
-            if name in ("read", "write", "list", "delete"):
-                found["requests"] += value
-            elif name in ("bytes_written", "bytes_read"):
-                found[{"bytes_written": "written", "bytes_read": "read"}[name]] += value
-    return Traffic(**found)
-
-
-def answers(path: epath.PathLike, seconds: float) -> bool:
-    """Whether the storage of `path` answers within so many seconds: one request for that file, there or not."""
-    try:
-        with patience(seconds):
-            return within(seconds + 1, "read", path, lambda: _there(path))
-    except storage.StorageError:
-        return False
-
-
-def _there(path: epath.PathLike) -> bool:
-    with contextlib.suppress(FileNotFoundError), failing("read", path):
-        _system(path).cat_file(str(path))
-    return True
-
-
 def sizes(folder: epath.PathLike) -> dict[str, int]:
     """{name below `folder`: bytes} of all files in a folder of a bucket and those below; a request a thousand."""
     prefix = str(folder).partition("://")[2].rstrip("/") + "/"
     with failing("list", folder):
-        system = _system(folder)
-        system.invalidate_cache(str(folder))
-        found = system.find(str(folder), detail=True)
+        here = system(folder)
+        here.invalidate_cache(str(folder))
+        found = here.find(str(folder), detail=True)
     return {name.removeprefix(prefix): info["size"] or 0 for name, info in found.items() if info["type"] == "file"}
 
 
 def remove_folder(folder: epath.PathLike) -> None:
     """Removes a folder of a bucket and what is below."""
     with failing("delete", folder), contextlib.suppress(FileNotFoundError):
-        _system(folder).rm(str(folder), recursive=True)
+        system(folder).rm(str(folder), recursive=True)
 
 
-def _system(path: object):
-    """The fsspec file system of `path`."""
+def system(path: object):
+    """The file system of a `path` in a bucket, as fsspec has it."""
     import fsspec
 
     register()

@@ -16,6 +16,7 @@ from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, is_retriable
 
 from maeclip_jax import remote
+from maeclip_jax.remote import traffic
 
 _STALL_SECONDS = 120.0  # after which a request without an answer is sent again
 _LONGEST_PAUSE = 8.0
@@ -60,13 +61,13 @@ class Gcs(gcsfs.GCSFileSystem):
                 await asyncio.wait({task}, timeout=min(left, 5.0))
                 if not task.done():
                     wait.look("no answer")
-            answer = task.result()
-            data = kwargs.get("data")
-            sent = data.getbuffer().nbytes if hasattr(data, "getbuffer") else len(data) if data else 0
-            remote.count(sent, len(answer[-1]))
-            return answer
+            return task.result()
         finally:
             task.cancel()
+            done = task.done() and not task.cancelled() and not task.exception()
+            data = kwargs.get("data")
+            sent = data.getbuffer().nbytes if hasattr(data, "getbuffer") else len(data) if data else 0
+            traffic.count(sent if done else 0, len(task.result()[-1]) if done else 0)
 
 
 def _named(path: str, args: tuple, json, data) -> str:

@@ -10,6 +10,7 @@ from etils import epath
 from maeclip_jax import remote
 from maeclip_jax.errors import storage
 from maeclip_jax.parallel.terminal import say, warn
+from maeclip_jax.remote import deadline, traffic
 
 # Seconds to wait for an answer before a save is begun, between two attempts, and after which the run ends.
 ANSWER_SECONDS, AGAIN_SECONDS, GIVE_UP_SECONDS = 5.0, 30.0, 900.0
@@ -33,12 +34,12 @@ class Attempts:
         StorageError if it has been away for GIVE_UP_SECONDS.
         """
         alone = self._remote and jax.process_count() == 1
-        if alone and not remote.answers(self.folder / "answers", ANSWER_SECONDS):
+        if alone and not deadline.answers(self.folder / "answers", ANSWER_SECONDS):
             failure = storage.no_answer("write", self.folder / str(step), ANSWER_SECONDS)
             if not self.later(failure):
                 raise failure
             return False
-        self._before = remote.traffic() if self._remote else None
+        self._before = traffic.so_far() if self._remote else None
         return True
 
     def later(self, failure: storage.StorageError) -> bool:
@@ -67,5 +68,5 @@ class Attempts:
             self._failing = 0.0
         if self._before and not self._told:
             self._told = True
-            say(f"step {step} is saved: {remote.traffic() - self._before}, other small files of the run included")
+            say(f"step {step} is saved: {traffic.so_far() - self._before}, other small files of the run included")
         self._before = None

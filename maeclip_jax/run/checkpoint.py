@@ -159,6 +159,12 @@ class Checkpoints:
                 raise
             self._clear_away(1.0)
 
+    def announce(self, step: int) -> None:
+        """Says, of a bucket, what holds if the machine goes before the last `step` is saved."""
+        if remote.is_remote(self._directory):
+            safe = "from the start" if (latest := self.latest()) is None else f"from step {latest}"
+            say(f"stopping was asked for: saving step {step}; until it is saved, the same command continues {safe}")
+
     def lost(self) -> bool:
         """Whether a save is to be made up for, now: it has ended and was lost; as `wait`, but never blocks."""
         if self._manager.is_saving_in_progress():

@@ -21,6 +21,7 @@ from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.evals import Detail, Metric, Picture
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
+from maeclip_jax.remote import outbox
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
@@ -247,7 +248,7 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     if tokenizer and (other := other_words(config, origin)):
         raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
-    with jax.set_mesh(model.mesh):
+    with jax.set_mesh(model.mesh), remote.patience(remote.RUN_SECONDS), outbox.opened():
         with Waiting(f"reading {folder}"):
             params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)

@@ -25,7 +25,7 @@ from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
-from maeclip_jax.remote import outbox
+from maeclip_jax.remote import deadline, outbox
 from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
@@ -80,6 +80,8 @@ def run(
         find_files(config, workdir)
         tokenizer = tokenizers.of(config)
         data = pipeline.open(config.data)
+        with Waiting("reading the first records"):
+            deadline.look(data.sources)
         built = build(config, epoch=data.length, devices=devices)
         peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
         with jax.set_mesh(built.mesh), StopSignal() as stop:
@@ -307,6 +309,8 @@ class _Run:
                 pending = None
             if saving:  # 5
                 self.owner.check()
+                if stopping:
+                    self.saved.announce(done)
                 self.log.flush()  # rows up to a checkpoint are never lost
                 if trace:
                     trace.flush()
