@@ -14,6 +14,8 @@ def get_config(arg=None):
     settings = {name: getattr(arg, name) for name in ("objective", "steps", "batch", "save", "evals")}
     config = tiny.get_config(",".join(f"{name}={value}" for name, value in settings.items()))
     config.data.source = dict(kind="tfds", name="scenes/mu", split=f"train[:{arg.count}]")
+    with config.unlocked():
+        config.data.order = "blocks"  # in a folder as in a bucket
     for entry in config.evals.values():
         entry.data.source = dict(kind="tfds", name="scenes/mu", split="val[:20]")
     return config

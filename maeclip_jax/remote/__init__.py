@@ -24,7 +24,7 @@ START_SECONDS = 20.0  # how long a start waits for a storage that does not answe
 RUN_SECONDS = 900.0  # how long a run does
 SAID_AFTER, SAID_EVERY = 15.0, 60.0  # seconds of waiting after which it is said what for
 
-_patience = START_SECONDS
+_patience: float | None = None  # None: that of a start
 pending: dict[str, bytes] = {}  # what `outbox` has not written yet, by path: what `read` gives
 
 
@@ -61,7 +61,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 def patient() -> float:
     """How many seconds a request may wait, at the moment."""
-    return _patience
+    return START_SECONDS if _patience is None else _patience
 
 
 def read(path: epath.PathLike) -> bytes | None:
