@@ -22,6 +22,7 @@ from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.sharding import put
 from maeclip_jax.parallel.terminal import say, warn
 from maeclip_jax.params import flatten, unflatten, with_layers_like
+from maeclip_jax.remote import traffic
 from maeclip_jax.run import attempts
 from maeclip_jax.run.attempts import Attempts
 from maeclip_jax.workdir import CHECKPOINTS
@@ -248,6 +249,9 @@ def _reading(folder: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # damaged files raise anything from KeyError to XlaRuntimeError
+        status = storage.remote_status(e) if remote.is_remote(folder) else None
+        if status not in (None, 404):
+            raise storage.remote_failure("read", folder, e) from e
         reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         raise UserError(
             f"checkpoint {folder} cannot be read ({reason}); move it away to continue from the one before"
@@ -261,10 +265,14 @@ def read(folder: epath.Path, target: Any) -> tuple[Any, dict]:
     """
     import orbax.checkpoint as ocp
 
+    before = traffic.so_far()
     with _reading(folder):
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             meta = checkpointer.restore(folder / META)
-        return _read_state(folder / STATE, target), meta
+        state = _read_state(folder / STATE, target)
+    if remote.is_remote(folder):
+        say(f"{folder} was read with {traffic.so_far() - before}")
+    return state, meta
 
 
 def _read_state(directory: epath.Path, target: Any) -> Any:
