@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import re
 import threading
 import time
@@ -171,6 +172,8 @@ def register() -> None:
     import fsspec
 
     _registered = True
+    # Support of hierarchical and zonal buckets is an experiment of gcsfs that asks, and warns, more; it can be set.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, "maeclip_jax.remote.gcs.Gcs", clobber=True)
     for name in ("gcsfs", "fsspec"):  # which print the traceback of every error that they also raise

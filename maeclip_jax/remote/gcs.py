@@ -6,6 +6,7 @@ gcsfs itself tries six times, half a minute in all, and then prints a traceback 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import time
@@ -21,6 +22,7 @@ from maeclip_jax.remote import traffic
 _STALL_SECONDS = 120.0  # after which a request without an answer is sent again
 _LONGEST_PAUSE = 8.0
 _ACCEPTED_TRIES = 3  # with credentials that are refused: a token may just have run out
+_PLAIN = gcsfs.GCSFileSystem is GCSFileSystem  # without the experimental support of other kinds of buckets
 _once = getattr(GCSFileSystem._request, "__wrapped__", None)  # without gcsfs's own retries
 
 
@@ -45,6 +47,16 @@ class Gcs(gcsfs.GCSFileSystem):
             pause = min(random.random() + 2.0 ** (tries - 1) / 2, _LONGEST_PAUSE)
             await asyncio.sleep(max(0.0, min(pause, remote.patient() - wait.seconds())))
             wait.look(" ".join(str(error).split())[:120] or type(error).__name__)
+
+    async def _info(self, path, generation=None, **kwargs):
+        """One question for a file, two for a folder or for nothing; gcsfs asks both at once, and one of them twice."""
+        bare = self._strip_protocol(path).rstrip("/")
+        if "/" not in bare or generation or not _PLAIN:
+            return await super()._info(path, generation=generation, **kwargs)
+        with contextlib.suppress(FileNotFoundError):
+            return await self._get_object(bare)
+        bucket, key, _ = self.split_path(bare)
+        return await self._get_directory_info(bare, bucket, key, None)
 
     async def _answer(self, wait: remote.Wait, seconds: float, method, path, *args, **kwargs):
         """One request, whose answer is waited for aloud."""
