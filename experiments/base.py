@@ -27,7 +27,10 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.preprocess = dict(image=whole_picture(SIZES[scale["size"]]["side"]))  # of a picture that is not augmented
     config.mesh = dict(replica=-1, fsdp=8 if big else 1, tensor=1)
     config.sharding_rules = ()  # () = sharding.RULES
-    config.data = dict(source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_workers=0)
+    config.data = dict(
+        source=source(scale, "train"), ops=ops(scale, streams, train=True), max_bad=0.1, num_threads=0, num_workers=0,
+        order="auto", blocks=dict(size=64, window=16, lanes=0, ahead=4, reads=64),
+    )  # fmt: skip
     config.optim = dict(
         name="adamw", lr=1e-3, lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, warmup=scale["warmup"],
         schedule="cosine", end_lr=0.0, clip_norm=1.0, mu_dtype="bfloat16" if big else "float32",

@@ -38,10 +38,11 @@ CLASSES = (
     (DESCRIBED, r"arg(\..*)?"),
     # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
     (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention)|model\.contrast_mib"),
-    (COMPUTED, r"data\.(num_threads|num_workers|prefetch)"),
+    (COMPUTED, r"data\.(num_threads|num_workers|prefetch|blocks\.(ahead|reads))"),
     # What is kept and looked at, and when a run gives up.
     (LOOKED_AT, r"(evals|log|checkpoint|preprocess)(\..*)?|max_skipped_in_row|data\.max_bad"),
-    (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset)|data\.source(\..*)?"),
+    (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset|order)|data\.source(\..*)?"),
+    (LEARNT, r"data\.blocks\.(size|window|lanes)"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical|lower)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
     (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
@@ -52,6 +53,10 @@ CLASSES = (
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
 _BEFORE = {
+    "data.order": ("auto", "data.num_workers"),
+    "data.blocks.size": (64, "data.num_workers"),
+    "data.blocks.window": (16, "data.num_workers"),
+    "data.blocks.lanes": (0, "data.num_workers"),
     "model.duplicates": ("negative", "model.embed_width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),

@@ -39,6 +39,7 @@ TIERS = {
     "pod": (
         "run/test_processes.py", "run/test_curves.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
         "parallel/test_pod.py", "preflight/", "test_tpu_scripts.py", "run/test_resume.py",
+        "prepare/test_prepare_bucket.py",
     ),
 }  # fmt: skip
 

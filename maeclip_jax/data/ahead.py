@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import numpy as np
 
 from maeclip_jax.data.blocks import Window
 
@@ -22,6 +26,52 @@ log = logging.getLogger(__name__)
 def readable(source: Any) -> bool:
     """Whether neighbours can be read together: `data.source` says how."""
     return hasattr(source, "read") and hasattr(source, "record")
+
+
+def scan(
+    source: Any, indices: Iterable[int] | None = None, *, skip: tuple[type[Exception], ...] = (), reads: int = 32
+) -> Iterator[dict]:
+    """The records of `source` at `indices` (default: all) in turn; of a bucket read ahead, neighbours together.
+
+    skip: errors for which a record is left out (a range of them, if it cannot be read); others are raised.
+    """
+    indices = range(len(source)) if indices is None else indices
+    if not (getattr(source, "remote", False) and readable(source)):
+        for i in indices:
+            with contextlib.suppress(*skip):
+                record = source[i]
+                yield record
+        return
+    pool, waiting, wanted = ThreadPoolExecutor(reads, "scanning"), deque(), _runs(indices)
+    try:
+        for begin, end in itertools.islice(wanted, 2 * reads):
+            waiting.append((begin, pool.submit(source.read, begin, end)))
+        while waiting:
+            first, read = waiting.popleft()
+            for begin, end in itertools.islice(wanted, 1):
+                waiting.append((begin, pool.submit(source.read, begin, end)))
+            found: list[bytes] = []
+            with contextlib.suppress(*skip):
+                found = read.result()
+            for i, data in enumerate(found, first):
+                with contextlib.suppress(*skip):
+                    record = source.record(data, i)
+                    yield record
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _runs(indices: Iterable[int], most: int = 64) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the runs of neighbours in `indices`, at most so long."""
+    begin = end = None
+    for i in indices:
+        if begin is None or i != end or end - begin == most:
+            if begin is not None:
+                yield begin, end
+            begin = end = int(i)
+        end += 1
+    if begin is not None:
+        yield begin, end
 
 
 class _Span:
@@ -47,7 +97,7 @@ class _Lane:
     def __init__(self):
         self.current: Window | None = None
         self.later: deque[list] = deque()  # [window, spans asked for]
-        self.kept: deque[tuple[int, int]] = deque()  # (end of the window, first record) of spans, the oldest first
+        self.kept: deque[tuple[int, tuple]] = deque()  # (end of the window, key) of spans, the oldest first
 
 
 class ReadAhead:
@@ -68,7 +118,7 @@ class ReadAhead:
 
     def _reset(self) -> None:
         self._lanes: dict[int, _Lane] = {}
-        self._spans: dict[tuple[int, int], _Span] = {}  # (lane, first record)
+        self._spans: dict[tuple[int, int, int], _Span] = {}  # (lane, start of the window, first record)
         self._lock, self._begun, self._closed = threading.Lock(), False, False
 
     def __getstate__(self) -> dict:  # worker processes have threads of their own
@@ -90,13 +140,14 @@ class ReadAhead:
                     self._advance(other, start)
             window = self._advance(lane, position)
             begin, _ = window.spans[window.span_N[position - window.start]]
-            span = self._spans.get((lane, begin))
+            key = (lane, window.start, begin)
+            span = self._spans.get(key)
         if span is not None:
             self._wait(span)
             with self._lock:
                 data, span.records[index - begin] = span.records[index - begin], None
                 if not any(span.records):
-                    self._spans.pop((lane, begin), None)
+                    self._spans.pop(key, None)
             if data is not None:
                 return data
         return self.source.read(index, index + 1)[0]
@@ -117,10 +168,14 @@ class ReadAhead:
             while state.later and state.later[0][0].start < window.start:
                 state.later.popleft()
             asked = state.later.popleft()[1] if state.later and state.later[0][0].start == window.start else 0
-            self._ask(state, lane, window, range(asked, len(window.spans)))
+            which = [(window.needs[i], i) for i in range(asked, len(window.spans))]
+            if state.current is None:  # a run that goes on in the middle of a window has had some of its rows
+                spans, first = np.unique(window.span_N[position - window.start :], return_index=True)
+                which = [(position + row, i) for row, i in zip(first.tolist(), spans.tolist())]
+            self._ask(state, lane, window, which)
             past = state.current.start if state.current else window.start  # threads may still be in the last one
             while state.kept and state.kept[0][0] <= past:
-                self._spans.pop((lane, state.kept.popleft()[1]), None)
+                self._spans.pop(state.kept.popleft()[1], None)
             state.current = window
         if window is state.current or window.start == state.current.start:
             done = (position - window.start + 1) / max(1, len(window.records_N))
@@ -133,17 +188,19 @@ class ReadAhead:
                 if not len(following.records_N):  # past the end
                     break
                 more = min(want, len(following.spans) - asked)
-                self._ask(state, lane, following, range(asked, asked + more))
+                which = [(following.needs[i], i) for i in range(asked, asked + more)]
+                self._ask(state, lane, following, which)
                 state.later[-1][1], want = asked + more, want - more
         return window
 
-    def _ask(self, state: _Lane, lane: int, window: Window, which: Iterable[int]) -> None:
-        for i in which:
+    def _ask(self, state: _Lane, lane: int, window: Window, which: Iterable[tuple[int, int]]) -> None:
+        for need, i in which:
             begin, end = window.spans[i]
-            if begin < end and (lane, begin) not in self._spans:
-                span = self._spans[lane, begin] = _Span(begin, end)
-                state.kept.append((window.end, begin))
-                self.reading.put((window.start + i) * self.pace, lambda span=span: self._read(span))
+            key = (lane, window.start, begin)
+            if begin < end and key not in self._spans:
+                span = self._spans[key] = _Span(begin, end)
+                state.kept.append((window.end, key))
+                self.reading.put(need * self.pace, lambda span=span: self._read(span))
 
     def _read(self, span: _Span) -> None:
         try:

@@ -27,7 +27,7 @@ from maeclip_jax.data.order import permuted, stable_hash
 from maeclip_jax.errors import UserError, unknown
 
 ORDERS = ("auto", "records", "blocks")
-_DEFAULTS = {"size": 64, "window": 16, "lanes": 0, "ahead": 4, "reads": 32}
+_DEFAULTS = {"size": 64, "window": 16, "lanes": 0, "ahead": 4, "reads": 64}
 _LANES = 64  # as many hosts as a slice of 256 chips has
 _FEWEST = 4  # blocks of a lane in an epoch: small data sets have smaller blocks, so that there is something to permute
 
@@ -87,12 +87,14 @@ class Window:
 
     start: position in the lane of the first row. records_N: the record of each row. spans: what must be read, (begin,
     end) of neighbours, in the order in which they are first needed. span_N: the place in `spans` of each row's record.
+    needs: the position at which each of `spans` is first needed.
     """
 
     start: int
     records_N: np.ndarray
     spans: tuple[tuple[int, int], ...]
     span_N: np.ndarray
+    needs: tuple[int, ...]
 
     @property
     def end(self) -> int:
@@ -110,7 +112,8 @@ def _window(start: int, spans: Sequence[tuple[int, int]], order_N: np.ndarray | 
     by_need = np.argsort(first)  # span -> its place by need, and back
     rank = np.empty_like(by_need)
     rank[by_need] = np.arange(len(spans))
-    return Window(start, records, tuple(spans[i] for i in by_need), rank[place])
+    needs = tuple(start + int(row) for row in np.sort(first))
+    return Window(start, records, tuple(spans[i] for i in by_need), rank[place], needs)
 
 
 class Blocks:

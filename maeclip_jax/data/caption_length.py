@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.data import text_ops
+from maeclip_jax.data import ahead, text_ops
 from maeclip_jax.data.ops import Ops
 from maeclip_jax.errors import BadRecord
 
@@ -52,9 +52,9 @@ def count(source: Any, records: int, ops: Ops, tokenizer: Any, found: Cut) -> No
     """
     counting, rng = _Counting(tokenizer, found), np.random.default_rng(0)
     steps = [s for s in ops.steps[:-1] if s.function.__module__ == text_ops.__name__]
-    for i in range(records):
-        with contextlib.suppress(BadRecord, OSError, ValueError):  # a UserError is a ValueError
-            record = source[i]
+    errors = (BadRecord, OSError, ValueError)  # a UserError is a ValueError
+    for record in ahead.scan(source, range(records), skip=errors):
+        with contextlib.suppress(*errors):
             for step in steps:
                 given = {"tokenizer": counting} if "tokenizer" in step.kwargs else {}
                 record = step.function(record, rng, *step.args, **{**step.kwargs, **given})

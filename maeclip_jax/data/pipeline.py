@@ -18,7 +18,7 @@ A data config is a dict:
     seed_offset  another order with the same seed (0)
     max_bad      share of bad records that stops the run (0.1)
     order        "records" permutes records, "blocks" blocks of neighbours; "auto": blocks where a source is in a bucket
-    blocks       dict(size=64, window=16, lanes=0, ahead=4, reads=32): see data.blocks.Settings
+    blocks       dict(size=64, window=16, lanes=0, ahead=4, reads=64): see data.blocks.Settings
     num_threads  threads that decode, and read if records are read one by one (0: one a core, at most 16)
     num_workers  processes beside this one, for ops that hold Python's lock (0)
     prefetch     whole batches kept ready (2)
@@ -30,16 +30,15 @@ of each lane of this host come to that, which `Batches.how` tells in bytes.
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 
 from maeclip_jax.data import blocks, caption_length, order, source
 from maeclip_jax.data.ahead import Reading, readable
-from maeclip_jax.data.rows import Component, EvaluationRows, TrainRows, collate, join, signature
+from maeclip_jax.data.batches import Batches
+from maeclip_jax.data.rows import Component, EvaluationRows, TrainRows, collate, signature
 from maeclip_jax.errors import UserError, unknown
 
 _DEFAULTS = {
@@ -55,95 +54,6 @@ _DEFAULTS = {
     "prefetch": 2,
 }
 _CHUNK = 32  # rows a thread makes at a time: small enough to start soon, large enough to cost nothing
-_ENOUGH = 1000  # records after which a share of bad ones means something
-
-log = logging.getLogger(__name__)
-
-
-class Batches:
-    """Iterator of batches of one host; `close()` (or `with`) stops its threads and processes.
-
-    spec: name -> (shape, dtype) of one row. seen, bad, kinds: records tried on this host, how many of them could not be
-    used, and by kind. The first 20 bad records are logged by name, then every 1000th.
-    On a single host it raises UserError when the share goes above `max_bad`; several hosts must agree on that, so there
-    the loop calls `check_bad` on global sums. how: in words, how blocks are read and what memory that takes; "" if
-    records are read one by one.
-    """
-
-    def __init__(
-        self,
-        iterator,
-        spec: dict,
-        *,
-        max_bad: float,
-        whole: int | None,
-        alone: bool,
-        reading: Reading | None = None,
-        how: str = "",
-    ):
-        self.how = how
-        self._live = (
-            [iterator, reading] if reading else [iterator]
-        )  # closed from the end: threads wait for what is read
-        # Needed even without close(): grain's iterators must be deleted before the interpreter unloads its modules.
-        self._finish = weakref.finalize(self, _end, self._live)
-        self.spec, self.max_bad, self.whole, self._alone = spec, max_bad, whole, alone
-        self.seen, self.bad, self.kinds = 0, 0, Counter()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> dict:
-        if not self._live:
-            raise StopIteration
-        try:
-            batch, tried, bad = join(next(self._live[0]))
-            self._count(tried, bad)
-        except BaseException:
-            self.close()
-            raise
-        return batch
-
-    def _count(self, tried: int, bad: list) -> None:
-        self.seen += tried
-        for key, kind, detail in bad:
-            self.bad += 1
-            self.kinds[kind] += 1
-            if self.bad <= 20 or self.bad % 1000 == 0:
-                log.warning("bad record %d: %s: %s: %s", self.bad, key, kind, detail)
-        if self._alone:
-            check_bad(self.seen, self.bad, self.max_bad, whole=self.whole, kinds=self.kinds)
-
-    def close(self) -> None:
-        self._finish()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-
-def _end(live: list) -> None:
-    while live:
-        live.pop().close()
-
-
-def check_bad(
-    seen: int, bad: int, max_bad: float, *, whole: int | None = None, kinds: dict[str, int] | None = None
-) -> None:
-    """Raises UserError when more than `max_bad` of the `seen` records (bad ones included) could not be used.
-
-    Judges after 1000 records, or after `whole` (the length of the data set) where that is less.
-    """
-    enough = _ENOUGH if whole is None else min(_ENOUGH, whole)
-    if seen >= enough and bad > max_bad * seen:
-        counts = ", ".join(f"{kind} {count}" for kind, count in sorted((kinds or {}).items()))
-        raise UserError(
-            f"{bad} of {seen} records ({100 * bad / seen:.1f} %) cannot be used, more than max_bad={max_bad:g} allows"
-            + (f" ({counts})" if counts else "")
-            + "; the log names them"
-        )
 
 
 class Data:
@@ -157,14 +67,18 @@ class Data:
     def __init__(self, config, make: Callable = source.make):
         self.config = _checked(config)
         self._parts = [(name, weight, part, make(part["source"])) for name, weight, part in _parts(self.config)]
-        self.sources = [made for *_, made in self._parts]
-        self.source = self.sources[0]
+        self.source = self._parts[0][3]
         self.length = _total(made for *_, made in self._parts)
 
     def account(self, batch_size: int) -> dict[str, dict]:
         """{component: its order, and what tells its data from others of the same name, where the source knows}."""
-        said = {"order": str(self._plan(batch_size) or "records")}
+        said = {"order": str(self.plan(batch_size) or "records")}
         return {name: {**getattr(made, "account", {}), **said} for name, *_, made in self._parts}
+
+    @property
+    def sources(self) -> list[tuple[float, object]]:
+        """(weight, source) of every component."""
+        return [(weight, made) for _, weight, _, made in self._parts]
 
     @functools.cached_property
     def names(self) -> dict[str, list[str]]:
@@ -203,7 +117,7 @@ class Data:
         config = self.config
         rows_a_host = _divide(batch_size, process_index, process_count)
         offset = process_index * rows_a_host
-        plan = self._plan(batch_size)
+        plan = self.plan(batch_size)
         lanes = plan.lanes if plan else 1
         if start_example < 0 or start_example % lanes:
             raise UserError(
@@ -251,7 +165,7 @@ class Data:
             how=_told(plan, held) if plan else "",
         )
 
-    def _plan(self, batch_size: int) -> blocks.Settings | None:
+    def plan(self, batch_size: int) -> blocks.Settings | None:
         """How blocks are read; None if records are, one by one."""
         plan, kind = blocks.settings(self.config["blocks"], batch_size), self.config["order"]
         if kind not in blocks.ORDERS:
@@ -275,7 +189,7 @@ class Data:
         if _endless(made):
             raise UserError(f"evaluation needs an end: give count=... to the source of {config['source']!r}")
         whole = _length(made, config["source"])
-        plan, block, reading, ahead = self._plan(batch_size), (process_index * rows_a_host, rows_a_host), None, None
+        plan, block, reading, ahead = self.plan(batch_size), (process_index * rows_a_host, rows_a_host), None, None
         if plan and readable(made):
             reading = Reading(plan.reads)
             told = {"batch_size": batch_size, "offset": block[0], "rows": block[1], "size": plan.size}

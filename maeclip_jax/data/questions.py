@@ -42,6 +42,7 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax.data import answers, source
+from maeclip_jax.data.ahead import readable, scan
 from maeclip_jax.errors import UserError, unknown
 
 FIELDS = ("questions", "question_answer")  # where records keep them; the second is CLEVR's of the TFDS catalogue
@@ -136,7 +137,8 @@ def index(made: Any, config: dict | None = None) -> Index:
 
 def _mark(made: Any, config: dict) -> str:
     """Identifies data: name, version, split, the columns read, its length and a sample, but not its location."""
-    sample = [Question.of(made[int(i)]) for i in np.linspace(0, len(made) - 1, min(_SAMPLE, len(made)))]
+    which = [int(i) for i in np.linspace(0, len(made) - 1, min(_SAMPLE, len(made)))]
+    sample = [Question.of(record) for record in scan(made, which)]
     if folder := getattr(made, "folder", None):
         sample.append((folder / "dataset_info.json").read_text())  # has the bytes of all splits
     rest = {k: v for k, v in config.items() if k not in ("kind", "dir", "name", "split") and v is not None}
@@ -163,8 +165,9 @@ def _scan(made: Any) -> Index:
 
     counts_N, sets = np.zeros(len(made), np.int32), Counter()
     name = getattr(made, "name", "records")
-    for i in tqdm(range(len(made)), f"questions of {name}", unit=" pictures", delay=5, mininterval=1):
-        asked = Question.of(made[i])
+    records = tqdm(scan(made), f"questions of {name}", len(made), unit=" pictures", delay=5, mininterval=1)
+    for i, record in enumerate(records):
+        asked = Question.of(record)
         counts_N[i] = len(asked)
         sets.update(answers.join(answers.soft_scores(q.references)) for q in asked)
     return Index(counts_N, dict(sorted(sets.items())))
@@ -187,6 +190,10 @@ class QuestionSource:
     def __init__(self, of, vocabulary=None):
         of = source.plain(of)
         self.source = source.make(of)
+        if readable(self.source):  # then the questions are, too: those of a picture have its bytes in common
+            self.read, self.record = self._read, self._record
+            self.remote, self.record_bytes = self.source.remote, self.source.record_bytes
+            self.files = getattr(self.source, "files", 1)
         self.name = f"questions of {getattr(self.source, 'name', 'records')}"
         if getattr(self.source, "endless", False):
             raise UserError(f"{self.name} have no end; valid: a source with an end, for instance with count=1000")
@@ -205,8 +212,24 @@ class QuestionSource:
     def __getitem__(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        picture = int(np.searchsorted(self._starts, i, side="right")) - 1
-        record = self.source[picture]
+        picture = self._picture(i)
+        return self._question(i, picture, self.source[picture])
+
+    def _read(self, begin: int, end: int) -> list[bytes]:
+        if begin == end:
+            return []
+        first = self._picture(begin)
+        held = self.source.read(first, self._picture(end - 1) + 1)
+        return [held[self._picture(i) - first] for i in range(begin, end)]
+
+    def _record(self, data: bytes, i: int) -> dict:
+        picture = self._picture(i)
+        return self._question(i, picture, self.source.record(data, picture))
+
+    def _picture(self, i: int) -> int:
+        return int(np.searchsorted(self._starts, i, side="right")) - 1
+
+    def _question(self, i: int, picture: int, record: dict) -> dict:
         question = Question.of(record)[i - int(self._starts[picture])]
         rest = {name: value for name, value in record.items() if name not in FIELDS}
         key = f"{record.get('key', picture)}/{question.id}"

@@ -89,7 +89,7 @@ class TfdsSource:
         self._records = sum(builder.info.splits[name].num_examples for name in self._splits)
         self._reader = tfds_record.Reader(builder.info.features, plain(features) or {})
         self._shards = Shards(folder.shards(self.folder, builder, split), folder.version(self.folder))
-        self.parts = self._shards.parts
+        self.parts, self.files = self._shards.parts, len(self._shards.shards)
 
     @property
     def classes(self) -> list[str] | None:

@@ -1,154 +1,82 @@
 """A data set assembled by the processes of one machine, unit by unit, so that killing it loses at most a unit each.
 
-A finished unit is one folder that appears under its final name at once (written elsewhere, then renamed), and holds
-its shards. When all units are there, keys that occur in several are dropped from the later ones, the shards move to
-their TFDS names, and the whole folder takes its place with one rename. Every step can be repeated after a kill.
+A finished unit is one folder (`unit_folder`). When all units are there, keys that occur in several are dropped from the
+later ones, the records of all units are packed into shards (`packing`), and each shard goes where the data set will be
+(`outlet`). A unit's records are removed once the shards that hold them are there, so that the work needs little more
+room than the data set. Every step can be repeated after a kill.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import fcntl
-import hashlib
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
-from array_record.python import array_record_module
+from typing import Any
 
 from maeclip_jax import errors
-from maeclip_jax.errors import storage
-from maeclip_jax.prepare import crawl, division, image_text, manifest
-from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
+from maeclip_jax.prepare import crawl, division, image_text, manifest, outlet, packing, unit_folder
+from maeclip_jax.prepare.image_text import Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
+from maeclip_jax.prepare.unit_folder import Job
 
-# Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
-_ROW = np.dtype(
-    [("hash", "u8"), ("split", "u2"), ("width", "u4"), ("height", "u4"), ("bytes", "u8"), ("verbatim", "?"),
-     ("rows", "u4"), ("empty", "u4")]
-)  # fmt: skip
-_PULSE = 32  # records between two progress updates
 _EARLY = 10_000  # records after which too many bad ones end the work before all is read
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    reading: crawl.Reading
-    storing: Storing
-    folder: str  # where units lie
-    counting: Counting | None = None
-
-    def unit_folder(self, unit: crawl.Unit) -> Path:
-        return Path(self.folder, f"{unit.index:06d}")
-
-
-class _UnitWriter:
-    """Writes a unit's folder: `SPLIT.array_record`, rows.npy, dropped.jsonl and, last, summary.json."""
-
-    def __init__(self, folder: Path, counting: Counting | None):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        self.folder, self.tally, self.rows = folder, Tally(counting), []
-        self.shards: dict[str, array_record_module.ArrayRecordWriter] = {}
-        self.dropped = open(folder / "dropped.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed in commit)
-
-    def add(self, outcome: Kept | Dropped) -> None:
-        self.tally.add(outcome)
-        if isinstance(outcome, Dropped):
-            self.dropped.write(json.dumps(outcome.json(), ensure_ascii=False) + "\n")
-            return
-        if outcome.split not in self.shards:
-            path = str(self.folder / f"{outcome.split}.array_record")
-            self.shards[outcome.split] = array_record_module.ArrayRecordWriter(path, image_text.WRITER)
-        self.shards[outcome.split].write(image_text.serialize(outcome.example))
-        stored, split = outcome.stored, list(self.shards).index(outcome.split)
-        size = (stored.source_width, stored.source_height, outcome.source_bytes)
-        self.rows.append((_hash(outcome.key), split, *size, stored.verbatim, outcome.rows, outcome.empty_captions))
-
-    def commit(self, final: Path) -> None:
-        """The folder appears as `final`, complete, or not at all."""
-        self.dropped.close()
-        for writer in self.shards.values():
-            writer.close()
-        np.save(self.folder / "rows.npy", np.array(self.rows, _ROW))
-        shards = {s: _shard(self.folder / f"{s}.array_record", self.tally.kept[s]) for s in self.shards}
-        summary = {"tally": self.tally.json(), "shards": shards}
-        (self.folder / "summary.json").write_text(json.dumps(summary))
-        os.rename(self.folder, final)
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
-def _shard(path: Path, records: int) -> dict:
-    """{records, bytes, sha256} of a shard, after a check that the file system holds all of it."""
-    found = array_record_module.ArrayRecordReader(str(path))
-    if found.num_records() != records:
-        raise storage.StorageError(
-            f"{path} holds {found.num_records()} of {records} records that were written: is the disk full?", room=True
-        )
-    found.close()
-    return {"records": records, "bytes": path.stat().st_size, "sha256": manifest.sha256(path)}
-
-
-def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
-    """Reads a unit and commits its folder. `pulse(n)` is told of every n records on the way."""
-    final = job.unit_folder(unit)
-    writer, since = _UnitWriter(Path(f"{final}.tmp{os.getpid()}"), job.counting), 0
-    for outcome in image_text.outcomes(job.reading, job.storing, unit):
-        writer.add(outcome)
-        since += 1
-        if since == _PULSE:
-            pulse(since)
-            since = 0
-    try:
-        writer.commit(final)
-    except OSError:
-        if not final.exists():
-            raise
-        shutil.rmtree(writer.folder)  # a process that outlived an earlier run was faster; its unit is the same
-    pulse(since)
-
-
 def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
-        identity: dict, progress: Callable, counting: Counting | None = None) -> dict:  # fmt: skip
+        identity: dict, progress: Callable, counting: Counting | None = None,
+        scratch: Path | None = None) -> dict:  # fmt: skip
     """Assembles `plan` into the TFDS folder `out` and returns its manifest.
 
-    `progress(total)` gives a tqdm bar. Raises UserError when `out` is being written by another process, was begun with
-    other options or from another source, or when more than `max_bad` (a share) of the records are bad.
+    `scratch`: where unfinished work lies, if `out` is in a bucket. `progress(total, what)` gives a tqdm bar. Raises
+    UserError when `out` is being written by another process, was begun with other options or from another source, or
+    when more than `max_bad` (a share) of the records are bad.
     """
-    building = out.with_name(f"{out.name}.incomplete")
-    building.mkdir(parents=True, exist_ok=True)
-    with _alone(building):
-        _claim(building / "identity.json", identity)
-        job = Job(plan.reading, storing, str(building / "units"), counting)
+    folder = building(out, name, scratch)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / "final"
+    to = outlet.Bucket(str(out), final) if scratch else outlet.Folder(out, final)
+    with _alone(folder):
+        to.check(fresh=not (folder / "identity.json").exists())
+        place = {"out": str(out)} if scratch else {}  # beside the data set it may move, with all
+        _claim(folder / "identity.json", {**identity, "options": identity["options"] | place})
+        to.begin()
+        job = Job(plan.reading, storing, str(folder / "units"), counting)
         Path(job.folder).mkdir(exist_ok=True)
         for leftover in Path(job.folder).glob("*.tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        done = [u for u in plan.units if job.unit_folder(u).exists()]
-        tally = Tally.sum(Tally.from_json(_summary(job, u)["tally"]) for u in done)
-        todo = [u for u in plan.units if not job.unit_folder(u).exists()]
-        with progress(_expected(plan.units)) as bar:
-            bar.update(tally.records)
-            for unit in _finished(job, todo, workers, bar):
-                tally = Tally.sum((tally, Tally.from_json(_summary(job, unit)["tally"])))
-                done.append(unit)
-                if _expected(plan.units) is None:
-                    _estimate(bar, tally.records, done, plan.units)
-                if tally.records >= _EARLY:
-                    manifest.check_share(tally, max_bad)
-        _drop_repeated(plan, job)
-        finished = _assemble(plan, job, building / "final", name, max_bad, identity)
-        os.rename(building / "final", out)
-    shutil.rmtree(building)
+        _read_units(plan, job, workers, max_bad, progress)
+        unit_folder.drop_repeated(job, plan.units)
+        finished = _assemble(plan, job, to, name, workers, max_bad, identity, progress)
+    shutil.rmtree(folder)
     return finished
+
+
+def building(out: Path, name: str, scratch: Path | None = None) -> Path:
+    """The folder of the unfinished work on `out`: beside it, or in `scratch`."""
+    return scratch / f"{name}-{out.name}.incomplete" if scratch else out.with_name(f"{out.name}.incomplete")
+
+
+def _read_units(plan: crawl.Plan, job: Job, workers: int, max_bad: float, progress: Callable) -> None:
+    done = [u for u in plan.units if job.unit_folder(u).exists()]
+    tally = Tally.sum(Tally.from_json(job.summary(u)["tally"]) for u in done)
+    todo = [u for u in plan.units if not job.unit_folder(u).exists()]
+    with progress(_expected(plan.units), "prepare") as bar:
+        bar.update(tally.records)
+        for unit in _finished(functools.partial(unit_folder.work, job), todo, workers, bar):
+            tally = Tally.sum((tally, Tally.from_json(job.summary(unit)["tally"])))
+            done.append(unit)
+            if _expected(plan.units) is None:
+                _estimate(bar, tally.records, done, plan.units)
+            if tally.records >= _EARLY:
+                manifest.check_share(tally, max_bad)
 
 
 class _alone:
@@ -180,10 +108,6 @@ def _claim(path: Path, identity: dict) -> None:
     os.rename(partial, path)
 
 
-def _summary(job: Job, unit: crawl.Unit) -> dict:
-    return json.loads((job.unit_folder(unit) / "summary.json").read_text())
-
-
 def _expected(units: tuple[crawl.Unit, ...]) -> int | None:
     counts = [u.records for u in units]
     return None if None in counts else sum(counts)
@@ -195,19 +119,19 @@ def _estimate(bar, records: int, done: list[crawl.Unit], units: tuple[crawl.Unit
     bar.total = round(records / share) if share else None
 
 
-def _finished(job: Job, todo: list[crawl.Unit], workers: int, bar) -> Iterator[crawl.Unit]:
-    """Works through `todo` and yields units as they are finished, in any order."""
+def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any]:
+    """Calls `work(item, pulse)` for all of `todo`, in several processes, and yields items as they are finished."""
     if workers == 1 or len(todo) <= 1:
-        for unit in todo:
-            work(job, unit, bar.update)
-            yield unit
+        for item in todo:
+            work(item, bar.update)
+            yield item
         return
     # Not fork: OpenCV and ArrayRecord have threads of their own by now.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     count = min(workers, len(todo))
-    with concurrent.futures.ProcessPoolExecutor(count, context, _start, (job, counter)) as pool:
-        waiting = {pool.submit(_work, unit): unit for unit in todo}
+    with concurrent.futures.ProcessPoolExecutor(count, context, _start, (work, counter)) as pool:
+        waiting = {pool.submit(_work, item): item for item in todo}
         seen = 0
         try:
             while waiting:
@@ -216,9 +140,9 @@ def _finished(job: Job, todo: list[crawl.Unit], workers: int, bar) -> Iterator[c
                 bar.update(now - seen)
                 seen = now
                 for future in ready:
-                    unit = waiting.pop(future)
+                    item = waiting.pop(future)
                     future.result()
-                    yield unit
+                    yield item
         except concurrent.futures.process.BrokenProcessPool:
             raise errors.UserError(
                 f"one of {count} workers was killed (out of memory?); valid: the same command again, which continues, "
@@ -231,9 +155,9 @@ def _finished(job: Job, todo: list[crawl.Unit], workers: int, bar) -> Iterator[c
 _worker: tuple = ()
 
 
-def _start(job: Job, counter) -> None:
+def _start(work: Callable, counter) -> None:
     global _worker
-    _worker = (job, counter)
+    _worker = (work, counter)
     # A pool's workers wait forever when their parent process is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -243,63 +167,31 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(unit: crawl.Unit) -> None:
-    job, counter = _worker
+def _work(item) -> None:
+    work, counter = _worker
 
     def pulse(records: int) -> None:
         with counter.get_lock():
             counter.value += records
 
-    work(job, unit, pulse)
+    work(item, pulse)
 
 
-def _drop_repeated(plan: crawl.Plan, job: Job) -> None:
-    """Drops from later units what earlier units have. A unit that changes is rewritten and then replaced."""
-    hashes = [np.load(job.unit_folder(u) / "rows.npy")["hash"] for u in plan.units]
-    first = np.unique(np.concatenate(hashes), return_index=True)[1]
-    repeated = np.ones(sum(map(len, hashes)), bool)
-    repeated[first] = False
-    for unit, bad in zip(plan.units, np.split(repeated, np.cumsum([len(h) for h in hashes])[:-1])):
-        if bad.any():
-            _rewrite(job, unit, bad)
-
-
-def _rewrite(job: Job, unit: crawl.Unit, repeated: np.ndarray) -> None:
-    """The same unit with the marked rows dropped."""
-    final = job.unit_folder(unit)
-    splits = list(_summary(job, unit)["shards"])
-    readers = [array_record_module.ArrayRecordReader(str(final / f"{s}.array_record")) for s in splits]
-    writer = _UnitWriter(Path(f"{final}.tmp{os.getpid()}"), job.counting)
-    for line in (final / "dropped.jsonl").read_text(encoding="utf-8").splitlines():
-        writer.add(Dropped(**json.loads(line)))
-    for row, bad in zip(np.load(final / "rows.npy").tolist(), repeated):
-        _, split, width, height, size, verbatim, rows, empty = row
-        example = image_text.parse(readers[split].read())
-        stored = Stored(example["image"], example["width"], example["height"], width, height, verbatim)
-        kept = Kept(splits[split], example["key"], example, stored, size, rows, empty)
-        writer.add(image_text.duplicate(kept) if bad else kept)
-    for reader in readers:
-        reader.close()
-    aside = Path(f"{final}.tmp{os.getpid()}.old")  # a kill between the renames: the unit is done once more
-    os.rename(final, aside)
-    writer.commit(final)
-    shutil.rmtree(aside)
-
-
-def _assemble(plan: crawl.Plan, job: Job, final: Path, name: str, max_bad: float, identity: dict) -> dict:
-    """Moves all shards to `final` and writes their metadata for TFDS and for readers; returns the manifest."""
-    summaries = {u: _summary(job, u) for u in plan.units}
+def _assemble(plan: crawl.Plan, job: Job, to, name: str, workers: int, max_bad: float, identity: dict,
+              progress: Callable) -> dict:  # fmt: skip
+    """Puts all shards where they belong, with their metadata for TFDS and for readers; returns the manifest."""
+    summaries = {u: job.summary(u) for u in plan.units}
     tally = Tally.sum(Tally.from_json(s["tally"]) for s in summaries.values())
     manifest.check_share(tally, max_bad)
-    final.mkdir(exist_ok=True)
-    shards: dict[str, list[dict]] = {}
+    planned = {}
     for split in sorted(tally.kept):
         found = [(u, s["shards"][split]) for u, s in summaries.items() if split in s["shards"]]
-        for index, (unit, shard) in enumerate(found):
-            target = final / f"{name}-{split}.array_record-{index:05d}-of-{len(found):05d}"
-            if not target.exists():
-                os.rename(job.unit_folder(unit) / f"{split}.array_record", target)
-            shards.setdefault(split, []).append({"file": target.name, **shard})
+        parts = [packing.Part(str(job.unit_folder(u) / f"{split}.array_record"), **shard) for u, shard in found]
+        planned[split] = packing.shards(name, split, parts)
+    final = to.building
+    final.mkdir(exist_ok=True)
+    entries = _pack([s for split in planned.values() for s in split], to, workers, progress)
+    shards = {split: [entries[s.file] for s in found] for split, found in planned.items()}
     with open(final / "dropped.jsonl", "w", encoding="utf-8") as file:
         for unit in plan.units:
             file.write((job.unit_folder(unit) / "dropped.jsonl").read_text(encoding="utf-8"))
@@ -307,4 +199,52 @@ def _assemble(plan: crawl.Plan, job: Job, final: Path, name: str, max_bad: float
     tree = manifest.build(name, identity, tally, shards, division.upstream_total(plan))
     (final / "report.txt").write_text(manifest.report(tree), encoding="utf-8")
     (final / "manifest.json").write_text(manifest.dump(tree), encoding="utf-8")
+    to.finish()
     return tree
+
+
+def _pack(shards: list[packing.Shard], to, workers: int, progress: Callable) -> dict[str, dict]:
+    """Writes the shards that are not there yet, and removes what is in them: file -> {file, records, bytes, sha256}."""
+    notes = to.building.with_name("packed")
+    notes.mkdir(exist_ok=True)
+    for leftover in notes.glob("*.tmp*"):
+        leftover.unlink()
+    entries = {}
+    for shard in shards:
+        note = notes / f"{shard.file}.json"
+        entry = json.loads(note.read_text()) if note.exists() else None
+        if entry and to.holds(entry["file"], entry["bytes"]):
+            entries[shard.file] = entry
+    waiting = Counter(path for shard in shards for path, _, _ in shard.pieces)
+
+    def done(shard: packing.Shard) -> None:
+        for path, _, _ in shard.pieces:
+            waiting[path] -= 1
+            if not waiting[path]:
+                Path(path).unlink(missing_ok=True)
+
+    for shard in shards:
+        if shard.file in entries:
+            done(shard)
+    todo = [shard for shard in shards if shard.file not in entries]
+    lost = [shard.file for shard in todo if not all(Path(path).exists() for path, _, _ in shard.pieces)]
+    if lost:
+        raise errors.UserError(f"{lost[0]} was finished and is gone, and its records with it; valid: --overwrite")
+    with progress(sum(shard.records for shard in todo), "pack") as bar:
+        for shard in _finished(functools.partial(_deliver, to, notes), todo, workers, bar):
+            entries[shard.file] = json.loads((notes / f"{shard.file}.json").read_text())
+            done(shard)
+    return entries
+
+
+def _deliver(to, notes: Path, shard: packing.Shard, pulse: Callable[[int], None]) -> None:
+    """Writes one shard to its place, and then the note that it is there."""
+    path = notes / f"{shard.file}.tmp{os.getpid()}"
+    packing.write(shard, path)
+    size, digest = os.path.getsize(path), manifest.sha256(path)
+    entry = {"file": shard.file, "records": shard.records, "bytes": size, "sha256": digest}
+    to.place(path, shard.file)
+    partial = notes / f"{shard.file}.json.tmp{os.getpid()}"
+    partial.write_text(json.dumps(entry))
+    os.rename(partial, notes / f"{shard.file}.json")
+    pulse(shard.records)

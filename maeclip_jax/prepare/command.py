@@ -2,10 +2,11 @@
 
     python -m maeclip_jax.prepare --src photos/ --out data --name photos --short_side 256
 
-reads a folder or file (formats: `data/crawl.py`), checks every picture, and writes `data/photos/1.0.0`, which
+reads a folder or file (formats: `prepare/crawl.py`), checks every picture, and writes `data/photos/1.0.0`, which
 `tfds.builder_from_directory("data/photos/1.0.0").as_data_source("train")` opens. The same command again continues, or
-says that nothing is left to do. `--runner beam` does the same work through TFDS's Beam builder, for data that is too
-large for one machine: `--beam_options="--runner=DataflowRunner --project=..."`.
+says that nothing is left to do. --src and --out may be in buckets (gs://). Such an --out is filled shard by shard from
+a local folder, --scratch, and is a data set once all are there. `--runner beam` does the same work through TFDS's Beam
+builder, for data that is too large for one machine: `--beam_options="--runner=DataflowRunner --project=..."`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
+from pathlib import Path
 
 from etils import epath
 
@@ -30,6 +33,7 @@ def parser() -> cli.Parser:
     p = cli.Parser("maeclip_jax.prepare", __doc__)
     p.add_argument("--src", required=True, help="folder or file to read")
     p.add_argument("--out", required=True, help="TFDS data directory; the data set goes to OUT/NAME/1.0.0")
+    p.add_argument("--scratch", default="", help="local folder for unfinished work, if --out is in a bucket (.)")
     p.add_argument("--name", default="my_pairs", help="name of the data set: small letters, digits, _ (%(default)s)")
     p.add_argument("--format", default="auto", help=f"auto, {', '.join(crawl.FORMATS)} (%(default)s)")
     p.add_argument("--image_column", default="", help="column of picture paths or bytes (the first usual name)")
@@ -41,7 +45,7 @@ def parser() -> cli.Parser:
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
     p.add_argument("--quality", type=int, default=92, help="JPEG quality of re-encoded pictures (%(default)s)")
     p.add_argument("--max_pixels", type=int, default=1 << 26, help="larger pictures are dropped (%(default)s)")
-    p.add_argument("--unit_records", type=int, default=0, help="records in a shard (0: 1/64 of all; a tar stays one)")
+    p.add_argument("--unit_records", type=int, default=0, help="records of a unit of work (0: 1/64; a tar is one)")
     p.add_argument("--max_bad", type=float, default=0.5, help="share of bad records that is an error (%(default)s)")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     p.add_argument("--runner", default="local", help=f"{' or '.join(RUNNERS)} (%(default)s)")
@@ -76,11 +80,11 @@ def prepare(args: argparse.Namespace) -> dict:
         options |= dataclasses.asdict(counting)
     identity = {"options": options, "source": source}
     out = crawl.located(args.out) / args.name / image_text.VERSION
+    scratch = _scratch(args)
     if args.overwrite:
-        for folder in (out, out.parent / f"{out.name}.incomplete"):
-            if crawl.exists(folder):
-                folder.rmtree()
-    if crawl.exists(out):
+        _remove(out, scratch, args.name)
+    there = out / "dataset_info.json" if scratch else out  # a bucket is filled file by file, and this is the last one
+    if crawl.exists(there):
         return _finished(out, identity)
     found = f"{plan.reading.format} in {plan.reading.root}: {len(plan.files)} files, {len(plan.units)} units of work"
     print(found, file=sys.stderr)
@@ -94,7 +98,13 @@ def prepare(args: argparse.Namespace) -> dict:
         else:
             from maeclip_jax.prepare import assembly
 
-            tree = assembly.run(plan, storing, counting=counting, workers=args.workers, progress=_bar, **arguments)
+            if scratch:
+                print(
+                    f"unfinished work lies in {assembly.building(out, args.name, scratch)} until all is in {out}",
+                    file=sys.stderr,
+                )
+            arguments |= {"counting": counting, "workers": args.workers, "progress": _bar, "scratch": scratch}
+            tree = assembly.run(plan, storing, **arguments)
     print(manifest.report(tree))
     print(f"written to {out}")
     return tree
@@ -118,9 +128,10 @@ def _check(args: argparse.Namespace) -> None:
         manifest.Counting(args.tokenizer, args.text_length).make()  # a wrong one is said before any work
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name):
         raise errors.UserError(f"name {args.name!r} is not a TFDS name; valid: small letters, digits and _")
-    if "://" in args.out and args.runner == "local":
-        choice = "a local folder (then gcloud storage cp -r), or --runner beam"
-        raise errors.UserError(f"out={args.out!r} is not local, and runner local commits by renaming; valid: {choice}")
+    if args.scratch and ("://" in args.scratch or "://" not in args.out or args.runner != "local"):
+        choice = "a local folder, with --out in a bucket and --runner local; else leave it out"
+        given = f"scratch={args.scratch!r} with out={args.out!r} and runner {args.runner}"
+        raise errors.UserError(f"{given}; valid: {choice}")
     for name, low, high in (("workers", 1, 4096), ("max_bad", 0, 1), ("unit_records", 0, 10**9)):
         if not low <= getattr(args, name) <= high:
             raise errors.UserError(f"{name}={getattr(args, name)}; valid: {low} to {high}")
@@ -139,10 +150,28 @@ def _finished(out: epath.Path, identity: dict) -> dict:
     return tree
 
 
-def _bar(total: int | None):
+def _scratch(args: argparse.Namespace) -> Path | None:
+    """The local folder for unfinished work; None where that lies beside the data set."""
+    remote = "://" in args.out and args.runner == "local"
+    return Path(args.scratch or ".").expanduser().resolve() if remote else None
+
+
+def _remove(out: epath.Path, scratch: Path | None, name: str) -> None:
+    from maeclip_jax.prepare import assembly, remote
+
+    if scratch:
+        remote.remove(out)
+        shutil.rmtree(assembly.building(out, name, scratch), ignore_errors=True)
+        return
+    for folder in (out, assembly.building(out, name)):
+        if crawl.exists(folder):
+            folder.rmtree()
+
+
+def _bar(total: int | None, what: str):
     import tqdm
 
-    return tqdm.tqdm(total=total, unit=" records", smoothing=0.05, dynamic_ncols=True, desc="prepare")
+    return tqdm.tqdm(total=total, unit=" records", smoothing=0.05, dynamic_ncols=True, desc=what)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Inspects a source of image-text pairs: its format, its columns, and the units of work that it divides into.
 
-Four formats are read, the first and the last also from gs:// and other remote file systems (through etils.epath):
+Four formats are read, all but `files` also from gs:// and other remote file systems (`remote`):
 
 - `webdataset`: tar shards with `KEY.jpg|png|webp`, `KEY.txt` and/or `KEY.json` (img2dataset's default output);
 - `table`: a jsonl, csv or tsv file with a column of picture paths and one of captions;
@@ -17,6 +17,7 @@ import re
 from etils import epath
 
 from maeclip_jax import errors
+from maeclip_jax.prepare import remote
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic", ".heif")
 MEMBERS = (*PICTURES, ".txt", ".json")
@@ -40,7 +41,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One unit of work, and later one shard of each split.
+    """One unit of work.
 
     `start`/`stop` count bytes of a table, row groups of a parquet file, or keys (sorted) of a folder.
     """
@@ -57,8 +58,8 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A source divided. It depends on the source and the options alone, never on the number of workers: a unit
-    becomes the shard of the same number, so two plans that agree give the same bytes."""
+    """A source divided. It depends on the source and the options alone, never on the number of workers: the records
+    of the units, in order, are those of the data set, so two plans that agree give the same bytes."""
 
     reading: Reading
     units: tuple[Unit, ...]
@@ -119,9 +120,9 @@ def located(path: str) -> epath.Path:
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether the file or folder exists. UserError if a missing package prevents the check."""
+    """Whether the file or folder exists. UserError if a missing package or a bucket prevents the check."""
     try:
-        return path.exists()
+        return remote.exists(path) if remote.is_remote(path) else path.exists()
     except ImportError as error:  # etils.epath reaches gs:// through fsspec
         choice = "a local or mounted folder, or pip install gcsfs (s3fs, adlfs) first"
         raise errors.UserError(f"{str(path)!r} cannot be reached ({error}); valid: {choice}") from None
@@ -162,22 +163,36 @@ def group_of(row: dict | str, reading: Reading) -> tuple[str, str] | None:
 
 
 def _find(path: epath.Path, format: str) -> tuple[str, list[epath.Path]]:
-    """(format, files or folders of that format in order). The first format with anything to read wins."""
-    for kind in FORMATS if format == "auto" else (format,):
+    """(format, files or folders of that format in order). The first format with anything to read wins.
+
+    In a bucket a table wins that lies beside no tar: what else is below are its pictures, too many to look through.
+    """
+    kinds = FORMATS if format == "auto" else (format,)
+    if format == "auto" and remote.is_remote(path) and path.suffix.lower() not in (*TABLES, ".tar", ".parquet"):
+        suffixes = {os.path.splitext(name)[1].lower() for name in remote.names(path)}
+        kinds = ("table",) if suffixes & set(TABLES) and ".tar" not in suffixes else kinds
+    for kind in kinds:
         found = _FINDERS[kind](path)
         if found:
             return kind, found
+    if remote.is_remote(path) and format in ("auto", "files"):
+        raise errors.UserError(
+            f"source {str(path)!r} holds nothing that can be read from a bucket; valid: webdataset, table or parquet "
+            f"there, or a local copy of loose files: gcloud storage cp -r {path} ."
+        )
     valid = formats() if format == "auto" else f"a source of {format}, or --format auto, {', '.join(FORMATS)}"
     what = "is empty" if path.is_dir() and not any(path.iterdir()) else "holds nothing that can be read"
     raise errors.UserError(f"source {str(path)!r} {what}; valid: {valid}")
 
 
 def _find_tables(path: epath.Path) -> list[epath.Path]:
-    if _is_remote(path):
-        return []
-    if path.is_file():
-        return [path] if path.suffix.lower() in TABLES else []
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLES and p.is_file())
+    if path.suffix.lower() in TABLES and path.is_file():
+        return [path]
+    if remote.is_remote(path):
+        found = [path / name for name, size in sorted(remote.names(path).items()) if size is not None]
+    else:
+        found = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    found = [p for p in found if p.suffix.lower() in TABLES]
     usual = [p for p in found if p.stem in ("captions", "metadata")]
     if len(found) > 1 and len(usual) != 1:
         names = ", ".join(p.name for p in found)
@@ -187,7 +202,7 @@ def _find_tables(path: epath.Path) -> list[epath.Path]:
 
 def _find_folders(path: epath.Path) -> list[epath.Path]:
     """Folders, the path itself or below it, with at least one picture and one text of the same stem."""
-    if _is_remote(path) or not path.is_dir():
+    if remote.is_remote(path) or not path.is_dir():
         return []
     found = []
     for folder, subfolders, names in os.walk(path):
@@ -203,12 +218,11 @@ def _find_by_extension(path: epath.Path, extension: str) -> list[epath.Path]:
     """The path itself, or all files with this extension in it and up to two levels below (hidden ones left out)."""
     if path.suffix.lower() == extension:
         return [path] if path.is_file() else []
-    found = [p for pattern in ("*", "*/*", "*/*/*") for p in path.glob(pattern + extension)]
+    if remote.is_remote(path):
+        found = [p for p in remote.files(path, levels=2) if p.suffix == extension]
+    else:
+        found = [p for pattern in ("*", "*/*", "*/*/*") for p in path.glob(pattern + extension)]
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts))
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in str(path)
 
 
 _FINDERS = {

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import tables
+from maeclip_jax.prepare import remote, tables
 from maeclip_jax.prepare.crawl import (
     Plan,
     Reading,
@@ -58,8 +58,10 @@ def _members(reading: Reading, wanted: Wanted) -> Reading:
 def upstream(shard: epath.Path) -> dict[str, int]:
     """The counts in img2dataset's `00000_stats.json` of this shard ({} if missing): count, successes, failed_*."""
     try:
-        found = json.loads((shard.parent / f"{shard.stem}_stats.json").read_text())
-    except (OSError, ValueError):
+        found = json.loads(remote.read(shard.parent / f"{shard.stem}_stats.json") or b"{}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, errors.UserError):  # which is a ValueError
+            raise
         return {}
     names = ("count", "successes", "failed_to_download", "failed_to_resize")
     return {n: int(found[n]) for n in names if isinstance(found.get(n), int | float)} if isinstance(found, dict) else {}
@@ -95,7 +97,7 @@ def _table(reading: Reading, files: list[epath.Path], wanted: Wanted, unit_recor
     """Units of whole groups of rows; consecutive rows that name the same picture are one record (Flickr8k's csv)."""
     path = files[0]
     delimiter = "" if path.suffix.lower() == ".jsonl" else tables.delimiter(path)
-    with open(path, "rb") as file:
+    with remote.opened(path) as file:
         mark = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     names = tables.column_names(path, delimiter)
     reading = dataclasses.replace(reading, delimiter=delimiter, **tables.columns(wanted, names, path.name))
@@ -135,7 +137,7 @@ def _parquet(reading: Reading, files: list[epath.Path], wanted: Wanted, unit_rec
     groups, splits, schema = [], set(), None  # groups: for each file, the number of rows of each row group
     for path in files:
         try:
-            with path.open("rb") as file, pq.ParquetFile(file) as table:
+            with remote.opened(path, remote.SHORT) as file, pq.ParquetFile(file) as table:
                 if schema is None:
                     schema = table.schema_arrow
                     reading = dataclasses.replace(reading, **_parquet_columns(wanted, schema, path.name))

@@ -1,7 +1,7 @@
 """Image-text pairs as a TFDS data set: the features, and how a raw record becomes an example or is dropped.
 
-`outcomes` is the whole of the work on a unit; the processes of one machine (`data/assembly.py`) and the workers of
-Apache Beam (`builders/image_text_beam.py`) run the same.
+`outcomes` is the whole of the work on a unit; the processes of one machine (`assembly`) and the workers of
+Apache Beam (`image_text_beam`) run the same.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,6 @@ from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import crawl, records
 
 VERSION = "1.0.0"
-WRITER = "group_size:1,uncompressed"  # JPEG does not shrink, and random access wants groups of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,27 +211,37 @@ def duplicate(kept: Kept) -> Dropped:
 
 
 def write_metadata(folder: Path, plan: crawl.Plan, shards: dict[str, list[dict]]) -> None:
-    """Makes a TFDS data set of the shards in `folder`: split -> [{file, records, bytes}] in order."""
+    """Writes into `folder` what makes a TFDS data set of shards: split -> [{file, records, bytes}] in order.
+
+    The shards need not be there: TFDS reads their names alone, of empty files in a folder of their own.
+    """
     from tensorflow_datasets.core import naming
 
-    template = naming.ShardedFileTemplate(data_dir=epath.Path(folder), template=naming.DEFAULT_FILENAME_TEMPLATE)
-    splits = [
-        tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=[s["records"] for s in files],
-            num_bytes=sum(s["bytes"] for s in files),
-            filename_template=template,
+    with tempfile.TemporaryDirectory(prefix="maeclip-") as empty:
+        data_dir, names = epath.Path(empty), {s["file"] for files in shards.values() for s in files}
+        for name in names:
+            (data_dir / name).touch()
+        template = naming.ShardedFileTemplate(data_dir=data_dir, template=naming.DEFAULT_FILENAME_TEMPLATE)
+        splits = [
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[s["records"] for s in files],
+                num_bytes=sum(s["bytes"] for s in files),
+                filename_template=template,
+            )
+            for split, files in shards.items()
+        ]
+        tfds.folder_dataset.write_metadata(
+            data_dir=data_dir,
+            features=features(),
+            split_infos=splits,
+            version=VERSION,
+            description=description(plan),
+            check_data=False,  # it would read through TensorFlow
         )
-        for split, files in shards.items()
-    ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=features(),
-        split_infos=splits,
-        version=VERSION,
-        description=description(plan),
-        check_data=False,  # it would read through TensorFlow
-    )
+        for path in data_dir.iterdir():
+            if path.name not in names:
+                shutil.copyfile(path, folder / path.name)
 
 
 def description(plan: crawl.Plan) -> str:

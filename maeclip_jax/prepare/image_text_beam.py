@@ -11,7 +11,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import crawl, division, image_text, manifest
+from maeclip_jax.prepare import crawl, division, image_text, manifest, packing, tfds_shards
 from maeclip_jax.prepare.image_text import Dropped, Kept
 from maeclip_jax.prepare.manifest import Tally
 
@@ -19,7 +19,7 @@ from maeclip_jax.prepare.manifest import Tally
 class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """`ImageText(plan, storing, name=..., ..., data_dir=...).download_and_prepare(...)`, then `.manifest`.
 
-    Shards, their number and the (hashed, hence shuffled) order are TFDS's; so is the commit, one rename at the end.
+    The (hashed, hence shuffled) order is TFDS's; so is the commit, one rename at the end.
     Workers must see source, output and `scratch` (for the account) under the same path: gs://, or a mount.
     """
 
@@ -89,7 +89,7 @@ class _Writer(tfds.core.ExampleWriter):
     def write(self, path, examples) -> None:
         with tempfile.TemporaryDirectory() as folder:
             local = epath.Path(folder) / "shard"
-            writer = array_record_module.ArrayRecordWriter(str(local), image_text.WRITER)
+            writer = array_record_module.ArrayRecordWriter(str(local), packing.WRITER)
             for _, example in examples:
                 writer.write(example)
             writer.close()
@@ -186,7 +186,7 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
     builder = ImageText(
         plan, storing, name=name, scratch=str(scratch), max_bad=max_bad, identity=identity, data_dir=data_dir
     )
-    config = tfds.download.DownloadConfig(beam_options=PipelineOptions(options.split()))
+    config = tfds_shards.DownloadConfig(beam_options=PipelineOptions(options.split()))
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:

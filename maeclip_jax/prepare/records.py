@@ -17,7 +17,7 @@ from pathlib import Path
 from etils import epath
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import crawl, division, tables
+from maeclip_jax.prepare import crawl, division, remote, tables
 
 KINDS = {
     "missing_image": "the record names no picture, or one that is not there",
@@ -30,6 +30,9 @@ KINDS = {
     "unreadable_row": "the row or json member cannot be parsed",
     "unreadable_shard": "the shard ends early or is damaged; its remaining records are lost",
 }
+
+
+_TOGETHER = 128  # pictures of a table that are read at a time, as many as gcsfs asks for at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ def _tar(reading: crawl.Reading, unit: crawl.Unit) -> Iterator[Raw]:
     path = epath.Path(reading.root) / unit.path
     records, problem, where = 0, "", 0
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        with remote.opened(path) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
             for key, members in itertools.groupby((m for m in tar if m.isfile()), lambda m: _tar_key(m.name)[0]):
                 found = {}
                 for member in members:
@@ -165,17 +168,23 @@ def printable(key: str) -> str:
 
 def _rows(reading: crawl.Reading, unit: crawl.Unit) -> Iterator[Raw]:
     """Records of a table: consecutive rows that name the same picture (and split) are one record."""
-    path = Path(reading.root, unit.path)
+    path = epath.Path(reading.root) / unit.path
     found = tables.rows(path, reading.delimiter, unit.start, unit.stop)
     # A row without a picture is a record of its own: its number keeps it from joining with the next.
     groups = itertools.groupby(found, lambda item: crawl.group_of(item[3], reading) or item[0])
+    waiting = []
     for _, group in groups:
         number, _, _, row = next(group)
         rows = [row, *(item[3] for item in group)]
-        yield _row(f"{unit.path}:row {unit.row + number + 1}", rows, reading, unit)
+        waiting.append(_row(f"{unit.path}:row {unit.row + number + 1}", rows, reading, unit))
+        if len(waiting) == _TOGETHER:
+            yield from _with_pictures(waiting, reading)
+            waiting = []
+    yield from _with_pictures(waiting, reading)
 
 
-def _row(name: str, rows: list, reading: crawl.Reading, unit: crawl.Unit) -> Raw:
+def _row(name: str, rows: list, reading: crawl.Reading, unit: crawl.Unit) -> tuple[Raw, str]:
+    """The record of these rows without its picture, and the name of that."""
     raw = Raw(name, unit.path, crawl.split_of(rows[0], reading), rows=len(rows))
     try:
         if isinstance(rows[0], str):
@@ -189,25 +198,49 @@ def _row(name: str, rows: list, reading: crawl.Reading, unit: crawl.Unit) -> Raw
             value = row.get(reading.caption_column)
             if value is not None or len(rows) == 1:
                 texts += captions(value)
-        raw = dataclasses.replace(raw, texts=captions(texts))
-        return dataclasses.replace(raw, image=_bytes(image.strip(), reading))
+        return dataclasses.replace(raw, texts=captions(texts)), image.strip()
     except BadRecord as error:
-        return dataclasses.replace(raw, error=error)
+        return dataclasses.replace(raw, error=error), ""
 
 
-def _bytes(name: str, reading: crawl.Reading) -> bytes:
-    """The bytes of the picture `name`, looked for beside the table and in its folder `images/`."""
-    folders = (reading.image_dir,) if reading.image_dir else (reading.root, os.path.join(reading.root, "images"))
+def _with_pictures(rows: list[tuple[Raw, str]], reading: crawl.Reading) -> Iterator[Raw]:
+    found = iter(_pictures([name for raw, name in rows if not raw.error], reading))
+    for raw, _ in rows:
+        if not raw.error:
+            data = next(found)
+            bad = isinstance(data, BadRecord)
+            raw = dataclasses.replace(raw, error=data) if bad else dataclasses.replace(raw, image=data)
+        yield raw
+
+
+def _pictures(names: list[str], reading: crawl.Reading) -> list[bytes | BadRecord]:
+    """The bytes of pictures, which are looked for beside the table and in its folder `images/`, or what is wrong."""
+    folders = (reading.image_dir,) if reading.image_dir else (reading.root, f"{reading.root}/images")
+    found: list[bytes | BadRecord | None] = [None] * len(names)
     for folder in folders:
-        try:
-            return Path(folder, name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
-            continue
-        except IsADirectoryError:
-            raise BadRecord("missing_image", f"{name} is a folder") from None
-        except OSError as error:
-            raise BadRecord("unreadable_image", f"{name}: {error.strerror or error}") from None
-    raise BadRecord("missing_image", f"no file {name!r} in {' or '.join(folders)}")
+        missing = [i for i, data in enumerate(found) if data is None]
+        if remote.is_remote(folder):
+            data = remote.fetch([remote.join(folder, names[i]) for i in missing])
+        else:
+            data = [_local(folder, names[i]) for i in missing]
+        for i, one in zip(missing, data):
+            found[i] = one
+    where = " or ".join(folders)
+    return [
+        BadRecord("missing_image", f"no file {name!r} in {where}") if data is None else data
+        for name, data in zip(names, found)
+    ]
+
+
+def _local(folder: str, name: str) -> bytes | BadRecord | None:
+    try:
+        return Path(folder, name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return None
+    except IsADirectoryError:
+        return BadRecord("missing_image", f"{name} is a folder")
+    except OSError as error:
+        return BadRecord("unreadable_image", f"{name}: {error.strerror or error}")
 
 
 def _parquet(reading: crawl.Reading, unit: crawl.Unit) -> Iterator[Raw]:
@@ -217,7 +250,7 @@ def _parquet(reading: crawl.Reading, unit: crawl.Unit) -> Iterator[Raw]:
     path = epath.Path(reading.root) / unit.path
     read_rows, problem = 0, ""
     try:
-        with path.open("rb") as file, pq.ParquetFile(file) as table:
+        with remote.opened(path) as file, pq.ParquetFile(file) as table:
             wanted = {reading.image_column, reading.caption_column, reading.split_column, "key"}
             columns = [c for c in table.schema_arrow.names if c in wanted]
             for group in range(unit.start, unit.stop):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+
+from etils import epath
 
 from maeclip_jax import errors
+from maeclip_jax.prepare import remote
 
 IMAGE_COLUMNS = ("image", "image_path", "image_name", "filepath", "file_path", "file_name", "filename", "file",
                  "path", "img", "jpg", "png", "webp", "image_bytes", "bytes")  # fmt: skip
@@ -40,19 +43,19 @@ def columns(wanted: Mapping[str, str], names: list[str], where: str) -> dict[str
     return found
 
 
-def delimiter(path: Path) -> str:
+def delimiter(path: epath.Path) -> str:
     """The delimiter that splits the header into most columns (open_clip's csv files use tabs, Flickr30k's bars)."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
+    with _text(path) as file:
         header = file.readline()
     return max(",\t;|", key=header.count)
 
 
-def column_names(path: Path, delimiter: str) -> list[str]:
+def column_names(path: epath.Path, delimiter: str) -> list[str]:
     """Column names: the header of a csv, the keys of the first readable line of a jsonl."""
     if delimiter:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with _text(path) as file:
             names = next(csv.reader(file, delimiter=delimiter), [])
         return [n.strip() for n in names]
     for _, _, _, row in rows(path, delimiter):
@@ -62,9 +65,9 @@ def column_names(path: Path, delimiter: str) -> list[str]:
     raise errors.UserError(f"no line of {str(path)!r} is a JSON object; valid: {wanted}")
 
 
-def rows(path: Path, delimiter: str, start: int = 0, stop: int | None = None) -> Iterator[tuple]:
+def rows(path: epath.Path, delimiter: str, start: int = 0, stop: int | None = None) -> Iterator[tuple]:
     """(row number from `start`, first byte, last byte + 1, row) with row a dict, or a str that describes the error."""
-    with open(path, "rb") as file:
+    with remote.opened(path, remote.SHORT if start or stop else remote.LONG) as file:
         if delimiter:
             header = [n.strip() for n in next(csv.reader(_lines(file), delimiter=delimiter), [])]
         if start:
@@ -80,6 +83,10 @@ def rows(path: Path, delimiter: str, start: int = 0, stop: int | None = None) ->
             begin = end
             if stop is not None and end >= stop:
                 return
+
+
+def _text(path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(remote.opened(path, remote.SHORT), encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _lines(file) -> Iterator[str]:

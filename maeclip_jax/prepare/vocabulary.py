@@ -2,8 +2,9 @@
 
     python -m maeclip_jax.prepare.vocabulary --name photos --out data/photos/words.model [--size 4000] [--data_dir data]
 
-Use it with --config.tokenizer.type=sentencepiece --config.tokenizer.path=data/photos/words.model. With --end it has an
-end of text, which --config.tokenizer.eos=True puts last; a CLIP of `transformers` pools its texts there.
+The data set may be in a bucket (--data_dir gs://bucket/data), and so may --out. Use it with
+--config.tokenizer.type=sentencepiece --config.tokenizer.path=data/photos/words.model. With --end it has an end of text,
+which --config.tokenizer.eos=True puts last; a CLIP of `transformers` pools its texts there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from maeclip_jax.errors import UserError, storage
 
 # The id of the end of text. 2 would not do: `transformers` takes a CLIP's highest id for the end then.
 END = 3
+_RANGE = 16 << 20  # bytes of neighbouring records that are read at a time; of a bucket, by one request
 
 
 def train(captions: Iterable[str], size: int, *, end: bool = False) -> bytes:
@@ -48,9 +50,11 @@ def captions_of(name: str, split: str, data_dir: str) -> Iterable[str]:
     from maeclip_jax.data import source
 
     records = source.make({"kind": "tfds", "dir": data_dir, "name": name, "split": split})
-    for i in range(len(records)):
-        record = records[i]
-        yield from record.get("texts") or [record["text"]]
+    step = max(1, int(_RANGE / max(1.0, records.record_bytes)))
+    for begin in range(0, len(records), step):
+        for i, data in enumerate(records.read(begin, min(begin + step, len(records))), begin):
+            record = records.record(data, i)
+            yield from record.get("texts") or [record["text"]]
 
 
 def run(argv: list[str]) -> None:

@@ -19,7 +19,7 @@ from maeclip_jax.workdir import identity
 # Where a finetuned run began: seeds of the pretrained one differ in it.
 BEGAN = ("resume", "init_from", "init_rules", "init_adopted", "arg.init")
 # Settings of an evaluator that do not change what is measured (of a loss over the batch, its size does).
-UNSEEN = re.compile(r"every|(\w+\.)?(batch_size|num_threads|num_workers|prefetch|max_bad)|.*\.dir")
+UNSEEN = re.compile(r"every|(\w+\.)?(batch_size|num_threads|num_workers|prefetch|max_bad|order|blocks\..*)|.*\.dir")
 
 
 @dataclasses.dataclass(frozen=True)

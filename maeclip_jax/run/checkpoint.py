@@ -112,6 +112,18 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
+    def refuse_going_back(self, resume: str) -> None:
+        """UserError for an earlier step of these: the later ones would win at the next start."""
+        latest = self.latest()
+        if not resume or latest is None or absolute(resume).parent != self._directory:
+            return
+        if absolute(resume).name != str(latest):
+            raise UserError(
+                f"config.resume={resume} is an earlier step of {self._directory.parent}, which goes on from step "
+                f"{latest}: move the folders of later steps out of {self._directory} and leave config.resume out, or "
+                "start a new --workdir with it"
+            )
+
     def steps(self) -> list[int]:
         """All complete steps."""
         return sorted(self._manager.all_steps())

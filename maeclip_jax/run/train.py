@@ -18,6 +18,7 @@ from maeclip_jax import interop, remote
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
+from maeclip_jax.data.batches import check_bad
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.interop import adoption
@@ -26,7 +27,7 @@ from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
+from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup, storage_bill
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
@@ -81,7 +82,7 @@ def run(
         tokenizer = tokenizers.of(config)
         data = pipeline.open(config.data)
         with Waiting("reading the first records"):
-            deadline.look(data.sources)
+            deadline.look(made for _, made in data.sources)
         built = build(config, epoch=data.length, devices=devices)
         peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
         with jax.set_mesh(built.mesh), StopSignal() as stop:
@@ -118,7 +119,7 @@ class _Run:
             best=config.checkpoint.best,
         )
         latest = self.saved.latest()
-        self._refuse_going_back(latest)
+        self.saved.refuse_going_back(config.resume)
         self.before = read_config(workdir) if latest is not None else {}
         self.text = claim(config, workdir, continued=latest is not None)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
@@ -126,6 +127,10 @@ class _Run:
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
+        self.bill = storage_bill.of_run(
+            config, data, built, self.runner, self.save_every, processes=jax.process_count(), workdir=workdir
+        )
+        self.asked = storage_bill.Meter()
 
     def loop(self) -> None:
         """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
@@ -174,19 +179,6 @@ class _Run:
         self.saved.close()
         self.log.close()
 
-    def _refuse_going_back(self, latest: int | None) -> None:
-        """UserError for an earlier step of the same workdir: its later checkpoints would win at the next start."""
-        resume = self.config.resume
-        if not resume or latest is None or checkpoint.absolute(resume).parent != self.saved.folder(latest).parent:
-            return
-        step = checkpoint.absolute(resume).name
-        if step != str(latest):
-            raise UserError(
-                f"config.resume={resume} is an earlier step of {self.workdir}, which goes on from step {latest}: move "
-                f"the folders of later steps out of {self.workdir / CHECKPOINTS} and leave config.resume out, or start "
-                "a new --workdir with it"
-            )
-
     # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
 
     def _start(self) -> tuple[State, Clock]:
@@ -221,6 +213,7 @@ class _Run:
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
+            self.asked = storage_bill.Meter(meta.get("asked", ()))
             clock.add("restore", sleep.awake() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             self._say_schedule(step, folder)
@@ -364,7 +357,7 @@ class _Run:
                 f"config.resume={self.workdir}"
             )
         bad = int(values["bad_records"])
-        pipeline.check_bad(step * self.built.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
+        check_bad(step * self.built.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
 
     def _evaluate(self, state: State, step: int) -> None:
         """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""
@@ -383,6 +376,7 @@ class _Run:
             "batch_size": self.built.batch_size,
             "seed": self.config.seed,
             "seconds": self.clock.seconds,
+            "asked": self.asked.sums,
         }
 
     def _write_costs(self, step: int) -> None:
@@ -395,5 +389,6 @@ class _Run:
             "flops_per_step": self.built.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": versions(),
             "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
+            "storage": self.bill.so_far(self.asked.sums, step, self.clock, self.config.data.get("num_workers", 0)),
         }  # fmt: skip
         write_costs(self.workdir, costs, self.log.rows)

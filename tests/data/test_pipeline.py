@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.data import order, pipeline, tokenizer
+from maeclip_jax.data.batches import check_bad
 from maeclip_jax.errors import BadRecord, UserError
 
 
@@ -223,12 +224,12 @@ def test_too_many_bad_records_stop_the_run():
 
 
 def test_share_is_judged_only_after_enough_records():
-    pipeline.check_bad(999, 500, 0.1)
+    check_bad(999, 500, 0.1)
     with pytest.raises(UserError, match=r"^101 of 1000 records \(10.1 %\) cannot be used.*max_bad=0.1 .*empty 1, tru"):
-        pipeline.check_bad(1000, 101, 0.1, kinds={"truncated": 100, "empty": 1})
-    pipeline.check_bad(1000, 100, 0.1)
+        check_bad(1000, 101, 0.1, kinds={"truncated": 100, "empty": 1})
+    check_bad(1000, 100, 0.1)
     with pytest.raises(UserError, match="5 of 20"):
-        pipeline.check_bad(20, 5, 0.1, whole=20)
+        check_bad(20, 5, 0.1, whole=20)
 
 
 def test_several_hosts_leave_the_verdict_to_the_loop():

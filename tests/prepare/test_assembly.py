@@ -9,7 +9,7 @@ import pair_sources
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import assembly, crawl, image_text
+from maeclip_jax.prepare import assembly, crawl, image_text, packing, unit_folder
 from maeclip_jax.prepare.image_text import Storing
 
 
@@ -38,10 +38,15 @@ def source(tmp_path):
     return pair_sources.table(tmp_path / "src", rows, pictures=8)
 
 
+@pytest.fixture(autouse=True)
+def few_records_a_shard(monkeypatch):
+    monkeypatch.setattr(packing, "count", lambda records, size: max(1, records // 2))
+
+
 def _run(source, out, workers=1, bars=None, **options):
     plan = crawl.plan(str(source), unit_records=2)
 
-    def progress(total):
+    def progress(total, what):
         bar = _Bar(total)
         (bars if bars is not None else []).append(bar)
         return bar
@@ -81,7 +86,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(source, tmp_path):
     for workers in (1, 3):
         _run(source, tmp_path / f"{workers}" / "1.0.0", workers, bars)
     assert pair_sources.digests(tmp_path / "1") == pair_sources.digests(tmp_path / "3")
-    assert [(b.total, b.n) for b in bars] == [(11, 11)] * 2
+    assert [(b.total, b.n) for b in bars] == [(11, 11), (8, 8)] * 2  # records in, records in shards
 
 
 class _Killed(BaseException):
@@ -117,7 +122,7 @@ def test_a_run_stopped_anywhere_continues_to_the_same_bytes(source, tmp_path, mo
         _run(source, tmp_path / f"{stops}" / "1.0.0")
         assert pair_sources.digests(tmp_path / f"{stops}") == expected
         stops += 1
-    assert stops >= 1 + 6 + 2 * 2 + 6 + 1  # identity, units, rewritten units, shards, the whole
+    assert stops >= 1 + 6 + 2 * 2 + 3 * 2 + 1  # identity, units, rewritten units, shards and notes of them, the whole
 
 
 def test_a_run_stopped_many_times_continues_to_the_same_bytes(source, tmp_path, monkeypatch):
@@ -193,9 +198,9 @@ def test_a_worker_that_is_killed_is_said_in_one_line(source, tmp_path, monkeypat
 
 def test_a_process_that_outlived_its_run_changes_nothing(source, tmp_path):
     plan = crawl.plan(str(source), unit_records=2)
-    job = assembly.Job(plan.reading, Storing(), str(tmp_path / "units"))
+    job = unit_folder.Job(plan.reading, Storing(), str(tmp_path / "units"))
     (tmp_path / "units").mkdir()
-    assembly.work(job, plan.units[0], lambda n: None)
+    unit_folder.work(job, plan.units[0], lambda n: None)
     before = pair_sources.digests(tmp_path / "units")
-    assembly.work(job, plan.units[0], lambda n: None)
+    unit_folder.work(job, plan.units[0], lambda n: None)
     assert pair_sources.digests(tmp_path / "units") == before

@@ -41,11 +41,11 @@ def test_img2dataset_becomes_a_tfds_data_set_with_an_account(tmp_path, capsys):
     assert [r["key"] for r in records] == [f"{s:05d}{i:04d}".encode() for s in range(3) for i in range(4)]
     assert records[5]["texts"] == [b"caption of 5"] and records[5]["source"] == b"00001.tar"
     assert (records[0]["width"], records[0]["height"]) == (32, 24)
-    assert sorted(p.name for p in out.glob("*.array_record*"))[0] == "cc-train.array_record-00000-of-00003"
+    assert sorted(p.name for p in out.glob("*.array_record*"))[0] == "cc-train.array_record-00000-of-00001"
     printed = capsys.readouterr().out
     report = (out / "report.txt").read_text()
     assert report in printed
-    assert "12 records in" in report and "12 kept in split train (3 shards)" in report
+    assert "12 records in" in report and "12 kept in split train (1 shard)" in report
     assert "15 count, 3 failed to download, 12 successes" in report
     tree = json.loads((out / "manifest.json").read_text())
     assert tree["records"] == {"in": 12, "kept": 12, "dropped": 0, "dropped_by_kind": {}}
@@ -123,7 +123,10 @@ def test_errors_are_one_line_with_the_valid_choices(tmp_path, capsys):
     assert "short_side=-1; valid: 0 to" in _error(capsys, *usual, "--short_side", -1)
     assert "workers=0; valid: 1 to" in _error(capsys, *usual, "--workers", 0)
     assert "max_bad=2.0; valid: 0 to 1" in _error(capsys, *usual, "--max_bad", 2)
-    assert "out='gs://b/data' is not local" in _error(capsys, *usual, "--out", "gs://b/data")
+    message = _error(capsys, *usual, "--scratch", tmp_path)
+    assert (
+        "and runner local; valid: a local folder, with --out in a bucket and --runner local; else leave it" in message
+    )
     assert "unknown flag '--shortside' (did you mean '--short_side'?); valid: " in _error(
         capsys, *usual, "--shortside", 3
     )

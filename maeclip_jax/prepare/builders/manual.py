@@ -31,6 +31,7 @@ from etils import epath
 from maeclip_jax import cli
 from maeclip_jax.data import decode, source
 from maeclip_jax.errors import BadRecord, UserError, storage, unknown
+from maeclip_jax.prepare import tfds_shards
 
 _AHEAD = 64  # pictures that are being checked while others are written
 
@@ -189,7 +190,7 @@ def build(
         return target
     builder.info.metadata["made_from"] = made_from
     with storage.writing(target), shown(builder, name, progress):
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=str(folder)))
+        builder.download_and_prepare(download_config=tfds_shards.DownloadConfig(manual_dir=str(folder)))
         if builder.dropped:
             lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in builder.dropped]
             (target / "dropped.jsonl").write_text("".join(lines))

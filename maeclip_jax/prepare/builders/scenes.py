@@ -26,6 +26,7 @@ from etils import epath
 
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError, choose, storage, unknown
+from maeclip_jax.prepare import tfds_shards
 from maeclip_jax.prepare.builders import manual
 from maeclip_jax.scenes import world
 from maeclip_jax.scenes.pool import Job, draw
@@ -196,7 +197,7 @@ def build(
     with storage.writing(target):
         try:
             with manual.shown(builder, f"scenes/{name}", progress, total):
-                builder.download_and_prepare()
+                builder.download_and_prepare(download_config=tfds_shards.DownloadConfig())
         except OSError:
             if not target.exists():  # else another process was faster
                 raise
