@@ -248,7 +248,6 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
     remote.check_scheme(workdir, "--workdir")
     path = epath.Path(workdir)
     if remote.is_remote(workdir):
-        remote.register()
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)

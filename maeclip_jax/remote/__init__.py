@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import os
 import re
 import threading
 import time
@@ -31,7 +30,10 @@ pending: dict[str, bytes] = {}  # what `outbox` has not written yet, by path: wh
 
 def is_remote(path: object) -> bool:
     """Whether `path` names something in a bucket."""
-    return "://" in str(path)
+    found = "://" in str(path)
+    if found:
+        register()  # whoever asks is about to use it
+    return found
 
 
 def check_scheme(path: object, what: str) -> None:
@@ -39,6 +41,7 @@ def check_scheme(path: object, what: str) -> None:
     scheme, found, _ = str(path).partition("://")
     if not found:
         return
+    register()
     valid = f"valid: {', '.join(f'{s}://' for s in SCHEMES)} or a folder"
     if scheme not in SCHEMES:
         raise UserError(f"{what}: unknown scheme {scheme}:// in {str(path)!r}; {valid}")
@@ -172,10 +175,12 @@ def register() -> None:
     import fsspec
 
     _registered = True
-    # Support of hierarchical and zonal buckets is an experiment of gcsfs that asks, and warns, more; it can be set.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, "maeclip_jax.remote.gcs.Gcs", clobber=True)
+        if name in fsspec.registry:  # somebody has used it already
+            from maeclip_jax.remote.gcs import Gcs
+
+            fsspec.register_implementation(name, Gcs, clobber=True)
     for name in ("gcsfs", "fsspec"):  # which print the traceback of every error that they also raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import re
 import time
@@ -22,11 +23,12 @@ from maeclip_jax.remote import traffic
 _STALL_SECONDS = 120.0  # after which a request without an answer is sent again
 _LONGEST_PAUSE = 8.0
 _ACCEPTED_TRIES = 3  # with credentials that are refused: a token may just have run out
-_PLAIN = gcsfs.GCSFileSystem is GCSFileSystem  # without the experimental support of other kinds of buckets
+# Support of hierarchical and zonal buckets is an experiment of gcsfs that asks, and warns, more; it can be asked for.
+_PLAIN = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false").lower() not in ("true", "1")
 _once = getattr(GCSFileSystem._request, "__wrapped__", None)  # without gcsfs's own retries
 
 
-class Gcs(gcsfs.GCSFileSystem):
+class Gcs(GCSFileSystem if _PLAIN else gcsfs.GCSFileSystem):
     """See the module. Registered for gs:// by `remote.register`."""
 
     async def _request(self, method, path, *args, **kwargs):

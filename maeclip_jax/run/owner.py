@@ -38,7 +38,7 @@ class Owner:
 
     def __init__(self, workdir: epath.Path, *, silence: float = SILENCE):
         self.path, self._silence = workdir / OWNER, silence
-        self._every = REMOTE_BEAT if "://" in str(workdir) else BEAT
+        self._every = REMOTE_BEAT if remote.is_remote(workdir) else BEAT
         self._card = _own_card()
         self._lost: dict = {}
         self._end = threading.Event()
@@ -75,7 +75,9 @@ class Owner:
             if (now and now.get("token") != theirs.get("token")) or (now and _is_gone(now) is False):
                 raise self._taken(now)
             self._write()
-        if "://" in str(self.path):  # no file can be made by one alone there: the last of two that start at once stays
+        if remote.is_remote(
+            self.path
+        ):  # no file can be made by one alone there: the last of two that start at once stays
             time.sleep(1)
             now = _read(self.path)
             if now.get("token") != self._card["token"]:
@@ -172,7 +174,7 @@ def _alone(folder: epath.Path) -> Iterator[None]:
     """At most one process of this host, and of others where the file system can, is in here for a local folder."""
     handle = None
     with contextlib.suppress(OSError, ImportError):
-        if "://" not in str(folder):
+        if not remote.is_remote(folder):
             import fcntl
 
             handle = os.open(folder, os.O_RDONLY)
