@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 import maeclip_jax as mc
-from maeclip_jax import interop, main, remote, report
+from maeclip_jax import cli, interop, main, remote, report, sweep
 from maeclip_jax.config import split
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten
@@ -72,8 +72,16 @@ def test_reports_and_tables_go_where_they_are_told(run, capsys):
     assert command.main([run]) == 0
     assert command.main(["--tables", run, "--out", f"{run}/tables"]) == 0
     assert {"index.html"} <= set(remote.names(f"{run}/report")) & set(remote.names(f"{run}/tables"))
+    capsys.readouterr()
+    for unknown in (lambda: command.main(["foo://b/run"]), lambda: sweep_main("pooling_demo", "--root=foo://b/runs")):
+        assert unknown() == 2
+        assert "unknown scheme foo:// in 'foo://b/run" in capsys.readouterr().err
     report.compare([run], f"{run}/compared")
     assert "report.md" in remote.names(f"{run}/compared")
+
+
+def sweep_main(*argv: str) -> int:
+    return cli.guarded(lambda: sweep.run(argv))
 
 
 def test_a_run_begins_with_another_and_one_goes_on_from_another(run, capsys):

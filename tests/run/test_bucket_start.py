@@ -117,6 +117,7 @@ def test_a_data_set_that_is_not_there(start):
         (dict(config="foo://b/config.json"), "--config: unknown scheme foo:// in 'foo://b/config.json'; {valid}"),
         (dict(more=["--config.resume=foo://b/a"]), "--config.resume: unknown scheme foo:// in 'foo://b/a'; {valid}"),
         (dict(more=["--config.init_from=x://a"]), "--config.init_from: unknown scheme x:// in 'x://a'; {valid}"),
+        (dict(more=["--cache=foo://b/xla"]), "--cache: unknown scheme foo:// in 'foo://b/xla'; {valid}"),
         (dict(data="foo://b/data"), "the folder of data sets: unknown scheme foo:// in 'foo://b/data'; {valid}"),
         (
             dict(config="gs://name/no/config.json"),
