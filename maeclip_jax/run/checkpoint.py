@@ -112,16 +112,16 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
-    def refuse_going_back(self, resume: str) -> None:
-        """UserError for an earlier step of these: the later ones would win at the next start."""
+    def refuse_going_back(self, resume: str, workdir: epath.Path) -> None:
+        """UserError for an earlier step of the same `workdir`: its later ones would win at the next start."""
         latest = self.latest()
         if not resume or latest is None or absolute(resume).parent != self._directory:
             return
         if absolute(resume).name != str(latest):
             raise UserError(
-                f"config.resume={resume} is an earlier step of {self._directory.parent}, which goes on from step "
-                f"{latest}: move the folders of later steps out of {self._directory} and leave config.resume out, or "
-                "start a new --workdir with it"
+                f"config.resume={resume} is an earlier step of {workdir}, which goes on from step {latest}: move the "
+                f"folders of later steps out of {workdir / CHECKPOINTS} and leave config.resume out, or start a new "
+                "--workdir with it"
             )
 
     def steps(self) -> list[int]:

@@ -119,7 +119,7 @@ class _Run:
             best=config.checkpoint.best,
         )
         latest = self.saved.latest()
-        self.saved.refuse_going_back(config.resume)
+        self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
         self.text = claim(config, workdir, continued=latest is not None)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
