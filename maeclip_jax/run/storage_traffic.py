@@ -89,7 +89,13 @@ def training(data: DataSet, examples: float, plan: blocks.Settings | None, *, pr
         # The borders of lanes and of files cut blocks in two.
         an_epoch = -(-data.records // block) + plan.lanes - 1 + (data.files - 1) * (1 - 1 / block)
         reads = examples * an_epoch / data.records
-    opened = processes * data.opened(reads / processes)
+    if plan is not None and data.records > block * blocks.FLAT:
+        regions = data.records / block / blocks.REGION
+        files = 1 + blocks.REGION * block * data.files / data.records  # of a region
+        cut = 1 + plan.lanes * blocks.POOL / regions  # a pool of regions that lies in two lanes is read by both
+        opened = examples / data.records * regions * files * cut
+    else:
+        opened = processes * data.opened(reads / processes)
     return _reading(reads, examples * data.record_bytes, opened)
 
 
