@@ -1,15 +1,19 @@
 """Kills a run at random moments and restarts it; the end must be bit-equal to that of a run nobody disturbed.
 
-    python -m tests.torture [--kills=20] [--seed=0] [--objective=mae_clip] [--devices=1] [--keep=DIR]
+    python -m tests.torture [--kills=20] [--seed=0] [--objective=mae_clip] [--devices=1] [--keep=DIR] [--bucket=yes]
 
 Moments are drawn from: any time after the start (imports, restoring, compiling included), while a checkpoint is being
 written, during an evaluation, and right after a row was logged. Compared at the end: every array of the last
 checkpoint, the sequence of example keys, every number of metrics.jsonl (times excepted) with one row a step, and the
 results of all evaluations.
+
+--bucket=yes: data and workdir are in a storage server on loopback, which is stopped and started again at every tenth
+kill; moments are any time after the start. The run that is compared with is a local one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -28,7 +32,7 @@ MOMENTS = ("any time", "checkpoint", "evaluation", "row")
 TIMES = ("perf/", "progress/eta_seconds")  # what two runs need not share
 
 
-def command(workdir: Path, config: str, *more: str, devices: int = 1) -> list[str]:
+def command(workdir: Path | str, config: str, *more: str, devices: int = 1) -> list[str]:
     """The command line of a run on `devices` fake CPU devices."""
     return [
         sys.executable, "-m", "maeclip_jax.main", f"--config={config}", f"--workdir={workdir}",
@@ -186,9 +190,48 @@ def torture(folder: Path, config: str, *, kills: int, seed: int, devices: int = 
     return compare(run, reference)
 
 
+def torture_in_bucket(folder: Path, objective: str, *, kills: int, seed: int) -> list[str]:
+    """As `torture`, of a run whose data and workdir are in a bucket."""
+    from maeclip_jax import remote
+    from maeclip_jax.bench import bucket
+    from maeclip_jax.prepare.builders import scenes
+
+    config, rng = f"tests/stored.py:objective={objective},steps=120,save=4,evals=True", random.Random(seed)
+    scenes.build("mu", folder / "data")
+    os.environ["MAECLIP_DATA_DIR"] = str(folder / "data")
+    assert finish(command(folder / "reference", config), folder / "reference.txt") == 0
+    with bucket.serve("torture") as served:
+        os.environ.update(served.env, MAECLIP_DATA_DIR=served.upload(folder / "data", "data"))
+        where, said, count, runs = "gs://torture/run-0", folder / "killed.txt", 0, 0
+        while True:
+            process = start(command(where, config), said)
+            if count < kills:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(rng.uniform(0, 14))
+            else:
+                process.wait(600)
+            if process.poll() is not None:  # it came to its end
+                assert process.returncode == 0, said.read_text()[-4000:]
+                run = folder / f"run-{runs}"
+                remote.system(where).get(f"{where}/", f"{run}/", recursive=True)
+                lines = compare(run, folder / "reference")
+                if count >= kills:
+                    return lines
+                print(f"  run {runs} came to its end and is equal; another begins", flush=True)
+                runs += 1
+                where = f"gs://torture/run-{runs}"
+                continue
+            process.kill()
+            process.wait()
+            count += 1
+            if count % 10 == 0:
+                served.restart()
+                print(f"kill {count}", flush=True)
+
+
 def main() -> None:
     """The command line."""
-    given = dict(kills="20", seed="0", objective="mae_clip", devices="1", keep="")
+    given = dict(kills="20", seed="0", objective="mae_clip", devices="1", keep="", bucket="")
     given |= dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:])
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     folder = Path(given["keep"] or tempfile.mkdtemp(prefix="torture-"))
@@ -196,7 +239,11 @@ def main() -> None:
     begun = time.time()
     # A step every checkpoint or two, so that whatever is random falls everywhere; 40 records: an epoch ends in a batch.
     config = f"tests/tiny.py:objective={given['objective']},steps=120,count=40,save=4"
-    lines = torture(folder, config, kills=int(given["kills"]), seed=int(given["seed"]), devices=int(given["devices"]))
+    how = {"kills": int(given["kills"]), "seed": int(given["seed"])}
+    if given["bucket"]:
+        lines = torture_in_bucket(folder, given["objective"], **how)
+    else:
+        lines = torture(folder, config, devices=int(given["devices"]), **how)
     print("\n".join([f"{given['kills']} kills, {time.time() - begun:.0f} s, {folder}", *lines]))
 
 
