@@ -12,6 +12,7 @@ Two recipes, `solver`:
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from maeclip_jax.evals import l2_search, lars, logistic
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, batch_within, percent
 from maeclip_jax.evals.standardisation import Standard
-from maeclip_jax.parallel.terminal import warn
+
+_log = logging.getLogger(__name__)
 
 # Valid settings of each recipe with their defaults.
 SOLVERS: dict[str, dict[str, Any]] = {
@@ -114,7 +116,8 @@ class LinearProbe:
         if search.at_edge and len(rows) > 1:
             about = f"best l2 {float(best.l2[0]):.4g} at the edge of those tried"
             note += " It is at the EDGE of what was tried: the best may lie beyond."
-            warn(f"linear_probe: {about} ({search.fit.l2[0]:.4g} to {search.fit.l2[-1]:.4g}); the best may lie beyond")
+            tried = f"{search.fit.l2[0]:.4g} to {search.fit.l2[-1]:.4g}"
+            _log.warning("linear_probe: %s (%s); the best may lie beyond", about, tried)
         absent = [c for c in range(classes) if c not in set(both[1].tolist())]
         if absent:
             note += f" {len(absent)} of {classes} classes have no training row ({self.labelled.name(absent[0])}, ...)."

@@ -34,14 +34,14 @@ class Traffic:
 
 
 # What happens in a workdir in a bucket, each once. A save of any number of arrays, with an older one removed;
-# costs.json, which reads the metrics; metrics.jsonl and TensorBoard's file; owner.json; evals/<step>.json.
-SAVE, SAVE_A_PROCESS = Traffic(47, 27), Traffic(7.5, 3)
-COSTS = Traffic(3, 3)
+# costs.json; metrics.jsonl and TensorBoard's file; owner.json; evals/<step>.json.
+SAVE, SAVE_A_PROCESS = Traffic(40, 20), Traffic(7.5, 3)
+COSTS = Traffic(1, 0)
 METRICS = Traffic(2, 0)
-SIGN = Traffic(1.5, 2)
-RESULT = Traffic(2, 3)  # of one evaluator; pictures are not in it
-RESTORE = Traffic(23, 30)  # of each process; large arrays take more requests
-OPEN_DATA = Traffic(3, 5)  # dataset_info.json and what else describes a data set, of each process
+SIGN = Traffic(1, 1)
+RESULT = Traffic(1, 1)  # of one evaluator; pictures are not in it
+RESTORE = Traffic(11, 21)  # of each process; large arrays take more requests
+OPEN_DATA = Traffic(1, 3)  # dataset_info.json and what else describes a data set, of each process
 
 
 @dataclasses.dataclass(frozen=True)
