@@ -54,7 +54,7 @@ def search(
 
     l2: the strengths to try, all at once. None: COARSE, then those of FINER around the best, 8 to a decade in the end
     (the interval search of Radford et al. 2021, appendix A.3, with more points a round and fewer rounds; theirs begins
-    with two decades between neighbours, of which a broad plateau of weak strengths can win by a few rows).
+    with two decades between neighbours).
     The fits stop early, those of the first round ten times as early: it is only to rank strengths. `Problem.solve`
     again for the one to use.
     """
