@@ -45,11 +45,14 @@ CLASSES = (
     (LEARNT, r"data\.blocks\.(size|window|lanes)"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical|lower)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
-    (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
+    (
+        LEARNT,
+        r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|mask_words|norm_pix|pool|slots)",
+    ),
     (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
-    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples|mu_dtype|name)"),
-    (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
+    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|decay_by|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)"),
+    (LEARNT, r"optim\.(mu_dtype|name|no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
 _BEFORE = {
@@ -60,8 +63,11 @@ _BEFORE = {
     "model.duplicates": ("negative", "model.embed_width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
+    "model.mask_words": ("any", "model.norm_pix"),
+    "model.simclr.views": ("image", "model.simclr.weight"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
+    "optim.decay_by": ("lr", "optim.weight_decay"),
     "tokenizer.cls": (False, "tokenizer.path"),
     "tokenizer.eos": (False, "tokenizer.path"),
 }
