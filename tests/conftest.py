@@ -31,12 +31,14 @@ for name, value in {
 TIERS = {
     # Trains or evaluates whole runs, in this process or as commands.
     "run": (
-        "run/", "test_api.py", "test_suites.py", "test_sweep.py", "test_odd.py", "test_notebooks.py", "test_main.py",
+        "run/", "test_everywhere.py",
+        "test_api.py", "test_suites.py", "test_sweep.py", "test_odd.py", "test_notebooks.py", "test_main.py",
         "bench/", "test_collection.py", "interop/test_adoption.py", "parallel/test_sharding.py",
         "prepare/test_prepare.py", "prepare/test_prepare_beam.py", "prepare/builders/test_scenes.py",
     ),
     # Several processes, servers, stand-ins of a cloud, the TPU compiler.
     "pod": (
+        "run/test_bucket_run.py",
         "run/test_processes.py", "run/test_curves.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
         "parallel/test_pod.py", "preflight/", "test_tpu_scripts.py", "run/test_resume.py",
         "prepare/test_prepare_bucket.py",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maeclip_jax import remote
 from maeclip_jax.data.blocks import Window
 
 SAY, RACE = 15.0, 30.0  # seconds after which a wait is said, and a read is raced by a second one
@@ -215,6 +216,7 @@ class ReadAhead:
                 waited = time.monotonic() - begun
                 if waited >= say:
                     say += _EVERY
+                    remote.tell()
                     log.warning("waiting for %s: %d s", self._name(span), waited)
                 if waited >= race:
                     race += _EVERY

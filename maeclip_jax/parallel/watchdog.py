@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
+from maeclip_jax import remote
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -71,6 +73,8 @@ class Watchdog:
                 f"the median of {len(self._steps)} is {median:.2g} s",
             )
         if not (self._step or paused) or taken < limit or self._told == what:
+            return False
+        if not paused and remote.is_waiting():  # for storage, as has been said: stacks would add nothing
             return False
         self._told = what
         where = f", in {doing}" if doing and not paused else ""

@@ -185,6 +185,20 @@ def register() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+_told = float("-inf")  # when it was last said that a storage is waited for
+
+
+def tell() -> None:
+    """It is being said that a storage is waited for."""
+    global _told
+    _told = time.monotonic()
+
+
+def is_waiting() -> bool:
+    """Whether that was said lately: a process that makes no progress then has its reason."""
+    return time.monotonic() - _told < SAID_EVERY + SAID_AFTER
+
+
 class Wait:
     """Says what is waited for, at most one line at a time for all requests of the process."""
 
@@ -208,6 +222,7 @@ class Wait:
             if any(now - then < SAID_AFTER for then in self._said.values()):  # said of another object just now
                 return
             self._said[re.sub(r"/[^/]*$", "", self.path)] = now
+        tell()
         logging.getLogger("maeclip_jax").warning(
             "waiting for %s: %.0f s%s", self.path, now - self.begun, f" ({reason})" if reason else ""
         )

@@ -4,6 +4,7 @@ import io
 import threading
 import time
 
+from maeclip_jax import remote
 from maeclip_jax.parallel import watchdog
 from maeclip_jax.run import startup
 from tests import runs
@@ -53,6 +54,16 @@ def test_a_stalled_step_is_said_once_with_all_stacks(tmp_path):
         assert dog.check()  # another stall
         file.seek(len(said))
         assert file.read().startswith("watchdog: step 6 went on\nwatchdog: step 7 has taken 100 s")
+
+
+def test_a_step_that_waits_for_storage_as_was_said_has_no_stacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "_told", time.monotonic())
+    with (tmp_path / "said").open("w+") as file:
+        run, dog = stepped(file)
+        run.trained += 100
+        assert not dog.check()
+        monkeypatch.setattr(remote, "_told", time.monotonic() - 100)  # no longer said
+        assert dog.check()
 
 
 def test_slow_steps_have_slow_peers():
