@@ -12,18 +12,23 @@ connection) by itself, for up to 16 minutes, without a word.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from maeclip_jax import remote
 from maeclip_jax.errors import UserError
 
 OPEN = 1024  # files; a reader costs some 100 kB beside its index
 INDEX = 1 << 30  # bytes
+SMALL = 64 << 20  # bytes of a data set in a bucket that is held in memory: it is read once, by a request a file
+_TOGETHER = 32  # files that are read at a time then
 # Read-ahead makes a range one request; parallelism would split it again, and the threads are ours.
 _OPTIONS = "readahead_buffer_size:64M,max_parallelism:0"
 
@@ -70,11 +75,13 @@ class Shard:
 class Shards:
     """`read(begin, end)`: the bytes of these records of all shards, as if they were one file.
 
-    version: what changes when the files do; those that are open under another one are not used.
+    version: what changes when the files do; those that are open under another one are not used. held: all records are
+    read at the first read, each file by one request, and stay in memory.
     """
 
-    def __init__(self, shards: Sequence[Shard], version: object = None):
-        self.version = version
+    def __init__(self, shards: Sequence[Shard], version: object = None, held: bool = False):
+        self.version, self.held = version, held
+        self._lock, self._records = threading.Lock(), None
         self.shards = [shard for shard in shards if shard.take]
         self._ends = np.cumsum([shard.take for shard in self.shards], dtype=np.int64)
 
@@ -96,18 +103,26 @@ class Shards:
 
     def read(self, begin: int, end: int) -> list[bytes]:
         """UserError where a file is missing, may not be read, or is shorter than it should be."""
-        records: list[bytes] = []
-        for path, first, last in self.parts(begin, end):
-            reader = _readers.get(path, self.version)
-            if reader.num_records() < last:
-                raise UserError(
-                    f"{path} has {reader.num_records()} records and should have {last} or more: it is not the file "
-                    "that the data set's dataset_info.json describes; copy or prepare the data set again"
-                )
+        if self.held:
+            with self._lock:  # others wait for what they need as well
+                if self._records is None:
+                    with ThreadPoolExecutor(_TOGETHER, "reading a small data set") as pool:
+                        found = pool.map(lambda part: self._range(*part), self.parts(0, len(self)))
+                        self._records = list(itertools.chain.from_iterable(found))
+            return self._records[begin:end]
+        return list(itertools.chain.from_iterable(self._range(*part) for part in self.parts(begin, end)))
+
+    def _range(self, path: str, first: int, last: int) -> list[bytes]:
+        reader = _readers.get(path, self.version)
+        if reader.num_records() < last:
+            raise UserError(
+                f"{path} has {reader.num_records()} records and should have {last} or more: it is not the file "
+                "that the data set's dataset_info.json describes; copy or prepare the data set again"
+            )
+        with remote.failing("read", path):
             found = reader.read(first, last)
-            asked.add(path, ranges=1, bytes=sum(map(len, found)))
-            records += found
-        return records
+        asked.add(path, ranges=1, bytes=sum(map(len, found)))
+        return found
 
 
 class _Readers:
@@ -160,8 +175,13 @@ def _unreadable(path: str) -> Exception:
 
     try:
         size = epath.Path(path).stat().length
+        if remote.is_remote(path):
+            with remote.failing("read", path):
+                remote.system(path).cat_file(path, 0, 1)  # one may be allowed to look and not to read
     except FileNotFoundError:
         return UserError(f"{path} is missing, which the data set's dataset_info.json names; copy the data set again")
+    except UserError as e:
+        return e
     except Exception as e:  # remote file systems raise what they like
         return OSError(f"{path} cannot be opened: {' '.join(str(e).split()) or type(e).__name__}")
     return UserError(f"{path} ({size} bytes) is not an ArrayRecord file, or not a whole one; copy the data set again")

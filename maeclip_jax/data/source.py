@@ -24,7 +24,7 @@ import numpy as np
 
 from maeclip_jax import remote
 from maeclip_jax.data import folder, tfds_record
-from maeclip_jax.data.shards import Shards
+from maeclip_jax.data.shards import SMALL, Shards
 from maeclip_jax.errors import UserError, choose, unknown
 
 ENDLESS = 2**62  # len() of an endless source: more records than are ever requested
@@ -88,7 +88,10 @@ class TfdsSource:
         self._bytes = sum(builder.info.splits[name].num_bytes or 0 for name in self._splits)  # of whole splits
         self._records = sum(builder.info.splits[name].num_examples for name in self._splits)
         self._reader = tfds_record.Reader(builder.info.features, plain(features) or {})
-        self._shards = Shards(folder.shards(self.folder, builder, split), folder.version(self.folder))
+        pieces = folder.shards(self.folder, builder, split)
+        size = sum(piece.take for piece in pieces) * self.record_bytes
+        self.held = self.remote and size <= SMALL
+        self._shards = Shards(pieces, folder.version(self.folder), self.held)
         self.parts, self.files = self._shards.parts, len(self._shards.shards)
 
     @property

@@ -46,17 +46,18 @@ OPEN_DATA = Traffic(1, 3)  # dataset_info.json and what else describes a data se
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """What a source has in storage. files: of its split. remote: whether that is a bucket."""
+    """What a source has in storage. files: of its split. remote: whether that is a bucket. held: read once a start."""
 
     records: int
     record_bytes: float
     files: int
     remote: bool = True
+    held: bool = False
 
     @classmethod
     def of(cls, source: Any) -> DataSet:
         """That of an opened source."""
-        told = {"record_bytes": 0.0, "files": 1, "remote": False}
+        told = {"record_bytes": 0.0, "files": 1, "remote": False, "held": False}
         return cls(len(source), **{name: getattr(source, name, default) for name, default in told.items()})
 
     @property
@@ -75,6 +76,11 @@ def _reading(reads: float, used: float, opened: float = 0.0) -> Traffic:
     return Traffic(0, reads + opened, used + reads * SPILLED + opened * OPENING)
 
 
+def _once(data: DataSet, processes: int = 1) -> Traffic:
+    """What a data set that is held in memory asks for when it is first read."""
+    return _reading(data.files, data.records * data.record_bytes, data.files) * processes
+
+
 def training(data: DataSet, examples: float, plan: blocks.Settings | None, *, processes: int = 1) -> Traffic:
     """`examples` in the order of training, of all processes together; what is read ahead at the end is not in it.
 
@@ -82,6 +88,8 @@ def training(data: DataSet, examples: float, plan: blocks.Settings | None, *, pr
     """
     if not data.remote:
         return Traffic()
+    if data.held:
+        return _once(data, processes)
     if plan is None:
         reads = examples
     else:
@@ -101,6 +109,8 @@ def training(data: DataSet, examples: float, plan: blocks.Settings | None, *, pr
 
 def ahead(data: DataSet, plan: blocks.Settings | None) -> Traffic:
     """What a start of training asks for and never uses, if it ends in the middle: the blocks that are being read."""
+    if data.remote and data.held:
+        return _once(data)
     if plan is None or not data.remote:
         return Traffic()
     size = blocks.Blocks(data.records, size=plan.size, window=plan.window, lanes=plan.lanes).size
@@ -109,8 +119,8 @@ def ahead(data: DataSet, plan: blocks.Settings | None) -> Traffic:
 
 
 def evaluation(data: DataSet, batch: int, plan: blocks.Settings | None, *, processes: int = 1) -> Traffic:
-    """One pass in order, of all processes together; files are opened anew."""
-    if not data.remote:
+    """One pass in order, of all processes together; files are opened anew. Held data are not asked for again."""
+    if not data.remote or data.held:
         return Traffic()
     if plan is None:
         reads = data.records

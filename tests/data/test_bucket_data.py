@@ -42,6 +42,7 @@ def url(bucket, local):
 def counted(fresh_bucket, monkeypatch):
     """The server, and nothing that this process remembers of it."""
     monkeypatch.setattr(shards, "_readers", shards._Readers())
+    monkeypatch.setattr(source, "SMALL", 0)  # large data sets are what these tests are about
     folder._read_once.cache_clear()
     folder._copied.cache_clear()
     return fresh_bucket
@@ -104,6 +105,30 @@ def test_how_it_is_read_is_said(counted, url):
             r"about 1 of 512 rows of a batch are of one block",
             made.how,
         )
+
+
+def test_a_small_data_set_is_read_once(counted, local, url, monkeypatch):
+    monkeypatch.setattr(source, "SMALL", 2**20 * 64)
+    made = source.make(config(url)["source"])
+    before = counted.counts().requests
+    data = pipeline.open(config(url), lambda _: made)
+    with data.train(batch_size=32, seed=0) as batches:
+        keys = [k for _ in range(60) for k in next(batches)["_key"]]
+    assert len(set(keys)) == RECORDS and made[5] == source.make(config(local)["source"])[5]
+    assert counted.counts().requests - before <= 4  # the file opened and read
+
+
+def test_who_may_not_read_is_told(counted, url):
+    made = source.make(config(url)["source"])
+    counted.fault(match="array_record", operation="media", kind="403")
+    said = r"cannot read gs://name/\S+array_record-00000-of-00001: access is denied \(403\); check"
+    with pytest.raises(UserError, match=said):
+        made[3]
+    counted.clear()
+    assert made[3]["key"]
+    counted.fault(match="array_record", operation="media", kind="401")
+    with pytest.raises(UserError, match=r"cannot read gs://name/\S+array_record-00000-of-00001: .*401"):
+        made[300]
 
 
 def test_faults_that_pass_are_survived(counted, url):
