@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ from maeclip_jax.errors import UserError
 
 OPEN = 1024  # files; a reader costs some 100 kB beside its index
 INDEX = 1 << 30  # bytes
-SMALL = 64 << 20  # bytes of a data set in a bucket that is held in memory: it is read once, by a request a file
+# Bytes of a data set in a bucket that is held in memory (it is read once, by a request a file), and of all such.
+SMALL, HELD = 256 << 20, 1 << 30
 _TOGETHER = 32  # files that are read at a time then
 # Read-ahead makes a range one request; parallelism would split it again, and the threads are ours.
 _OPTIONS = "readahead_buffer_size:64M,max_parallelism:0"
@@ -70,6 +72,24 @@ class Shard:
     path: str
     skip: int
     take: int
+
+
+_held = 0
+
+
+def reserve(owner: object, size: float) -> bool:
+    """Whether `owner`, of `size` bytes, may be held in memory; if so, that is counted for as long as it lives."""
+    global _held
+    if size > SMALL or _held + size > HELD:
+        return False
+    _held += size
+    weakref.finalize(owner, _release, size)
+    return True
+
+
+def _release(size: float) -> None:
+    global _held
+    _held -= size
 
 
 class Shards:

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax import remote
-from maeclip_jax.data import folder, tfds_record
-from maeclip_jax.data.shards import SMALL, Shards
+from maeclip_jax.data import folder, shards, tfds_record
 from maeclip_jax.errors import UserError, choose, unknown
 
 ENDLESS = 2**62  # len() of an endless source: more records than are ever requested
@@ -90,8 +89,8 @@ class TfdsSource:
         self._reader = tfds_record.Reader(builder.info.features, plain(features) or {})
         pieces = folder.shards(self.folder, builder, split)
         size = sum(piece.take for piece in pieces) * self.record_bytes
-        self.held = self.remote and size <= SMALL
-        self._shards = Shards(pieces, folder.version(self.folder), self.held)
+        self.held = self.remote and shards.reserve(self, size)
+        self._shards = shards.Shards(pieces, folder.version(self.folder), self.held)
         self.parts, self.files = self._shards.parts, len(self._shards.shards)
 
     @property
@@ -108,8 +107,8 @@ class TfdsSource:
     def account(self) -> dict:
         """What tells these splits from others of the same name: records, bytes, and their part of the manifest."""
         splits = json.loads(folder.read(self.folder / "manifest.json") or "{}").get("splits", {})
-        shards = json.dumps([splits[name] for name in self._splits if name in splits])  # their files with SHA-256
-        made = hashlib.sha256(shards.encode()).hexdigest()[:12] if splits else ""
+        files = json.dumps([splits[name] for name in self._splits if name in splits])  # with their SHA-256
+        made = hashlib.sha256(files.encode()).hexdigest()[:12] if splits else ""
         return {"name": self.name, "records": len(self), "bytes": self._bytes, "manifest": made}
 
     @property

@@ -42,7 +42,7 @@ def url(bucket, local):
 def counted(fresh_bucket, monkeypatch):
     """The server, and nothing that this process remembers of it."""
     monkeypatch.setattr(shards, "_readers", shards._Readers())
-    monkeypatch.setattr(source, "SMALL", 0)  # large data sets are what these tests are about
+    monkeypatch.setattr(shards, "SMALL", 0)  # large data sets are what these tests are about
     folder._read_once.cache_clear()
     folder._copied.cache_clear()
     return fresh_bucket
@@ -108,7 +108,7 @@ def test_how_it_is_read_is_said(counted, url):
 
 
 def test_a_small_data_set_is_read_once(counted, local, url, monkeypatch):
-    monkeypatch.setattr(source, "SMALL", 2**20 * 64)
+    monkeypatch.setattr(shards, "SMALL", 2**22)
     made = source.make(config(url)["source"])
     before = counted.counts().requests
     data = pipeline.open(config(url), lambda _: made)
@@ -116,6 +116,8 @@ def test_a_small_data_set_is_read_once(counted, local, url, monkeypatch):
         keys = [k for _ in range(60) for k in next(batches)["_key"]]
     assert len(set(keys)) == RECORDS and made[5] == source.make(config(local)["source"])[5]
     assert counted.counts().requests - before <= 4  # the file opened and read
+    monkeypatch.setattr(shards, "HELD", 0)
+    assert made.held and not source.make(config(url)["source"]).held  # all such together are bounded
 
 
 def test_who_may_not_read_is_told(counted, url):

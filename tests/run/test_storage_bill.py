@@ -86,7 +86,7 @@ def url(bucket, tmp_path_factory):
 @pytest.fixture
 def counted(fresh_bucket, monkeypatch):
     """The server, and nothing that this process remembers of it."""
-    monkeypatch.setattr("maeclip_jax.data.source.SMALL", 0)
+    monkeypatch.setattr(shards, "SMALL", 0)
     monkeypatch.setattr(shards, "_readers", shards._Readers())
     folder._read_once.cache_clear()
     folder._copied.cache_clear()
