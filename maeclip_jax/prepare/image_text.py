@@ -23,7 +23,7 @@ from PIL import Image
 from maeclip_jax import errors
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import crawl, records
+from maeclip_jax.prepare import crawl, names, records
 
 VERSION = "1.0.0"
 
@@ -53,6 +53,7 @@ class Stored:
     source_width: int
     source_height: int
     verbatim: bool
+    turned: bool = False  # as the source's own account says, for the picture itself does not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Kept:
     source_bytes: int
     rows: int
     empty_captions: int  # empty ones beside others that are kept
+    extras: int = 0  # further pictures and texts of the sample, left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +76,11 @@ class Dropped:
     detail: str
     rows: int = 1
     records: int = 1
+    url: str = ""
+    status: str = ""  # of a download that failed
 
     def json(self) -> dict:
-        entry = dataclasses.asdict(self)
+        entry = {name: value for name, value in dataclasses.asdict(self).items() if value != ""}
         return entry | {"detail": records.printable(self.detail)[:300]}
 
 
@@ -122,25 +126,25 @@ def parse(data: bytes) -> dict:
     }
 
 
-def store(data: bytes, storing: Storing) -> Stored:
+def store(data: bytes, storing: Storing, orientation: int = 0) -> Stored:
     """The picture in `data` as JPEG, fully decoded once so that whatever is stored is known to decode.
 
     JPEG that is upright, grey or RGB, and small enough stays byte for byte. The rest is shrunk (area average, after
     libjpeg's own halving where that still leaves more than is needed) and encoded upright at `quality`, without EXIF.
-    Raises BadRecord with a kind of `decode.KINDS`.
+    `orientation`: how the source says that the picture is stored. Raises BadRecord with a kind of `decode.KINDS`.
     """
-    picture = decode.probe(data, max_pixels=storing.max_pixels)
+    picture = decode.probe(data, max_pixels=storing.max_pixels, orientation=orientation)
     height, width = picture.height, picture.width
     target = _target(height, width, storing.short_side)
     # Half-scale decoding by libjpeg costs 6 dB where it leaves less than twice what is needed.
     pixels = picture.read(reduce_to=(2 * target[0], 2 * target[1]))
-    if target == (height, width) and _is_plain_jpeg(data):
+    if target == (height, width) and not picture.turned and _is_plain_jpeg(data):
         return Stored(data, width, height, width, height, True)
     if pixels.shape[:2] != target:
         pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA)
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, storing.quality))[1]
-    return Stored(encoded.tobytes(), target[1], target[0], width, height, False)
+    return Stored(encoded.tobytes(), target[1], target[0], width, height, False, picture.turned)
 
 
 def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -167,7 +171,7 @@ def example(record: records.Raw, storing: Storing) -> Kept:
     """A raw record as an example of `features()`. Raises BadRecord with a kind of `raw.KINDS` or `decode.KINDS`."""
     if record.error:
         raise record.error
-    if not crawl.is_split_name(record.split):
+    if not names.is_split(record.split):
         raise BadRecord("bad_split", f"{record.split!r}")
     try:
         texts = [t.strip() for t in record.texts]
@@ -177,7 +181,7 @@ def example(record: records.Raw, storing: Storing) -> Kept:
     full = [t for t in texts if t]
     if not full:
         raise BadRecord("empty_caption", f"{len(texts)} of {len(texts)} are empty")
-    stored = store(record.image, storing)
+    stored = store(record.image, storing, record.orientation)
     fields = {
         "key": record.key,
         "image": stored.image,
@@ -187,7 +191,7 @@ def example(record: records.Raw, storing: Storing) -> Kept:
         "source": records.printable(record.source),
     }
     source_bytes, empty = len(record.image), len(texts) - len(full)
-    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty)
+    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty, record.extras)
 
 
 def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iterator[Kept | Dropped]:
@@ -202,7 +206,8 @@ def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iter
             yield kept
         except BadRecord as bad:
             source = records.printable(record.source)
-            yield Dropped(record.key, source, bad.kind, bad.detail, record.rows, record.lost)
+            entry = (record.key, source, bad.kind, bad.detail, record.rows, record.lost)
+            yield Dropped(*entry, url=record.url, status=record.status)
 
 
 def duplicate(kept: Kept) -> Dropped:

@@ -11,7 +11,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import crawl, division, image_text, manifest, packing, tfds_shards
+from maeclip_jax.prepare import crawl, image_text, img2dataset, manifest, packing, tfds_shards
 from maeclip_jax.prepare.image_text import Dropped, Kept
 from maeclip_jax.prepare.manifest import Tally
 
@@ -66,10 +66,10 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         tally, dropped = _read_report(self.scratch)
         manifest.check_share(tally, self.max_bad)
         shards = {split: _shards(info) for split, info in sorted(self.info.splits.items())}
-        upstream = division.upstream_total(self.plan)
+        upstream = img2dataset.upstream_total(self.plan)
         self.manifest = manifest.build(self.name, self.identity, tally, shards, upstream)
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        (self.data_path / "dropped.jsonl").write_text(lines)
+        (self.data_path / manifest.ACCOUNT).write_text(lines)
         (self.data_path / "report.txt").write_text(manifest.report(self.manifest))
         (self.data_path / "manifest.json").write_text(manifest.dump(self.manifest))
 
@@ -111,7 +111,7 @@ def _is_dropped(item) -> bool:
 
 
 def _key_and_place(item):
-    return item[1].key, item[0]
+    return (item[1].example["source"], item[1].key), item[0]
 
 
 def _later(item):
@@ -129,7 +129,7 @@ def _as_duplicate(item, later):
 
 def _of_split(item, split: str):
     if item[1].split == split:
-        yield item[1].key, item[1].example
+        yield f"{item[1].example['source']}:{item[1].key}", item[1].example  # a key is unique within its shard
 
 
 def _sum_of_outcomes(items) -> Tally:

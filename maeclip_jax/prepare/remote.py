@@ -134,12 +134,14 @@ def names(folder) -> dict[str, int | None]:
     return found
 
 
-def files(folder, levels: int) -> list[epath.Path]:
-    """All files in a folder of a bucket and `levels` below it. Their sizes are known to the client then."""
+def files(folder) -> dict[str, int]:
+    """All files in a folder of a bucket, at any depth: path below it -> bytes."""
     with _said("list", folder):
-        found = _fresh(folder).find(str(folder), maxdepth=levels + 1)
-    scheme = str(folder).partition("://")[0]
-    return sorted(epath.Path(f"{scheme}://{path.partition('://')[2] or path}") for path in found)
+        found = _fresh(folder).find(str(folder), detail=True)
+    base = str(folder).partition("://")[2].rstrip("/") + "/"
+    return {
+        p.partition("://")[2].removeprefix(base) or p.removeprefix(base): e["size"] for p, e in sorted(found.items())
+    }
 
 
 def _fresh(folder):

@@ -1,0 +1,154 @@
+"""Parquet files with a column of encoded pictures, or of their paths: img2dataset's, and Hugging Face's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from etils import epath
+
+from maeclip_jax import errors
+from maeclip_jax.prepare import captions, crawl, img2dataset, names, pictures, records, remote
+from maeclip_jax.prepare.crawl import Plan, Reading, Unit
+from maeclip_jax.prepare.formats import columnar, table
+from maeclip_jax.prepare.listing import Listing
+from maeclip_jax.prepare.records import Raw
+
+NAME = "parquet"
+SAID = "with a column of pictures or of their paths"
+
+_BATCH = 100
+
+
+def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
+    del wanted
+    found = [path for path in look.with_suffix(".parquet") if forced or not img2dataset.is_side(look, path)]
+    if not found:
+        return []
+    schema = next(filter(None, (_schema(look, path) for path in found)), None)
+    if schema is None:
+        look.refusals.append(f"no parquet file in {str(look.root)!r} opens; valid: a source of files that are whole")
+        return []
+    encoded, paths = columnar.image_columns(schema[1])
+    row = schema[2]
+    links = [n for n, v in row.items() if isinstance(v, str) and v.lower().startswith(("http://", "https://"))]
+    if not encoded and (links or "url" in [n.lower() for n in row]) and not [p for p in paths if p not in links]:
+        url = links[0] if links else next(n for n in row if n.lower() == "url")
+        caption = captions.usual(n for n in row if n != url) or "caption"
+        where = look.root if len(found) > 1 else look.root / schema[0]
+        look.refusals.append(table.addresses_said(schema[0], where, url, caption, "parquet"))
+        return []
+    if not encoded and not paths:
+        look.refusals.append(
+            f"{schema[0]} has no column of encoded pictures and none of picture paths (columns: "
+            f"{', '.join(schema[1].names)}); valid: a file that has, or --image_column"
+        )
+        return []
+    return found
+
+
+def _schema(look: Listing, path: str):
+    """(path, schema, first row) of a file; None if it does not open."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with remote.opened(look.root / path, remote.SHORT) as file, pq.ParquetFile(file) as table:
+            encoded, _ = columnar.image_columns(table.schema_arrow)
+            columns = [n for n in table.schema_arrow.names if n not in encoded]
+            first = next(table.iter_batches(batch_size=1, columns=columns), None)
+            rows = first.to_pylist() if first is not None else []
+            return path, table.schema_arrow, (rows or [dict.fromkeys(columns)])[0]
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def described(look: Listing, plan: Plan) -> str:
+    return img2dataset.described(look, list(plan.files), NAME)
+
+
+def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit_records: int) -> Plan:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    groups, splits, complete = [], set(), False  # groups: for each file, the number of rows of each row group
+    for path in paths:
+        told = crawl.unit_split(path, wanted)
+        try:
+            with remote.opened(look.root / path, remote.SHORT) as file, pq.ParquetFile(file) as table:
+                schema = table.schema_arrow
+                if not complete:
+                    reading = dataclasses.replace(reading, **_columns(look, path, wanted))
+                    complete = True
+                    _check_paths(table, reading, path)
+                _check_columns(schema, reading, path, paths[0])
+                if reading.split_column in schema.names:
+                    column = table.read(columns=[reading.split_column]).column(0)
+                    values = column.unique().to_pylist()
+                    splits.update(crawl.split_of({reading.split_column: v}, reading, told) for v in values)
+                else:
+                    splits.add(told or reading.split)
+                groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
+        except (pa.ArrowException, OSError):
+            groups.append([])  # counted as unreadable_shard when it is read
+    goal = crawl.goal(sum(map(sum, groups)), unit_records)
+    units: list[Unit] = []
+    for path, counts in zip(paths, groups):
+        size, split = look.files[path], crawl.unit_split(path, wanted)
+        if not counts:
+            units.append(Unit(len(units), path, f"{size}", size, split=split))
+        first = row = held = 0
+        for group, count in enumerate(counts):
+            held += count
+            if held >= goal or (group == len(counts) - 1 and held):
+                share = size * held // sum(counts)
+                units.append(Unit(len(units), path, f"{size}", share, held, first, group + 1, row, split))
+                first, row, held = group + 1, row + held, 0
+    found = tuple(sorted(s for s in splits if names.is_split(s)))
+    return Plan(reading, tuple(units), found, img2dataset.notes(look, paths))
+
+
+def _columns(look: Listing, path: str, wanted: dict) -> dict[str, str]:
+    _, schema, row = _schema(look, path)
+    encoded, paths = columnar.image_columns(schema)
+    return columnar.columns(wanted, schema.names, encoded, paths, row, path)
+
+
+def _check_columns(schema, reading: Reading, path: str, first: str) -> None:
+    """A column that some files lack is an error, and not a loss of their records."""
+    caption = reading.caption_column.partition(".")[0].removesuffix("[]")
+    for name, role in ((reading.image_column, "image"), (caption, "caption")):
+        if name not in schema.names and reading.caption_column not in schema.names:
+            wrong = errors.unknown(f"{role}_column", name, schema.names)
+            raise errors.UserError(f"{path} has other columns than {first}: {wrong}")
+
+
+def _check_paths(table, reading: Reading, path: str) -> None:
+    names = columnar.needed(reading, table.schema_arrow.names)
+    first = next(table.iter_batches(batch_size=20, columns=names), None)
+    columnar.check_paths(first.to_pylist() if first is not None else [], reading, Unit(0, path, "", 0))
+
+
+def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = epath.Path(reading.root) / unit.path
+    done, problem = 0, ""
+    folders = pictures.folders(reading, unit)
+    try:
+        with remote.opened(path) as file, pq.ParquetFile(file) as table:
+            columns = columnar.needed(reading, table.schema_arrow.names)
+            for group in range(unit.start, unit.stop):
+                for batch in table.read_row_group(group, columns=columns).to_batches(max_chunksize=_BATCH):
+                    rows = batch.to_pylist()
+                    found = [columnar.raw(row, unit.row + done + i, reading, unit) for i, row in enumerate(rows)]
+                    yield from pictures.filled(found, folders)
+                    done += len(rows)
+            if not unit.stop:
+                problem = "could not be opened when the work was planned"
+    except (pa.ArrowException, OSError) as error:
+        problem = str(error).splitlines()[0]
+    if problem:
+        lost = max(1, (unit.records or 0) - done)
+        yield records.lost(reading, unit, f"{unit.path}:row {unit.row + done + 1}", problem, lost)
