@@ -1,4 +1,4 @@
-"""What the names of files say: which members make a sample, which files lie beside the data, which split they are of."""
+"""What the names of files say: which make a sample, which lie beside the data, of which split they are."""
 
 from __future__ import annotations
 

@@ -121,6 +121,7 @@ def join(folder: object, name: str) -> str:
 def exists(path) -> bool:
     """Whether the file or folder exists. ImportError where the client of its file system is not installed."""
     with _said("reach", path, ImportError):
+        _fresh(path)
         return epath.Path(path).exists()
 
 
@@ -138,6 +139,7 @@ def files(folder) -> dict[str, int]:
     """All files in a folder of a bucket, at any depth: path below it -> bytes."""
     with _said("list", folder):
         found = _fresh(folder).find(str(folder), detail=True)
+        _fresh(folder)  # gcsfs takes what it found for all that is in the folders above
     base = str(folder).partition("://")[2].rstrip("/") + "/"
     return {
         p.partition("://")[2].removeprefix(base) or p.removeprefix(base): e["size"] for p, e in sorted(found.items())

@@ -30,7 +30,7 @@ class Member:
 
 @dataclasses.dataclass
 class Index:
-    """`refused`: (name, why) of members that must not be read. `problem`: damage at byte `where`, "" if there is none."""
+    """`refused`: (name, why) of members that must not be read. `problem`: damage at byte `where`, or ""."""
 
     members: list[Member] = dataclasses.field(default_factory=list)
     refused: list[tuple[str, str]] = dataclasses.field(default_factory=list)

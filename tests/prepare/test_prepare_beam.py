@@ -52,7 +52,7 @@ def test_beam_and_local_agree_on_splits_duplicates_and_drops(tmp_path):
     for part in ("records", "totals", "quantiles", "source"):
         assert accounts[0][part] == accounts[1][part]
     assert accounts[1]["records"]["dropped_by_kind"] == {"duplicate_key": 3, "missing_image": 1, "not_an_image": 1}
-    dropped = [sorted((f / "dropped.jsonl").read_text().splitlines()) for f in (local, beam)]
+    dropped = [sorted((f / "account.jsonl").read_text().splitlines()) for f in (local, beam)]
     assert dropped[0] == dropped[1]
 
 

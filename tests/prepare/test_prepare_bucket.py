@@ -21,9 +21,9 @@ def _error(capsys, *argv) -> str:
     return line
 
 
-def _records(src) -> list[records.Raw]:
+def _records(src) -> list[str]:
     plan = crawl.plan(str(src))
-    return [raw for unit in plan.units for raw in records.read(plan.reading, unit)]
+    return [repr(raw) for unit in plan.units for raw in records.read(plan.reading, unit)]
 
 
 def _media(counts) -> int:

@@ -6,7 +6,7 @@ import pair_sources
 import pytest
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import crawl, records
+from maeclip_jax.prepare import captions, crawl, records
 
 
 def _read(src, **options):
@@ -155,7 +155,7 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 def test_captions_refuses_what_is_no_text():
-    assert records.captions("a") == ("a",) and records.captions(["a", ""]) == ("a", "")
+    assert captions.texts("a") == ("a",) and captions.texts(["a", ""]) == ("a", "")
     for value in (None, [], 3, ["a", None], {"raw": "a"}):
         with pytest.raises(BadRecord, match="no_caption"):
-            records.captions(value)
+            captions.texts(value)

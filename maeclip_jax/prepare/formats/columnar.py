@@ -82,7 +82,7 @@ def check_paths(rows: list[dict], reading: Reading, unit: Unit) -> None:
     if any(isinstance(data, bytes) for data in pictures.fetched(paths, pictures.folders(reading, unit))):
         return
     raise errors.UserError(
-        f"{unit.path} holds the paths of pictures and no pictures, and {paths[0]!r} is not there; valid: --image_dir, or "
-        "where the pictures are: python -c \"from datasets import *; load_dataset('parquet', "
+        f"{unit.path} holds the paths of pictures and no pictures, and {paths[0]!r} is not there; valid: "
+        "--image_dir, or where the pictures are: python -c \"from datasets import *; load_dataset('parquet', "
         f"data_files='{unit.path}', split='train').save_to_disk('embedded')\""
     )

@@ -1,4 +1,4 @@
-"""Folders that hold the members of a webdataset as loose files, as img2dataset's `--output_format files` writes them."""
+"""Folders with the members of a webdataset as loose files, as img2dataset's `--output_format files` writes them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def _paths(row: dict, addresses: dict) -> bool:
 def addresses_said(name: str, path: object, url: str, caption: str, kind: str) -> str:
     """What is said of a list of URLs."""
     command = img2dataset.DOWNLOAD.format(list=path, format=kind, url=url, caption=caption)
-    return f"{name} is a list of URLs: its column {url!r} holds web addresses and no pictures; valid: the output of: {command}"
+    what = f"{name} is a list of URLs: its column {url!r} holds web addresses and no pictures"
+    return f"{what}; valid: the output of: {command}"
 
 
 def _addresses(path: epath.Path, url: str, caption: str, kind: str) -> str:

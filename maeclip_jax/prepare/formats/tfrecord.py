@@ -47,7 +47,7 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
     if not encoded:
         raise UserError(f"{paths[0]} has no feature with an encoded picture; valid: other files (features: "
                         f"{', '.join(row)})")  # fmt: skip
-    first = {name: value for name, value in _texts(row, encoded).items()}
+    first = _texts(row, encoded)
     reading = dataclasses.replace(reading, **columnar.columns(wanted, list(row), encoded, [], first, paths[0]))
     counts = img2dataset.upstreams(look.root, look, paths)
     units = []

@@ -132,7 +132,7 @@ def _descriptor(reading: Reading, unit: Unit, stack: contextlib.ExitStack) -> tu
         import pyarrow as pa
 
         source = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(source), compression))
-    target = stack.enter_context(tempfile.TemporaryFile())
+    target = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is closed by the stack)
     most = max(_LEAST, _MOST_EXPANSION * unit.size) if compression else unit.size
     written, problem = 0, ""
     while not problem:
