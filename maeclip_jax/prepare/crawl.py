@@ -90,7 +90,7 @@ def plan(
         raise errors.UserError(f"source {src!r} does not exist; valid: {formats.valid()}")
     if not names.is_split(split):
         raise errors.UserError(f"split {split!r} is not a TFDS split name; valid: letters, digits and _, but not 'all'")
-    if image_dir and not located(image_dir).is_dir():
+    if image_dir and not remote.is_folder(located(image_dir)):
         raise errors.UserError(f"image_dir {image_dir!r} is not a folder; valid: the folder where picture paths start")
     wanted = {"image": image_column, "caption": caption_column, "split": split_column}
     look = listing.look(path)

@@ -35,9 +35,9 @@ def rows(path: epath.Path, syntax: str, start: int, stop: int | None) -> Iterato
     """As `tables.rows`. Positions of COCO count pictures."""
     found = _elements(path, start) if syntax == ARRAY else _coco(path, start)
     for number, (begin, end, row) in enumerate(found):
-        yield number, begin, end, row
-        if stop is not None and end >= stop:
+        if stop is not None and begin >= stop:
             return
+        yield number, begin, end, row
 
 
 def _elements(path: epath.Path, start: int) -> Iterator[tuple[int, int, dict | str]]:

@@ -113,12 +113,11 @@ def _tables_alone(here: list[str]) -> bool:
 
 
 def _look_at_bucket(path: epath.Path) -> Listing:
-    if names.suffix(path.name) in (*names.TARS, ".parquet", ".jsonl", ".csv", ".tsv", ".arrow", ".tfrecord", ".json"):
-        found = Listing(path.parent, True)
-        near = remote.names(path.parent)
-        found.files[path.name] = near.get(path.name) or 0
-        return _with_side_files(found, {name: size for name, size in near.items() if size is not None})
     here = {name: size for name, size in remote.names(path).items() if size is not None}
+    if list(here) == [path.name]:  # a bucket lists a file as what lies in it
+        near = {name: size for name, size in remote.names(path.parent).items() if size is not None}
+        if path.name in near:
+            return _with_side_files(Listing(path.parent, True, {path.name: near[path.name]}), near)
     found = Listing(path, False)
     sizes = here if _tables_alone(list(here)) else remote.files(path)
     for name, size in sizes.items():

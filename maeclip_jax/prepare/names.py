@@ -28,7 +28,8 @@ def is_member(name: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a path has a part that tools keep for themselves: `._0.jpg` of a Mac, `.cache`, `_tmp`, `__MACOSX`."""
-    return any(part.startswith((".", "__MACOSX")) or part == "_tmp" for part in name.split("/") if part not in ".")
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return any(part.startswith((".", "__MACOSX")) or part == "_tmp" for part in parts)
 
 
 def suffix(name: str) -> str:

@@ -125,6 +125,15 @@ def exists(path) -> bool:
         return epath.Path(path).exists()
 
 
+def is_folder(path) -> bool:
+    """Whether a folder, local or in a bucket, exists."""
+    if not is_remote(path):
+        return Path(path).is_dir()
+    with _said("reach", path):
+        _fresh(path)
+        return epath.Path(path).is_dir()
+
+
 def names(folder) -> dict[str, int | None]:
     """What lies directly in a folder of a bucket: name -> bytes, or None for a folder."""
     found = {}

@@ -118,14 +118,14 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
             for number, whole in enumerate(batches):
                 if number < unit.start:
                     continue
-                if 0 <= unit.stop <= number:
-                    break
                 whole = whole.select(columns)
                 for begin in range(0, whole.num_rows, _BATCH):
                     rows = whole.slice(begin, _BATCH).to_pylist()
                     found = [columnar.raw(row, unit.row + done + i, reading, unit) for i, row in enumerate(rows)]
                     yield from pictures.filled(found, folders)
                     done += len(rows)
+                if number + 1 == unit.stop:
+                    break
     except (pa.ArrowException, OSError) as error:
         problem = str(error).splitlines()[0]
     if problem:
