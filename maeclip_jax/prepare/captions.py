@@ -30,6 +30,11 @@ def pick(row: object, path: str) -> object:
     return pick(value, rest) if rest else value
 
 
+def holds(row: Mapping, path: str) -> bool:
+    """Whether a row has the field at which a path starts, whatever its value."""
+    return path in row or re.split(r"\[\]|\.", path)[0] in row
+
+
 def usual(names: Iterable[str]) -> str:
     """The first usual field among `names`, in any case of letters; "" if there is none."""
     by_small: dict[str, str] = {}
@@ -75,8 +80,7 @@ def described(row: Mapping) -> str:
 
 def check(path: str, row: Mapping, where: str, flag: str = "caption_column") -> None:
     """Raises UserError with the fields that are there if the row has nothing at `path`."""
-    name = re.split(r"\[\]|\.", path)[0]
-    if path in row or name in row:
+    if holds(row, path):
         return
     paths = [p for p, _ in _leaves(row, "")]
     wrong = errors.unknown(flag, path, paths or list(row) or ["none: it has no fields"])

@@ -58,6 +58,9 @@ def parser() -> cli.Parser:
     p.add_argument("--beam_options", default="", help="options of the Beam pipeline, one string")
     p.add_argument("--tokenizer", default="", help="count captions that it cuts: bytes, bert:FILE, clip:FILE, ...")
     p.add_argument("--text_length", type=int, default=0, help="tokens at which --tokenizer cuts a caption")
+    p.add_argument(
+        "--check", action="store_true", help="read a sample of every shard, say what would be, write nothing"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name and version")
     return p
 
@@ -77,6 +80,13 @@ def prepare(args: argparse.Namespace) -> dict:
     )
     from maeclip_jax.prepare import image_text, manifest
 
+    if args.check:
+        from maeclip_jax.prepare import dry_run
+
+        for note in plan.notes:
+            print(note)
+        print(dry_run.report(plan, image_text.Storing(args.short_side, args.quality, args.max_pixels), args.max_bad))
+        return {}
     storing = image_text.Storing(args.short_side, args.quality, args.max_pixels)
     counting = manifest.Counting(args.tokenizer, args.text_length) if args.tokenizer else None
     reading = dataclasses.asdict(plan.reading)

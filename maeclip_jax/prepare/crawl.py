@@ -25,6 +25,7 @@ class Reading:
     split_column: str = ""
     image_dir: str = ""
     split: str = "train"
+    named_splits: bool = True  # whether names of files, folders and members tell splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,9 @@ def plan(
     wanted = {"image": image_column, "caption": caption_column, "split": split_column}
     look = listing.look(path)
     kind, found = formats.find(look, format, wanted, path)
-    reading = Reading(kind, str(look.root), image_dir=str(located(image_dir)) if image_dir else "", split=split)
+    directory = str(located(image_dir)) if image_dir else ""
+    named = split_column is not None
+    reading = Reading(kind, str(look.root), image_dir=directory, split=split, named_splits=named)
     result = formats.FORMATS[kind].divide(reading, look, found, wanted, unit_records)
     if not result.units:
         raise errors.UserError(f"source {src!r} holds no record as {kind}; valid: {formats.valid()}")

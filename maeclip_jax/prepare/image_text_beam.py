@@ -28,7 +28,7 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, plan: crawl.Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
                  identity: dict, **kwargs):  # fmt: skip
         if not plan.splits:
-            choice = "no --split_column, or --runner local"
+            choice = "no --split_column, --ignore_split, or --runner local"
             raise errors.UserError(f"beam must know the splits before it reads {plan.reading.format}; valid: {choice}")
         self.name, self.plan, self.storing, self.scratch = name, plan, storing, epath.Path(scratch)
         self.max_bad, self.identity, self.manifest = max_bad, identity, {}
@@ -45,7 +45,7 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         del dl_manager
         import apache_beam as beam
 
-        work = functools.partial(_positioned, self.plan.reading, self.storing)
+        work = functools.partial(_positioned, self.plan.reading, self.storing, self.plan.splits)
         found = pipeline | "Units" >> beam.Create(self.plan.units) | beam.Reshuffle() | "Read" >> beam.FlatMap(work)
         kept = found | "Kept" >> beam.Filter(_is_kept)
         # Only keys travel to find out which record came first; pictures stay where they are.
@@ -96,9 +96,14 @@ class _Writer(tfds.core.ExampleWriter):
             local.copy(path, overwrite=True)
 
 
-def _positioned(reading: crawl.Reading, storing: image_text.Storing, unit: crawl.Unit):
+def _positioned(reading: crawl.Reading, storing: image_text.Storing, splits: tuple[str, ...], unit: crawl.Unit):
     """((unit, number in it), outcome): the place says which of two records with one key came first."""
     for number, outcome in enumerate(image_text.outcomes(reading, storing, unit)):
+        if splits and isinstance(outcome, Kept) and outcome.split not in splits:
+            raise errors.UserError(
+                f"{outcome.key} names the split {outcome.split!r}, and beam must know the splits before it reads; "
+                "valid: --ignore_split, or --runner local"
+            )
         yield (unit.index, number), outcome
 
 
@@ -190,6 +195,8 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:
+        if "names the split" in str(error):  # of a member of an archive; Beam wraps the error
+            raise errors.UserError(_told(str(error))) from None
         if "generated examples is 0" in str(error):  # TFDS refuses an empty split, in the middle of the pipeline
             splits = ", ".join(plan.splits)
             raise errors.UserError(
@@ -198,6 +205,12 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
         raise
     scratch.rmtree()
     return builder.manifest
+
+
+def _told(text: str) -> str:
+    """Our sentence in an error of Beam."""
+    lines = [line for line in text.splitlines() if "names the split" in line]
+    return lines[0].rpartition("UserError: ")[2].partition(" [while running")[0]
 
 
 def _shards(info) -> list[dict]:

@@ -44,8 +44,7 @@ def is_side(look: Listing, path: str) -> bool:
     if path.endswith("_stats.json"):
         return True
     stem = path.removesuffix(".parquet")
-    shards = any(stem + suffix in look.files for suffix in (*names.TARS, ".tfrecord"))
-    return shards or stem in look.pairs or (stem.rpartition("/")[2].isdigit() and not look.files[path])
+    return stem in look.pairs or any(stem + suffix in look.files for suffix in (*names.TARS, ".tfrecord"))
 
 
 def unfinished(look: Listing, paths: list[str]) -> list[str]:

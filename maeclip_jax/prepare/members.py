@@ -35,6 +35,28 @@ def reading(base: Reading, wanted: dict, first: list[dict[str, bytes]], where: s
     return dataclasses.replace(base, caption_column=wanted["caption"], split_column=split)
 
 
+def fields(first: list[dict[str, bytes]]) -> dict:
+    """The fields of the first sample: its json, and `txt` for its text."""
+    for sample in first:
+        text = {"txt": sample[".txt"].decode(errors="replace")} if ".txt" in sample else {}
+        return text | _json(sample)
+    return {}
+
+
+def absent(reading: Reading) -> str:
+    """What is said of a record without the field of captions that was asked for."""
+    return f"there is no field {reading.caption_column!r}"
+
+
+def check_shard(lacking: int, count: int, reading: Reading, unit: Unit) -> None:
+    """Raises UserError if no record of a shard has the field of captions: that is another name, and no bad records."""
+    if count and lacking == count:
+        raise errors.UserError(
+            f"{unit.path}: none of its {count} records has a field {reading.caption_column!r}; valid: a field that all "
+            "shards have, or the shards that have it as a source of their own (finished work is kept)"
+        )
+
+
 def _json(members: dict[str, bytes]) -> dict:
     try:
         row = json.loads(members.get(".json", b"{}"))
@@ -58,8 +80,13 @@ def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Rea
         if image is None:
             raise BadRecord("missing_image", f"only {', '.join(sorted(members)) or 'texts'}")
         raw = dataclasses.replace(raw, image=image, orientation=img2dataset.orientation(row.get("exif")))
-        caption = captions.of_row(row, reading.caption_column) if reading.caption_column or not texts else None
-        if caption is None and texts:
+        if reading.caption_column:
+            caption = captions.pick(row, reading.caption_column)
+            if caption is None and not captions.holds(row, reading.caption_column):
+                raise BadRecord("no_caption", absent(reading))
+        elif not texts:
+            caption = captions.of_row(row)
+        else:
             caption = [text.decode("utf-8", errors="surrogateescape") for text in texts]
         return dataclasses.replace(raw, texts=captions.texts(caption))
     except BadRecord as error:

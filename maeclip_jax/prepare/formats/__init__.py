@@ -7,6 +7,7 @@ A format is a module with
   cannot be read goes to `look.refusals`, a sentence each that ends in what to do;
 - `divide(reading, look, paths, wanted, unit_records)`: a `Plan`, whose reading is complete;
 - `described(look, plan)`: one line that says what the source is;
+- `fields(reading, unit)`: what else the first record of a unit holds, to choose captions from;
 - `read(reading, unit)`: every record of a unit in the order of the source, bad ones too, and the failed downloads.
 
 `wanted` holds the columns that were asked for by role (image, caption, split; "" where none was). A layout more is one

@@ -107,6 +107,12 @@ def _batches(path: epath.Path):
             yield reader.schema, (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
+def fields(reading: Reading, unit: Unit) -> dict:
+    with _batches(epath.Path(reading.root) / unit.path) as (schema, batches):
+        names = [name for name in schema.names if name != reading.image_column]
+        return next((batch.select(names).slice(0, 1).to_pylist()[0] for batch in batches if batch.num_rows), {})
+
+
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     import pyarrow as pa
 

@@ -67,6 +67,10 @@ def _first_samples(folder: Path) -> list[dict[str, bytes]]:
     return list(samples.values())[:4]
 
 
+def fields(reading: Reading, unit: Unit) -> dict:
+    return members.fields(_first_samples(Path(reading.root, unit.path)) if unit.stop else [])
+
+
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     if unit.stop:
         yield from _pairs(reading, unit)
@@ -79,6 +83,7 @@ def _pairs(reading: Reading, unit: Unit) -> Iterator[Raw]:
     for name in sorted(e.name for e in os.scandir(folder) if e.is_file() and names.is_member(e.name)):
         found.setdefault(names.key_and_extension(name)[0], []).append(name)
     prefix = "" if unit.path == "." else f"{unit.path}/"
+    lacking = 0
     for key in sorted(found)[unit.start : unit.stop]:
         parts, error = {}, None
         for name in found[key]:
@@ -88,4 +93,6 @@ def _pairs(reading: Reading, unit: Unit) -> Iterator[Raw]:
                 error = BadRecord("unreadable_image", problem.strerror or str(problem))
         raw = members.joined(records.printable(prefix + key), parts, [], reading, unit)
         extras = max(0, sum(extension in names.PICTURES for extension in parts) - 1)
+        lacking += raw.error is not None and raw.error.detail == members.absent(reading)
         yield dataclasses.replace(raw, extras=extras, error=error or raw.error)
+    members.check_shard(lacking, unit.stop - unit.start, reading, unit)

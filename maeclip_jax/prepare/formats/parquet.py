@@ -129,6 +129,11 @@ def _check_paths(table, reading: Reading, path: str) -> None:
     columnar.check_paths(first.to_pylist() if first is not None else [], reading, Unit(0, path, "", 0))
 
 
+def fields(reading: Reading, unit: Unit) -> dict:
+    found = _schema(Listing(epath.Path(reading.root), False), unit.path)
+    return found[2] if found else {}
+
+
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     import pyarrow as pa
     import pyarrow.parquet as pq

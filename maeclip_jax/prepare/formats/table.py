@@ -164,6 +164,10 @@ def _scan(full: epath.Path, path: str, syntax: str, reading: Reading, split: str
     return starts, rows, stop, mark, syntax, split
 
 
+def fields(reading: Reading, unit: Unit) -> dict:
+    return tables.first_row(epath.Path(reading.root) / unit.path, unit.syntax)
+
+
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     """Records of a table: consecutive rows that name the same picture (and split) are one record."""
     path = epath.Path(reading.root) / unit.path

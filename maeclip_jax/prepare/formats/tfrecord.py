@@ -67,6 +67,11 @@ def _first(path: epath.Path) -> dict | None:
         return None
 
 
+def fields(reading: Reading, unit: Unit) -> dict:
+    row = _texts(_first(epath.Path(reading.root) / unit.path) or {}, [reading.image_column])
+    return {name: value for name, value in row.items() if name != reading.image_column}
+
+
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     path = epath.Path(reading.root) / unit.path
     done, problem, folders = 0, "", pictures.folders(reading, unit)

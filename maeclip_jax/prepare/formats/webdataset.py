@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -64,6 +66,11 @@ def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:
         return [{e: os.pread(file.fileno(), m.size, m.start) for e, m in s.parts.items()} for s in samples]
 
 
+def fields(reading: Reading, unit: Unit) -> dict:
+    look = Listing(epath.Path(reading.root), False, {unit.path: unit.size})
+    return members.fields(_first_samples(look, [unit.path]))
+
+
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     with contextlib.ExitStack() as stack:
         file, problem = _descriptor(reading, unit, stack)
@@ -76,18 +83,24 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
 
 def _read(reading: Reading, unit: Unit, file: int, problem: str) -> Iterator[Raw]:
     found = tarball.index(file, os.fstat(file).st_size)
-    prefix, count = records.prefix(unit.path), 0
+    prefix, count, lacking = records.prefix(unit.path), 0, 0
     split = unit.split or reading.split
+    by_split = {"": unit, unit.split: unit}
     for sample in tarball.samples(found.members):
         count += 1
+        told = _split(sample.key.rpartition("/")[0]) if reading.named_splits else ""
+        if told not in by_split:
+            by_split[told] = dataclasses.replace(unit, split=told)
         if sample.problem:
             error = BadRecord("several_images", records.printable(sample.problem))
             yield Raw(records.printable(prefix + sample.key), unit.path, split, error=error)
             continue
         parts = {e: os.pread(file, m.size, m.start) for e, m in sample.parts.items() if _is_needed(e, sample.parts)}
         texts = [os.pread(file, m.size, m.start) for m in sample.texts]
-        raw = members.joined(prefix + sample.key, parts, texts, reading, unit)
-        yield _with_extras(raw, sample.extras)
+        raw = members.joined(prefix + sample.key, parts, texts, reading, by_split[told])
+        lacking += raw.error is not None and raw.error.detail == members.absent(reading)
+        yield dataclasses.replace(raw, extras=sample.extras) if sample.extras else raw
+    members.check_shard(lacking, count, reading, unit)
     for name, why in found.refused:
         yield Raw(records.printable(name), unit.path, split, error=BadRecord("unsafe_member", why))
     problem = problem or found.problem
@@ -97,10 +110,10 @@ def _read(reading: Reading, unit: Unit, file: int, problem: str) -> Iterator[Raw
         yield records.lost(reading, unit, f"{unit.path}@{found.where}", problem, max(1, expected - count))
 
 
-def _with_extras(raw: Raw, extras: int) -> Raw:
-    if extras:
-        object.__setattr__(raw, "extras", extras)  # it was made here, and nobody else has it
-    return raw
+@functools.cache
+def _split(folder: str) -> str:
+    """The split that a folder in the archive tells."""
+    return names.split(f"{folder}/")
 
 
 def _is_needed(extension: str, parts: dict) -> bool:
