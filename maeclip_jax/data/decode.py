@@ -91,6 +91,7 @@ class Picture:
     def __init__(self, pixels: np.ndarray | None, jpeg: bytes = b"", size=(0, 0), orientation: int = 1):
         self._pixels, self._jpeg, self._stored_size, self._orientation = pixels, jpeg, size, orientation
         self.turned = False  # by an orientation from elsewhere
+        self.plain = pixels is None and orientation == 1  # JPEG that any reader shows upright and in its colours
         size = pixels.shape[:2] if pixels is not None else size
         self.height, self.width = size[::-1] if _UPRIGHT[orientation][0] else size
 

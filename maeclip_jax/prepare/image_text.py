@@ -7,8 +7,6 @@ Apache Beam (`image_text_beam`) run the same.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +16,6 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
 from maeclip_jax import errors
 from maeclip_jax.data import decode
@@ -97,18 +94,19 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-@functools.cache
-def _serializer():
-    from tensorflow_datasets.core import example_serializer
-
-    kind = features()
-    return kind, example_serializer.ExampleSerializer(kind.get_serialized_info())
-
-
 def serialize(example: dict) -> bytes:
-    """The bytes TFDS stores for an example. Deterministic: TFDS's own order of features varies with the hash seed."""
-    kind, serializer = _serializer()
-    return serializer.get_tf_example(kind.encode_example(example)).SerializeToString(deterministic=True)
+    """The bytes TFDS stores for an example, features in the order of their names."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    found = tf_example_pb2.Example()
+    features = found.features.feature
+    for name in ("image", "key", "source"):
+        value = example[name]
+        features[name].bytes_list.value.append(value.encode() if isinstance(value, str) else value)
+    features["texts"].bytes_list.value.extend(text.encode() for text in example["texts"])
+    for name in ("height", "width"):
+        features[name].int64_list.value.append(example[name])
+    return found.SerializeToString(deterministic=True)
 
 
 def parse(data: bytes) -> dict:
@@ -136,9 +134,11 @@ def store(data: bytes, storing: Storing, orientation: int = 0) -> Stored:
     picture = decode.probe(data, max_pixels=storing.max_pixels, orientation=orientation)
     height, width = picture.height, picture.width
     target = _target(height, width, storing.short_side)
+    verbatim = target == (height, width) and picture.plain
+    # Bytes that are kept are decoded at the smallest scale: that reads all of them, and shows whether they are whole.
     # Half-scale decoding by libjpeg costs 6 dB where it leaves less than twice what is needed.
-    pixels = picture.read(reduce_to=(2 * target[0], 2 * target[1]))
-    if target == (height, width) and not picture.turned and _is_plain_jpeg(data):
+    pixels = picture.read(reduce_to=(1, 1) if verbatim else (2 * target[0], 2 * target[1]))
+    if verbatim:
         return Stored(data, width, height, width, height, True)
     if pixels.shape[:2] != target:
         pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA)
@@ -152,19 +152,6 @@ def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
     if not short_side or short <= short_side:
         return height, width
     return tuple(short_side if side == short else round(side * short_side / short) for side in (height, width))
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether any reader shows the right picture: an EXIF rotation or CMYK ink would need care in each."""
-    if data[:2] != b"\xff\xd8":
-        return False
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode not in ("RGB", "L"):
-            return False
-        try:
-            return image.getexif().get(0x0112, 1) not in range(2, 9)
-        except Exception:  # broken EXIF turns nothing
-            return True
 
 
 def example(record: records.Raw, storing: Storing) -> Kept:

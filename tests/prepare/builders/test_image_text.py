@@ -142,3 +142,22 @@ def test_every_odd_file_is_kept_or_named():
         else:
             assert outcome.kind in decode.KINDS and outcome.detail
     assert keys == expected
+
+
+def test_examples_have_the_bytes_of_tfds():
+    from tensorflow_datasets.core import example_serializer
+
+    kind = image_text.features()
+    serializer = example_serializer.ExampleSerializer(kind.get_serialized_info())
+    for texts in (["a", "ü"], ["one"]):
+        example = {"key": "k/ü", "image": _encoded(_pixels(4, 6)), "texts": texts, "width": 6, "height": 4, "source": "s"}
+        expected = serializer.get_tf_example(kind.encode_example(example)).SerializeToString(deterministic=True)
+        assert image_text.serialize(example) == expected
+
+
+@pytest.mark.parametrize("size", [(40, 60), (400, 600)])
+def test_a_picture_that_is_cut_anywhere_is_not_kept_byte_for_byte(size):
+    data = _encoded(_pixels(*size), quality=95)
+    for cut in range(len(data) // 3, len(data) - 2, len(data) // 37):
+        with pytest.raises(BadRecord):
+            image_text.store(data[:cut], Storing())
