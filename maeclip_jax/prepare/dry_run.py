@@ -102,4 +102,4 @@ def _looks(image: bytes) -> str:
         return "white"
     edges = (pixels[0], pixels[-1]), (pixels[:, 0], pixels[:, -1])
     square = pixels.shape[0] == pixels.shape[1]
-    return "bars" if square and any(min(a.min(), b.min()) > _WHITE for a, b in edges) else ""
+    return "bars" if square and any(min(a.mean(), b.mean()) > _WHITE for a, b in edges) else ""

@@ -5,6 +5,10 @@ import struct
 from pathlib import Path
 
 import pair_sources
+import pytest
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.prepare import command, crawl, records
 
 STATUSES = ("success", "failed_to_download", "failed_to_resize")
 
@@ -117,11 +121,45 @@ def hugging_face(root: Path, splits: dict[str, int], column: str = "image") -> P
         folder.mkdir(parents=True)
         rows = [{column: {"bytes": pair_sources.picture(i), "path": None}, "text": f"c{i}"} for i in range(count)]
         table = pa.Table.from_pylist(rows)
-        with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
-            with pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=2)
+        path = str(folder / "data-00000-of-00001.arrow")
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
         (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
         (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
     if "" not in splits:
         (root / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
     return root
+
+
+def prepared(src, out, *options) -> tuple[dict, list[dict], dict[str, list[dict]]]:
+    """(manifest, account, split -> records) of a preparation by one process."""
+    import tensorflow_datasets as tfds
+
+    argv = ("--src", src, "--out", out, "--name", "n", "--workers", 1, *options)
+    assert command.main([str(a) for a in argv]) == 0
+    folder = Path(out) / "n" / "1.0.0"
+    tree = json.loads((folder / "manifest.json").read_text())
+    account = [json.loads(line) for line in (folder / "account.jsonl").read_text().splitlines()]
+    counts = tree["records"]
+    assert counts["in"] == counts["kept"] + counts["dropped"] + sum(counts["failed_downloads"].values())
+    assert sum(entry["records"] for entry in account) == counts["in"] - counts["kept"]
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    builder = tfds.builder_from_directory(str(folder))
+    found = {split: list(builder.as_data_source(split, decoders=decoders)) for split in builder.info.splits}
+    return tree, account, found
+
+
+def read(src, **options) -> list[records.Raw]:
+    plan = crawl.plan(str(src), **options)
+    return [raw for unit in plan.units for raw in records.read(plan.reading, unit)]
+
+
+def kinds(found) -> list[str]:
+    return [raw.error.kind if raw.error else "" for raw in found]
+
+
+def message(*args, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        crawl.plan(*map(str, args), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -150,7 +150,14 @@ def test_examples_have_the_bytes_of_tfds():
     kind = image_text.features()
     serializer = example_serializer.ExampleSerializer(kind.get_serialized_info())
     for texts in (["a", "ü"], ["one"]):
-        example = {"key": "k/ü", "image": _encoded(_pixels(4, 6)), "texts": texts, "width": 6, "height": 4, "source": "s"}
+        example = {
+            "key": "k/ü",
+            "image": _encoded(_pixels(4, 6)),
+            "texts": texts,
+            "width": 6,
+            "height": 4,
+            "source": "s",
+        }
         expected = serializer.get_tf_example(kind.encode_example(example)).SerializeToString(deterministic=True)
         assert image_text.serialize(example) == expected
 
