@@ -11,7 +11,7 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import names, remote
+from maeclip_jax.prepare import batches, names, remote
 from maeclip_jax.prepare.crawl import Plan, Reading, Unit
 from maeclip_jax.prepare.listing import Listing
 from maeclip_jax.prepare.records import Raw, printable
@@ -135,10 +135,10 @@ def failures(reading: Reading, unit: Unit) -> Iterator[Raw]:
             if "status" not in columns:
                 return
             for batch in table.iter_batches(batch_size=1000, columns=columns):
-                for row in batch.to_pylist():
+                for row in batches.rows(batch):
                     if failed(row):
                         yield failure(str(row.get("key") or row.get("url")), row, reading, unit)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 
 from etils import epath
@@ -31,19 +30,6 @@ class Listing:
         """Sorted paths of the files with one of these suffixes."""
         return sorted(path for path in self.files if names.suffix(path) in suffixes)
 
-    def size(self, path: str) -> int | None:
-        """Bytes of a file; None if it is not there."""
-        return self.files.get(path)
-
-    @functools.cached_property
-    def tables_alone(self) -> bool:
-        """Whether tables lie in the source itself and no tar does."""
-        return _tables_alone([path for path in self.files if "/" not in path])
-
-    def tells_split(self, path: str) -> str:
-        """The split that the name of a file tells, or that of its folders below the root."""
-        return names.split(path)
-
 
 def look(path: epath.Path) -> Listing:
     """What lies at `path`, a folder or a file, at any depth.
@@ -55,7 +41,9 @@ def look(path: epath.Path) -> Listing:
         return _look_at_bucket(path)
     if not path.is_dir():
         found = Listing(path.parent, True, {path.name: path.stat().length})
-        folder = [e for e in os.scandir(path.parent) if e.is_file() and names.stem(e.name).startswith(_base(path.name))]
+        folder = [
+            e for e in os.scandir(path.parent) if e.is_file() and names.stem(e.name).startswith(names.stem(path.name))
+        ]
         return _with_side_files(found, {e.name: e.stat().st_size for e in folder})
     found = Listing(path, False)
     for folder, subfolders, _ in os.walk(path):
@@ -64,10 +52,6 @@ def look(path: epath.Path) -> Listing:
         with os.scandir(folder) as entries:
             _add(found, "" if relative == "." else relative, [e for e in entries if e.is_file()])
     return found
-
-
-def _base(name: str) -> str:
-    return names.stem(name)
 
 
 def _with_side_files(found: Listing, sizes: dict[str, int]) -> Listing:

@@ -30,6 +30,8 @@ def reading(base: Reading, wanted: dict, first: list[dict[str, bytes]], where: s
             f"{captions.described(lonely[0])}"
         )
     split = wanted["split"] or ""
+    if split and rows and not any(split in row for row in rows):
+        raise errors.UserError(f"{where}: {errors.unknown('split_column', split, rows[0])}")
     if wanted["split"] == "" and rows and all(isinstance(row.get("split"), str) for row in rows):
         split = "split"
     return dataclasses.replace(base, caption_column=wanted["caption"], split_column=split)

@@ -73,8 +73,13 @@ def first_row(path: epath.Path, delimiter: str) -> dict:
     if delimiter and delimiter not in json_arrays.SYNTAXES:
         with _text(path) as file:
             reader = csv.reader(file, delimiter=delimiter)
-            names = [n.strip() for n in next(reader, [])]
-            values = next((row for row in reader if row), [])
+            try:
+                names = [n.strip() for n in next(reader, [])]
+                values = next((row for row in reader if row), [])
+            except csv.Error as error:
+                raise errors.UserError(
+                    f"{path.name} does not parse as csv ({error}); valid: lines that end in \\n"
+                ) from None
         return {name: values[i] if i < len(values) else "" for i, name in enumerate(names)}
     for _, _, _, row in rows(path, delimiter):
         if isinstance(row, dict):
@@ -90,7 +95,7 @@ def rows(path: epath.Path, delimiter: str, start: int = 0, stop: int | None = No
         return
     with remote.opened(path, remote.SHORT if start or stop else remote.LONG) as file:
         if delimiter:
-            header = [n.strip() for n in next(csv.reader(_lines(file), delimiter=delimiter), [])]
+            header = _header(file, delimiter, path)
         if start:
             file.seek(start)
         found = _csv_rows(file, header, delimiter) if delimiter else _json_rows(file)
@@ -104,6 +109,13 @@ def rows(path: epath.Path, delimiter: str, start: int = 0, stop: int | None = No
             begin = end
             if stop is not None and end >= stop:
                 return
+
+
+def _header(file, delimiter: str, path: epath.Path) -> list[str]:
+    try:
+        return [n.strip() for n in next(csv.reader(_lines(file), delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise errors.UserError(f"{path.name} has no header of csv ({error}); valid: lines that end in \\n") from None
 
 
 def _text(path) -> io.TextIOWrapper:

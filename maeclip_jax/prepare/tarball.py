@@ -14,7 +14,8 @@ from maeclip_jax.prepare import names
 
 BLOCK = 512
 MOST_MEMBERS = 2_000_000  # of pictures and texts in one shard; about 400 MB of memory
-LARGEST = 1 << 28  # bytes of a member that is read
+LARGEST = 1 << 28  # bytes of a picture that is read
+LARGEST_TEXT = 1 << 24  # bytes of a text or json
 _LONGEST_NAME = 1 << 20  # bytes of an extended header
 _ZEROS = bytes(BLOCK)
 _KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe",
@@ -95,8 +96,8 @@ def _sort_in(found: Index, name: str, kind: bytes, start: int, length: int) -> N
         found.refused.append((name, f"is {_KINDS.get(kind, 'of an unknown kind')} in the archive"))
     elif ".." in parts:
         found.refused.append((name, "has a name that leads out of the archive"))
-    elif length > LARGEST:
-        found.refused.append((name, f"has {length:,} bytes; at most {LARGEST:,} are read"))
+    elif length > (most := LARGEST if extension in names.PICTURES else LARGEST_TEXT):
+        found.refused.append((name, f"has {length:,} bytes; at most {most:,} are read"))
     else:
         found.members.append(Member("/".join(parts), start, length))
 
@@ -139,7 +140,7 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
         if not length.isdigit() or not 0 < int(length) <= len(data):
             break
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        if key == b"path" or (key == b"size" and value.isdigit()):
+        if key == b"path" or (key == b"size" and value.isdigit() and len(value) < 20):
             found[key.decode()] = value.decode("utf-8", errors="surrogateescape")
         data = data[int(length) :]
     return found

@@ -71,3 +71,24 @@ def test_too_many_bad_records_are_named_where_the_message_says(tmp_path, capsys)
     message = _error(capsys, "--src", src, "--out", tmp_path / "out", "--workers", 1)
     path = message.split("nothing is left; " if "nothing" in message else "max_bad=0.5; ")[1].split(" names each")[0]
     assert [json.loads(line)["key"] for line in Path(path).read_text().splitlines()] == ["1.jpg", "2.jpg", "3.jpg"]
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "files"])
+def test_a_field_that_a_whole_shard_lacks_is_an_error(layout, tmp_path, capsys):
+    shards = [dump_sources.downloads(2, 0, blip="a"), dump_sources.downloads(2, 0, start=10)]
+    src = dump_sources.img2dataset(tmp_path / "src", layout, shards)
+    message = _error(capsys, "--src", src, "--out", tmp_path / "out", "--workers", 1, "--caption_column", "blip")
+    shard = "00001.tar" if layout == "webdataset" else "00001"
+    assert message.startswith(f"error: {shard}: none of its 2 records has a field 'blip'; valid: a field that all")
+    assert "unknown split_column 'splt'" in _error(capsys, "--src", src, "--out", tmp_path, "--split_column", "splt")
+
+
+def test_texts_that_are_not_utf_8_are_one_bad_record(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array([b"good", b"\xff bad", b"good"]).view(pa.string())
+    pictures = [pair_sources.picture(i) for i in range(3)]
+    pq.write_table(pa.table({"jpg": pictures, "text": texts}), tmp_path / "x.parquet")
+    tree, account, _ = dump_sources.prepared(tmp_path / "x.parquet", tmp_path / "out")
+    assert tree["records"]["kept"] == 2 and [entry["kind"] for entry in account] == ["garbled_caption"]

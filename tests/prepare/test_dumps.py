@@ -67,10 +67,14 @@ def test_pictures_that_lie_on_their_side_are_turned_once(layout, tmp_path):
         assert abs(upright.astype(int) - lying.transpose(1, 0, 2)[:, ::-1]).mean() < 3
 
 
-@pytest.mark.parametrize("number, words", enumerate(
-    ("Horizontal (normal)", "Mirrored horizontal", "Rotated 180", "Mirrored vertical",
-     "Mirrored horizontal then rotated 90 CCW", "Rotated 90 CW", "Mirrored horizontal then rotated 90 CW",
-     "Rotated 90 CCW"), 1))  # fmt: skip
+_ORIENTATIONS = (
+    "Horizontal (normal)", "Mirrored horizontal", "Rotated 180", "Mirrored vertical",
+    "Mirrored horizontal then rotated 90 CCW", "Rotated 90 CW", "Mirrored horizontal then rotated 90 CW",
+    "Rotated 90 CCW",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number, words", list(enumerate(_ORIENTATIONS, 1)))
 def test_all_orientations_that_the_tool_names(number, words):
     from PIL import Image
 

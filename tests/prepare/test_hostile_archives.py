@@ -6,6 +6,8 @@ import dump_sources
 import pair_sources
 import pytest
 
+from maeclip_jax.errors import UserError
+
 
 def _header(name: str, size: int, kind: bytes = b"0") -> bytes:
     import tarfile
@@ -87,3 +89,29 @@ def test_tars_of_any_writer_are_indexed_as_the_library_does(tmp_path):
             found = tarball.index(file.fileno(), os.path.getsize(path))
             expected = [(m.name, m.offset_data, m.size) for m in tar]
         assert [(m.name, m.start, m.size) for m in found.members] == expected and not found.problem
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "parquet", "tfrecord", "arrow"])
+def test_damage_anywhere_is_an_account_or_one_line(layout, tmp_path):
+    import random
+
+    rng = random.Random(0)
+    if layout == "arrow":
+        src = dump_sources.hugging_face(tmp_path / "src", {"train": 4})
+    else:
+        src = dump_sources.img2dataset(tmp_path / "src", layout, [dump_sources.downloads(3, 2)])
+    (path,) = [p for p in src.rglob("*") if p.suffix in (".tar", ".tfrecord", ".arrow") or p.name == "00000.parquet"][
+        :1
+    ]
+    data = path.read_bytes()
+    for number in range(25):
+        damaged = bytearray(data[: rng.randrange(len(data))] if number % 3 else data)
+        for _ in range(4 if damaged else 0):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            found = dump_sources.read(src)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(raw.image or raw.error for raw in found)

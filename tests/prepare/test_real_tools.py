@@ -74,12 +74,11 @@ def test_img2dataset_with_dead_urls(layout, web, tmp_path):
     with open(tmp_path / "urls.csv", "w", newline="") as file:
         csv.writer(file).writerows([["url", "caption"], *([a, f"caption of {a}"] for a in addresses)])
     out = tmp_path / "pairs"
-    options = f"--url_list {tmp_path}/urls.csv --input_format csv --url_col url --caption_col caption --output_format {layout}"
+    options = f"--url_list {tmp_path}/urls.csv --input_format csv --url_col url --caption_col caption"
     sizes = "--resize_mode keep_ratio --image_size 30 --number_sample_per_shard 10 --processes_count 1 --thread_count 4"
-    module = [PYTHON, "-m", "img2dataset.main"] if not shutil.which("img2dataset") else ["img2dataset"]
-    if sys.executable != PYTHON:
-        module = [os.path.join(os.path.dirname(PYTHON), "img2dataset")]
-    _run(*module, *options.split(), *sizes.split(), "--retries", 0, "--output_folder", out)
+    tool = os.path.join(os.path.dirname(PYTHON), "img2dataset")
+    more = ["--output_format", layout, "--output_folder", out, "--retries", 0]
+    _run(tool, *options.split(), *sizes.split(), *more)
     shutil.copy(tmp_path / "urls.csv", out)
     tree, account, found = dump_sources.prepared(out, tmp_path / "data")
     assert tree["records"]["in"] == 20 and tree["records"]["kept"] == 8 and tree["records"]["dropped"] == 0

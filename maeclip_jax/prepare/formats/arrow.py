@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import crawl, names, pictures, records, remote
+from maeclip_jax.prepare import batches, crawl, names, pictures, records, remote
 from maeclip_jax.prepare.crawl import Plan, Reading, Unit
 from maeclip_jax.prepare.formats import columnar
 from maeclip_jax.prepare.listing import Listing
@@ -40,8 +40,8 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
     for path in paths:
         lengths: list[int] = []
         try:
-            with _batches(look.root / path) as (schema, batches):
-                for batch in batches:
+            with _batches(look.root / path) as (schema, found):
+                for batch in found:
                     if not lengths and not any(counted):
                         reading = _reading(reading, schema, batch, wanted, path)
                     lengths.append(batch.num_rows)
@@ -49,7 +49,7 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                         column = batch.column(reading.split_column).unique().to_pylist()
                         told = crawl.unit_split(path, wanted)
                         splits.update(crawl.split_of({reading.split_column: v}, reading, told) for v in column)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             damage[path] = str(error)
         counted.append(lengths)
     if not any(counted):
@@ -79,9 +79,9 @@ def _reading(reading: Reading, schema, batch, wanted: dict, path: str) -> Readin
             "valid: a data set that has"
         )
     others = [n for n in schema.names if n not in encoded]
-    row = batch.select(others).slice(0, 1).to_pylist()[0] if batch.num_rows and others else {}
+    row = batches.rows(batch.select(others).slice(0, 1), trusted=False)[0] if batch.num_rows and others else {}
     reading = dataclasses.replace(reading, **columnar.columns(wanted, schema.names, encoded, paths, row, path))
-    first = batch.select(columnar.needed(reading, schema.names)).slice(0, 20).to_pylist()
+    first = batches.rows(batch.select(columnar.needed(reading, schema.names)).slice(0, 20), trusted=False)
     columnar.check_paths(first, reading, Unit(0, path, "", 0))
     return reading
 
@@ -108,9 +108,11 @@ def _batches(path: epath.Path):
 
 
 def fields(reading: Reading, unit: Unit) -> dict:
-    with _batches(epath.Path(reading.root) / unit.path) as (schema, batches):
+    with _batches(epath.Path(reading.root) / unit.path) as (schema, found):
         names = [name for name in schema.names if name != reading.image_column]
-        return next((batch.select(names).slice(0, 1).to_pylist()[0] for batch in batches if batch.num_rows), {})
+        return next(
+            (batches.rows(batch.select(names).slice(0, 1), trusted=False)[0] for batch in found if batch.num_rows), {}
+        )
 
 
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
@@ -119,20 +121,20 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     path = epath.Path(reading.root) / unit.path
     done, problem, folders = 0, "", pictures.folders(reading, unit)
     try:
-        with _batches(path) as (schema, batches):
+        with _batches(path) as (schema, found):
             columns = columnar.needed(reading, schema.names)
-            for number, whole in enumerate(batches):
+            for number, whole in enumerate(found):
                 if number < unit.start:
                     continue
                 whole = whole.select(columns)
                 for begin in range(0, whole.num_rows, _BATCH):
-                    rows = whole.slice(begin, _BATCH).to_pylist()
-                    found = [columnar.raw(row, unit.row + done + i, reading, unit) for i, row in enumerate(rows)]
-                    yield from pictures.filled(found, folders)
+                    rows = batches.rows(whole.slice(begin, _BATCH), trusted=False)
+                    raws = [columnar.raw(row, unit.row + done + i, reading, unit) for i, row in enumerate(rows)]
+                    yield from pictures.filled(raws, folders)
                     done += len(rows)
                 if number + 1 == unit.stop:
                     break
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
     if problem:
         lost = max(1, (unit.records or 0) - done)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import captions, crawl, img2dataset, names, pictures, records, remote
+from maeclip_jax.prepare import batches, captions, crawl, img2dataset, names, pictures, records, remote
 from maeclip_jax.prepare.crawl import Plan, Reading, Unit
 from maeclip_jax.prepare.formats import columnar, table
 from maeclip_jax.prepare.listing import Listing
@@ -57,9 +57,9 @@ def _schema(look: Listing, path: str):
             encoded, _ = columnar.image_columns(table.schema_arrow)
             columns = [n for n in table.schema_arrow.names if n not in encoded]
             first = next(table.iter_batches(batch_size=1, columns=columns), None)
-            rows = first.to_pylist() if first is not None else []
+            rows = batches.rows(first) if first is not None else []
             return path, table.schema_arrow, (rows or [dict.fromkeys(columns)])[0]
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):  # the names of columns too
         return None
 
 
@@ -89,7 +89,7 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                 else:
                     splits.add(told or reading.split)
                 groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             groups.append([])  # counted as unreadable_shard when it is read
     goal = crawl.goal(sum(map(sum, groups)), unit_records)
     units: list[Unit] = []
@@ -126,7 +126,7 @@ def _check_columns(schema, reading: Reading, path: str, first: str) -> None:
 def _check_paths(table, reading: Reading, path: str) -> None:
     names = columnar.needed(reading, table.schema_arrow.names)
     first = next(table.iter_batches(batch_size=20, columns=names), None)
-    columnar.check_paths(first.to_pylist() if first is not None else [], reading, Unit(0, path, "", 0))
+    columnar.check_paths(batches.rows(first) if first is not None else [], reading, Unit(0, path, "", 0))
 
 
 def fields(reading: Reading, unit: Unit) -> dict:
@@ -146,13 +146,13 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
             columns = columnar.needed(reading, table.schema_arrow.names)
             for group in range(unit.start, unit.stop):
                 for batch in table.read_row_group(group, columns=columns).to_batches(max_chunksize=_BATCH):
-                    rows = batch.to_pylist()
+                    rows = batches.rows(batch)
                     found = [columnar.raw(row, unit.row + done + i, reading, unit) for i, row in enumerate(rows)]
                     yield from pictures.filled(found, folders)
                     done += len(rows)
             if not unit.stop:
                 problem = "could not be opened when the work was planned"
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
     if problem:
         lost = max(1, (unit.records or 0) - done)

@@ -116,7 +116,7 @@ def _features(data: bytes) -> dict:
     try:
         found = tf_example_pb2.Example.FromString(data).features.feature
     except DecodeError as error:
-        raise _Damaged(f"a record is no tf.train.Example ({error})") from None
+        raise _Damaged(f"a record does not parse as tf.train.Example ({error})") from None
     row = {}
     for name, feature in sorted(found.items()):
         kind = feature.WhichOneof("kind")
