@@ -3,10 +3,13 @@
     python -m maeclip_jax.main --config=experiments/m3ae.py:scale=demo --workdir=runs/m3ae
     python -m maeclip_jax.main --config=experiments/m3ae.py:scale=low --workdir=gs://bucket/m3ae_low
 
-Argument: scale, size, pool (of probes and features), runlocal. From M3AE's source: 75 % of patches and words masked,
-weights 1 (pixels) and 0.5 (words), no pixel normalisation, text embedding std 1, AdamW (0.9, 0.95), decay 0.05, lr
-1.5e-4 per 256. The source shares one mask over a batch: --config.model.mask_share=batch. Defaults of ours: one mask
-per sample; scale=demo, photos. The paper has 52.5 % (11.3M) and 69.3 % (1.4B) ImageNet linear probe for M3AE.
+Argument: scale, size, pool (of probes and features), recipe = matched | source, runlocal. From M3AE's source: 75 % of
+patches and words masked, weights 1 (pixels) and 0.5 (words), no pixel normalisation, text embedding std 1, AdamW (0.9,
+0.95), decay 0.05, lr 1.5e-4 per 256; with recipe=source batch and crops as in experiments/mae.py (captions stay as they
+are when a picture is mirrored). The source shares one mask over a batch: --config.model.mask_share=batch. As there,
+padding is kept and dropped like words, so that a short caption may show none: --config.model.mask_words=one shows one.
+Defaults of ours: one mask per sample; scale=demo, photos; recipe=matched. The paper has 52.5 % (11.3M) and 69.3 %
+(1.4B) ImageNet linear probe for M3AE.
 
 B/16 on v5litepod-256 takes at least 0.3 h (87 chip-hours) at scale=low and 2.8 h (720) at scale=high
 (compiler-estimated, without input and waiting for the network; tpu/README.md).
@@ -22,7 +25,7 @@ STREAMS = ("image", "text")
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
+    arg = parse_arg(arg, scale="demo", size="", pool="cls", recipe="matched", runlocal=False)
     config = base(arg, "m3ae", STREAMS)
     image, text, decoder, _ = towers(arg)
     config.model.update(
@@ -32,6 +35,7 @@ def get_config(arg=None):
         streams=STREAMS,
         mask=dict(image=0.75, text=0.75),
         mask_share="sample",
+        mask_words="any",
         weights=dict(image=1.0, text=0.5),
         norm_pix=False,
         stats="cc12m",

@@ -3,10 +3,12 @@
     python -m maeclip_jax.main --config=experiments/mae.py:scale=demo --workdir=runs/mae
     python -m maeclip_jax.main --config=experiments/mae.py:scale=low,size=B/16 --workdir=gs://bucket/mae_low
 
-Argument: scale = demo | photos | low | high, size = one of SIZES, pool = pooling of probes and features,
-runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05, lr 1.5e-4 per
-256, decoder 8 x 512. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of scale=low and
-high. The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
+Argument: scale = demo | photos | low | high, size = one of SIZES, pool = pooling of probes and features, recipe =
+matched | source, runlocal. From MAE's source: 75 % masked per sample, normalised pixels, AdamW (0.9, 0.95), decay 0.05,
+lr 1.5e-4 per 256, decoder 8 x 512; with recipe=source (scale=low, high) its batch of 4096, and bicubic crops of 20 to
+100 % of the area, mirrored for half. Defaults of ours: everything at scale=demo and scale=photos; pairs and epochs of
+scale=low and high; with recipe=matched the batch of 16,384 and crops of 50 to 100 %, not mirrored, as CLIP has them
+there. The paper has 33.9 % ImageNet linear probe for MAE at 11.3M pictures.
 
 B/16 on v5litepod-256 takes at least 0.2 h (54 chip-hours) at scale=low and 1.7 h (450) at scale=high
 (compiler-estimated, without input and waiting for the network; tpu/README.md).
@@ -22,7 +24,7 @@ STREAMS = ("image",)
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, scale="demo", size="", pool="cls", runlocal=False)
+    arg = parse_arg(arg, scale="demo", size="", pool="cls", recipe="matched", runlocal=False)
     config = base(arg, "mae", STREAMS)
     image, _, decoder, _ = towers(arg)
     config.model.update(

@@ -35,6 +35,7 @@ def get_config(arg=None):
         decoder_tower=towers(arg)[2],
         decode=decode,
         mask=dict.fromkeys(decode, 0.75),
+        mask_words="any",
         weights={"contrast": 1.0, "image": 0.1, "text": 0.05},
         norm_pix=True,
     )

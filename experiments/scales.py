@@ -37,6 +37,13 @@ SCALES = {
     ),
 }  # fmt: skip
 
+# recipe: matched = batch and crops of the other objectives at this scale; source = those of MAE's and M3AE's code,
+# whose learning rate is per 256 examples: 2.4e-3 at their batch.
+RECIPES = {
+    "matched": dict(),
+    "source": dict(crop='random_resized_crop({side},area=(0.2,1),antialias="exact")|flip_lr', batch=4096),
+}
+
 # runlocal: the whole experiment in seconds on a laptop: tiny towers, a few steps, scenes drawn on the fly.
 LOCAL = dict(
     source=dict(kind="scenes", resolution=32), size="mu", length=16, tokenizer=dict(type="bert", path="scenes"),
@@ -45,8 +52,12 @@ LOCAL = dict(
 
 
 def scale_of(arg: ml_collections.ConfigDict) -> dict:
-    """The row of SCALES that `arg` names, with what `size=` and `runlocal` change in it."""
+    """The row of SCALES that `arg` names, with what `recipe=`, `size=` and `runlocal` change in it."""
     scale = dict(errors.choose("scale", arg.scale, SCALES))
+    recipe = errors.choose("recipe", arg.get("recipe", "matched"), RECIPES)
+    if recipe and arg.scale not in ("low", "high"):
+        raise errors.UserError(f"recipe={arg.recipe} is one of large sets; valid with it: scale=low, scale=high")
+    scale |= recipe
     if arg.size:
         scale["size"] = arg.size
     if arg.runlocal:
@@ -72,10 +83,15 @@ def whole_picture(side: int) -> str:
     return f"decode|resize_small({side})|center_crop({side})"
 
 
-def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False) -> str:
-    """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation."""
+def ops(
+    scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False, views: bool = False
+) -> str:
+    """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation.
+
+    `views`: two crops of the whole picture for SimCLR as well.
+    """
     side = SIZES[scale["size"]]["side"]
-    ops = ["decode"]
+    ops = ["decode", *([f"views({side})"] if views else [])]
     if train and scale["crop"]:
         ops.append(scale["crop"].format(side=side))
     elif scale["crop"]:
@@ -83,7 +99,7 @@ def ops(scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0
     if "text" in streams:
         ops.append(f"captions({captions})" if captions else "pick_caption")
         ops.append(f"tokenize({scale['length']})")
-    kept = [*streams, *(["label"] if label else [])]
+    kept = [*streams, *(["label"] if label else []), *(["views"] if views else [])]
     return "|".join([*ops, *(["label"] if label else []), "keep(" + ",".join(f'"{k}"' for k in kept) + ")"])
 
 

@@ -24,13 +24,15 @@ def variant(name: str, *choices: str) -> str:
 
 
 def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "own", **keep: str) -> dict:
-    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it).
+    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it) | margin
+    (the middle of one whose shorter side is 256 for a model of 224, bicubic, as MAE evaluates its linear probe).
 
     `keep`: name in the batch -> op that makes it ("" for none): label="label", mask="mask|object_classes".
     """
     side = config.model.image_tower.size
     decode, _, geometry = config.preprocess.image.partition("|")
-    geometry = {"own": geometry, "squash": f"resize({side})"}[resize]
+    margin = f"resize_small({round(side * 256 / 224)})|center_crop({side})"
+    geometry = {"own": geometry, "squash": f"resize({side})", "margin": margin}[resize]
     before = [op for op in keep.values() if "mask" in op]  # a mask is cut and resized along with its picture
     after = [op for op in keep.values() if op and op not in before]
     names = ",".join(f'"{n}"' for n in ("image", *keep))
@@ -63,8 +65,12 @@ def retrieval(config, name: str, split: str, *, captions: int = 5, duplicates: s
     return dict(type="retrieval", data=data, duplicates=duplicates, batch_size=100)
 
 
-def dense(config, title: str, name: str, split: str, *, mask="mask", templates="photos", **segmentation) -> dict:
+def dense(
+    config, title: str, name: str, split: str, *, mask="mask", templates="photos", tolerance=None, **segmentation
+) -> dict:
     """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX.
+
+    `tolerance`: of the pointing game; None: its 15 pixels in pictures of 224, and the same share of smaller ones.
 
     Grad-CAM weighs the tokens that leave the final norm: before it, a tower under max pooling shows next to nothing
     (see evals/saliency.py).
@@ -74,6 +80,10 @@ def dense(config, title: str, name: str, split: str, *, mask="mask", templates="
     return {
         f"{title}_segmentation": dict(type="segmentation", **shared, **segmentation),
         f"{title}_grounding": dict(
-            type="grounding", pools=("own", "gap", "max"), block=config.model.image_tower.depth, **shared
+            type="grounding",
+            pools=("own", "gap", "max"),
+            block=config.model.image_tower.depth,
+            **shared,
+            tolerance=round(15 * config.model.image_tower.size / 224) if tolerance is None else tolerance,
         ),
     }

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from maeclip_jax import config as configs
+from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.parallel import joining, machine
 from maeclip_jax.parallel.terminal import warn
@@ -121,6 +122,7 @@ def start_jax(args: argparse.Namespace, **identity: str) -> None:
     if args.platform not in ("", *machine.PLATFORMS):
         raise unknown("--platform", args.platform, machine.PLATFORMS)
     cache = machine.cache_folder(args.cache, identity.get("workdir", ""))
+    remote.check_scheme(cache, "--cache")
     on_cpu = machine.configure_jax(args.platform, args.cpu_devices, cache)
     joining.join_if_several(
         args.coordinator, args.processes, args.process, ask=not on_cpu, timeout=args.join_timeout,
@@ -174,6 +176,11 @@ def guarded(command: Callable[[], int | None]) -> int:
         if storage.number(e) is None:
             raise
         return _mistake(e)
+    except Exception as e:
+        said = storage.met(e)
+        if said is None:
+            raise
+        return _mistake(said)
     except SystemExit as e:  # argparse, after --help
         return int(e.code or 0)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import glob
 import hashlib
 import importlib.util
@@ -19,6 +20,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax import remote
 from maeclip_jax.errors import UserError, unknown
 
 
@@ -35,23 +37,32 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     The folder of an experiment's folder joins sys.path, so that files may import their neighbours from anywhere.
     """
     source = os.fspath(source)
-    path, _, argument = source.partition(":")
+    path, argument = split(source)
     config = read(source) if path.endswith(".json") else _call(path, "experiment", "get_config", argument or None)
     if suite:
-        path, _, argument = suite.partition(":")
+        path, argument = split(suite)
         config.evals = _call(path, "evaluation", "get_evals", config, argument or None)
     said = source.endswith(".json") or "model.text_tower.vocab" in (settings or {})  # a run is as its parameters are
     follows = not said and has_usual_table(config)
     config = _changed(config, settings or {})
+    for name, value in leaves(config):
+        if isinstance(value, str) and _PLACE.search(name):
+            remote.check_scheme(value, f"--config.{name}")
     if follows:
         from maeclip_jax.data import tokenizer
 
         config.model.text_tower.vocab = tokenizer.size(config.tokenizer) or config.model.text_tower.vocab
-    if ":" in config.get("init_from", ""):
+    if ":" in config.get("init_from", "").replace("://", ""):
         from maeclip_jax.interop import adoption
 
         adoption.adopt(config, settings or {})  # the towers become those of other code bases' weights
     return config
+
+
+def split(source: str) -> tuple[str, str]:
+    """(file, argument) of "experiments/clip.py:scale=demo"; the colon of gs:// or of a drive begins no argument."""
+    found = re.fullmatch(r"((?:[\w+.-]+://|[A-Za-z]:(?=[\\/]))?[^:]*)(?::(.*))?", source, re.DOTALL)
+    return found[1], found[2] or ""
 
 
 def read(path: str):
@@ -66,14 +77,21 @@ def read(path: str):
             return {k: plain(v) for k, v in value.items()}
         return tuple(plain(v) for v in value) if isinstance(value, list) else value
 
+    remote.check_scheme(path, "--config")
     try:
-        config = ConfigDict(plain(json.loads(epath.Path(path).read_text())))
+        text = remote.read_text(path)
+        if text is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        config = ConfigDict(plain(json.loads(text)))
+    except UserError:
+        raise
     except (OSError, ValueError, AttributeError) as e:
         raise UserError(f"cannot read --config={path}: {' '.join(str(e).split())}; valid: a run's config.json") from e
     folder = epath.Path(path).parent
     for name, value in list(leaves(config)):
         if isinstance(value, str) and value.startswith(f"{FILES}/") and KEPT.fullmatch(value):
-            config.update_from_flattened_dict({name: os.fspath(folder.resolve() / value)})
+            here = folder if remote.is_remote(folder) else folder.resolve()
+            config.update_from_flattened_dict({name: os.fspath(here / value)})
     side = config.get("model", {}).get("image_tower", {}).get("size")
     if "preprocess" not in config and side:  # of a run older than this setting, when these were the rules
         whole = f"resize({side})" if config.get("objective") == "vqa" else f"resize_small({side})|center_crop({side})"
@@ -111,6 +129,7 @@ def plain(config) -> dict:
 
 FILES = "files"  # the folder in a workdir; a copy is called STEM-DIGEST.SUFFIX
 KEPT = re.compile(rf"(?:.*/)?{FILES}/(?P<stem>[^/]+)-(?P<digest>[0-9a-f]{{12}})(?P<suffix>\.[^/]*)?")
+_PLACE = re.compile(r"(^|\.)(dir|path|resume|init_from)$")  # leaves that say where something lies
 _NO_FILE = re.compile(r"(resume|init_.*|arg(\..*)?|log\..*|checkpoint\..*)")  # folders, weights, words
 
 
@@ -131,6 +150,8 @@ def named_files(config) -> dict[str, epath.Path]:
 
 
 def _is_file(value: str) -> bool:
+    if remote.is_remote(value) and "." not in value.rpartition("/")[2]:  # a folder; to ask takes two requests
+        return False
     try:
         return epath.Path(value).is_file()
     except Exception:  # no such scheme, no such storage, no path at all
@@ -166,6 +187,8 @@ def has_usual_table(config) -> bool:
 
 def _call(path: str, what: str, function: str, *args):
     """Calls `function` of the file at `path`; a UserError names what is wrong with either."""
+    if remote.is_remote(path):
+        raise UserError(f"{what} file {path!r}: Python files are read from local folders; valid: a copy of it here")
     if not os.path.isfile(path):
         here = _files(f"experiments/{'eval/' if what == 'evaluation' else ''}*.py", function)
         raise UserError(f"no {what} file {path!r}; here are: {', '.join(here) or 'none (run in the repository)'}")

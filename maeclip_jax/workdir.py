@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -11,9 +12,11 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax import remote
 from maeclip_jax.config import FILES, KEPT, by_content, digest, has_usual_table, leaves, named_files, plain, with_leaves
 from maeclip_jax.errors import UserError, differences, storage
 from maeclip_jax.parallel.terminal import say, warn
+from maeclip_jax.remote import outbox
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 DATA, OWNER = "data.json", "owner.json"
@@ -42,11 +45,14 @@ CLASSES = (
     (LEARNT, r"data\.blocks\.(size|window|lanes)"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical|lower)"),
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
-    (LEARNT, r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|norm_pix|pool|slots)"),
+    (
+        LEARNT,
+        r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|mask_words|norm_pix|pool|slots)",
+    ),
     (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
-    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples|mu_dtype|name)"),
-    (LEARNT, r"optim\.(no_decay|schedule|warmup|weight_decay)"),
+    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|decay_by|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)"),
+    (LEARNT, r"optim\.(mu_dtype|name|no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
 _BEFORE = {
@@ -57,8 +63,11 @@ _BEFORE = {
     "model.duplicates": ("negative", "model.embed_width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
+    "model.mask_words": ("any", "model.norm_pix"),
+    "model.simclr.views": ("image", "model.simclr.weight"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
+    "optim.decay_by": ("lr", "optim.weight_decay"),
     "tokenizer.cls": (False, "tokenizer.path"),
     "tokenizer.eos": (False, "tokenizer.path"),
 }
@@ -194,7 +203,7 @@ def read_config(workdir: epath.Path) -> dict:
     """config.json of the run in `workdir`, {} if there is none. UserError if it cannot be read."""
     path = workdir / CONFIG
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(remote.read_text(path) or "{}")
     except ValueError as e:
         raise UserError(f"cannot read {path}: {e}; put it right, or move it away to continue without it") from e
 
@@ -216,8 +225,8 @@ def claim_data(account: Mapping[str, Mapping], workdir: epath.Path, *, continued
     UserError if a run is continued with other data under the same name.
     """
     path = workdir / DATA
-    if continued and path.exists():
-        before = read_object(path)
+    if continued:
+        before = read_object(path, missing={})
         for name, now in account.items():
             then = {"order": "records", **before.get(name, now)}  # which it was before there was another
             differ = {n for n in then.keys() & now.keys() if then[n] != now[n]}
@@ -238,11 +247,17 @@ def _fixed(config: Mapping) -> dict[str, Any]:
 
 
 def make_workdir(workdir: epath.PathLike) -> epath.Path:
-    """The workdir, made if it is not there; UserError if it cannot be (no permission, no support for gs://)."""
+    """The workdir, made if it is not there; UserError if it cannot be (no permission, no support for gs://).
+
+    Folders of a bucket need not be made: the first file makes them.
+    """
+    remote.check_scheme(workdir, "--workdir")
+    path = epath.Path(workdir)
+    if remote.is_remote(workdir):
+        return path
     try:
-        path = epath.Path(workdir)
         path.mkdir(parents=True, exist_ok=True)
-    except Exception as e:  # remote file systems raise what they like
+    except OSError as e:
         raise UserError(
             f"workdir {str(workdir)!r} cannot be made: {' '.join(str(e).split()) or type(e).__name__}"
         ) from e
@@ -252,7 +267,8 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
 def write_text(path: epath.Path, text: str) -> None:
     """A whole file of process 0; whoever reads it, or restarts after a kill, sees the old text or the new, not half.
 
-    StorageError if it cannot be written; the old text stays.
+    StorageError if it cannot be written; the old text stays. Within an open `remote.outbox`, a file in a bucket is
+    written as soon as that can be done, and raises nothing.
     """
     write_bytes(path, text.encode())
 
@@ -263,11 +279,11 @@ def write_bytes(path: epath.Path, data: bytes) -> None:
 
     if jax.process_index():
         return
+    if remote.is_remote(path):  # objects appear when they are complete, and cannot be renamed
+        outbox.write(path, data)
+        return
     with storage.writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if "://" in str(path):  # objects appear when they are complete, and cannot be renamed
-            path.write_bytes(data)
-            return
         temporary = path.with_name(path.name + ".tmp")
         try:
             temporary.write_bytes(data)
@@ -286,7 +302,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict]:
 def read_lines(workdir: epath.PathLike) -> tuple[list[dict], int]:
     """The rows of metrics.jsonl, and how many of its lines are not rows: cut short, broken, or without a step."""
     path, rows, unreadable = epath.Path(workdir) / METRICS, [], 0
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in (remote.read_text(path) or "").splitlines():
         try:
             row = json.loads(line)
             rows.append(row | {"step": int(row["step"])})
@@ -295,10 +311,20 @@ def read_lines(workdir: epath.PathLike) -> tuple[list[dict], int]:
     return rows, unreadable
 
 
-def read_object(path: epath.Path) -> dict:
-    """The object in a JSON file. UserError, with the path, if it cannot be read or holds something else."""
+def read_object(path: epath.Path, missing: dict | None = None) -> dict:
+    """The object in a JSON file; `missing` where there is no file.
+
+    UserError, with the path, if it cannot be read or holds something else, or is not there and may not be.
+    """
     try:
-        value = json.loads(path.read_text())
+        text = remote.read_text(path)
+        if text is None and missing is not None:
+            return missing
+        if text is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        value = json.loads(text)
+    except UserError:
+        raise
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read {str(path)!r}: {e}") from e
     if not isinstance(value, dict):
@@ -335,7 +361,7 @@ def read_evals(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
 
 def result_files(workdir: epath.Path) -> list[epath.Path]:
     folder = workdir / EVALS
-    return [p for p in folder.glob("*.json") if p.stem.isdigit()] if folder.exists() else []
+    return [folder / n for n in remote.names(folder) if n.endswith(".json") and n.removesuffix(".json").isdigit()]
 
 
 def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:
@@ -363,6 +389,6 @@ def read_names(*workdirs: epath.PathLike) -> dict[str, list[str]]:
     """names.json of the first of the workdirs (or checkpoints in one) that has it, or {}."""
     for workdir in map(epath.Path, filter(None, workdirs)):
         folder = workdir.parent.parent if workdir.parent.name == CHECKPOINTS else workdir
-        if (folder / NAMES).exists():
-            return json.loads((folder / NAMES).read_text())
+        if text := remote.read_text(folder / NAMES):
+            return json.loads(text)
     return {}

@@ -1,6 +1,7 @@
 """Tests run on 8 fake CPU devices, with compiled programs kept in .jax_cache/ between runs."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -90,3 +91,9 @@ def fresh_bucket(bucket):
     fresh()
     yield bucket
     fresh()
+
+
+@pytest.fixture
+def remote(fresh_bucket, request):
+    """`gs://name/<name of the test>`: a folder of the test's own in the bucket."""
+    return fresh_bucket.url(re.sub(r"\W+", "-", request.node.name).strip("-"))

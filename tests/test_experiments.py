@@ -81,10 +81,10 @@ def test_what_an_argument_derives_fits_together(name, arg):
         parsed = ops.parse(string, context)
         steps = {s.function.__name__: s.kwargs for s in parsed.steps}
         if where != "zero_shot":  # labels instead of texts
-            assert set(parsed.names) >= inputs
+            assert set(parsed.names) >= inputs - ({"views"} if where != "data" else set())
         if "tokenize" in steps:
             assert steps["tokenize"]["length"] == model.text_tower.length
-        for crop in ("random_resized_crop", "center_crop"):
+        for crop in ("random_resized_crop", "center_crop", "views"):
             if crop in steps:
                 assert steps[crop]["size"] == (model.image_tower.size,) * 2
     total = to_steps(c.total, "total", batch_size=c.batch_size, epoch=10**7)
@@ -131,16 +131,41 @@ def test_neighbours_are_clip_but_for_their_own_settings(scale):
     towers |= {"model.image_tower.position", "model.image_tower.map.activation", "model.text_tower.padding"}
     towers |= {"model.embed_width"} if big else set()  # in the demo all widths are one
     assert differing("siglip") - {"optim.b2"} == towers | {"model.loss", "model.stats", "optim.caps"} | (
-        {"optim.lr", "optim.weight_decay"} if big else set()
+        {"optim.lr", "optim.weight_decay", "optim.decay_by"} if big else set()
     )
     assert differing("flip") == {"model.keep"} | (
         {"optim.lr", "optim.lr_per_examples", "optim.b2"} if big else set()
     ) | ({"optim.warmup"} if scale == "high" else set())
-    head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight")}
+    head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight", "views")}
     assert differing("slip") == {"objective"} | head | (
-        {"optim.lr", "optim.weight_decay", "optim.eps", "optim.end_lr"} if big else set()
+        {"data.ops", "optim.lr", "optim.weight_decay", "optim.eps", "optim.end_lr"} if big else set()
     )
     assert config("flip", "keep=0.25").model.keep == 0.25  # what is said wins
+
+
+@pytest.mark.parametrize("name", ["mae", "m3ae"])
+def test_the_recipe_of_the_source_is_its_batch_crops_and_mirroring(name):
+    matched, source = (dict(leaves(config(name, f"scale=low{arg}"))) for arg in ("", ",recipe=source"))
+    assert {k for k in source if source[k] != matched[k]} == {"arg.recipe", "batch_size", "data.ops"}
+    assert source["batch_size"] == 4096
+    made = optim.schedule(config(name, "scale=low,recipe=source").optim, batch_size=4096, total=100, epoch=None)
+    assert made.peak == pytest.approx(2.4e-3)
+    parsed = ops.parse(source["data.ops"], SimpleNamespace(tokenizer=object()))
+    crop, flip = parsed.steps[1:3]
+    assert crop.function.__name__ == "random_resized_crop" and flip.function.__name__ == "flip_lr"
+    assert crop.kwargs == dict(size=(224, 224), area=(0.2, 1), antialias="exact") and flip.kwargs == {}
+    local = config(name, "scale=low,recipe=source,runlocal")
+    assert local.batch_size == 16 and "flip_lr" not in local.data.ops
+
+
+@pytest.mark.parametrize("scale, whole", [("demo", False), ("photos", True), ("low", True), ("low,runlocal", False)])
+def test_views_of_slip_are_of_the_whole_picture(scale, whole):
+    """CLIP's crop is not what views are cut out of: they are made before it, or there is none."""
+    slip, clip = config("slip", f"scale={scale}"), config("clip", f"scale={scale}")
+    steps = [step.function.__name__ for step in ops.parse(slip.data.ops, SimpleNamespace(tokenizer=object())).steps]
+    assert slip.model.simclr.views == ("batch" if whole else "image")
+    assert (steps[:3] == ["decode", "views", "random_resized_crop"]) == whole == ("views" in steps)
+    assert ("random_resized_crop" in clip.data.ops) == whole
 
 
 def test_a_text_pooled_at_its_class_token_has_one():
@@ -181,7 +206,9 @@ POOLS = ", ".join(pool.NAMES)
     "name, arg, text",
     [
         ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
-        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, runlocal, scale, size"),
+        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, recipe, runlocal, scale, size"),
+        ("mae", "scale=low,recipe=paper", "unknown recipe 'paper'; valid: matched, source"),
+        ("m3ae", "recipe=source", "recipe=source is one of large sets; valid with it: scale=low, scale=high"),
         ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(SCALES))}"),
         ("clip", "size=B/32", f"unknown size 'B/32'; valid: {', '.join(sorted(SIZES))}"),
         ("clip", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),

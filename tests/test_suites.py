@@ -2,13 +2,16 @@
 named, the others done."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from maeclip_jax import main
-from maeclip_jax.data import pipeline
+from maeclip_jax.data import ops, pipeline
+from maeclip_jax.data.image_ops import sample_box
 from maeclip_jax.run import evaluate
 from tests import runs, suite
 
@@ -174,7 +177,33 @@ def test_another_way_of_measuring_has_a_name_of_its_own(name, arg, want):
     assert {n for n, e in found.items() if e.type in ("linear_probe", "knn")} == want
 
 
+def test_prompts_and_names_of_a_persons_own_stand_beside_ours():
+    ours, theirs = (suite_of("paper", f"only=imagenet+imagenet_v2{w}") for w in ("", ",templates=a/openai.json"))
+    assert {"imagenet_zero_shot", "imagenet_v2_zero_shot"} <= set(ours)
+    assert {"imagenet_zero_shot_openai", "imagenet_v2_zero_shot_openai"} <= set(theirs)
+    found = suite_of("paper", "only=imagenet,templates=a/openai.json,classes=names.txt").imagenet_zero_shot_openai_names
+    assert (found.templates, found.classes) == ("a/openai.json", "names.txt")
+    assert (ours.imagenet_zero_shot.templates, ours.imagenet_zero_shot.classes) == ("imagenet", "imagenet")
+
+
 def test_only_the_probe_learns_from_augmented_pictures():
     found = suite_of("paper", "only=imagenet,probe=lars")
     assert "flip_lr" in found.imagenet_linear_probe_lars.train.ops
     assert found.imagenet_knn == suite_of("paper", "only=imagenet").imagenet_knn
+
+
+def test_maes_probe_sees_pictures_as_mae_does():
+    """Tested on the middle of 110 pixels for a model of 96, as of 256 for 224; crops and tests bicubic, antialiased."""
+    probe = suite_of("paper", "only=imagenet,probe=lars").imagenet_linear_probe_lars
+    assert "resize_small(110)|center_crop(96)" in probe.data.ops
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
+    context = SimpleNamespace(tokenizer=object())
+    picture = Image.fromarray(pixels)
+    seen = ops.parse(probe.data.ops, context)({"image": pixels, "label": 0}, np.random.default_rng(0))["image"]
+    large = picture.resize((154, 110), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(seen, np.asarray(large.crop((29, 7, 29 + 96, 7 + 96))))
+    for seed in range(4):
+        seen = ops.parse(probe.train.ops, context)({"image": pixels, "label": 0}, np.random.default_rng(seed))["image"]
+        top, left, height, width = sample_box(np.random.default_rng(seed), 300, 420, (0.08, 1), (3 / 4, 4 / 3))
+        crop = picture.crop((left, top, left + width, top + height)).resize((96, 96), Image.Resampling.BICUBIC)
+        assert any(np.array_equal(seen, x) for x in (np.asarray(crop), np.asarray(crop)[:, ::-1]))

@@ -70,6 +70,20 @@ def test_a_run_from_before_a_setting_is_as_its_default():
     assert not any(n.startswith("model.duplicates") for n in identity(config("mae-demo")))
 
 
+def test_a_decay_was_scaled_by_the_learning_rate():
+    now = config("siglip-low-B16")
+    before = now | {"optim": {k: v for k, v in now["optim"].items() if k != "decay_by"}}
+    assert identity(before) == identity(now | {"optim": now["optim"] | {"decay_by": "lr"}})
+    assert identity(before) != identity(now)
+
+
+def test_views_were_cut_out_of_the_picture_that_clip_sees():
+    now = config("slip-demo")
+    simclr = {k: v for k, v in now["model"]["simclr"].items() if k != "views"}
+    assert identity(now | {"model": now["model"] | {"simclr": simclr}}) == identity(now)
+    assert "model.simclr.views" not in identity(config("clip-demo"))
+
+
 def test_rules_count_where_parameters_come_from_elsewhere():
     tree = config("clip-demo") | {"init_from": "runs/a"}
     assert identity(tree) != identity(tree | {"init_rules": [["text.*", ""]]})

@@ -5,7 +5,7 @@
 
 Features are drawn: classes around random centres, with a spectrum that falls like that of real ones. A tenth of the
 rows validates; at most 10,000 rank the strengths of l2, as in the evaluator. Measured are one strength on those rows,
-the whole sweep (19 strengths) and the last fit on all rows, in seconds of the wall and of the processor, compilation
+the whole sweep (27 strengths) and the last fit on all rows, in seconds of the wall and of the processor, compilation
 included; and the sweep again with its programs compiled.
 
 --compare: scikit-learn's LogisticRegression (lbfgs, at most 1000 iterations) on the same rows and strengths, one after
@@ -25,6 +25,7 @@ from maeclip_jax import cli
 from maeclip_jax.bench.figures import add_json, write
 from maeclip_jax.evals import l2_search, logistic
 from maeclip_jax.evals.accuracy import ranks
+from maeclip_jax.evals.standardisation import Standard
 from maeclip_jax.parallel.terminal import Progress
 
 
@@ -78,6 +79,9 @@ def measure(rows: int, width: int, classes: int, sweep_rows: int, compare: bool 
         flush=True,
     )
     clock = Clock()
+    with clock("standardise"):
+        standard = Standard.of(part["train"][0])
+        part = {name: (standard(x), label) for name, (x, label) in part.items()}
     with clock("prepare (principal axes)"):
         part["sweep"] = l2_search.some(*part["train"], sweep_rows, 0)
         problem = logistic.Problem(*part["sweep"], classes)

@@ -1,8 +1,8 @@
 """Block order: which record is example n where neighbours are read together. Pure functions of (seed, n).
 
 A record alone costs a request, and a request to a bucket costs tens of milliseconds. So records are taken in *blocks*
-of `size` neighbours. All blocks of the data set are permuted, each epoch anew; the rows of `window` blocks in a row are
-then permuted among themselves.
+of `size` neighbours. All blocks of the data set are permuted, each epoch anew (above a million blocks, in two steps, so
+that few files are read at a time); the rows of `window` blocks in a row are then permuted among themselves.
 
 The order has a fixed number of *lanes*. A lane owns fixed rows of every global batch (lane k of L: rows k*B/L to
 (k+1)*B/L) and its own blocks, so that a host reads the blocks of its rows alone, and the examples do not depend on the
@@ -29,6 +29,9 @@ from maeclip_jax.errors import UserError, unknown
 ORDERS = ("auto", "records", "blocks")
 _DEFAULTS = {"size": 64, "window": 16, "lanes": 0, "ahead": 4, "reads": 64}
 _LANES = 64  # as many hosts as a slice of 256 chips has
+# A process that read blocks from everywhere would have all files open, with 8 bytes of memory for each record. Above so
+# many blocks, regions of neighbouring blocks are permuted, and the blocks of so many regions in a row among themselves.
+FLAT, REGION, POOL = 1 << 20, 1024, 16
 _FEWEST = 4  # blocks of a lane in an epoch: small data sets have smaller blocks, so that there is something to permute
 
 
@@ -206,8 +209,20 @@ class _Layout:
         if slot == self.odd:
             return slot * self.size, self.full, self.short
         if slot < self.odd:
-            return slot * self.size, permuted(slot, self.full, self.key), self.size
-        return (slot - 1) * self.size + self.short, permuted(slot - 1, self.full, self.key), self.size
+            return slot * self.size, self._permuted(slot), self.size
+        return (slot - 1) * self.size + self.short, self._permuted(slot - 1), self.size
+
+    def _permuted(self, place: int) -> int:
+        """The block at a place among the full ones."""
+        if self.full <= FLAT:
+            return permuted(place, self.full, self.key)
+        regions = self.full // REGION
+        if place >= regions * REGION:  # the blocks that make no whole region
+            return place
+        pool, place = divmod(place, POOL * REGION)
+        count = min(POOL, regions - pool * POOL)
+        region, block = divmod(permuted(place, count * REGION, stable_hash("pool", self.key, pool)), REGION)
+        return permuted(pool * POOL + region, regions, self.key) * REGION + block
 
 
 class InOrder:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from maeclip_jax import remote as remotes
 from maeclip_jax.data.shards import Shard
 from maeclip_jax.errors import UserError, unknown
 
@@ -31,12 +32,7 @@ def read(path) -> str | None:
 
 
 def _read(path) -> str | None:
-    from etils import epath
-
-    try:
-        return epath.Path(path).read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return remotes.read_text(path)
 
 
 _read_once = functools.lru_cache(maxsize=256)(_read)

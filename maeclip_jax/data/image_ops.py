@@ -6,7 +6,7 @@ Antialiasing is a word, since training may be fast but evaluation must be exact:
 
 - "fast"   JPEG decoded at 1/2, 1/4 or 1/8 scale where that still leaves enough pixels, then bilinear.
            Decoding waits until the crop is known, so a crop right after `decode` costs the least.
-           Default of random_resized_crop.
+           Default of random_resized_crop and views.
 - "area"   the whole picture decoded, then averaged over areas (OpenCV INTER_AREA); bilinear to enlarge.
 - "exact"  the whole picture decoded, then Pillow's antialiased filter `method`, which is what torchvision and
            open_clip compute. Default of every other resize.
@@ -49,6 +49,16 @@ def random_resized_crop(example, rng, size, area=(0.5, 1.0), ratio=(3 / 4, 4 / 3
     picture = _picture(example)
     box = sample_box(rng, picture.height, picture.width, area, ratio)
     return {**example, "image": _resized(picture, box, size, antialias), **_mask(example, box, size)}
+
+
+def views(example, rng, size, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), antialias="fast"):
+    """Two random parts of the picture, each as random_resized_crop draws one, in `views`; the picture stays as it is.
+
+    The default area is SimCLR's. Whatever stands after this op does nothing to the views.
+    """
+    picture = _picture(example)
+    boxes = [sample_box(rng, picture.height, picture.width, area, ratio) for _ in range(2)]
+    return {**example, "views": np.stack([_resized(picture, box, size, antialias) for box in boxes])}
 
 
 def random_crop(example, rng, size):

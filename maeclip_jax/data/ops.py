@@ -25,6 +25,7 @@ from maeclip_jax.errors import UserError, choose, unknown
 
 _PICTURE = (
     image_ops.random_resized_crop,
+    image_ops.views,
     image_ops.random_crop,
     image_ops.center_crop,
     image_ops.corner_crop,

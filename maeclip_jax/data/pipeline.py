@@ -72,8 +72,13 @@ class Data:
 
     def account(self, batch_size: int) -> dict[str, dict]:
         """{component: its order, and what tells its data from others of the same name, where the source knows}."""
-        said = {"order": str(self._plan(batch_size) or "records")}
+        said = {"order": str(self.plan(batch_size) or "records")}
         return {name: {**getattr(made, "account", {}), **said} for name, *_, made in self._parts}
+
+    @property
+    def sources(self) -> list[tuple[float, object]]:
+        """(weight, source) of every component."""
+        return [(weight, made) for _, weight, _, made in self._parts]
 
     @functools.cached_property
     def names(self) -> dict[str, list[str]]:
@@ -112,7 +117,7 @@ class Data:
         config = self.config
         rows_a_host = _divide(batch_size, process_index, process_count)
         offset = process_index * rows_a_host
-        plan = self._plan(batch_size)
+        plan = self.plan(batch_size)
         lanes = plan.lanes if plan else 1
         if start_example < 0 or start_example % lanes:
             raise UserError(
@@ -160,7 +165,7 @@ class Data:
             how=_told(plan, held) if plan else "",
         )
 
-    def _plan(self, batch_size: int) -> blocks.Settings | None:
+    def plan(self, batch_size: int) -> blocks.Settings | None:
         """How blocks are read; None if records are, one by one."""
         plan, kind = blocks.settings(self.config["blocks"], batch_size), self.config["order"]
         if kind not in blocks.ORDERS:
@@ -184,7 +189,7 @@ class Data:
         if _endless(made):
             raise UserError(f"evaluation needs an end: give count=... to the source of {config['source']!r}")
         whole = _length(made, config["source"])
-        plan, block, reading, ahead = self._plan(batch_size), (process_index * rows_a_host, rows_a_host), None, None
+        plan, block, reading, ahead = self.plan(batch_size), (process_index * rows_a_host, rows_a_host), None, None
         if plan and readable(made):
             reading = Reading(plan.reads)
             told = {"batch_size": batch_size, "offset": block[0], "rows": block[1], "size": plan.size}

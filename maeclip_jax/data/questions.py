@@ -193,6 +193,7 @@ class QuestionSource:
         if readable(self.source):  # then the questions are, too: those of a picture have its bytes in common
             self.read, self.record = self._read, self._record
             self.remote, self.record_bytes = self.source.remote, self.source.record_bytes
+            self.files = getattr(self.source, "files", 1)
         self.name = f"questions of {getattr(self.source, 'name', 'records')}"
         if getattr(self.source, "endless", False):
             raise UserError(f"{self.name} have no end; valid: a source with an end, for instance with count=1000")

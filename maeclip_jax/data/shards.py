@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,36 @@ OPEN = 1024  # files; a reader costs some 100 kB beside its index
 INDEX = 1 << 30  # bytes
 # Read-ahead makes a range one request; parallelism would split it again, and the threads are ours.
 _OPTIONS = "readahead_buffer_size:64M,max_parallelism:0"
+
+
+class Asked(NamedTuple):
+    """What this process has asked buckets for: ranges of records, their bytes as they are used, and files opened.
+
+    A range is one request, and so is the opening of a file. Worker processes count for themselves.
+    """
+
+    ranges: int = 0
+    bytes: int = 0
+    opened: int = 0
+
+
+class _Counter:
+    """Adds up `Asked`, from many threads."""
+
+    def __init__(self):
+        self._lock, self._sum = threading.Lock(), Asked()
+
+    def add(self, path: str, **more: int) -> None:
+        """Counts what is asked of `path`, if that is in a bucket."""
+        if "://" in path:
+            with self._lock:
+                self._sum = Asked(*(a + more.get(name, 0) for name, a in self._sum._asdict().items()))
+
+    def __call__(self) -> Asked:
+        return self._sum
+
+
+asked = _Counter()
 
 
 @dataclass(frozen=True)
@@ -73,7 +104,9 @@ class Shards:
                     f"{path} has {reader.num_records()} records and should have {last} or more: it is not the file "
                     "that the data set's dataset_info.json describes; copy or prepare the data set again"
                 )
-            records += reader.read(first, last)
+            found = reader.read(first, last)
+            asked.add(path, ranges=1, bytes=sum(map(len, found)))
+            records += found
         return records
 
 
@@ -98,6 +131,7 @@ class _Readers:
                 if key in self._open:
                     return self._open[key]
             reader = _open(path)
+            asked.add(path, opened=1)
             with self._lock:
                 self._opening.pop(key, None)
                 self._open[key] = reader

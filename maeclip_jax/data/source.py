@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from maeclip_jax import remote
 from maeclip_jax.data import folder, tfds_record
 from maeclip_jax.data.shards import Shards
 from maeclip_jax.errors import UserError, choose, unknown
@@ -59,6 +60,7 @@ def make(config):
 def data_dir(directory: str | None = None) -> str:
     """Where data sets live: `directory`, else $MAECLIP_DATA_DIR, else $TFDS_DATA_DIR, else `data`."""
     found = directory or os.environ.get("MAECLIP_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "data"
+    remote.check_scheme(found, "the folder of data sets")
     return os.path.expanduser(found)
 
 
@@ -87,7 +89,7 @@ class TfdsSource:
         self._records = sum(builder.info.splits[name].num_examples for name in self._splits)
         self._reader = tfds_record.Reader(builder.info.features, plain(features) or {})
         self._shards = Shards(folder.shards(self.folder, builder, split), folder.version(self.folder))
-        self.parts = self._shards.parts
+        self.parts, self.files = self._shards.parts, len(self._shards.shards)
 
     @property
     def classes(self) -> list[str] | None:

@@ -3,8 +3,9 @@
 A query is a picture and the name of a class in its mask. Maps (see `saliency`): "similarity", "gradcam", "rollout";
 with other poolings than the tower's own, on the same weights, where asked for. Scores, averaged over queries:
 
-- pointing: the greatest value of the upsampled map lies in the mask (Zhang et al. 2016). Where several pixels share
-  it, the share of them that do, so a flat map (whose values differ by rounding only) has what chance has.
+- pointing: the greatest value of the upsampled map lies in the mask or within `tolerance` pixels of it, 15 as the
+  pointing game has it (Zhang et al. 2016); the number names the tolerance. Where several pixels share it, the share of
+  them that do, so a flat map (whose values differ by rounding only) has what chance has.
 - iou: of the mask and the pixels above half of the way from the map's least to its greatest value.
 - matched_iou: of the mask and as many of the map's greatest pixels as the mask has. It asks for no threshold.
 
@@ -44,7 +45,8 @@ class Grounding:
 
     `classes`, `templates`, `ignore` (ids whose pixels do not count): as in segmentation. A class is asked for where it
     covers at least `min_area` of the counted pixels but not all of them; never the one called "background"; in each
-    picture the `phrases` largest. `pools`: "own" and other poolings. `block`: whose input Grad-CAM weighs (see
+    picture the `phrases` largest. `tolerance`: pixels of the mask, 0 = inside alone; on small pictures 15 are many, and
+    chance rises with them. `pools`: "own" and other poolings. `block`: whose input Grad-CAM weighs (see
     `saliency.gradcam` for what suits a pooling). The first `pictures` queries are drawn.
 
     Metrics in percent: `<map>_<score>`, `<map>_<pool>_<score>`. The chance level is that of a pixel,
@@ -65,6 +67,7 @@ class Grounding:
         block: int = -1,
         min_area: float = 0.01,
         phrases: int = 6,
+        tolerance: float = 15,
         ignore: Sequence[int] = (255,),
         batch_size: int = 32,
         pictures: int = 8,
@@ -81,6 +84,8 @@ class Grounding:
         methods = [m for m in METHODS if m in methods and (shared or m == "rollout")]
         if not methods or not pools:
             raise UserError(f"grounding needs at least one of `methods` ({', '.join(METHODS)}) and one of `pools`")
+        if not tolerance >= 0:
+            raise UserError(f"grounding: tolerance={tolerance} is not valid; valid: pixels, 0 or more")
         self.block = saliency.check(context.objective, tuple(pools), block)
         # name -> (method, pooling); a patch on its own has no pooling
         self.maps = {
@@ -90,6 +95,7 @@ class Grounding:
         }
         self.context, self.data, self.batch_size, self.ignore = context, data, batch_size, tuple(ignore)
         self.min_area, self.phrases, self.pictures, self.tile = min_area, phrases, pictures, tile
+        self.tolerance = tolerance
         self.classes = class_names(context, data, classes, WHO)
         self.prompts_CxKxT = make_prompts(context, self.classes, templates, length) if shared else None
         self.draw = context.compile(self._draw)
@@ -110,7 +116,8 @@ class Grounding:
 
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of maps, a contact sheet."""
-        scores, areas, several, texts, tiles = {name: [] for name in [*self.maps, "center"]}, [], [], [], []
+        scores, areas, nears, several = {name: [] for name in [*self.maps, "center"]}, [], [], []
+        texts, tiles = [], []
         self.flat = dict.fromkeys(METHODS, 0)
         for image_HxWx3, mask_HxW, present, maps in self._pictures(params):
             real = ~np.isin(mask_HxW, self.ignore)
@@ -120,9 +127,11 @@ class Grounding:
                     self.flat[self.maps[name][0]] += is_flat(x)
                 drawn = {n: upsample(square(x), *mask_HxW.shape) for n, x in values.items()}
                 target_P = (mask_HxW == c)[real]
+                near_P = within(mask_HxW == c, self.tolerance)[real]
                 for name, map_HxW in (drawn | {"center": falling(mask_HxW.shape)}).items():
-                    scores[name].append(score(map_HxW[real], target_P))
+                    scores[name].append(score(map_HxW[real], target_P, near_P))
                 areas.append(target_P.mean())
+                nears.append(near_P.mean())
                 several.append(len(present) > 1)
                 if len(texts) < self.pictures:
                     texts.append(self.classes[c])
@@ -133,11 +142,12 @@ class Grounding:
                 "the split, `ignore` and `min_area`"
             )
         area_M, score_M = np.array(areas), {name: np.array(s) for name, s in scores.items()}
-        chance_M = {"pointing": area_M, "matched_iou": area_M / (2 - area_M)}
+        chance_M = {"pointing": np.array(nears), "matched_iou": area_M / (2 - area_M)}
         for name, values_Mx3 in score_M.items():
             for which, value in zip(SCORES, 100 * values_Mx3.mean(0)):
                 chance = 100 * float(chance_M[which].mean()) if which in chance_M and name != "center" else None
-                yield percent(f"{'baseline_' * (name == 'center')}{name}_{which}", value, chance=chance)
+                note = self._how() if which == "pointing" else ""
+                yield percent(f"{'baseline_' * (name == 'center')}{name}_{which}", value, chance=chance, note=note)
         yield percent("baseline_whole_iou", 100 * area_M.mean())
         yield Detail("maps", self._table(score_M, chance_M, np.array(several)))
         if tiles:
@@ -180,6 +190,10 @@ class Grounding:
         ]  # fmt: skip
         return [c for _, c in sorted(found)[: self.phrases]]
 
+    def _how(self) -> str:
+        """What counts as pointed at."""
+        return f"within {self.tolerance:g} pixels of the mask" if self.tolerance else "inside the mask"
+
     def _title(self, method: str, pool: str) -> str:
         if method == "similarity":
             return METHODS[method]
@@ -206,7 +220,7 @@ class Grounding:
         place = "leaving the final norm" if self.block == depth else f"entering block {self.block} of {depth}"
         note = (
             f"{len(several_M)} queries, {int(several_M.sum())} of them in pictures with several classes: only these "
-            f"tell whether the phrase is read. Grad-CAM: tokens {place}."
+            f"tell whether the phrase is read. Pointing: {self._how()}. Grad-CAM: tokens {place}."
         )
         flat = ", ".join(f"{METHODS[method]} {count}" for method, count in self.flat.items() if count)
         if flat:
@@ -218,10 +232,17 @@ def _mean(values: np.ndarray) -> list:
     return [100 * float(values.mean())] if len(values) else [""]
 
 
-def score(map_P: np.ndarray, target_P: np.ndarray) -> tuple[float, float, float]:
+def within(target_HxW: np.ndarray, pixels: float) -> np.ndarray:
+    """bool [H, W]: the pixels whose centre is at most so far from that of one in the mask, which is not empty."""
+    from scipy.ndimage import distance_transform_edt
+
+    return distance_transform_edt(~target_HxW) <= pixels if pixels else target_HxW
+
+
+def score(map_P: np.ndarray, target_P: np.ndarray, near_P: np.ndarray) -> tuple[float, float, float]:
     """(pointing, iou, matched_iou) in 0..1 of a map's values and a mask that is neither empty nor everything.
 
-    A map that is not finite scores 0.
+    `near_P`: what may be pointed at, the mask and its surroundings. A map that is not finite scores 0.
     """
     if not np.isfinite(map_P).all():
         return 0.0, 0.0, 0.0
@@ -234,7 +255,7 @@ def score(map_P: np.ndarray, target_P: np.ndarray) -> tuple[float, float, float]
     edge = np.partition(map_P, -area)[-area]
     above_P, level_P = map_P > edge, map_P == edge
     hits = np.count_nonzero(above_P & target_P) + (area - np.count_nonzero(above_P)) * target_P[level_P].mean()
-    return float(target_P[map_P == high].mean()), float(iou), float(hits / (2 * area - hits))
+    return float(near_P[map_P == high].mean()), float(iou), float(hits / (2 * area - hits))
 
 
 def falling(shape: tuple[int, int]) -> np.ndarray:

@@ -10,8 +10,10 @@ import numpy as np
 from maeclip_jax.evals import logistic
 from maeclip_jax.evals.accuracy import ranks
 
-COARSE = tuple(10.0**e for e in range(-6, 7, 2))  # strengths of the first round
-MOST = len(COARSE) + 12  # strengths that are tried in all
+COARSE = tuple(10.0**e for e in range(-10, 9))  # strengths of the first round
+# Of the rounds after it, in decades from the best: until there are 8 to a decade around it.
+FINER = ((-0.75, -0.5, -0.25, 0.25, 0.5, 0.75), (-0.125, 0.125))
+MOST = len(COARSE) + sum(map(len, FINER))  # strengths that are tried in all
 
 
 def some(x_NxD: np.ndarray, label_N: np.ndarray, rows: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,15 +52,19 @@ def search(
 ) -> Search:
     """The strength with the best accuracy on validation rows; of equal ones the largest.
 
-    l2: the strengths to try, all at once. None: COARSE, then twice six more around the best, until there are 8 to a
-    decade (the interval search of Radford et al. 2021, appendix A.3, with more points a round and fewer rounds).
+    l2: the strengths to try, all at once. None: COARSE, then those of FINER around the best, 8 to a decade in the end
+    (the interval search of Radford et al. 2021, appendix A.3, with more points a round and fewer rounds; theirs begins
+    with two decades between neighbours, of which a broad plateau of weak strengths can win by a few rows).
     The fits stop early, those of the first round ten times as early: it is only to rank strengths. `Problem.solve`
     again for the one to use.
     """
     found = None
-    spacing = 2.0  # decades between neighbours
-    strengths = np.unique(np.asarray(COARSE if l2 is None else l2, np.float64))
-    while len(strengths):
+    for finer in (None, *(FINER if l2 is None else ())):
+        if finer is None:
+            strengths = np.unique(np.asarray(COARSE if l2 is None else l2, np.float64))
+        else:
+            strengths = found.fit.l2[found.best] * 10.0 ** np.array(finer)
+            strengths = strengths[(strengths > COARSE[0]) & (strengths < COARSE[-1])]
         near = tolerance if found or l2 is not None else 10 * tolerance
         start = found.fit if found else None
         fit = problem.solve(strengths, start=start, tolerance=near, iterations=iterations, tick=tick)
@@ -69,9 +75,4 @@ def search(
         order = np.argsort(fit.l2)
         fit, accuracy = fit.take(order), accuracy[order]
         found = Search(fit, accuracy, int(np.flatnonzero(accuracy == accuracy.max())[-1]))
-        if l2 is not None or spacing < 0.25:
-            break
-        spacing /= 4
-        around = fit.l2[found.best] * 10.0 ** (spacing * np.array([-3, -2, -1, 1, 2, 3]))
-        strengths = around[(around > COARSE[0]) & (around < COARSE[-1])]
     return found

@@ -2,14 +2,17 @@
 
 Two recipes, `solver`:
 
-- "lbfgs": logistic regression on cached features, its l2 swept on validation rows, then solved once more on training
-  and validation rows together (Radford et al. 2021, appendix A.3). Features are not standardised; the objective is
-  scikit-learn's, with C = 1 / l2: see `logistic`.
+- "lbfgs": logistic regression on cached features, its l2 swept on validation rows (`val`, or a part of `train` held
+  out), then solved once more on training and validation rows together (Radford et al. 2021, appendix A.3). Every
+  channel is standardised by its mean and standard deviation over the training rows, as MAE's probe normalises (He et
+  al. 2022, appendix A.2); the objective is scikit-learn's, with C = 1 / l2: see `logistic`.
 - "lars": a head trained on augmented pictures (He et al. 2022, appendix A.2): see `lars`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,13 +22,17 @@ from maeclip_jax.errors import UserError, choose, unknown
 from maeclip_jax.evals import l2_search, lars, logistic
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, batch_within, percent
+from maeclip_jax.evals.standardisation import Standard
+
+_log = logging.getLogger(__name__)
 
 # Valid settings of each recipe with their defaults.
 SOLVERS: dict[str, dict[str, Any]] = {
-    # l2: strengths to try; None = 19 from 1e-6 to 1e6, coarse to fine. holdout: share of the training rows that
+    # l2: strengths to try; None = 27 from 1e-10 to 1e8, coarse to fine. holdout: share of the training rows that
     # validates where there is no `val`. sweep_rows: strengths are ranked on at most so many training rows (None: all);
-    # the final fit takes all of them. iterations: at most, for the final fit.
-    "lbfgs": dict(l2=None, holdout=0.2, sweep_rows=10_000, iterations=1000),
+    # the final fit takes all of them. iterations: at most, for the final fit. standardise: False leaves features as
+    # they are, as CLIP's own probe does.
+    "lbfgs": dict(l2=None, holdout=0.2, sweep_rows=10_000, iterations=1000, standardise=True),
     # rate: of 256 rows. batch_size: 16384 in MAE's paper. epochs and warmup in epochs.
     "lars": dict(rate=0.1, batch_size=1024, epochs=90, warmup=10),
 }
@@ -38,7 +45,7 @@ class LinearProbe:
     the task of a benchmark that this is, by which tables find it (VTAB's names).
 
     Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `train_top1`; each with its chance
-    level.
+    level. If the best l2 is the least or the greatest that was tried, a warning says so, and a note at the metrics.
     """
 
     def __init__(
@@ -67,13 +74,14 @@ class LinearProbe:
         """Metrics, then the table of the sweep or of the training."""
         sets = self.labelled.load(params)
         solve = self._lbfgs if self.solver == "lbfgs" else self._lars
-        score_NxC, train_top1, table = solve(params, sets)
+        score_NxC, train_top1, table, about = solve(params, sets)
         label_N = sets["data"][1]
-        yield from accuracies(ranks(score_NxC, label_N), label_N, self.labelled.classes)
-        yield percent("train_top1", train_top1, chance=100 / self.labelled.classes)
+        for metric in accuracies(ranks(score_NxC, label_N), label_N, self.labelled.classes):
+            yield dataclasses.replace(metric, note=", ".join(filter(None, (metric.note, about))))
+        yield percent("train_top1", train_top1, chance=100 / self.labelled.classes, note=about)
         yield Detail("solver", table)
 
-    def _lbfgs(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
+    def _lbfgs(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict, str]:
         (x_NxD, y_N), classes, settings = sets["train"], self.labelled.classes, self.settings
         if "val" in sets:
             train, val = (x_NxD, y_N), sets["val"]
@@ -83,6 +91,8 @@ class LinearProbe:
                 raise UserError("linear_probe: train has 1 row, which cannot be held out, too; at least 2 are needed")
             rows = min(max(1, round(settings["holdout"] * len(y_N))), len(y_N) - 1)
             train, val = ((x_NxD[n], y_N[n]) for n in (order[rows:], order[:rows]))
+        standard = Standard.of(train[0]) if settings["standardise"] else lambda x_NxD: x_NxD
+        train, val = ((standard(x), y) for x, y in (train, val))
         tries = 1 + (len(set(settings["l2"])) if settings["l2"] is not None else l2_search.MOST)
         with self.context.progress("fits", tries) as progress:
             problem = logistic.Problem(*l2_search.some(*train, settings["sweep_rows"], self.seed), classes)
@@ -98,20 +108,24 @@ class LinearProbe:
         note = (
             f"Best l2 {float(best.l2[0]):.4g} (C = {1 / float(best.l2[0]):.4g}) of {len(rows)} tried on {problem.rows} "
             f"training and {len(val[1])} validation rows; final fit on {len(both[1])} rows of {x_NxD.shape[1]} "
-            f"features ({self.pool}){final}."
+            f"features ({self.pool}){', standardised' * settings['standardise']}{final}."
         )
         if not search.fit.converged[search.best]:
             note += " The sweep stopped before the best one had converged."
-        if search.at_edge:
+        about = ""
+        if search.at_edge and len(rows) > 1:
+            about = f"best l2 {float(best.l2[0]):.4g} at the edge of those tried"
             note += " It is at the EDGE of what was tried: the best may lie beyond."
+            tried = f"{search.fit.l2[0]:.4g} to {search.fit.l2[-1]:.4g}"
+            _log.warning("linear_probe: %s (%s); the best may lie beyond", about, tried)
         absent = [c for c in range(classes) if c not in set(both[1].tolist())]
         if absent:
             note += f" {len(absent)} of {classes} classes have no training row ({self.labelled.name(absent[0])}, ...)."
         table = {"kind": "table", "columns": ["l2", "validation top-1 (%)", "iterations", "converged"], "rows": rows}
         train_top1 = 100 * float(np.mean(ranks(fit.scores(both[0]), both[1]) == 0))
-        return fit.scores(sets["data"][0]), train_top1, table | {"note": note}
+        return fit.scores(standard(sets["data"][0])), train_top1, table | {"note": note}, about
 
-    def _lars(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict]:
+    def _lars(self, params: Any, sets: Mapping) -> tuple[np.ndarray, float, dict, str]:
         pictures = len(self.context.source(self.train))
         settings = self.settings | {"batch_size": batch_within(self.context, self.settings["batch_size"], pictures)}
         head, history = lars.train(
@@ -122,7 +136,7 @@ class LinearProbe:
         if settings != self.settings:
             note += f" A batch was to have {self.settings['batch_size']} pictures; there are {pictures}."
         table = {"kind": "table", "columns": ["epoch", "loss", "training top-1 (%)"], "rows": rows, "note": note}
-        return head.scores(sets["data"][0]), history[-1][1], table
+        return head.scores(sets["data"][0]), history[-1][1], table, ""
 
 
 def read_solver(solver: str | Mapping) -> tuple[str, dict[str, Any]]:

@@ -4,8 +4,8 @@ The objective is that of scikit-learn's LogisticRegression with C = 1 / l2 and a
 
     sum over rows of cross-entropy(x W + b, label)  +  l2 / 2 * ||W||^2
 
-It is strictly convex in W, so that whoever minimises it gets the same classifier. Features are used as they are (no
-standardisation). What makes it fast, without changing the optimum:
+It is strictly convex in W, so that whoever minimises it gets the same classifier. Features are used as they are: see
+`standardisation` for what the linear probe does to them before. What makes it fast, without changing the optimum:
 
 - features are centred (the intercept takes it up) and turned into their principal axes (the penalty does not see
   it), where the Hessian of a softmax is nearly diagonal: variance_j / classes + l2. Weights are scaled by its root, so

@@ -1,12 +1,13 @@
 """Image-text retrieval: recall at k, both ways, with several captions per picture counted right.
 
 Image to text is a hit if ANY caption of the picture is among the first k texts; text to image is counted per caption.
-Ties count against the model: a wrong candidate with the same score stands before the right one, so that a collapsed
-model scores 0, not 100. Each different text is embedded once and scored once, so that equal captions tie exactly.
+Ties count as what they give on average over all orders of them (see `recall`), so that a collapsed model scores what
+chance does. Each different text is embedded once and scored once, so that equal captions tie exactly.
 
 Captions that several pictures share (`duplicates`):
 - "apart": every caption is its own candidate and only its own picture is right, as in the published COCO and
-  Flickr30k protocols. A caption with n equal copies on other pictures then has n wrong candidates before it.
+  Flickr30k protocols. A caption with n equal copies on other pictures then has n wrong candidates beside it, and the
+  first place is its picture's in one of n + 1 orders.
 - "merge": equal captions are one candidate, right for every picture that has it; a caption finds any of its pictures.
   The measure for drawn scenes, where equal captions are equally true.
 Two captions are equal if their token ids are, since the model cannot tell them apart. A caption without tokens is
@@ -36,8 +37,8 @@ from maeclip_jax.evals.protocol import (
     select,
     unit_rows,
 )
+from maeclip_jax.evals.recall import Places, chances, image_to_text, text_to_image
 
-BLOCK_BYTES = 64 * 2**20  # of the similarity matrix, as much as is held at a time
 KEY_BYTES = 160  # keys travel between processes as rows of bytes, cut to this length
 COLUMNS = 8  # of the sheet of thumbnails
 
@@ -84,30 +85,31 @@ class Retrieval:
         """Metrics, then examples and one picture that holds their thumbnails."""
         g = self._embed(params)
         asked = np.unique(g.pairs_Mx2[:, 0])  # pictures that have a caption
-        i2t_N, i2t_score_N = image_to_text(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
-        t2i_M, t2i_score_M = text_to_image(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
+        i2t = image_to_text(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge).take(asked)
+        t2i = text_to_image(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
         chance_i2t, chance_t2i = chances(g.pairs_Mx2, len(g.images_NxD), len(g.texts_UxD), self.merge)
         texts = len(g.texts_UxD) if self.merge else len(g.pairs_Mx2)
         ways = (
-            ("image_to_text", i2t_N[asked], chance_i2t, texts),
-            ("text_to_image", t2i_M, chance_t2i, len(g.images_NxD)),
+            ("image_to_text", i2t, chance_i2t, texts),
+            ("text_to_image", t2i, chance_t2i, len(g.images_NxD)),
         )
-        for way, rank, chance, candidates in ways:
+        for way, places, chance, candidates in ways:
             for k in self.k:
                 note = f"of {candidates} candidates" if k >= candidates else ""
-                yield percent(f"{way}_R@{k}", 100 * np.mean(rank < k), chance=chance(k), note=note)
+                yield percent(f"{way}_R@{k}", 100 * np.mean(places.hit(k)), chance=chance(k), note=note)
         if self.examples:
             tiles: dict[int, int] = {}  # picture -> its place on the sheet
-            images = [(w, int(asked[q])) for w, q in pick(i2t_N[asked], i2t_score_N[asked], asked, self.examples)]
-            texts = pick(t2i_M, t2i_score_M, g.pairs_Mx2[:, 0], self.examples)
+            images, texts = pick(i2t, asked, self.examples), pick(t2i, g.pairs_Mx2[:, 0], self.examples)
             repeated = len(g.pairs_Mx2) - len(g.ids_UxT)
             note = f"{len(g.images_NxD)} pictures, {len(g.pairs_Mx2)} captions; {repeated} repeat the words of another"
             note += ", and equal captions count as one." if self.merge else ", and each counts on its own."
+            tied = ", ".join(f"{np.count_nonzero(p.tied)} {way.replace('_', ' ')}" for way, p, *_ in ways)
+            note += f" Ties with a wrong candidate (queries: {tied}) count as the mean over all their orders."
             yield Detail("examples", {
                 "kind": "tiles", "picture": "tiles", "tile": self.tile, "columns": COLUMNS,
                 "note": note,
-                "image_to_text": [self._image_query(w, i, int(i2t_N[i]), g, tiles) for w, i in images],
-                "text_to_image": [self._text_query(w, m, int(t2i_M[m]), g, tiles) for w, m in texts],
+                "image_to_text": [self._image_query(w, int(asked[q]), place(i2t, q), g, tiles) for w, q in images],
+                "text_to_image": [self._text_query(w, q, place(t2i, q), g, tiles) for w, q in texts],
             })  # fmt: skip
             yield Picture("tiles", sheet(self._thumbnails(tiles, g.batch_rows), COLUMNS))
 
@@ -159,18 +161,18 @@ class Retrieval:
             "_valid": real_BxK.reshape(-1),
         }
 
-    def _image_query(self, which: str, i: int, rank: int, g: Gallery, tiles: dict) -> dict:
+    def _image_query(self, which: str, i: int, rank: float, g: Gallery, tiles: dict) -> dict:
         score_U = g.texts_UxD @ g.images_NxD[i]
         own = g.pairs_Mx2[g.pairs_Mx2[:, 0] == i, 1].tolist()
         first = np.argsort(-score_U, kind="stable")[: self.shown].tolist()
         found = [{"text": self._words(g.ids_UxT[t]), "score": float(score_U[t]), "right": t in own} for t in first]
         return {
-            "which": which, "rank": rank + 1, "key": g.keys[i], "tile": tiles.setdefault(i, len(tiles)),
+            "which": which, "rank": rank, "key": g.keys[i], "tile": tiles.setdefault(i, len(tiles)),
             "captions": [self._words(g.ids_UxT[t]) for t in own],
             "found": found,
         }  # fmt: skip
 
-    def _text_query(self, which: str, m: int, rank: int, g: Gallery, tiles: dict) -> dict:
+    def _text_query(self, which: str, m: int, rank: float, g: Gallery, tiles: dict) -> dict:
         i, t = g.pairs_Mx2[m].tolist()
         score_N = g.images_NxD @ g.texts_UxD[t]
         right = g.pairs_Mx2[g.pairs_Mx2[:, 1] == t, 0].tolist() if self.merge else [i]
@@ -179,7 +181,7 @@ class Retrieval:
             place = tiles.setdefault(j, len(tiles))
             found.append({"tile": place, "key": g.keys[j], "score": float(score_N[j]), "right": j in right})
         return {
-            "which": which, "rank": rank + 1, "key": g.keys[i], "tile": tiles.setdefault(i, len(tiles)),
+            "which": which, "rank": rank, "key": g.keys[i], "tile": tiles.setdefault(i, len(tiles)),
             "text": self._words(g.ids_UxT[t]), "found": found,
         }  # fmt: skip
 
@@ -205,76 +207,15 @@ class Retrieval:
         return [out[place] for place in range(len(tiles))]
 
 
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    size = max(1, BLOCK_BYTES // (4 * max(columns, 1)))
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+def place(places: Places, query: int) -> float:
+    """Where the first right candidate of a query stands, counted from 1, to a tenth."""
+    rank = round(1 + float(places.rank[query]), 1)
+    return int(rank) if rank == int(rank) else rank
 
 
-def image_to_text(images_NxD, texts_UxD, pairs_Mx2, merge: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Per picture, how many wrong texts stand before its best own one (0 = found first), and that one's score.
-
-    Blockwise: never more than BLOCK_BYTES of similarities at a time. Meaningless for pictures without a text.
-    """
-    copies_U = np.ones(len(texts_UxD)) if merge else np.bincount(pairs_Mx2[:, 1], minlength=len(texts_UxD))
-    rank_N, best_N = np.zeros(len(images_NxD), np.int64), np.full(len(images_NxD), -np.inf, np.float32)
-    for rows in _blocks(len(images_NxD), len(texts_UxD)):
-        score_BxU = images_NxD[rows] @ texts_UxD.T
-        mine = pairs_Mx2[(pairs_Mx2[:, 0] >= rows.start) & (pairs_Mx2[:, 0] < rows.stop)]
-        i, t = mine[:, 0] - rows.start, mine[:, 1]
-        with np.errstate(invalid="ignore"):
-            np.maximum.at(best_N[rows], i, score_BxU[i, t])
-        # Whatever is not strictly worse stands before it (also what is not a number), except the picture's own copies.
-        before_BxU = (~(score_BxU < best_N[rows, None])).astype(np.float32)
-        own_B = np.bincount(i, weights=before_BxU[i, t], minlength=len(score_BxU))
-        rank_N[rows] = np.rint(before_BxU @ copies_U.astype(np.float32) - own_B)
-    return rank_N, best_N
-
-
-def text_to_image(images_NxD, texts_UxD, pairs_Mx2, merge: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Per (picture, text) pair, how many wrong pictures stand before the right one, and the right one's score.
-
-    With `merge`, the right one is the best of all pictures that have the text.
-    """
-    rank_M, best_M = np.zeros(len(pairs_Mx2), np.int64), np.zeros(len(pairs_Mx2), np.float32)
-    of_text_M = np.argsort(pairs_Mx2[:, 1], kind="stable")
-    edges = np.searchsorted(pairs_Mx2[of_text_M, 1], np.arange(len(texts_UxD) + 1))
-    for rows in _blocks(len(texts_UxD), len(images_NxD)):
-        score_BxN = texts_UxD[rows] @ images_NxD.T
-        for t in range(rows.start, rows.stop):
-            score_N, members = score_BxN[t - rows.start], of_text_M[edges[t] : edges[t + 1]]
-            own = score_N[pairs_Mx2[members, 0]]
-            if merge:
-                before = len(score_N) - np.count_nonzero(score_N < own.max())
-                rank_M[members], best_M[members] = before - np.count_nonzero(~(own < own.max())), own.max()
-            else:
-                before = [len(score_N) - 1 - np.count_nonzero(score_N < s) for s in own]
-                rank_M[members], best_M[members] = before, own
-    return rank_M, best_M
-
-
-def chances(pairs_Mx2, images: int, texts: int, merge: bool):
-    """Two functions k -> percent: image to text, text to image, if the first k were drawn at random."""
-    own_N = np.bincount(pairs_Mx2[:, 0])
-    own_N = own_N[own_N > 0]
-    right_M = np.bincount(pairs_Mx2[:, 1])[pairs_Mx2[:, 1]] if merge else np.ones(len(pairs_Mx2), np.int64)
-    candidates = texts if merge else len(pairs_Mx2)
-    return (
-        lambda k: 100 * float(_hit(own_N, candidates, k).mean()),
-        lambda k: 100 * float(_hit(right_M, images, k).mean()),
-    )
-
-
-def _hit(right: np.ndarray, candidates: int, k: int) -> np.ndarray:
-    """1 - C(candidates - right, k) / C(candidates, k): k draws without putting back hold at least one right one."""
-    miss = np.ones(len(right))
-    for j in range(min(k, candidates)):
-        miss *= np.maximum(candidates - right - j, 0) / (candidates - j)
-    return 1 - miss
-
-
-def pick(rank: np.ndarray, score: np.ndarray, picture: np.ndarray, count: int) -> list[tuple[str, int]]:
+def pick(places: Places, picture: np.ndarray, count: int) -> list[tuple[str, int]]:
     """(`best` | `median` | `worst`, query), `count` of each: by rank, then by score; no picture twice."""
-    order = np.lexsort((-score, rank))
+    order = np.lexsort((-places.score, places.rank))
     from_middle = np.argsort(np.abs(np.arange(len(order)) - len(order) // 2), kind="stable")
     out, taken = {"best": [], "median": [], "worst": []}, set()
     for which, queries in (("best", order), ("worst", order[::-1]), ("median", order[from_middle])):

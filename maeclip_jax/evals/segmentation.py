@@ -13,6 +13,7 @@ The background, class 0 of sets like Pascal VOC, has no look of its own. What st
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import class_colours, colour_mask, sheet, square, thumbnail, upsample
-from maeclip_jax.evals.prompts.lists import FOLDER, read_list
+from maeclip_jax.evals.prompts.lists import FOLDER, read_list, set_of_prompts
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, need_shared_space, percent, select
 from maeclip_jax.evals.saliency import similarity
 
@@ -80,6 +81,7 @@ class Segmentation:
         self.class_of_P = np.array([0] * len(words) + named)
         phrases = [*words, *(self.classes[c] for c in named)]
         self.prompts_PxKxT = make_prompts(context, phrases, templates, length)
+        self.words = set_of_prompts(templates, classes)
         self.scores = context.compile(
             lambda objective, params, batch, z: similarity(objective, params, batch["image"], z)
         )
@@ -105,7 +107,8 @@ class Segmentation:
                     tiles += self._row(rows["image"][i], mask_HxW, found_HxW)
         if not counts_CxC1.sum():
             raise UserError("segmentation found no pixels that count in its data; check the split and `ignore`")
-        yield from metrics(counts_CxC1, self.background != "none")
+        for metric in metrics(counts_CxC1, self.background != "none"):
+            yield dataclasses.replace(metric, note=self.words)
         yield Detail("classes", self._table(counts_CxC1))
         if tiles:
             gap, colours = max(2, self.tile // 32), class_colours(count)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
+from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates, set_of_prompts
 from maeclip_jax.evals.protocol import (
     Context,
     Detail,
@@ -38,7 +38,7 @@ class ZeroShot:
 
     Metrics in percent: `top1`, `top5` (more than 5 classes), `mean_per_class` (one label a picture). A wrong class that
     scores the same as the right one counts as before it: a collapsed model scores 0. With several labels, finding any
-    of them is right; pictures without one are left out and counted.
+    of them is right; pictures without one are left out and counted. Each number names the set of its prompts.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ZeroShot:
         self.classes = class_names(classes, getattr(context.source(data), "classes", None))
         if len(self.classes) < 2:
             raise UserError(f"zero_shot: {len(self.classes)} class, which any picture finds; at least 2 are needed")
-        self.templates = read_templates(templates)
+        self.templates, self.words = read_templates(templates), set_of_prompts(templates, classes)
         prompts = [fill(t, c) for c in self.classes for t in self.templates]
         self.prompts_PxT = np.stack([context.tokenizer(p, length) for p in prompts])
         context.want(data, "embed")
@@ -101,11 +101,13 @@ class ZeroShot:
         seen_C = right_NxC.sum(0)
         hit_C = (right_NxC & (guess_N[:, None] == np.arange(len(z_CxD)))).sum(0)
         guessing = chance(right_NxC.sum(1), count, 1)
-        yield percent("top1", 100 * np.mean(rank_N == 0), chance=guessing)
+        yield percent("top1", 100 * np.mean(rank_N == 0), chance=guessing, note=self.words)
         if one:
-            yield percent("mean_per_class", 100 * np.mean(hit_C[seen_C > 0] / seen_C[seen_C > 0]), chance=guessing)
+            each = hit_C[seen_C > 0] / seen_C[seen_C > 0]
+            yield percent("mean_per_class", 100 * np.mean(each), chance=guessing, note=self.words)
         if count > 5:
-            yield percent("top5", 100 * np.mean(rank_N < 5), chance=chance(right_NxC.sum(1), count, 5))
+            five = chance(right_NxC.sum(1), count, 5)
+            yield percent("top5", 100 * np.mean(rank_N < 5), chance=five, note=self.words)
         yield Detail("classes", self._table(right_NxC, guess_N, seen_C, hit_C, int((~has_N).sum()), count))
 
     def _right(self, found: Mapping[str, np.ndarray]) -> np.ndarray:

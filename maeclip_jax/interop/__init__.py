@@ -3,9 +3,9 @@
     found = interop.load("hf-clip", "/models/clip-vit-base-patch16")     found.config, found.params, found.report
     interop.save("hf-siglip", config, params, "/models/mine")            a folder that `transformers` loads
 
-Each kind is one module with a conversion table that is data (`convert.Source`). Files are local; nothing in them is
-executed and torch is not needed (`files`). Everything in a file is accounted for, or it is an error of one line and
-nothing is loaded.
+Each kind is one module with a conversion table that is data (`convert.Source`). Files are local, or copied from and
+to a bucket; nothing in them is executed and torch is not needed (`files`). Everything in a file is accounted for, or it
+is an error of one line and nothing is loaded.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import dataclasses
 import importlib
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maeclip_jax import errors
+from maeclip_jax import errors, remote
+from maeclip_jax.remote import copies
 
 # kind -> the module that has its SOURCE, or module:NAME.
 KINDS = {
@@ -103,7 +105,8 @@ def save(
 
     errors.choose("kind of weights to write", kind, dict.fromkeys(WRITTEN))
     parts = {k: _plain(config[k]) for k in ("tokenizer", "preprocess") if config.get(k)}
-    config, folder = {"objective": config["objective"], "model": _plain(config["model"])} | parts, Path(folder)
+    config = {"objective": config["objective"], "model": _plain(config["model"])} | parts
+    remote.check_scheme(folder, "the folder to write")
 
     def source(kind: str):
         return _written(kind, config)
@@ -119,13 +122,21 @@ def save(
         tower = config["model"]["text_tower"]
         attended = tower.get("padding", "masked") == "attended"
         words = tokenizer_files.files(spec, tower["length"], attended=attended)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+    away, folder = os.fspath(folder) if remote.is_remote(folder) else "", Path(folder)
+    there = remote.names(away) if away else folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if there and not overwrite:
         raise errors.UserError(
-            f"{str(folder)!r} is there already and holds something; name another folder, or set overwrite "
+            f"{(away or str(folder))!r} is there already and holds something; name another folder, or set overwrite "
             "(--overwrite on the command line)"
         )
     flat = stack_layers(flatten(params))
-    return export.write(source(kind), kind, config, flat, folder, words=words, about=about or {})
+    if not away:
+        return export.write(source(kind), kind, config, flat, folder, words=words, about=about or {})
+    with tempfile.TemporaryDirectory(prefix="maeclip-") as here:
+        made = Path(here) / away.rstrip("/").rpartition("/")[2]
+        report = export.write(source(kind), kind, config, flat, made, words=words, about=about or {})
+        copies.upload(made, away)
+    return report
 
 
 def _written(kind: str, config: Mapping):
@@ -152,6 +163,7 @@ def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None
         errors.choose("tower in heads:", tower, dict.fromkeys(("image", "text", "decoder")))
         if not isinstance(number, int) or number < 1:
             raise errors.UserError(f"heads[{tower!r}] is {number!r}; it must be a whole number above 0")
+    path = copies.download(path, "weights")
     arrays, settings = files.read_all(path, source.files)
     weights = convert.renamed(arrays, source)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent

@@ -30,8 +30,13 @@ def keep_count(length: int, ratio: float) -> int:
     return max(1, int(length * (1 - ratio) + 1e-9))  # 1e-9: 0.9 is not exact, 100 * (1 - .9) must give 10
 
 
-def random_keep(rng: jax.Array, batch: int, length: int, keep: int, share: str = "sample") -> Kept:
+def random_keep(
+    rng: jax.Array, batch: int, length: int, keep: int, share: str = "sample", one_of_BxN: jax.Array | None = None
+) -> Kept:
     """Keeps `keep` of `length` tokens of each of `batch` samples, uniformly at random.
+
+    `one_of_BxN`: at least one of these is kept, where a sample has any: one that would keep none keeps a random one of
+    them in place of another token, and nothing changes in the other samples.
 
     Kept tokens come in ascending order, so that a causal tower may be masked too. `share="batch"` uses one permutation
     for the whole batch: faster, less diverse (M3AE code). The result depends on (rng, shape) only, not on devices.
@@ -40,7 +45,11 @@ def random_keep(rng: jax.Array, batch: int, length: int, keep: int, share: str =
         raise ValueError(f"cannot keep {keep} of {length} tokens")
     if share not in SHARE:
         raise ValueError(f"unknown share {share!r}; valid: {', '.join(SHARE)}")
-    kept = keep_lowest(jax.random.uniform(rng, (batch if share == "sample" else 1, length)), keep)
+    noise_BxN = jax.random.uniform(rng, (batch if share == "sample" else 1, length))
+    if one_of_BxN is not None:  # the lowest of them is kept already where any of them is
+        lowest_Bx1 = jnp.argmin(jnp.where(one_of_BxN, noise_BxN, jnp.inf), axis=1)[:, None]
+        noise_BxN = jnp.where(one_of_BxN & (jnp.arange(length)[None] == lowest_Bx1), -1, noise_BxN)
+    kept = keep_lowest(noise_BxN, keep)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, x.shape[1])), kept)
 
 

@@ -23,9 +23,9 @@ def _stats(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
 
-def normalise(image_BxHxWx3: jax.Array, stats: str) -> jax.Array:
-    """uint8 pictures -> float32, (x / 255 - mean) / std."""
-    if image_BxHxWx3.dtype != jnp.uint8:
+def normalise(image_BxHxWx3: jax.Array, stats: str, *, whole: bool = True) -> jax.Array:
+    """uint8 pictures -> float32, (x / 255 - mean) / std. Not `whole`: those made on the device, float in 0..255."""
+    if whole and image_BxHxWx3.dtype != jnp.uint8:
         raise ValueError(f"pictures travel as uint8 and are normalised here, got {image_BxHxWx3.dtype}")
     mean, std = _stats(stats)
     scale, shift = 1 / (255 * std), -mean / std

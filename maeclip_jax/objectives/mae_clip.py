@@ -19,12 +19,14 @@ class MaeClip(Clip):
     """CLIP's towers used twice. `decode`: streams the masked pass covers, ("image", "text") or ("image",).
 
     `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share masked out. `weights`: contrast, image, text.
+    `mask_words`: any | one, see `draw_masks`.
     """
 
     decoder_tower: Mapping | None = None
     mask: Mapping | None = None
     weights: Mapping | None = None
     decode: tuple[str, ...] = ("image", "text")
+    mask_words: str = "any"
     norm_pix: bool = True
 
     generative = True
@@ -42,7 +44,7 @@ class MaeClip(Clip):
 
     def _predict(self, inputs: Mapping[str, jax.Array]):
         inputs = {s: inputs[s] for s in self.decode}
-        kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share)
+        kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share, self.mask_words)
         tokens = {s: getattr(self, s)({s: x}, {s: kept[s]})[s] for s, x in inputs.items()}
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
         return self.decoder(tokens, kept, pad_BxT), inputs, kept

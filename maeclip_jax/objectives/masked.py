@@ -23,8 +23,8 @@ class Masked(nn.Module):
 
     `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...) of the encoder; `text_tower`: dict(vocab,
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
-    masked out. `weights`: stream -> weight of its loss. `norm_pix`: per-patch normalised targets. `compute`: dtype,
-    layers, remat, attention.
+    masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see
+    `draw_masks`. `norm_pix`: per-patch normalised targets. `compute`: dtype, layers, remat, attention.
     """
 
     image_tower: Mapping
@@ -34,6 +34,7 @@ class Masked(nn.Module):
     text_tower: Mapping | None = None
     streams: tuple[str, ...] = ("image",)
     mask_share: str = "sample"
+    mask_words: str = "any"
     norm_pix: bool = True
     stats: str = "imagenet"
     compute: Mapping | None = None
@@ -71,7 +72,7 @@ class Masked(nn.Module):
 
     def _predict(self, batch):
         inputs = self._inputs(batch)
-        kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share)
+        kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share, self.mask_words)
         tokens = self._encoder()(inputs, kept)
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
         return self.decoder(tokens, kept, pad_BxT), inputs, kept

@@ -11,6 +11,7 @@ from maeclip_jax.nn import pixels
 from maeclip_jax.nn.mask import Kept, keep_count, random_keep
 from maeclip_jax.objectives import losses
 
+WORDS = ("any", "one")  # what a caption shows of its words in a masked pass
 # Metric of a reconstruction -> (unit, which direction is better).
 UNITS = {
     "loss": ("", "lower"), "image": ("MSE of targets", "lower"), "text": ("nats per word", "lower"),
@@ -18,12 +19,21 @@ UNITS = {
 }  # fmt: skip
 
 
-def draw_masks(rng: jax.Array, inputs: Mapping[str, jax.Array], ratio: Mapping, share: str) -> dict[str, Kept]:
-    """Per stream, which tokens are kept; streams draw independently. `ratio`: stream -> share masked out."""
+def draw_masks(
+    rng: jax.Array, inputs: Mapping[str, jax.Array], ratio: Mapping, share: str, words: str = "any"
+) -> dict[str, Kept]:
+    """Per stream, which tokens are kept; streams draw independently. `ratio`: stream -> share masked out.
+
+    `words`: any (a short caption may show none of its words, since padding is kept and dropped like them: M3AE) | one
+    (a caption shows one at least). ValueError for another.
+    """
+    if words not in WORDS:
+        raise ValueError(f"unknown mask_words {words!r}; valid: {', '.join(WORDS)}")
     kept = {}
     for i, (stream, x) in enumerate(sorted(inputs.items())):
         batch, length = x.shape[:2]
-        kept[stream] = random_keep(jax.random.fold_in(rng, i), batch, length, keep_count(length, ratio[stream]), share)
+        keep, one_of = keep_count(length, ratio[stream]), x != 0 if stream == "text" and words == "one" else None
+        kept[stream] = random_keep(jax.random.fold_in(rng, i), batch, length, keep, share, one_of)
     return kept
 
 

@@ -5,7 +5,9 @@ maps the views to 256 numbers, and each view must find its partner among all oth
 head's BatchNorm takes the statistics of the global batch, as SyncBN does in training; it keeps no running ones, because
 nothing but this loss ever goes through the head.
 
-Views are made on the device (`views`), so they cost the hosts and the wire nothing.
+Both views are of the whole picture, as in the source. Where CLIP sees a crop of it, the batch brings two crops of the
+whole one (op `views`), three pictures an example in all; where CLIP sees all of it, they are cut out on the device.
+Colours, blur and mirroring are done on the device (`views`), so that they cost the hosts nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +21,17 @@ import jax.numpy as jnp
 from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.objectives.streams import patches
-from maeclip_jax.objectives.views import augment
+from maeclip_jax.objectives.views import crop, distort
+
+VIEWS = ("image", "batch")
 
 
 class Slip(Clip):
-    """`simclr`: dict(hidden, width, temperature, weight) of the head on the pooled picture and of its loss."""
+    """`simclr`: dict(hidden, width, temperature, weight, views) of the head on the pooled picture and of its loss.
+
+    `simclr.views`: what views are crops of: image (the picture that CLIP sees) | batch (the array `views` [B, 2, H, W,
+    3] holds them already; a batch that lacks it, as in evaluation, falls back to its picture).
+    """
 
     simclr: Mapping | None = None
 
@@ -31,19 +39,31 @@ class Slip(Clip):
 
     def setup(self):
         super().setup()
+        if self.simclr.get("views", "image") not in VIEWS:
+            raise ValueError(f"unknown simclr.views {self.simclr['views']!r}; valid: {', '.join(VIEWS)}")
         self.simclr_head = SimclrHead(self.simclr["hidden"], self.simclr["width"])
+
+    def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What one example must hold."""
+        shapes = super().inputs()
+        if self.simclr.get("views") == "batch":
+            shapes["views"] = jax.ShapeDtypeStruct((2, *shapes["image"].shape), shapes["image"].dtype)
+        return shapes
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
         """Contrastive + weight * NT-Xent; metrics of CLIP, `simclr` and `view_top1` (%)."""
         contrast, metrics = self._contrast(self._inputs(batch), train)
-        a_BxD, b_BxD = (self._view(rng, batch) for rng in jax.random.split(self.make_rng("mask")))
+        a_BxD, b_BxD = (self._view(rng, n, batch) for n, rng in enumerate(jax.random.split(self.make_rng("mask"))))
         parts = self._parts(a_BxD.shape[0], products=4)  # each view with its like and with the others
         loss, top1 = nt_xent(a_BxD, b_BxD, self.simclr["temperature"], parts)
         return contrast + self.simclr["weight"] * loss, metrics | {"simclr": loss, "view_top1": top1}
 
-    def _view(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-        view = {"image": augment(rng, batch["image"])}
-        tokens = self.image({"image": patches(view, self.image_tower, self.stats)})["image"]
+    def _view(self, rng: jax.Array, which: int, batch: Mapping[str, jax.Array]) -> jax.Array:
+        crop_rng, distort_rng = jax.random.split(rng)
+        made = "views" in batch and self.simclr.get("views") == "batch"
+        part = batch["views"][:, which] / 255 if made else crop(crop_rng, batch["image"])
+        view = {"image": distort(distort_rng, part)}
+        tokens = self.image({"image": patches(view, self.image_tower, self.stats, whole=False)})["image"]
         return self.simclr_head(self.image_head.pool(tokens))
 
 

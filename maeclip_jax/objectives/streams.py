@@ -17,12 +17,15 @@ EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std"
 HEAD = ("pool", "projection", "map")
 
 
-def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str) -> jax.Array:
-    """The normalised patches [B, N, P] of a batch's pictures; ValueError if they do not have the tower's size."""
+def patches(batch: Mapping[str, jax.Array], image: Mapping, stats: str, *, whole: bool = True) -> jax.Array:
+    """The normalised patches [B, N, P] of a batch's pictures; ValueError if they do not have the tower's size.
+
+    `whole`: see `pixels.normalise`.
+    """
     height, width = batch["image"].shape[1:3]
     if (height, width) != (image["size"], image["size"]):
         raise ValueError(f"pictures are {height}x{width}, the image tower takes {image['size']}x{image['size']}")
-    return pixels.patchify(pixels.normalise(batch["image"], stats), image["patch"])
+    return pixels.patchify(pixels.normalise(batch["image"], stats, whole=whole), image["patch"])
 
 
 def stream_inputs(

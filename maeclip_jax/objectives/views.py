@@ -1,8 +1,9 @@
-"""Augmented views of pictures for SimCLR, made on the device from the picture that CLIP sees.
+"""Augmented views of pictures for SimCLR, made on the device.
 
-As facebookresearch/SLIP has them: crops of 8 to 100 % of the area, colour jitter (0.4, 0.4, 0.4, 0.1) for 80 % of them,
-grey for 20 %, blur of 0.1 to 2 pixels in 224 for half, mirrored for half. Ours: jitter has one order, and a crop that
-sticks out is cut where torchvision draws again.
+As facebookresearch/SLIP has them: crops of 8 to 100 % of the area, 3/4 to 4/3 as wide as high, drawn anew where they
+stick out, as torchvision's RandomResizedCrop does; colour jitter (0.4, 0.4, 0.4, 0.1) for 80 % of them, grey for 20 %,
+blur of 0.1 to 2 pixels in 224 for half, mirrored for half. Ours: jitter has one order, and views are not rounded to
+whole numbers, so that the rounding of floats on another number of devices stays as small as it is.
 """
 
 from __future__ import annotations
@@ -13,22 +14,43 @@ import jax
 import jax.numpy as jnp
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a crop
+TRIES = 10  # boxes; after them, the whole picture
 
 
-def augment(rng: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
-    """A view of each square uint8 picture, uint8, drawn from (rng, B) alone; see the head of this file."""
+def boxes(rng: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
+    """(height, width) [B, 1] of a crop of each square picture, as shares of its side: the first of TRIES that fits."""
+    area_rng, ratio_rng = jax.random.split(rng)
+    area_BxT = jax.random.uniform(area_rng, (batch, TRIES), minval=AREA[0], maxval=AREA[1])
+    low, high = map(math.log, RATIO)
+    ratio_BxT = jnp.exp(jax.random.uniform(ratio_rng, (batch, TRIES), minval=low, maxval=high))
+    height_BxT, width_BxT = jnp.sqrt(area_BxT / ratio_BxT), jnp.sqrt(area_BxT * ratio_BxT)
+    fits_BxT = jnp.maximum(height_BxT, width_BxT) <= 1
+    first_Bx1, any_Bx1 = jnp.argmax(fits_BxT, axis=1)[:, None], jnp.any(fits_BxT, axis=1)[:, None]
+    height_Bx1, width_Bx1 = (jnp.take_along_axis(x, first_Bx1, axis=1) for x in (height_BxT, width_BxT))
+    return jnp.where(any_Bx1, height_Bx1, 1), jnp.where(any_Bx1, width_Bx1, 1)
+
+
+def crop(rng: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
+    """A part of each square uint8 picture, resized to all of it, float in 0..1, drawn from (rng, B) alone."""
     batch, side = image_BxSxSx3.shape[:2]
-    u = iter(jax.random.uniform(rng, (14, batch, 1)))
+    box_rng, place_rng = jax.random.split(rng)
+    height_Bx1, width_Bx1 = boxes(box_rng, batch)
+    top_Bx1, left_Bx1 = jax.random.uniform(place_rng, (2, batch, 1))
+    down, across = _window(top_Bx1, height_Bx1, side), _window(left_Bx1, width_Bx1, side)
+    return _resampled(image_BxSxSx3 / 255, down, across)
+
+
+def distort(rng: jax.Array, x: jax.Array) -> jax.Array:
+    """Each square picture [B, S, S, 3] in 0..1, mirrored, jittered, greyed and blurred as often as said above, in
+    0..255."""
+    batch, side = x.shape[:2]
+    u = iter(jax.random.uniform(rng, (9, batch, 1)))
 
     def between(low: float, high: float) -> jax.Array:
         return low + (high - low) * next(u)
 
-    area, ratio = between(0.08, 1.0), jnp.exp(between(math.log(3 / 4), math.log(4 / 3)))
-    height, width = jnp.minimum(jnp.sqrt(area / ratio), 1), jnp.minimum(jnp.sqrt(area * ratio), 1)
-    across = _window(next(u), width, side)
-    across = jnp.where((next(u) < 0.5)[:, :, None], across, across[:, ::-1])
-    x = _resampled(image_BxSxSx3 / 255, _window(next(u), height, side), across)
-
+    x = jnp.where(_pixel(next(u) < 0.5), x, x[:, :, ::-1])
     jitter = next(u) < 0.8
     light, contrast, colour, hue = between(0.6, 1.4), between(0.6, 1.4), between(0.6, 1.4), between(-0.1, 0.1)
     x = jnp.where(_pixel(jitter), _jittered(x, *map(_pixel, (light, contrast, colour, hue))), x)
@@ -36,7 +58,7 @@ def augment(rng: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
 
     blurred, sigma = next(u) < 0.5, between(0.1, 2.0) * side / 224
     blur = _weights(jnp.broadcast_to(jnp.arange(side)[None], (batch, side)), jnp.where(blurred, sigma, 0.01), side)
-    return jnp.round(255 * jnp.clip(_resampled(x, blur, blur), 0, 1)).astype(jnp.uint8)
+    return 255 * jnp.clip(_resampled(x, blur, blur), 0, 1)
 
 
 def _pixel(x_Bx1: jax.Array) -> jax.Array:

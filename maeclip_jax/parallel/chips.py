@@ -42,6 +42,9 @@ CHIPS = {
     "v5p": Chip(459e12, ("v5p", "v5"), 1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
     "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 448e9, 2, 256),
 }
+# Bytes/s a chip of the data centre network, over which hosts read storage: that of a pod, over its 256 chips
+# (cloud.google.com/tpu/docs/v5e and .../v6e, 2026-11-29).
+NETWORK = {"v5e": 6.4e12 / 8 / 256, "v6e": 25.6e12 / 8 / 256}
 # bf16 peak FLOP/s of a GPU, dense, by a piece of jax's device_kind (NVIDIA's data sheets).
 GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 

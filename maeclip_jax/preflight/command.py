@@ -2,7 +2,8 @@
 
     python -m maeclip_jax.preflight --config=experiments/mae_clip.py:scale=high,pool=max --topology=v5litepod-256
         [--config.x=y ...] [--num_slices=2] [--program=train|evaluate|embed] [--compare=OTHER_CONFIG] [--price=1.2]
-        [--epoch_examples=11300000] [--json | --json=FILE] [--text=FILE]
+        [--epoch_examples=11300000] [--record_bytes=10000] [--data_files=512] [--workdir=gs://...]
+        [--json | --json=FILE] [--text=FILE]
     python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
 
 --topology is a slice as people name it (v4-128 counts cores, v5litepod-256 chips) or as libtpu does (v4:4x4x4).
@@ -10,6 +11,10 @@
 text in FILE, that of the second in FILE.2. --all prints the table of the shipped experiments, those whose name and
 slice match --select. --price is that of a chip-hour. No data is read: the length of an epoch is --epoch_examples, or
 known by the set's name, or taken as 1,000,000. Ends with 1 if something does not fit.
+
+Of --program=train it also says what requests to storage cost: data in a bucket (MAECLIP_DATA_DIR or
+config.data.source.dir=gs://...) of --record_bytes a record in --data_files files, and a workdir in a bucket, unless
+--workdir is on a disk.
 """
 
 from __future__ import annotations
@@ -24,9 +29,10 @@ from collections.abc import Callable, Sequence
 
 from maeclip_jax import cli
 from maeclip_jax import config as configs
-from maeclip_jax.errors import UserError, storage, unknown
+from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors.storage import writing
 from maeclip_jax.parallel import machine
-from maeclip_jax.preflight import table, topology
+from maeclip_jax.preflight import storage, table, topology
 
 # Examples of an epoch, by data set: CC12M as downloaded (paper), DataComp-1B.
 EPOCHS = {"cc12m": 11_300_000, "datacomp_1b": 1_400_000_000}
@@ -80,6 +86,9 @@ def parser() -> cli.ExperimentParser:
     add("--compare", default="", metavar="CONFIG", help="a second config for the same slice")
     add("--price", type=at_least(0, float), default=0.0, help="of a chip-hour")
     add("--epoch_examples", type=at_least(1, int), default=0, help="examples of an epoch")
+    add("--record_bytes", type=at_least(1, int), default=storage.RECORD, help="mean size of a record (%(default)s)")
+    add("--data_files", type=at_least(1, int), default=0, help="files of the data set (default: one for 256 MB)")
+    add("--workdir", default="", help="where the run will be (default: somewhere in a bucket)")
     add("--json", nargs="?", const="yes", default="", metavar="FILE", help="figures as JSON, here or in FILE")
     add("--text", default="", metavar="FILE", help="leave the compiled program's text in FILE")
     add("--all", action="store_true", help="the table of the shipped experiments")
@@ -116,6 +125,8 @@ def preflight(source: str, args: argparse.Namespace, where: topology.Slice, text
 
     epoch, known = epoch_of(config, args.epoch_examples)
     found = estimate.estimate(config, where, epoch=epoch, kind=args.program, text_file=text)
+    if args.program == "train":
+        found["storage"] = storage.figures(config, args, found, epoch)
     return found | {"epoch": f"{epoch:,} examples ({known})"}
 
 
@@ -188,7 +199,7 @@ def write(to: str, what) -> None:
     if to == "yes":
         print(json.dumps(what))
     elif to:
-        with storage.writing(to), open(to, "w") as f:
+        with writing(to), open(to, "w") as f:
             json.dump(what, f, indent=1)
 
 

@@ -68,7 +68,9 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     built = build(config, epoch=epoch, devices=devices)
     step, args = PROGRAMS[kind](built)
     found = {
-        "slice": str(where), "chips": where.chips, "devices": len(devices), "device kind": devices[0].device_kind,
+        "slice": str(where), "chip": where.kind, "chips": where.chips,
+        "processes": len({d.process_index for d in devices}), "devices": len(devices),
+        "device kind": devices[0].device_kind,
         "program": kind, "mesh": mesh_text(dict(built.mesh.shape)), "batch": built.batch_size,
         "batch per chip": built.batch_size / where.chips, "steps": built.total_steps,
         "compute": dict(config.model.compute),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from maeclip_jax.preflight import storage
 from maeclip_jax.run import flops
 
 NOTE = (
@@ -81,6 +82,8 @@ def full(columns: Sequence[tuple[str, Mapping]], price: float = 0.0) -> str:
         if found["fits"]:
             lines += ["", f"dearest operations{f' of {name}' if len(columns) > 1 else ''} (compiler-estimated)"]
             lines += [f"  {1e3 * t['seconds']:8.2f} ms {t['share']:6.1%}  {t['module']}" for t in found["top"]]
+        if "storage" in found:
+            lines += ["", *([f"of {name}:"] if len(columns) > 1 else []), *storage.text(found["storage"])]
     formula = flops.FORMULA if columns[0][1]["program"] == "train" else FORWARD
     return "\n".join([*lines, "", f"{formula}.", NOTE])
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from maeclip_jax import remote
 from maeclip_jax.workdir import REPORT
 
 __all__ = ["collect", "compare", "write"]
@@ -24,6 +25,7 @@ def write(workdir: epath.PathLike) -> epath.Path:
     """
     from maeclip_jax.report import page, run
 
+    remote.check_scheme(workdir, "workdir")
     folder = epath.Path(workdir) / REPORT
     return page.write(page.view(run.read(workdir)), "report", folder)
 

@@ -62,6 +62,9 @@ def view(run: Run) -> dict[str, Any]:
         row("model FLOPs of the run", step_flops, count(step_flops * run.step), "computed")
     peaks = [v for _, v in run.series("perf/device_memory_peak_gib")]
     row("peak memory of a device", *_text(max(peaks, default=None), lambda v: f"{v:.2f} GiB"))
+    requests = ((costs.get("storage") or {}).get("so far") or {}).get("all") or {}
+    dollars, known = requests.get("dollars"), requests.get("known", "estimated")
+    row("requests to storage", *_text(dollars, lambda v: f"{v:.2g} dollars" if v < 10 else f"{v:,.0f} dollars"), known)
     row("parameters", *_text(costs.get("parameters"), lambda v: f"{v:,}"), "counted")
     if number(mfu):
         notes.append(costs.get("mfu_formula") or "The formula of the MFU is not recorded.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from maeclip_jax import remote
 from maeclip_jax.errors import UserError
 from maeclip_jax.workdir import CONFIG, COSTS, EVALS, read_lines, read_object, read_results
 
@@ -219,7 +220,9 @@ def result(one: Mapping, evaluator: str, settings: Mapping | None = None) -> Res
 
 def workdirs(folders: Iterable[epath.PathLike]) -> list[epath.Path]:
     """The folders; in place of one that is not a workdir, those in it that are, if there are any."""
-    out = []
+    out, folders = [], list(folders)
+    for folder in folders:
+        remote.check_scheme(folder, "workdir")
     for folder in map(epath.Path, folders):
         inside = [] if (folder / CONFIG).exists() else sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
         out += inside or [folder]

@@ -16,14 +16,19 @@ import jax
 import numpy as np
 from etils import epath
 
+from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.sharding import put
 from maeclip_jax.parallel.terminal import say, warn
 from maeclip_jax.params import flatten, unflatten, with_layers_like
+from maeclip_jax.remote import traffic
+from maeclip_jax.run import attempts
+from maeclip_jax.run.attempts import Attempts
 from maeclip_jax.workdir import CHECKPOINTS
 
 STATE, META = "state", "meta"
+COMMITTED = "commit_success.txt"  # what makes a checkpoint in a bucket a whole one
 # Orbax counts the time of day, in which a machine may sleep. A save that hangs is the watchdog's matter.
 TIMEOUT_SECONDS = 24 * 3600
 _PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
@@ -78,6 +83,7 @@ class Checkpoints:
             policies.append(cm.EveryNSteps(keep_every))
         self._ocp, self._directory = ocp, absolute(directory)
         self._saving, self._need, self._slept = 0, 0, 0.0  # step, its bytes, what had been slept when it began
+        self._attempts = Attempts(self._directory)
         with storage.writing(self._directory):
             self._remove_unfinished()
             self._manager = ocp.CheckpointManager(
@@ -90,13 +96,33 @@ class Checkpoints:
             )
 
     def _remove_unfinished(self) -> None:
-        if jax.process_index() == 0 and self._directory.exists():
+        if jax.process_index():
+            return
+        if remote.is_remote(self._directory):  # nothing can be renamed there: whole is what says that it is
+            found = remote.sizes(self._directory)
+            whole = {name.partition("/")[0] for name in found if name.count("/") == 1 and name.endswith(COMMITTED)}
+            for folder in {name.partition("/")[0] for name in found} - whole:
+                if folder.isdigit():
+                    remote.remove_folder(self._directory / folder)
+        elif self._directory.exists():
             for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 leftover.rmtree(missing_ok=True)
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
+
+    def refuse_going_back(self, resume: str, workdir: epath.Path) -> None:
+        """UserError for an earlier step of the same `workdir`: its later ones would win at the next start."""
+        latest = self.latest()
+        if not resume or latest is None or absolute(resume).parent != self._directory:
+            return
+        if absolute(resume).name != str(latest):
+            raise UserError(
+                f"config.resume={resume} is an earlier step of {workdir}, which goes on from step {latest}: move the "
+                f"folders of later steps out of {workdir / CHECKPOINTS} and leave config.resume out, or start a new "
+                "--workdir with it"
+            )
 
     def steps(self) -> list[int]:
         """All complete steps."""
@@ -128,23 +154,49 @@ class Checkpoints:
         """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone.
 
         StorageError if this save, or the one before, cannot be written. One that was lost (see `wait`) is made up for.
+        While a bucket does not answer, nothing is begun, and `lost` says when to call again.
         """
         self.wait()
+        if not self._attempts.begin(step):
+            return
         flat, args = flatten(state), self._ocp.args
         self._saving, self._need = step, sum(x.size * x.dtype.itemsize for x in flat.values())
         self._slept = sleep.slept()
         items = args.Composite(state=args.StandardSave(unflatten(flat)), meta=args.JsonSave(dict(meta)))
-        with storage.writing(self.folder(step), self._need):
-            self._manager.save(step, force=True, args=items)
+        try:
+            with storage.writing(self.folder(step), self._need):
+                self._manager.save(step, force=True, args=items)
+            self._attempts.owed = False
+        except storage.StorageError as e:
+            if not self._attempts.later(e):
+                raise
+            self._clear_away(1.0)
+
+    def announce(self, step: int) -> None:
+        """Says, of a bucket, what holds if the machine goes before the last `step` is saved."""
+        if remote.is_remote(self._directory):
+            safe = "from the start" if (latest := self.latest()) is None else f"from step {latest}"
+            say(f"stopping was asked for: saving step {step}; until it is saved, the same command continues {safe}")
 
     def lost(self) -> bool:
-        """Whether a save has ended, and a sleep of the machine lost it; as `wait`, but never blocks."""
-        return not self._manager.is_saving_in_progress() and not self.wait()
+        """Whether a save is to be made up for, now: it has ended and was lost; as `wait`, but never blocks."""
+        if self._manager.is_saving_in_progress():
+            return False
+        self.wait()
+        return self._attempts.due()
+
+    def owes(self) -> bool:
+        """Waits for what is being saved, or until it is time to save again; whether it is to be saved again."""
+        if self.wait() and not self._attempts.owed:
+            return False
+        self._attempts.pause()
+        return True
 
     def wait(self) -> bool:
-        """Blocks until what is being saved is on disk; False if a sleep of the machine lost it: save again.
+        """Blocks until what is being saved is on disk; False if it was lost: save again.
 
-        StorageError if it cannot be written.
+        It is lost by a sleep of the machine, and by a bucket that is away. StorageError if it cannot be written, or
+        not for minutes.
         """
         try:
             self._manager.wait_until_finished()
@@ -152,12 +204,17 @@ class Checkpoints:
             failure = storage.failure(self.folder(self._saving), e, self._need)  # what is free is asked for before
             self._clear_away(1.0 if failure else _PATIENCE_SECONDS)
             if failure:
+                if self._attempts.later(failure):
+                    return False
                 raise failure from e
             # On several processes, not all may have lost it: they begin anew together.
             if isinstance(e, TimeoutError) and sleep.slept() > self._slept and jax.process_count() == 1:
                 warn(f"the machine slept while step {self._saving} was being saved, which failed; saving again")
+                self._attempts.owed = True
                 return False
             raise
+        if not self._attempts.owed:
+            self._attempts.done(self._saving)
         return True
 
     def _clear_away(self, patience: float) -> None:
@@ -169,15 +226,18 @@ class Checkpoints:
         for thread in threading.enumerate():
             if type(thread).__module__.startswith("orbax."):
                 threading.Thread.join(thread, max(0.0, until - time.monotonic()))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, storage.StorageError), remote.patience(attempts.ANSWER_SECONDS):
             self._remove_unfinished()
-        self._manager.reload()
+        with contextlib.suppress(*((Exception,) if remote.is_remote(self._directory) else ())):  # it may still be away
+            self._manager.reload()
 
     def safe(self) -> str:
         """Waits for what is being saved, and says in words from where the run can be continued."""
         with contextlib.suppress(Exception):  # something went wrong already, and that will be said
             self.wait()
-        latest = self.latest()
+        latest = None
+        with contextlib.suppress(*((Exception,) if remote.is_remote(self._directory) else ())):
+            latest = self.latest()
         return "no step is saved yet" if latest is None else f"step {latest} is saved"
 
     def close(self) -> None:
@@ -201,6 +261,9 @@ def _reading(folder: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # damaged files raise anything from KeyError to XlaRuntimeError
+        status = storage.remote_status(e) if remote.is_remote(folder) else None
+        if status not in (None, 404):
+            raise storage.remote_failure("read", folder, e) from e
         reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         raise UserError(
             f"checkpoint {folder} cannot be read ({reason}); move it away to continue from the one before"
@@ -214,10 +277,14 @@ def read(folder: epath.Path, target: Any) -> tuple[Any, dict]:
     """
     import orbax.checkpoint as ocp
 
+    before = traffic.so_far()
     with _reading(folder):
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             meta = checkpointer.restore(folder / META)
-        return _read_state(folder / STATE, target), meta
+        state = _read_state(folder / STATE, target)
+    if remote.is_remote(folder):
+        say(f"{folder} was read with {traffic.so_far() - before}")
+    return state, meta
 
 
 def _read_state(directory: epath.Path, target: Any) -> Any:
@@ -303,23 +370,27 @@ def read_params(folder: epath.Path, target: Any) -> Any:
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """A local path made absolute, as orbax wants it; a remote one (gs://) as it is."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
+    return epath.Path(path) if remote.is_remote(path) else epath.Path(path).resolve()
 
 
 def locate(source: epath.PathLike) -> epath.Path:
     """The checkpoint meant by `source`: a workdir (its newest complete one) or `.../checkpoints/<step>` itself."""
+    remote.check_scheme(source, "checkpoint")
     path = absolute(source)
-    if (path / STATE).exists():
+    there = remote.names(path)
+    if STATE in there:
         return path
-    folder = path / CHECKPOINTS if (path / CHECKPOINTS).exists() else path
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and _complete(p)] if folder.exists() else []
-    if not steps:
+    folder = path / CHECKPOINTS if CHECKPOINTS in there else path
+    there = remote.names(folder) if CHECKPOINTS in there else there
+    steps = sorted((int(n) for n in there if n.isdigit()), reverse=True)
+    newest = next((step for step in steps if _complete(folder / str(step))), None)
+    if newest is None:
         raise UserError(
             f"no checkpoint in {str(source)!r}; valid: a workdir with {CHECKPOINTS}/<step>, or one such step"
         )
-    return folder / str(max(steps))
+    return folder / str(newest)
 
 
 def _complete(folder: epath.Path) -> bool:
     """Local checkpoints get their name when they are complete; where nothing can be renamed, a file says so."""
-    return "://" not in str(folder) or (folder / "commit_success.txt").exists()
+    return not remote.is_remote(folder) or remote.read(folder / COMMITTED) is not None

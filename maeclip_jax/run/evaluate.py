@@ -13,15 +13,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from maeclip_jax import errors, evals
+from maeclip_jax import errors, evals, remote
 from maeclip_jax.config import content, digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
-from maeclip_jax.errors import storage
 from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.evals import Detail, Metric, Picture
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
+from maeclip_jax.remote import outbox
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
@@ -32,8 +32,10 @@ from maeclip_jax.workdir import (
     find_files,
     make_workdir,
     other_words,
+    read_config,
     read_names,
     result_files,
+    write_bytes,
     write_text,
 )
 
@@ -80,7 +82,7 @@ class Runner:
         """What is known of `step`: evals/<step>.json, or an empty result."""
         if self._known.get("step") != step:
             path = self.workdir / EVALS / f"{step}.json"
-            before = json.loads(path.read_text()) if path.exists() else {}
+            before = json.loads(remote.read_text(path) or "{}")
             if before.get("format") != RESULTS_FORMAT:  # of a version whose numbers had no units: made again
                 before = {}
             self._known = {"step": step, "format": RESULTS_FORMAT} | {name: {} for name in SECTIONS} | before
@@ -90,7 +92,7 @@ class Runner:
         """Removes the results of later steps: a run that continues from `step` is going to make them again."""
         if jax.process_index() == 0:
             for later in [p for p in result_files(self.workdir) if int(p.stem) > step]:
-                later.unlink()
+                remote.delete(later)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -145,7 +147,10 @@ class Runner:
         Where that cannot be done, the evaluation that ran last has failed.
         """
         path = self.workdir / EVALS / f"{step}.json"
-        theirs = json.loads(path.read_text()) if jax.process_index() == 0 and path.exists() else {}
+        theirs = {}
+        if jax.process_index() == 0:
+            with contextlib.suppress(StorageError):  # a bucket that is away: what this run measured is kept
+                theirs = json.loads(remote.read_text(path) or "{}")
         if theirs.get("format") == RESULTS_FORMAT:
             for part in SECTIONS:
                 others = {k: v for k, v in theirs[part].items() if k.partition("/")[0] not in self.settings}
@@ -216,16 +221,13 @@ def _save_picture(folder: epath.Path, name: str, picture_HxWx3: np.ndarray) -> s
 
         buffer = io.BytesIO()
         Image.fromarray(picture_HxWx3).save(buffer, "PNG")
-        with storage.writing(folder / name, buffer.tell()):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(buffer.getvalue())
+        write_bytes(folder / name, buffer.getvalue())
     return name
 
 
 def _place(config, workdir: epath.Path) -> epath.Path:
     """The checkpoint to evaluate: that of `config.resume`, unless this only says where the run in `workdir` began."""
-    path = workdir / CONFIG
-    if config.resume and path.exists() and json.loads(path.read_text()).get("resume") == config.resume:
+    if config.resume and read_config(workdir).get("resume") == config.resume:
         with contextlib.suppress(errors.UserError):  # it has none of its own yet
             return checkpoint.locate(workdir)
     return checkpoint.locate(config.resume or workdir)
@@ -246,7 +248,7 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     if tokenizer and (other := other_words(config, origin)):
         raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
-    with jax.set_mesh(model.mesh):
+    with jax.set_mesh(model.mesh), remote.patience(remote.RUN_SECONDS), outbox.opened():
         with Waiting(f"reading {folder}"):
             params = checkpoint.read_params(folder, model.params)
         step = int(folder.name)

@@ -46,6 +46,11 @@ class Log:
             for name in names:
                 self._guard(name, lambda name=name: self._sinks.update({name: sinks.SINKS[name](story)}))
 
+    @property
+    def rows(self) -> list[dict] | None:
+        """The rows of metrics.jsonl so far; None on processes that do not write it."""
+        return self._sinks[sinks.TRUTH].rows if sinks.TRUTH in self._sinks else None
+
     def _guard(self, name: str, action: Callable[[], None]) -> None:
         try:
             action()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,20 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 MOMENT_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
+DECAYS = ("lr", "schedule")
 
 
-def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) -> Callable[[Any], jax.Array]:
+class Rate(NamedTuple):
+    """The learning rate of a step: `peak` times `shape(step)`, which is 1 at the peak."""
+
+    peak: float
+    shape: Callable[[Any], jax.Array]
+
+    def __call__(self, step: Any) -> jax.Array:
+        return self.peak * self.shape(step)
+
+
+def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) -> Rate:
     """Linear warm-up to the peak, then cosine | linear | constant | rsqrt down to `end_lr` (a share of the peak).
 
     `optim.lr` is absolute when `optim.lr_per_examples` is 0; otherwise it is per that many examples of the global batch
@@ -42,43 +53,57 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
         raise errors.unknown("schedule", optim.schedule, SCHEDULES)
     rest = max(1, total - warmup)
 
-    def rate(step):
+    def shape(step):
         step = jnp.asarray(step, jnp.float32)
         done = jnp.clip((step - warmup) / rest, 0, 1)
-        shape = {
+        falling = {
             "cosine": lambda: 0.5 * (1 + jnp.cos(math.pi * done)),
             "linear": lambda: 1 - done,
             "constant": lambda: jnp.ones(()),
             "rsqrt": lambda: jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1))),
         }[optim.schedule]()
-        after = optim.end_lr + (1 - optim.end_lr) * shape
-        return peak * jnp.where(step < warmup, (step + 1) / max(warmup, 1), after)
+        after = optim.end_lr + (1 - optim.end_lr) * falling
+        return jnp.where(step < warmup, (step + 1) / max(warmup, 1), after)
 
-    return rate
+    return Rate(peak, shape)
 
 
-def make(optim: Mapping, params: Any, rate: Callable) -> optax.GradientTransformation:
+def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformation:
     """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr, freeze, lr multipliers.
 
     `optim.no_decay`, `optim.freeze`: path regexes; `optim.lr_multipliers`: (regex, factor) pairs. Vectors and scalars
     (fewer than two axes longer than 1, the layer axis apart) are never decayed.
+
+    `optim.decay_by`: what a step takes off a matrix, besides the optimizer's update:
+    - "lr": weight_decay * rate(step) * parameter, as torch's and optax's AdamW;
+    - "schedule": weight_decay * rate.shape(step) * parameter, as google-research/big_vision. It depends neither on the
+      peak nor on the multipliers of the learning rate, and lamb's trust ratio does not see it.
     """
     if optim.mu_dtype not in MOMENT_DTYPES:
         raise errors.unknown("optim.mu_dtype", optim.mu_dtype, MOMENT_DTYPES)
-    core = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim)
+    decay_by = optim.get("decay_by", "lr")  # a run from before this setting has none
+    if decay_by not in DECAYS:
+        raise errors.unknown("optim.decay_by", decay_by, DECAYS)
+    core, decays = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim), decay_mask(optim, params)
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    parts += [core, optax.add_decayed_weights(optim.weight_decay, mask=decay_mask(optim, params))]
+    parts.append(core)
+    if decay_by == "lr":
+        parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
     if optim.name == "lamb":
         parts.append(optax.scale_by_trust_ratio())
-    chain = optax.chain(*parts, optax.scale_by_learning_rate(rate))
+    chain = optax.chain(*parts, optax.scale_by_learning_rate(rate if decay_by == "lr" else rate.peak))
     if optim.freeze:
         frozen = match_any(tuple(optim.freeze), params, "optim.freeze")
+        decays = jax.tree.map(lambda decay, f: decay and not f, decays, frozen)
         labels = jax.tree.map(lambda f: "freeze" if f else "train", frozen)
         chain = optax.multi_transform({"train": chain, "freeze": optax.set_to_zero()}, labels)
     if optim.lr_multipliers:  # last: inside multi_transform the updates have holes where parameters are frozen
         factors = match_rules(tuple(optim.lr_multipliers), params, "optim.lr_multipliers", default=1.0)
         multiply = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
         chain = optax.chain(chain, multiply)
+    if decay_by == "schedule":
+        decay = optax.add_decayed_weights(-optim.weight_decay, mask=decays)
+        chain = optax.chain(chain, decay, optax.scale_by_schedule(rate.shape))
     return chain
 
 

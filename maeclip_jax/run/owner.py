@@ -21,7 +21,8 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from maeclip_jax.errors import UserError
+from maeclip_jax import remote
+from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel.terminal import duration_text, say
 from maeclip_jax.workdir import OWNER, write_text
 
@@ -37,7 +38,7 @@ class Owner:
 
     def __init__(self, workdir: epath.Path, *, silence: float = SILENCE):
         self.path, self._silence = workdir / OWNER, silence
-        self._every = REMOTE_BEAT if "://" in str(workdir) else BEAT
+        self._every = REMOTE_BEAT if remote.is_remote(workdir) else BEAT
         self._card = _own_card()
         self._lost: dict = {}
         self._end = threading.Event()
@@ -55,7 +56,7 @@ class Owner:
             self._thread.join()
             with contextlib.suppress(Exception):  # a storage that is away: the next run waits for a sign of this one
                 if _read(self.path).get("token") == self._card["token"]:
-                    self.path.unlink()
+                    remote.delete(self.path)
 
     def check(self) -> None:
         """UserError if another run owns the workdir by now: what this one writes would be mixed with its files."""
@@ -74,7 +75,9 @@ class Owner:
             if (now and now.get("token") != theirs.get("token")) or (now and _is_gone(now) is False):
                 raise self._taken(now)
             self._write()
-        if "://" in str(self.path):  # no file can be made by one alone there: the last of two that start at once stays
+        if remote.is_remote(
+            self.path
+        ):  # no file can be made by one alone there: the last of two that start at once stays
             time.sleep(1)
             now = _read(self.path)
             if now.get("token") != self._card["token"]:
@@ -112,7 +115,11 @@ class Owner:
                 self._write()
 
     def _write(self) -> None:
-        write_text(self.path, json.dumps(self._card, indent=1))
+        text = json.dumps(self._card, indent=1)
+        if remote.is_remote(self.path):
+            remote.write(self.path, text.encode())  # now, and not when other files are: its time is what counts
+        else:
+            write_text(self.path, text)
 
 
 def _own_card() -> dict:
@@ -127,9 +134,9 @@ def _read(path: epath.Path) -> dict:
     """The card of the owner, {} if there is none. A file that is being written is read again."""
     for _ in range(3):
         try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return {}
+            return json.loads(remote.read_text(path) or "{}")
+        except storage.StorageError:
+            raise
         except ValueError:
             time.sleep(0.2)
     return {}
@@ -167,7 +174,7 @@ def _alone(folder: epath.Path) -> Iterator[None]:
     """At most one process of this host, and of others where the file system can, is in here for a local folder."""
     handle = None
     with contextlib.suppress(OSError, ImportError):
-        if "://" not in str(folder):
+        if not remote.is_remote(folder):
             import fcntl
 
             handle = os.open(folder, os.O_RDONLY)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage, unknown
-from maeclip_jax.workdir import METRICS, TENSORBOARD, WANDB_ID, write_text
+from maeclip_jax.workdir import METRICS, TENSORBOARD, WANDB_ID, write_bytes, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Story:
     @property
     def remote(self) -> bool:
         """Whether nothing can be appended to in the workdir (gs://)."""
-        return "://" in str(self.workdir)
+        return remote.is_remote(self.workdir)
 
 
 class Jsonl:
@@ -51,19 +52,19 @@ class Jsonl:
 
     def __init__(self, story: Story):
         self._path, self._remote = story.workdir / METRICS, story.remote
-        self._rows = [dict(r) for r in story.rows if r.get("step", 0) <= story.resumed]
+        self.rows = [dict(r) for r in story.rows if r.get("step", 0) <= story.resumed]
         self._rewrite()
 
     def _rewrite(self) -> None:
-        write_text(self._path, "".join(json.dumps(r) + "\n" for r in self._rows))
+        write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-        joins = bool(self._rows) and self._rows[-1]["step"] == step
+        joins = bool(self.rows) and self.rows[-1]["step"] == step
         if joins:
-            self._rows[-1] |= row
+            self.rows[-1] |= row
         else:
-            self._rows.append(row)
+            self.rows.append(row)
         if self._remote:  # rewritten whole when flushed
             return
         if joins:
@@ -144,9 +145,8 @@ class TensorBoard:
     def flush(self) -> None:
         self._flush()
         if self._files != self._folder:
-            self._folder.mkdir(parents=True, exist_ok=True)
             for file in self._files.iterdir():
-                (self._folder / file.name).write_bytes(file.read_bytes())
+                write_bytes(self._folder / file.name, file.read_bytes())
 
     def close(self) -> None:
         self.flush()
@@ -166,7 +166,7 @@ class Wandb:
         import wandb
 
         path = story.workdir / WANDB_ID
-        name = path.read_text().strip() if path.exists() else secrets.token_hex(4)
+        name = (remote.read_text(path) or secrets.token_hex(4)).strip()
         write_text(path, name)
         self._image = wandb.Image
         self._run = wandb.init(

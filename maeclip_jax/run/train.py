@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from maeclip_jax import interop
+from maeclip_jax import interop, remote
 from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -26,7 +26,8 @@ from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
-from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup
+from maeclip_jax.remote import deadline, outbox
+from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup, storage_bill
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
@@ -54,6 +55,8 @@ from maeclip_jax.workdir import (
     write_text,
 )
 
+_FLUSH_SECONDS = 10.0  # how long a checkpoint waits for rows that are on their way into a bucket
+
 
 def run(
     config,
@@ -78,6 +81,8 @@ def run(
         find_files(config, workdir)
         tokenizer = tokenizers.of(config)
         data = pipeline.open(config.data)
+        with Waiting("reading the first records"):
+            deadline.look(made for _, made in data.sources)
         built = build(config, epoch=data.length, devices=devices)
         peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
         with jax.set_mesh(built.mesh), StopSignal() as stop:
@@ -114,7 +119,7 @@ class _Run:
             best=config.checkpoint.best,
         )
         latest = self.saved.latest()
-        self._refuse_going_back(latest)
+        self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
         self.text = claim(config, workdir, continued=latest is not None)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
@@ -122,6 +127,10 @@ class _Run:
         names = read_names(workdir, config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
+        self.bill = storage_bill.of_run(
+            config, data, built, self.runner, self.save_every, processes=jax.process_count(), workdir=workdir
+        )
+        self.asked = storage_bill.Meter()
 
     def loop(self) -> None:
         """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
@@ -136,10 +145,15 @@ class _Run:
         self.runner.raise_failures()
 
     def _loop(self) -> None:
-        built, workdir = self.built, self.workdir
         state, self.clock = self._start()
         first = int(state.step)
         self.runner.forget_after(first)
+        with remote.patience(remote.RUN_SECONDS), outbox.opened():
+            self._go_on(state, first)
+
+    def _go_on(self, state: State, first: int) -> None:
+        """All that follows the start, in which a storage that is away is waited for."""
+        built, workdir = self.built, self.workdir
         self.log = log.Log(workdir, first, self.sinks, plain(self.config))
         self.runner.show = self.log.picture
         write_text(workdir / CONFIG, self.text)  # every process has read the old one: they met in forget_after
@@ -164,19 +178,6 @@ class _Run:
         self._write_costs(int(state.step))
         self.saved.close()
         self.log.close()
-
-    def _refuse_going_back(self, latest: int | None) -> None:
-        """UserError for an earlier step of the same workdir: its later checkpoints would win at the next start."""
-        resume = self.config.resume
-        if not resume or latest is None or checkpoint.absolute(resume).parent != self.saved.folder(latest).parent:
-            return
-        step = checkpoint.absolute(resume).name
-        if step != str(latest):
-            raise UserError(
-                f"config.resume={resume} is an earlier step of {self.workdir}, which goes on from step {latest}: move "
-                f"the folders of later steps out of {self.workdir / CHECKPOINTS} and leave config.resume out, or start "
-                "a new --workdir with it"
-            )
 
     # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
 
@@ -212,6 +213,7 @@ class _Run:
                     "raise total, or start a new --workdir"
                 )
             clock = Clock(meta["seconds"], self.start)
+            self.asked = storage_bill.Meter(meta.get("asked", ()))
             clock.add("restore", sleep.awake() - start)
             say(f"continuing from step {step} of {built.total_steps} ({folder})")
             self._say_schedule(step, folder)
@@ -300,10 +302,15 @@ class _Run:
                 pending = None
             if saving:  # 5
                 self.owner.check()
+                if stopping:
+                    self.saved.announce(done)
                 self.log.flush()  # rows up to a checkpoint are never lost
+                if trace:
+                    trace.flush()
+                outbox.flush(_FLUSH_SECONDS)
                 with clock.phase("checkpoint"):
                     self.saved.save(done, state, self._meta(done))
-                    while (stopping or done == built.total_steps) and not self.saved.wait():
+                    while (stopping or done == built.total_steps) and self.saved.owes():
                         self.saved.save(done, state, self._meta(done))
                 self._write_costs(done)
             if stopping:
@@ -369,10 +376,11 @@ class _Run:
             "batch_size": self.built.batch_size,
             "seed": self.config.seed,
             "seconds": self.clock.seconds,
+            "asked": self.asked.sums,
         }
 
     def _write_costs(self, step: int) -> None:
-        write_costs(self.workdir, {
+        costs = {
             "step": step, "examples_seen": step * self.built.batch_size, "seconds": self.clock.seconds,
             "start_seconds": self.start.seconds,
             "devices": self.built.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
@@ -381,4 +389,6 @@ class _Run:
             "flops_per_step": self.built.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": versions(),
             "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
-        })  # fmt: skip
+            "storage": self.bill.so_far(self.asked.sums, step, self.clock, self.config.data.get("num_workers", 0)),
+        }  # fmt: skip
+        write_costs(self.workdir, costs, self.log.rows)

@@ -10,7 +10,7 @@ def test_figures_of_a_small_problem(tmp_path, capsys):
     path = tmp_path / "figures.json"
     probe.run(["--rows", "300", "--width", "8", "--classes", "3", "--compare", "--json", str(path)])
     result = json.loads(path.read_text())["figures"]
-    assert 13 <= len(result["l2"]) == len(result["iterations"]) == len(result["scikit-learn"]["iterations"]) <= 19
+    assert 26 <= len(result["l2"]) == len(result["iterations"]) == len(result["scikit-learn"]["iterations"]) <= 27
     assert result["top1"] == pytest.approx(result["scikit-learn"]["top1"], abs=2) and 40 < result["top1"] < 100
     seconds = result["seconds"]
     assert result["ratio"]["cpu"] == pytest.approx(

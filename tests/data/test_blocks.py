@@ -57,6 +57,23 @@ def test_blocks_are_permuted_over_the_whole_data_set():
     assert abs(np.corrcoef(starts[:-1], starts[1:])[0, 1]) < 0.15
 
 
+@pytest.mark.parametrize("length", [4096, 4097, 5000, 6143])
+def test_blocks_of_huge_data_sets_are_permuted_region_by_region(monkeypatch, length):
+    for name, value in (("FLAT", 100), ("REGION", 16), ("POOL", 4)):
+        monkeypatch.setattr(blocks, name, value)
+    order = blocks.Blocks(length, 1, size=4, window=2, lanes=4)
+    for epoch in range(2):
+        lanes = [[], [], [], []]
+        for lane, position in itertools.product(range(4), range(2 * length // 4 + 2)):
+            if ((position + 1) * 4 - lane - 1) // length == epoch:
+                lanes[lane].append(order(position, lane))
+        assert sorted(itertools.chain(*lanes)) == list(range(length))
+        for records in lanes:  # few regions of 64 records at a time, and those from everywhere
+            near = [{r // 64 for r in records[i : i + 64]} for i in range(0, len(records), 64)]
+            assert max(map(len, near)) <= 2 * (4 + 1) and len(set.union(*near)) >= len(records) // 64
+        assert abs(np.mean(lanes[0]) / length - 0.5) < 0.2
+
+
 def test_small_data_sets_have_smaller_blocks():
     assert blocks.Blocks(10**6, 0, size=64, window=16, lanes=64).size == 64
     assert blocks.Blocks(4096, 0, size=64, window=16, lanes=64).size == 16

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maeclip_jax.data import tokenizer
+from maeclip_jax.data import image_ops, tokenizer
 from maeclip_jax.data.ops import OPS, describe, parse
 from maeclip_jax.errors import BadRecord, UserError
 
@@ -233,3 +233,16 @@ def test_a_record_that_cannot_be_used_is_a_bad_record(string, record, kind):
     with pytest.raises(BadRecord) as e:
         run(string, record)
     assert e.value.kind == kind and e.value.detail
+
+
+def test_views_are_two_parts_of_the_whole_picture():
+    """Whatever crop comes after them; each as random_resized_crop would have drawn it."""
+    record = {"image": smooth(300, 400)}
+    made = run('decode|views(64)|random_resized_crop(32,area=(0.5,0.5))|keep("image","views")', record, seed=5)
+    assert made["image"].shape == (32, 32, 3) and made["views"].shape == (2, 64, 64, 3)
+    draw = rng(5)
+    for view in made["views"]:
+        np.testing.assert_array_equal(view, image_ops.random_resized_crop(record, draw, (64, 64), (0.08, 1))["image"])
+    boxes = np.array([image_ops.sample_box(draw, 3000, 4000, (0.08, 1), (3 / 4, 4 / 3))[2:] for _ in range(8000)])
+    share = boxes.prod(1) / (3000 * 4000)
+    assert abs(share.mean() - 0.432) < 4 * share.std() / 8000**0.5  # of a picture of 4 to 3

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals import NotApplicable
-from maeclip_jax.evals.grounding import Grounding, falling, score
-from tests.evals.found import values
+from maeclip_jax.evals import NotApplicable, grounding
+from maeclip_jax.evals.grounding import Grounding, falling, score, within
+from tests.evals.found import notes, values
 from tests.objectives import models
 
 NAMES = ["background", "red", "green", "blue"]
@@ -52,7 +52,9 @@ def stand_in(fake, scenes=SCENES, pool="gap", **kwargs):
 
 
 def make(context, **config):
-    return Grounding(context, data={}, length=4, templates=["{}"], **{"batch_size": 2, "classes": NAMES} | config)
+    return Grounding(
+        context, data={}, length=4, templates=["{}"], **{"batch_size": 2, "classes": NAMES, "tolerance": 0} | config
+    )
 
 
 def test_bright_patches_are_found(fake):
@@ -145,16 +147,51 @@ def test_without_a_shared_space_there_is_only_the_rollout(fake):
 
 def test_scores():
     target = np.array([1, 1, 0, 0, 0, 0], bool)
-    assert score(np.array([9, 8, 1, 0, 0, 0.0]), target) == (1, 1, 1)
-    assert score(np.array([0, 9, 8, 0, 0, 0.0]), target) == pytest.approx((1, 1 / 3, 1 / 3))
-    assert score(np.array([0, 4, 9, 0, 0, 0.0]), target) == pytest.approx((0, 0, 1 / 3))  # 4 is less than half of 9
-    assert score(np.array([-5, -6, -9, -9, -9, -9.0]), target) == (1, 1, 1)  # only the order and the range matter
-    assert score(np.ones(6), target) == pytest.approx((2 / 6, 0, (2 / 3) / (4 - 2 / 3)))  # ties are shared out
+
+    def score(map_P):
+        return grounding.score(map_P, target, target)
+
+    assert score(np.array([9, 8, 1, 0, 0, 0.0])) == (1, 1, 1)
+    assert score(np.array([0, 9, 8, 0, 0, 0.0])) == pytest.approx((1, 1 / 3, 1 / 3))
+    assert score(np.array([0, 4, 9, 0, 0, 0.0])) == pytest.approx((0, 0, 1 / 3))  # 4 is less than half of 9
+    assert score(np.array([-5, -6, -9, -9, -9, -9.0])) == (1, 1, 1)  # only the order and the range matter
+    assert score(np.ones(6)) == pytest.approx((2 / 6, 0, (2 / 3) / (4 - 2 / 3)))  # ties are shared out
     # One of two places goes to the first pixel, the other is shared by five of which one is right.
-    assert score(np.array([9, 0, 0, 0, 0, 0.0]), target) == pytest.approx((1, 1 / 2, 1.2 / 2.8))
+    assert score(np.array([9, 0, 0, 0, 0, 0.0])) == pytest.approx((1, 1 / 2, 1.2 / 2.8))
     noise = np.float32(0.3) + np.array([0, 1, 0, -1, 2, 0], np.float32) * np.float32(3e-8)
-    assert len(set(noise)) > 1 and score(noise, target) == score(np.ones(6), target)  # rounding points nowhere
-    assert score(np.array([np.nan, 9, 0, 0, 0, 0.0]), target) == (0, 0, 0)
+    assert len(set(noise)) > 1 and score(noise) == score(np.ones(6))  # rounding points nowhere
+    assert score(np.array([np.nan, 9, 0, 0, 0, 0.0])) == (0, 0, 0)
+
+
+def test_a_tolerance_widens_what_may_be_pointed_at(fake):
+    mask = np.zeros((40, 40), bool)
+    mask[20, 10:13] = True
+    y, x = np.mgrid[:40, :40]
+    for pixels in (0, 1, 15, 15.5, 100):
+        distance = np.sqrt((y - 20) ** 2 + (x - np.clip(x, 10, 12)) ** 2)
+        np.testing.assert_array_equal(within(mask, pixels), distance <= pixels)
+    target, near = np.array([1, 0, 0, 0], bool), np.array([1, 1, 0, 0], bool)
+    assert score(np.array([0, 9, 1, 0.0]), target, near) == (1, 0, 0)  # the area is that of the mask all the same
+
+    def found(**config):
+        return list(make(stand_in(fake), methods=("rollout",), **config).run(seer("gap")[1]))
+
+    by = {pixels: found(tolerance=pixels) for pixels in (0, 4)}
+    chance = {}
+    for n, (_, mask) in enumerate(SCENES):
+        for c in set(np.unique(mask)) - {0}:
+            chance[n, c] = 100 * within(mask == c, 4).mean()
+    got = values(by[4])
+    assert got["chance_pointing"] == pytest.approx(np.mean([*chance.values()])) != pytest.approx(100 / 16)
+    assert got["rollout_pointing"] == pytest.approx(got["chance_pointing"])  # a flat map has what chance has
+    names = {"rollout_pointing", "baseline_center_pointing"}
+    assert notes(by[4]) == dict.fromkeys(names, "within 4 pixels of the mask")
+    assert notes(by[0]) == dict.fromkeys(names, "inside the mask")
+    assert "Pointing: within 4 pixels of the mask." in got["maps"]["note"]
+    default = Grounding(stand_in(fake), data={}, length=4, templates=["{}"], batch_size=2, classes=NAMES)
+    assert default.tolerance == 15
+    with pytest.raises(UserError, match="grounding: tolerance=-1 is not valid; valid: pixels, 0 or more"):
+        found(tolerance=-1)
 
 
 def test_the_centre():

@@ -1,4 +1,5 @@
 import json
+import re
 import warnings
 
 import jax
@@ -31,7 +32,10 @@ def test_sweep_and_final_fit(labelled_sets, three):
     assert table["columns"] == ["l2", "validation top-1 (%)", "iterations", "converged"] and len(table["rows"]) >= 13
     best = max(table["rows"], key=lambda row: (row[1], row[0]))
     assert f"Best l2 {best[0]:.4g} (C = {1 / best[0]:.4g})" in table["note"]
-    assert "240 training and 120 validation rows; final fit on 360 rows of 10 features (max)" in table["note"]
+    assert (
+        "240 training and 120 validation rows; final fit on 360 rows of 10 features (max), standardised"
+        in table["note"]
+    )
     json.dumps(table)
 
 
@@ -48,21 +52,60 @@ def test_accuracy_is_that_of_scikit_learn(labelled_sets, clouds):
     hard = dict(far=0.4)
     sets = {"train": clouds(240, 1, **hard), "val": clouds(120, 2, **hard), "test": clouds(600, 3, **hard)}
     x, label = (np.concatenate(pair) for pair in zip(sets["train"], sets["val"]))
+    mean, sd = sets["train"][0].mean(0), sets["train"][0].std(0)
     for l2 in (0.1, 10.0):
         got = probe(labelled_sets(sets), val={"set": "val"}, solver=dict(type="lbfgs", l2=[l2]))
         with warnings.catch_warnings(), limits(1):
             warnings.simplefilter("ignore")
-            theirs = linear_model.LogisticRegression(C=1 / l2, tol=1e-8, max_iter=5000).fit(x, label)
+            theirs = linear_model.LogisticRegression(C=1 / l2, tol=1e-8, max_iter=5000).fit((x - mean) / sd, label)
         assert 20 < got["top1"] < 90
-        assert got["top1"] == pytest.approx(100 * theirs.score(*sets["test"]), abs=0.2)
+        x_test, label_test = sets["test"]
+        assert got["top1"] == pytest.approx(100 * theirs.score((x_test - mean) / sd, label_test), abs=0.2)
 
 
-def test_the_edge_of_the_sweep_and_missing_classes_are_said(labelled_sets, three):
+def spread(seed, rows, *, scales, classes=10, width=64):
+    """Classes that differ in the second half of the channels alone."""
+    draw = np.random.default_rng(seed)
+    centres = 0.75 * np.random.default_rng(0).normal(size=(classes, width)) * (np.arange(width) >= width // 2)
+    label = draw.permutation(np.arange(rows) % classes)
+    return ((centres[label] + draw.normal(size=(rows, width))) * scales).astype(np.float32), label
+
+
+def test_scales_of_channels_do_not_matter(labelled_sets):
+    """Channels whose scales spread 100 to 1, the telling ones small: a penalty on weights favours the large ones."""
+    even, uneven = np.ones(64), 100.0 ** (-np.arange(64) / 63)
+
+    def top1(scales, **solver):
+        sets = {"train": spread(1, 300, scales=scales), "val": spread(2, 100, scales=scales)}
+        sets["test"] = spread(3, 1000, scales=scales)
+        return probe(labelled_sets(sets), val={"set": "val"}, solver=dict(type="lbfgs", **solver))["top1"]
+
+    found = top1(uneven)
+    assert found == pytest.approx(top1(even), abs=0.2)
+    assert found > 5 + top1(uneven, standardise=False)
+
+
+def test_a_constant_channel_is_left_out(labelled_sets, three):
+    before = probe(labelled_sets(three), val={"set": "val"})
+    for constant in (0.0, 0.1, 1e4):
+        noise = {name: np.random.default_rng(len(name)).normal(size=(len(y), 1)) for name, (_, y) in three.items()}
+        wide = {n: (np.append(x, constant * (1 + 1e-7 * noise[n]), axis=1), y) for n, (x, y) in three.items()}
+        assert probe(labelled_sets(wide), val={"set": "val"})["top1"] == before["top1"]
+
+
+def test_the_edge_of_the_sweep_and_missing_classes_are_said(labelled_sets, three, caplog):
     x, label = three["train"]
     three["train"] = (x[label != 2], label[label != 2])
     del three["val"]
-    got = probe(labelled_sets(three), solver=dict(l2=(1.0, 1e5, 1e6)))
-    assert "at the EDGE of what was tried" in got["solver"]["note"]
+    context = labelled_sets(three)
+    found = list(evals.make("linear_probe", context, **SETS, solver=dict(l2=(1e7, 1e8))).run(None))
+    edge = re.search(r"linear_probe: (best l2 1e\+0\d at the edge of those tried) \(1e\+07 to 1e\+08\); ", caplog.text)
+    assert {m.note for m in found if isinstance(m, evals.Metric)} == {edge[1]}
+    caplog.clear()
+    got = probe(context, solver=dict(l2=(1.0, 1e7, 1e8)))
+    assert "EDGE" in got["solver"]["note"] and "best l2 1 at the edge of those tried (1 to 1e+08)" in caplog.text
+    caplog.clear()
+    assert "EDGE" not in probe(context, solver=dict(l2=(1e-3, 1.0, 1e8)))["solver"]["note"] and not caplog.text
     assert "160 training and 40 validation rows; final fit on 200 rows" in got["solver"]["note"]  # a fifth was held out
     assert "1 of 6 classes have no training row (2, ...)" in got["solver"]["note"]
     assert got["top1"] < 84 and got["mean_per_class"] < 84  # no prediction of the class that was never seen

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from maeclip_jax.evals.prompts.lists import FOLDER, class_names, read_templates
+from maeclip_jax.evals.prompts.lists import FOLDER, class_names, read_templates, set_of_prompts
 
 
 def test_every_class_of_imagenet_has_a_name_of_its_own():
@@ -28,3 +28,23 @@ def test_labels_are_the_sorted_synsets():
     assert [names[i] for i in (0, 134, 517, 638, 639, 999)] == [
         "tench", "crane bird", "construction crane", "maillot", "one-piece swimsuit", "toilet paper",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda p: p.stem)
+def test_every_packaged_list_says_where_its_words_come_from(path):
+    value = json.loads(path.read_text(encoding="utf-8"))
+    assert "this project" in value["source"] and ("classes" not in value or "WordNet" in value["source"])
+
+
+def test_a_set_of_prompts_has_a_name(tmp_path):
+    assert set_of_prompts("imagenet", "imagenet") == "prompts imagenet (28, ours), names imagenet (ours)"
+    assert set_of_prompts("plain", None) == "prompts plain (1, ours), names of the data"
+    file = tmp_path / "openai.json"
+    file.write_text('["a {}", "the {}"]')
+    named = set_of_prompts(str(file), None)
+    assert re.fullmatch(r"prompts openai.json \(2, [0-9a-f]{8}\), names of the data", named)
+    file.write_text('["a {}", "one {}"]')
+    assert set_of_prompts(str(file), None) != named  # other words under the same name
+    lists = set_of_prompts(["a {}"], ["x", "y"])
+    assert re.fullmatch(r"prompts of a list \(1, [0-9a-f]{8}\), names of a list \([0-9a-f]{8}\)", lists)
+    assert set_of_prompts(["a {}"], ["x", "z"]) != lists

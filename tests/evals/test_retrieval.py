@@ -1,32 +1,41 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals import retrieval
-from maeclip_jax.evals.retrieval import Retrieval, chances, image_to_text, text_to_image
+from maeclip_jax.evals import recall, retrieval
+from maeclip_jax.evals.recall import chances, drawn, image_to_text, text_to_image
+from maeclip_jax.evals.retrieval import Retrieval
 from tests.evals.found import notes, values
 
 
+def hit(score, right, k):
+    """How likely a right candidate is among the first k of a sort that breaks ties by chance; counted, not derived."""
+    best = max(score[c] for c in right)
+    above = sum(score[c] > best for c in range(len(score)))
+    equal = [c in right for c in range(len(score)) if score[c] == best]
+    places = [set(where) for where in itertools.combinations(range(len(equal)), sum(equal))]
+    return np.mean([any(place < k - above for place in where) for where in places])
+
+
 def reference(images, texts, owner, k, merge):
-    """Recalls by the letter: texts is one row per caption, equal rows = equal captions, ties before the right one."""
+    """Recalls by the letter: texts is one row per caption, equal rows = equal captions."""
     names = [t.tobytes() for t in texts]
+    first = [names.index(n) for n in names]
+    candidates = sorted(set(first)) if merge else list(range(len(texts)))
     score = images @ texts.T
     hits_i, hits_t = [], []
     for i in range(len(images)):
-        own_names = {names[m] for m in range(len(texts)) if owner[m] == i}
-        if not own_names:
-            continue
-        right = [m for m in range(len(texts)) if owner[m] == i or (merge and names[m] in own_names)]
-        best = max(score[i, m] for m in right)
-        wrong = [m for m in range(len(texts)) if m not in right and score[i, m] >= best]
-        hits_i.append((len({names[m] for m in wrong}) if merge else len(wrong)) < k)
+        own = {first[m] if merge else m for m in range(len(texts)) if owner[m] == i}
+        if own:
+            right = [place for place, c in enumerate(candidates) if c in own]
+            hits_i.append(hit([score[i, c] for c in candidates], right, k))
     queries = {(owner[m], names[m]): m for m in range(len(texts))} if merge else {m: m for m in range(len(texts))}
     for m in queries.values():
         right = {owner[n] for n in range(len(texts)) if names[n] == names[m]} if merge else {owner[m]}
-        best = max(score[i, m] for i in right)
-        hits_t.append(sum(score[i, m] >= best for i in range(len(images)) if i not in right) < k)
+        hits_t.append(hit(score[:, m], right, k))
     return 100 * np.mean(hits_i), 100 * np.mean(hits_t)
 
 
@@ -48,7 +57,7 @@ def problem(seed, images=17, vocabulary=20):
 @pytest.mark.parametrize("seed", range(4))
 def test_recall_is_what_the_definition_says(fake, processes, pictures, words, monkeypatch, seed, duplicates):
     (image, word), text, count = problem(seed)
-    monkeypatch.setattr(retrieval, "BLOCK_BYTES", 4 * 20 * 3)  # three rows of similarities at a time
+    monkeypatch.setattr(recall, "BLOCK_BYTES", 4 * 20 * 3)  # three rows of similarities at a time
     monkeypatch.setattr(retrieval, "unit_rows", lambda x: x)  # keep the scores exact
     data = {"image": pictures(range(len(image))), "text": text, "_captions": count}
     data["_key"] = np.array([f"k{i}" for i in range(len(image))], object)
@@ -76,27 +85,74 @@ def test_any_of_several_captions_is_a_hit():
     images = np.array([[1, 0], [0, 1]], np.float32)
     texts = np.array([[0.1, 0], [1, 0], [0, 1]], np.float32)
     pairs = np.array([[0, 0], [0, 1], [1, 2]])
-    assert image_to_text(images, texts, pairs, False)[0].tolist() == [0, 0]
-    assert text_to_image(images, texts, pairs, False)[0].tolist() == [0, 0, 0]
+    assert image_to_text(images, texts, pairs, False).hit(1).tolist() == [1, 1]
+    assert text_to_image(images, texts, pairs, False).hit(1).tolist() == [1, 1, 1]
 
 
 def test_a_caption_on_two_pictures():
     # Both pictures have text 0 and score the same on it.
     images, texts = np.ones((2, 2), np.float32), np.ones((1, 2), np.float32)
     pairs = np.array([[0, 0], [1, 0]])
-    assert image_to_text(images, texts, pairs, False)[0].tolist() == [1, 1]  # the other one's copy stands before
-    assert image_to_text(images, texts, pairs, True)[0].tolist() == [0, 0]
-    assert text_to_image(images, texts, pairs, False)[0].tolist() == [1, 1]
-    assert text_to_image(images, texts, pairs, True)[0].tolist() == [0, 0]
+    # The other one's copy stands before in every second order; so does the other picture.
+    assert image_to_text(images, texts, pairs, False).hit(1).tolist() == [0.5, 0.5]
+    assert image_to_text(images, texts, pairs, True).hit(1).tolist() == [1, 1]
+    assert text_to_image(images, texts, pairs, False).hit(1).tolist() == [0.5, 0.5]
+    assert text_to_image(images, texts, pairs, False).hit(2).tolist() == [1, 1]
+    assert text_to_image(images, texts, pairs, True).hit(1).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
-def test_a_collapsed_or_broken_model_finds_nothing(value):
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_copies_of_captions_count_as_the_mean_over_random_orders(k):
+    """400 pictures with a caption each, 2 % of them copies of another, and scores in whole numbers, which tie often."""
+    rng = np.random.default_rng(k)
+    n, copies = 400, 8
+    images = rng.integers(-2, 3, (n, 8)).astype(np.float32)
+    texts = images + rng.integers(-2, 3, (n, 8)).astype(np.float32)
+    text_of = np.arange(n)
+    text_of[-copies:] = np.arange(copies)  # the last pictures have the words of the first
+    images[-copies:] = images[:copies]
+    pairs = np.stack([np.arange(n), text_of], 1)
+    texts = texts[: n - copies]
+    found = image_to_text(images, texts, pairs, False)
+    got = 100 * found.hit(k).mean()
+    score = images @ texts[text_of].T
+    orders = []
+    for _ in range(300):
+        shuffled = rng.permutation(n)
+        first = shuffled[np.argsort(-score[:, shuffled], axis=1, kind="stable")[:, :k]]
+        orders.append(100 * np.mean((first == np.arange(n)[:, None]).any(1)))
+    assert np.std(orders) > 0  # the order of ties matters
+    assert abs(got - np.mean(orders)) < 4 * np.std(orders) / 300**0.5
+    against, for_it = (100 * np.mean(found.above + tied < k) for tied in (found.tied, 0))
+    assert against < got < for_it
+    np.testing.assert_array_equal(image_to_text(images, texts, pairs, False).hit(k), found.hit(k))
+
+
+def test_draws_are_counted():
+    for right, wrong, k in itertools.product(range(1, 4), range(4), range(-1, 8)):
+        boxes = [True] * right + [False] * wrong
+        want = np.mean([any(order[: max(k, 0)]) for order in itertools.permutations(boxes)])
+        assert drawn(np.array([right]), np.array([right + wrong]), k) == pytest.approx([want])
+
+
+def test_a_collapsed_model_scores_what_chance_does():
     n = 30
-    images, texts = np.full((n, 3), value, np.float32), np.full((n, 3), value, np.float32)
+    for value in (0.0, 1.0):
+        images, texts = np.full((n, 3), value, np.float32), np.full((2 * n, 3), value, np.float32)
+        pairs = np.stack([np.repeat(np.arange(n), 2), np.arange(2 * n)], 1)
+        i2t, t2i = chances(pairs, n, 2 * n, False)
+        for k in (1, 5):
+            assert 100 * image_to_text(images, texts, pairs, False).hit(k).mean() == pytest.approx(i2t(k))
+            assert 100 * text_to_image(images, texts, pairs, False).hit(k).mean() == pytest.approx(t2i(k))
+
+
+def test_a_broken_model_finds_nothing():
+    n = 30
+    images = texts = np.full((n, 3), np.nan, np.float32)
     pairs = np.stack([np.arange(n)] * 2, 1)
-    assert image_to_text(images, texts, pairs, False)[0].min() == n - 1
-    assert text_to_image(images, texts, pairs, False)[0].min() == n - 1
+    for merge in (False, True):
+        for found in (image_to_text(images, texts, pairs, merge), text_to_image(images, texts, pairs, merge)):
+            assert found.above.min() == n - 1 and not found.hit(n - 1).any()
 
 
 def test_chance_is_what_random_embeddings_get():
@@ -108,7 +164,7 @@ def test_chance_is_what_random_embeddings_get():
     assert i2t(1) == pytest.approx(100 / n)
     assert i2t(n * per) == pytest.approx(100) and t2i(1000) == pytest.approx(100)
     got = [
-        100 * np.mean(image_to_text(rng.normal(size=(n, 64)), rng.normal(size=(n * per, 64)), pairs, False)[0] < k)
+        100 * np.mean(image_to_text(rng.normal(size=(n, 64)), rng.normal(size=(n * per, 64)), pairs, False).hit(k))
         for _ in range(60)
     ]
     assert abs(np.mean(got) - i2t(k)) < 4 * np.std(got) / 60**0.5 + 0.1

@@ -6,7 +6,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
 from maeclip_jax.evals.zero_shot import ZeroShot
-from tests.evals.found import values
+from tests.evals.found import notes, values
 
 NAMES = ["red cube", "blue ball", "green cone", "orange ring", "white star", "black disc"]
 
@@ -20,7 +20,7 @@ def prompts_by_class(fns_class, data, **kwargs):
 
 
 def make(context, **config):
-    return ZeroShot(context, data={}, length=4, templates=["{}"], **{"batch_size": 4} | config)
+    return ZeroShot(context, data={}, length=4, **{"templates": ["{}"], "batch_size": 4} | config)
 
 
 def test_accuracy_counts_each_row_once(fake, pictures):
@@ -34,6 +34,20 @@ def test_accuracy_counts_each_row_once(fake, pictures):
     rows = {r[0]: r for r in got["classes"]["rows"]}
     assert rows["red cube"][1:] == [2, 50.0, "blue ball"] and rows["orange ring"][1:] == [1, 0.0, "white star"]
     json.dumps(got)
+
+
+def test_every_number_names_its_prompts(fake, pictures, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("{}\n")
+    data = {"image": pictures([0, 1]), "label": np.array([0, 1], np.int32)}
+    context = prompts_by_class(fake, data, image=np.eye(8, dtype=np.float32))
+    for templates, named in (
+        (str(file), "prompts mine.txt (1, "),
+        (["{}"], "prompts of a list (1, "),
+    ):
+        found = notes(make(context, templates=templates).run(None))
+        assert set(found) == {"top1", "top5", "mean_per_class"} and len(set(found.values())) == 1
+        assert found["top1"].startswith(named) and found["top1"].endswith("), names of the data")
 
 
 def test_one_class_is_found_by_anything(fake, pictures):

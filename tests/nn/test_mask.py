@@ -56,6 +56,27 @@ def test_restore_undoes_take():
     np.testing.assert_array_equal(take(x[..., 0], kept.keep_BxK), take(x, kept.keep_BxK)[..., 0])
 
 
+@pytest.mark.parametrize("share", ["sample", "batch"])
+def test_one_of_some_tokens_is_kept_and_nothing_else_changes(share):
+    draws, length, keep = 4000, 64, 16
+    words = np.arange(length)[None] < np.array([3, 1, 0, 40] * (draws // 4))[:, None]
+    free = random_keep(KEY, draws, length, keep, share)
+    made = random_keep(KEY, draws, length, keep, share, words)
+    shown_free, shown = (~np.asarray(x.mask_BxN) & words for x in (free, made))
+    had = shown_free.any(1)
+    assert shown.any(1)[words.any(1)].all() and (~np.asarray(made.mask_BxN)).sum(1).tolist() == [keep] * draws
+    same = had | ~words.any(1)
+    np.testing.assert_array_equal(np.asarray(made.mask_BxN)[same], np.asarray(free.mask_BxN)[same])
+    assert (shown[~had].sum(1) <= 1).all()
+    if share == "sample":
+        # Of 3 words among 64 tokens none is among the 16 kept in 41 % of the captions.
+        none = np.prod([(48 - i) / (64 - i) for i in range(3)])
+        assert none == pytest.approx(0.415, abs=0.001)
+        assert np.mean(~had[::4]) == pytest.approx(none, abs=4 * np.sqrt(none * (1 - none) * 4 / draws))
+        which = shown[::4][~had[::4]][:, :3].mean(0)
+        np.testing.assert_allclose(which, 1 / 3, atol=4 * np.sqrt(2 / 9 / (~had[::4]).sum()))
+
+
 def test_every_token_and_every_pair_is_kept_equally_often():
     draws, length, keep = 20_000, 6, 2
     seen = ~np.asarray(random_keep(KEY, draws, length, keep).mask_BxN)

@@ -125,6 +125,19 @@ def test_streams_draw_their_masks_independently():
     assert len({row.tobytes() for row in np.asarray(shared["text"].mask_BxN)}) == 1
 
 
+@pytest.mark.parametrize("name", ["m3ae", "mae_clip"])
+def test_a_caption_may_be_made_to_show_a_word(name):
+    """Captions of 8, 5, 3 and 1 words, of which 3 in 4 are hidden: by default some show none."""
+    hidden = {}
+    for words in ("any", "one"):
+        module = models.build(name, mask_words=words, mask=dict(image=0.75, text=0.75))
+        params = models.parameters(module)
+        masks = [models.outputs(module, params, seed=seed)["reconstruct"]["text_mask"] for seed in range(20)]
+        real = models.BATCH["text"] != 0
+        hidden[words] = [bool((mask | ~real).all(1).any()) for mask in masks]
+    assert any(hidden["any"]) and not any(hidden["one"])
+
+
 def test_inputs_and_parameters():
     mae, m3ae = models.build("mae"), models.build("m3ae")
     assert {k: (v.shape, v.dtype) for k, v in mae.inputs().items()} == {"image": ((16, 16, 3), np.uint8)}
@@ -158,6 +171,7 @@ def test_what_does_not_fit_is_refused():
     refused("mae", r"^unknown pool 'mean'; valid: gap, max, ", image_tower=tower | dict(pool="mean"))
     refused("mae", r"^mask ratio must lie in \[0, 1\), got 1.0$", mask=dict(image=1.0))
     refused("mae", r"^unknown share 'all'; valid: sample, batch$", mask_share="all")
+    refused("m3ae", r"^unknown mask_words 'all'; valid: any, one$", mask_words="all")
     refused("mae", r"^unknown pixel statistics 'coco'; valid: cc12m, ", stats="coco")
     small = {"image": np.zeros((4, 12, 16, 3), np.uint8)}
     refused("mae", r"^pictures are 12x16, the image tower takes 16x16$", batch=small)

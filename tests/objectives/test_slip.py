@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maeclip_jax.data.image_ops import sample_box
 from maeclip_jax.objectives import slip, views
 from maeclip_jax.parallel import sharding
 from maeclip_jax.params import flatten
@@ -126,12 +127,55 @@ def test_the_head_is_three_layers_with_statistics_of_the_batch():
     np.testing.assert_allclose(jax.jit(head.apply)({"params": params}, x.astype(np.float32)), y, atol=1e-5)
 
 
+def test_views_may_come_with_the_batch():
+    """Then the loss of views depends on them and not on the picture that CLIP sees, which stays as it is."""
+    settings = models.MODELS["slip"]["simclr"]
+    module = models.build("slip", simclr=settings | dict(views="batch"))
+    assert module.inputs()["views"].shape == (2, 16, 16, 3) and module.inputs()["views"].dtype == np.uint8
+    assert "views" not in models.build("slip").inputs()
+    params = models.parameters(module)
+    made = {"views": np.random.default_rng(1).integers(0, 256, (4, 2, 16, 16, 3), dtype=np.uint8)}
+
+    def metrics(batch):
+        loss = jax.jit(lambda batch: models.apply(module, params, batch, train=True, seed=0)[1])
+        return {k: float(v) for k, v in loss(batch).items()}
+
+    one = metrics(BATCH | made)
+    other = metrics(BATCH | made | {"image": BATCH["image"][::-1]})
+    assert one["simclr"] == pytest.approx(other["simclr"], rel=1e-6) and one["contrast"] != other["contrast"]
+    assert metrics(BATCH | {"views": made["views"][::-1]})["simclr"] != one["simclr"]
+    assert metrics(BATCH)["simclr"] != one["simclr"]  # as in evaluation: crops of the picture
+    with pytest.raises(ValueError, match=r"unknown simclr.views 'both'; valid: image, batch"):
+        models.parameters(models.build("slip", simclr=settings | dict(views="both")))
+
+
+def test_crops_are_drawn_as_simclr_draws_them():
+    """Area and ratio of boxes that stick out are drawn anew, not cut: mean area 0.478 of a square, not 0.534."""
+    count = 40_000
+    height, width = (np.asarray(x)[:, 0] for x in views.boxes(jax.random.key(0), count))
+    draw = np.random.default_rng(0)
+    sizes = np.array([sample_box(draw, 4000, 4000, (0.08, 1), (3 / 4, 4 / 3))[2:] for _ in range(count)]) / 4000
+    area, want = height * width, sizes.prod(1)
+    error = 4 * (2 / count) ** 0.5 * want.std()
+    assert abs(area.mean() - want.mean()) < error and abs(area.mean() - 0.478) < error
+    assert max(height.max(), width.max()) <= 1 and area.min() >= 0.0799
+    for share in (0.1, 0.25, 0.5, 0.75, 0.9):
+        assert np.quantile(area, share) == pytest.approx(np.quantile(want, share), abs=0.015)
+        ratio = np.quantile(width / height, share)
+        assert ratio == pytest.approx(np.quantile(sizes[:, 1] / sizes[:, 0], share), abs=0.015)
+
+
 def test_views_are_drawn_as_often_as_said_and_from_the_key_alone():
     side, count = 24, 1500
     across = np.linspace(40, 200, side)
     one = np.stack([np.broadcast_to(across, (side, side)), *(np.full((side, side), v) for v in (90, 160))], -1)
     pictures = np.broadcast_to(one.astype(np.uint8), (count, side, side, 3))
-    function = jax.jit(views.augment)
+
+    @jax.jit
+    def function(rng, pictures):
+        crop_rng, distort_rng = jax.random.split(rng)
+        return jnp.round(views.distort(distort_rng, views.crop(crop_rng, pictures))).astype(np.uint8)
+
     drawn = np.asarray(function(jax.random.key(3), pictures))
     assert drawn.dtype == np.uint8 and drawn.shape == pictures.shape
     np.testing.assert_array_equal(drawn, function(jax.random.key(3), pictures))

@@ -86,51 +86,9 @@ def test_a_picture_reaches_tensorboard(tmp_path):
     assert event.step == 3 and event.summary.value[0].image.width == 6
 
 
-@pytest.fixture
-def remote(tmp_path, monkeypatch):
-    """gs://bucket, in a folder: objects can be written whole and read, nothing can be appended to or renamed."""
-    from etils.epath import backend, gpath
-
-    class Store(backend._OsPathBackend):
-        def _local(self, path):
-            return str(path).replace("gs://bucket", str(tmp_path / "store"))
-
-        def open(self, path, mode):
-            assert "a" not in mode, f"{path} was opened to append"
-            return super().open(self._local(path), mode)
-
-        def replace(self, path, dst):
-            raise AssertionError(f"{path} was renamed")
-
-        rename = replace
-
-        def exists(self, path):
-            return super().exists(self._local(path))
-
-        def isdir(self, path):
-            return super().isdir(self._local(path))
-
-        def listdir(self, path):
-            return super().listdir(self._local(path))
-
-        def glob(self, path):
-            found = super().glob(self._local(path))
-            return [p.replace(str(tmp_path / "store"), "gs://bucket") for p in found]
-
-        def makedirs(self, path, *, exist_ok=False, mode=None):
-            super().makedirs(self._local(path), exist_ok=exist_ok, mode=mode)
-
-        def mkdir(self, path, *, exist_ok=False, mode=None):
-            super().makedirs(self._local(path), exist_ok=exist_ok, mode=mode)
-
-    monkeypatch.setenv("EPATH_USE_TF", "false")
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Store())
-    return tmp_path / "store" / "run"
-
-
 def test_a_remote_workdir_is_written_whole(remote):
-    workdir = make_workdir("gs://bucket/run")
-    assert isinstance(workdir, epath.Path) and str(workdir) == "gs://bucket/run"
+    workdir = make_workdir(remote)
+    assert isinstance(workdir, epath.Path) and str(workdir) == remote
     written = log.Log(workdir, 0)
     written.scalars(1, {"train/loss": 2.5})
     written.scalars(2, {"train/loss": 1.5})
@@ -139,9 +97,9 @@ def test_a_remote_workdir_is_written_whole(remote):
     written.scalars(3, {"train/loss": 0.5})
     written.close()
     assert [r["step"] for r in read_metrics(workdir)] == [1, 2, 3]
-    assert [e[0] for e in events(remote / "tensorboard")] == [1, 2, 3]
     write_costs(workdir, {"step": 3})
-    assert json.loads((remote / "costs.json").read_text()) == {"step": 3, "median": {}}
+    assert [e[0] for e in events(workdir / "tensorboard")] == [1, 2, 3]
+    assert json.loads((workdir / "costs.json").read_text()) == {"step": 3, "median": {}}
 
 
 def test_a_workdir_that_cannot_be_made_is_said(tmp_path):

@@ -19,7 +19,7 @@ from tests.objectives import models
 DEFAULTS = dict(
     name="adamw", lr=1e-3, lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, warmup="10 steps",
     schedule="cosine", end_lr=0.0, clip_norm=0.0, mu_dtype="float32",
-    no_decay=(r".*/(embedding|position|probe)",), freeze=(), lr_multipliers=(), caps=(),
+    no_decay=(r".*/(embedding|position|probe)",), freeze=(), lr_multipliers=(), caps=(), decay_by="lr",
 )  # fmt: skip
 PARAMS = {
     "image": {"patch": {"kernel": np.full((2, 3), 2.0, np.float32), "bias": np.full(3, 2.0, np.float32)}},
@@ -117,7 +117,8 @@ def test_decay_does_not_depend_on_how_layers_are_stored():
 
 def step(params=PARAMS, grads=None, steps=1, rate=1.0, **changes):
     """Parameters after `steps` updates with gradients of one (or `grads`)."""
-    transform = optim.make(config(**changes), params, lambda _: rate)
+    rate = rate if callable(rate) else optim.Rate(rate, lambda _: 1.0)
+    transform = optim.make(config(**changes), params, rate)
     grads = jax.tree.map(np.ones_like, params) if grads is None else grads
 
     def run(params):
@@ -145,6 +146,51 @@ def test_adamw_is_adam_and_decoupled_decay():
     np.testing.assert_allclose(after["image/patch/bias"], 2 - 0.5, rtol=1e-5)
     np.testing.assert_allclose(after["text/token/embedding"], 2 - 0.5, rtol=1e-5)
     assert after["log_logit_scale"] == pytest.approx(3.5, rel=1e-5)
+
+
+def by_hand(steps, rate, decay, *, multiplier=1.0):
+    """The kernel of PARAMS after `steps` of Adam (0.9, 0.98) with gradients of one; less `decay(step)`."""
+    w, mu, nu = np.float64(2), 0.0, 0.0
+    for n in range(steps):
+        mu, nu = 0.9 * mu + 0.1, 0.98 * nu + 0.02
+        adam = (mu / (1 - 0.9 ** (n + 1))) / (np.sqrt(nu / (1 - 0.98 ** (n + 1))) + 1e-6)
+        w = w - multiplier * rate[n] * adam - decay(n) * w
+    return w
+
+
+@pytest.mark.parametrize("warmup", ["0 steps", "3 steps"])
+def test_decay_by_schedule_leaves_the_learning_rate_out(warmup):
+    """As big_vision: 0.1 times the schedule's shape a step, a thousand times as much as AdamW at a rate of 1e-3."""
+    changes = dict(lr=1e-3, weight_decay=0.1, warmup=warmup, schedule="linear")
+    rate = optim.schedule(config(**changes), batch_size=8, total=10, epoch=None)
+    first = 3 if warmup == "3 steps" else 0
+    shape = [(n + 1) / 3 if n < first else 1 - (n - first) / (10 - first) for n in range(8)]
+    rates = [1e-3 * s for s in shape]
+    after = step(rate=rate, steps=8, decay_by="schedule", **changes)
+    want = by_hand(8, rates, lambda n: 0.1 * shape[n])
+    assert want < 1.4  # where AdamW's own is still above 1.99
+    np.testing.assert_allclose(after["image/patch/kernel"], want, rtol=1e-5)
+    no_decay = by_hand(8, rates, lambda n: 0)
+    for path in ("image/patch/bias", "text/token/embedding"):
+        np.testing.assert_allclose(after[path], no_decay, rtol=1e-6)
+    after = step(rate=rate, steps=8, decay_by="lr", **changes)
+    np.testing.assert_allclose(after["image/patch/kernel"], by_hand(8, rates, lambda n: 0.1 * rates[n]), rtol=1e-6)
+
+
+def test_decay_by_schedule_knows_neither_multipliers_nor_what_is_frozen():
+    changes = dict(decay_by="schedule", lr_multipliers=(("image/.*", 0.5),), weight_decay=0.1)
+    for freeze in ((), ("text/.*",)):
+        after = step(rate=0.01, steps=3, freeze=freeze, **changes)
+        want = by_hand(3, [0.01] * 3, lambda _: 0.1, multiplier=0.5)
+        np.testing.assert_allclose(after["image/patch/kernel"], want, rtol=1e-5)
+    after = step(rate=0.01, steps=3, freeze=("image/.*",), **changes)
+    np.testing.assert_array_equal(after["image/patch/kernel"], PARAMS["image"]["patch"]["kernel"])
+
+
+def test_the_peak_of_a_rate_is_its_shape_of_one():
+    rate = optim.schedule(config(lr=1.5e-4, lr_per_examples=256), batch_size=4096, total=110, epoch=None)
+    assert rate.peak == pytest.approx(2.4e-3) and float(rate.shape(9)) == 1
+    assert float(rate(9)) == pytest.approx(2.4e-3)
 
 
 def test_clipping_scales_the_whole_gradient():
@@ -192,6 +238,7 @@ def test_bfloat16_moments_are_kept_so():
             dict(name="adam"),
             "unknown optimizer 'adam' (did you mean 'adamw'?); valid: adafactor, adamw, lamb, lion, sgd",
         ),
+        (dict(decay_by="rate"), "unknown optim.decay_by 'rate'; valid: lr, schedule"),
         (dict(mu_dtype="bf16"), "unknown optim.mu_dtype 'bf16' (did you mean 'bfloat16'?); valid: float32, bfloat16"),
         (
             dict(freeze=("txt/.*",)),

@@ -10,6 +10,7 @@ import time
 import pytest
 from etils import epath
 
+from maeclip_jax import remote as remote_files
 from maeclip_jax.errors import UserError
 from maeclip_jax.run import owner
 from maeclip_jax.workdir import OWNER
@@ -82,6 +83,31 @@ def test_process_that_was_replaced_while_it_slept_stops(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="taken over by process 7 on tpu-7"):
             mine.check()
     assert json.loads((tmp_path / OWNER).read_text())["host"] == "tpu-7"  # it is theirs, and stays
+
+
+def test_a_workdir_in_a_bucket_has_one_owner(remote, monkeypatch, capsys):
+    where, they = epath.Path(remote), remote_files.write
+    with owner.Owner(where):
+        refused = pytest.raises(
+            UserError, match=rf"^{remote} is being trained by process {os.getpid()} on \S+, for \d+s"
+        )
+        with refused, owner.Owner(where):
+            pass
+    assert remote_files.read(where / OWNER) is None
+    theirs = owner._own_card() | {"token": "theirs", "space": "another host", "host": "tpu-7"}
+    they(where / OWNER, json.dumps(theirs).encode())
+    with owner.Owner(where, silence=1.0) as mine:
+        mine.check()
+    assert "on tpu-7: waiting up to 1 s for a sign of it" in capsys.readouterr().out
+    monkeypatch.setattr(owner, "REMOTE_BEAT", 0.05)
+    with owner.Owner(where) as mine:
+        they(where / OWNER, json.dumps(theirs).encode())
+        end = time.monotonic() + 60
+        while not mine._lost and time.monotonic() < end:
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=rf"^{remote} was taken over by process {os.getpid()} on tpu-7 while"):
+            mine.check()
+    assert json.loads(remote_files.read(where / OWNER))["token"] == "theirs"
 
 
 def test_two_trainings_and_a_kill(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -73,6 +74,26 @@ def read_templates(templates: str | Sequence[str]) -> list[str]:
     if bad or not len(templates):
         raise UserError(f"prompt template {bad[0] if bad else ''!r} of {named} has no {{}} for the class name")
     return list(templates)
+
+
+def set_of_prompts(templates: str | Sequence[str], classes: str | Sequence[str] | None) -> str:
+    """Which words a number was made with: `prompts imagenet (28, ours), names imagenet (ours)`.
+
+    Packaged sets are ours. A person's own file goes by its name and the first 8 digits of its SHA-256, since a number
+    is only comparable with one of the same words.
+    """
+    names = "of the data" if classes is None else _called(classes)
+    return f"prompts {_called(templates, str(len(read_templates(templates))))}, names {names}"
+
+
+def _called(words: str | Sequence[str], count: str = "") -> str:
+    if not isinstance(words, str):
+        name, about = "of a list", hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+    elif Path(words).suffix in (".json", ".txt"):
+        name, about = Path(words).name, hashlib.sha256(Path(words).read_bytes()).hexdigest()[:8]
+    else:
+        name, about = words, "ours"
+    return f"{name} ({', '.join(filter(None, (count, about)))})"
 
 
 def fill(template: str, name: str) -> str:

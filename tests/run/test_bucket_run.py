@@ -1,0 +1,217 @@
+"""A run whose data and workdir are in a bucket, while the bucket is not as it should be: the numbers of a local run."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import pytest
+
+from maeclip_jax import remote
+from maeclip_jax.errors.storage import StorageError
+from maeclip_jax.prepare.builders import scenes
+from maeclip_jax.remote import outbox
+from maeclip_jax.run import attempts, checkpoint, log, train
+from maeclip_jax.workdir import read_metrics
+from tests import runs, stored, torture
+
+ARG = "steps=60,save=10"
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """A folder with the data set scenes/mu."""
+    where = runs.folder() / "bucket-run"
+    scenes.build("mu", where / "data")
+    return where
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    """An undisturbed run in a folder, on one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAECLIP_DATA_DIR", str(folder / "data"))
+        train.run(stored.get_config(ARG), folder / "reference", devices=jax.devices()[:1])
+    return folder / "reference"
+
+
+@pytest.fixture
+def away(bucket, fresh_bucket, remote, folder, monkeypatch):
+    """Where a run of this test goes, in a bucket that also holds its data. What a run waits for is short."""
+    bucket.upload(folder / "data", "run-data")
+    monkeypatch.setenv("MAECLIP_DATA_DIR", "gs://name/run-data")
+    monkeypatch.setattr(attempts, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(attempts, "AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(outbox, "AGAIN_SECONDS", 0.3)
+    monkeypatch.setattr("maeclip_jax.remote.SAID_AFTER", 0.5)
+    monkeypatch.setattr(log, "_REMOTE_SECONDS", 0.2)
+    return remote
+
+
+def _at(monkeypatch, steps: dict) -> None:
+    """Calls what `steps` name when the row of that step is said; a row takes a moment, so that there is time for it."""
+    before = log.Log.scalars
+
+    def scalars(self, step, values):
+        before(self, step, values)
+        if step in steps:
+            steps.pop(step)()
+        time.sleep(0.02)
+
+    monkeypatch.setattr(log.Log, "scalars", scalars)
+
+
+def _fetch(where: str, to) -> None:
+    remote.system(where).get(f"{where}/", f"{to}/", recursive=True)
+
+
+def _same(where: str, reference, tmp_path) -> None:
+    """Rows, examples and the last parameters are those of a local run, bit by bit. A checkpoint may be late."""
+    run = tmp_path / "run"
+    _fetch(where, run)
+    for late in set(torture.steps(run)) - set(torture.steps(reference)):
+        shutil.rmtree(run / "checkpoints" / str(late))
+    torture.compare(run, reference)
+
+
+def test_a_dozen_faults_change_nothing(away, reference, fresh_bucket, monkeypatch, tmp_path, caplog):
+    fault = fresh_bucket.fault
+    faults = {
+        3: lambda: fault("metrics", "put", "429", times=2),
+        6: lambda: fault("tensorboard", "put", "403", times=3),  # kept, said, written when it can be
+        9: lambda: fault("checkpoints", "*", "503", times=6),
+        15: lambda: fault("scenes-train", "media", "reset", times=3),
+        18: lambda: fault("", "*", "reset", times=4),
+        22: lambda: fault("scenes-train", "media", "short", times=2),
+        25: lambda: fault("metrics", "put", "slow", times=1, seconds=3.0),
+        29: lambda: fresh_bucket.away(4.0),
+        38: fresh_bucket.restart,
+        43: lambda: fault("costs", "put", "401", times=4),
+        49: lambda: fault("checkpoints/50/state", "put", "503", times=3),
+    }
+    _at(monkeypatch, faults)
+    train.run(stored.get_config(ARG), away, devices=jax.devices()[:1])
+    assert not faults
+    _same(away, reference, tmp_path)
+    said = [r.getMessage() for r in caplog.records if r.name == "maeclip_jax"]
+    (kept,) = [x for x in said if "it is kept and tried again, and the run goes on" in x]
+    assert re.match(r"cannot write gs://name/\S+/tensorboard/events\S+: access is denied \(403\); check", kept)
+    assert any(re.match(r"waiting for gs://name/\S+: \d+ s \(", x) for x in said), said
+
+
+def test_a_bucket_away_for_long_ends_the_run_with_one_line(away, folder, fresh_bucket, monkeypatch):
+    """The steps go on while it is away, until a checkpoint could not be saved for long. Its data are here."""
+    monkeypatch.setenv("MAECLIP_DATA_DIR", str(folder / "data"))
+    monkeypatch.setattr(attempts, "GIVE_UP_SECONDS", 2.0)
+    monkeypatch.setattr("maeclip_jax.remote.RUN_SECONDS", 2.0)
+    monkeypatch.setattr("maeclip_jax.remote.START_SECONDS", 2.0)
+    monkeypatch.setattr(outbox, "LAST_SECONDS", 0.5)
+
+    def leave():
+        while 10 not in _whole(away):
+            time.sleep(0.1)
+        fresh_bucket.away(120.0)
+
+    _at(monkeypatch, {12: leave})
+    with pytest.raises(StorageError) as raised:
+        train.run(stored.get_config("steps=2000,save=10"), away, devices=jax.devices()[:1])
+    assert re.fullmatch(
+        rf"cannot write {away}/checkpoints/\d+: no answer for 1 s; check the network, the credentials, and that bucket "
+        r"'name' can be reached from here; step 10 is saved; run the same command when it can be written",
+        str(raised.value),
+    ), raised.value
+
+
+def test_stopping_while_the_bucket_is_slow(away, fresh_bucket, monkeypatch, capsys):
+    def stop():
+        fresh_bucket.latency(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    _at(monkeypatch, {14: stop})
+    train.run(stored.get_config(ARG), away, devices=jax.devices()[:1])
+    said = capsys.readouterr().out
+    (step,) = re.findall(r"stopping was asked for: step (\d+) is saved", said)
+    assert f"stopping was asked for: saving step {step}; until it is saved, the same command continues from" in said
+    assert re.search(r"step \d+ is saved: \d+ requests, \d+ kB written", said)
+    assert checkpoint.locate(away).name == step and max(r["step"] for r in read_metrics(away)) == int(step)
+
+
+def _command(where: str, output, moment, *more: str) -> int:
+    """Starts a run as a command, waits for a moment of it, and kills it; its exit code."""
+    process = torture.start(torture.command(where, f"tests/stored.py:{ARG}", *more), output)
+    while process.poll() is None and moment and not moment():
+        time.sleep(0.005)
+    if moment:
+        process.kill()
+    return process.wait(300)
+
+
+def _whole(where: str) -> set[int]:
+    """Complete checkpoints."""
+    found = remote.sizes(f"{where}/checkpoints")
+    return {int(n.split("/")[0]) for n in found if n.count("/") == 1 and n.endswith(checkpoint.COMMITTED)}
+
+
+def test_killed_twice_and_the_server_restarted(away, reference, fresh_bucket, tmp_path):
+    said = tmp_path / "said.txt"
+    said.touch()
+    _command(away, said, lambda: _whole(away))
+    fresh_bucket.restart()
+    first = max(_whole(away))
+
+    def saving() -> bool:
+        """While a later step is being saved."""
+        there = {int(n.split("/")[0]) for n in remote.sizes(f"{away}/checkpoints")}
+        return bool(there) and max(there) > max(_whole(away), default=0) >= first
+
+    _command(away, said, saving)
+    second = max(_whole(away))
+    half = {int(n) for n in remote.names(f"{away}/checkpoints")} - _whole(away)
+    assert _command(away, said, None) == 0, runs.text(said)
+    going_on = [int(n) for n in re.findall(r"continuing from step (\d+) of 60", said.read_text())]
+    assert going_on == [first, second] and half and min(half) > second
+    _same(away, reference, tmp_path)
+
+
+def test_several_processes_see_the_same_examples(away, reference, tmp_path):
+    for processes in (2, 4):
+        where = f"{away}-{processes}"
+        port = runs.free_port()
+        more = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+        args = torture.command(where, "tests/stored.py:steps=6,save=6", *more)
+        outputs = [tmp_path / f"{processes}-{i}.txt" for i in range(processes)]
+        started = [torture.start([*args, f"--process={i}"], outputs[i]) for i in range(processes)]
+        assert set(runs.wait(started)) == {0}, [runs.text(o) for o in outputs]
+        _fetch(where, tmp_path / str(processes))
+        assert torture.examples(tmp_path / str(processes)) == torture.examples(reference)[:6]
+
+
+def test_a_damaged_checkpoint_is_one_line(away, monkeypatch):
+    train.run(stored.get_config("steps=2,save=2"), away, devices=jax.devices()[:1])
+    remote.delete(f"{away}/checkpoints/2/state/manifest.ocdbt")
+    with pytest.raises(
+        remote.UserError, match=rf"^checkpoint {away}/checkpoints/2 cannot be read \(.*\); move it away"
+    ):
+        train.run(stored.get_config("steps=4,save=2"), away, devices=jax.devices()[:1])
+
+
+def test_requests_before_the_first_step(away, fresh_bucket, monkeypatch):
+    """Of the workdir and of the small files of the data: one request each, no more."""
+    counts = []
+    _at(monkeypatch, {1: lambda: counts.append(fresh_bucket.counts())})
+    train.run(stored.get_config("steps=1,save=1"), away, devices=jax.devices()[:1])
+    (found,) = counts
+    of_data = sum(t.requests for name, t in found.by_object.items() if name.startswith("run-data"))
+    assert found.requests - of_data <= 30, json.dumps(found.by_object)
+
+
+def test_threads_of_the_outbox_end(away):
+    before = threading.active_count()
+    with outbox.opened():
+        outbox.write(f"{away}/x.txt", b"1")
+        assert remote.read(f"{away}/x.txt") == b"1"
+    assert remote.read(f"{away}/x.txt") == b"1" and not remote.pending and threading.active_count() <= before + 1
