@@ -106,3 +106,12 @@ def test_an_error_with_several_workers_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "SemLock" not in done.stderr, done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path):
+    shards = [dump_sources.downloads(3, 2, start=10 * i) for i in range(3)]
+    src = dump_sources.img2dataset(tmp_path / "src", "webdataset", shards, finished=2)
+    (src / "00002.tar").write_bytes((src / "00002.tar").read_bytes()[:4000])
+    for workers in ("1", "2"):
+        dump_sources.prepared(src, tmp_path / workers, "--workers", workers)
+    assert pair_sources.digests(tmp_path / "1") == pair_sources.digests(tmp_path / "2")

@@ -133,3 +133,44 @@ def test_webdataset_with_dots_in_keys(tmp_path):
     assert [(raw.key, raw.image, raw.texts) for raw in found] == [
         (f"a/b.{i}", pair_sources.picture(i), (f"c{i}",)) for i in range(3)
     ]
+
+
+def _command(message: str, mark: str) -> str:
+    """The command in a message, for the Python that has the tools."""
+    found = message.split(mark)[1].replace("img2dataset --", f"{os.path.dirname(PYTHON)}/img2dataset --")
+    return found.replace("python -c", f"{PYTHON} -c")
+
+
+def _shell(command: str, folder) -> None:
+    environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["urls.csv", "cc12m.tsv"])
+def test_the_command_for_a_list_of_urls_makes_a_source(name, web, tmp_path):
+    _needs("img2dataset")
+    folder, address = web
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(pair_sources.picture(i))
+    mark = "," if name.endswith("csv") else "\t"
+    lines = [f"{address}/{i}.jpg{mark}caption of {i}" for i in range(4)]
+    (tmp_path / name).write_text("\n".join((["url,caption"] if mark == "," else []) + lines) + "\n")
+    _shell(_command(dump_sources.message(tmp_path / name), "the output of: "), tmp_path)
+    tree, _, found = dump_sources.prepared(tmp_path / "pairs", tmp_path / "out")
+    assert tree["records"]["kept"] == 3 and tree["records"]["failed_downloads"] == {"failed_to_download": 1}
+    assert sorted(r["texts"][0] for r in found["train"]) == [f"caption of {i}".encode() for i in range(3)]
+
+
+def test_the_command_for_parquet_of_paths_makes_a_source(tmp_path):
+    _needs("datasets")
+    (tmp_path / "web").mkdir()
+    for i in range(6):
+        (tmp_path / "web" / f"{i}.jpg").write_bytes(pair_sources.picture(i))
+    _run(PYTHON, "-c", _DATASETS, tmp_path, tmp_path / "web")
+    (tmp_path / "web").rename(tmp_path / "moved")
+    message = dump_sources.message(tmp_path / "paths.parquet")
+    (tmp_path / "moved").rename(tmp_path / "web")
+    _shell(_command(message, "where the pictures are: "), tmp_path)
+    found = dump_sources.read(tmp_path / "embedded")
+    assert [raw.image for raw in found] == [pair_sources.picture(i) for i in range(6)]
