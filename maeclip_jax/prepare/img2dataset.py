@@ -44,7 +44,9 @@ def is_side(look: Listing, path: str) -> bool:
     if path.endswith("_stats.json"):
         return True
     stem = path.removesuffix(".parquet")
-    return stem in look.pairs or any(stem + suffix in look.files for suffix in (*names.TARS, ".tfrecord"))
+    if stem in look.pairs or any(stem + suffix in look.files for suffix in (*names.TARS, ".tfrecord")):
+        return True
+    return bool(look.pairs) and stem.rpartition("/")[2].isdigit()  # none of its downloads gave a picture
 
 
 def unfinished(look: Listing, paths: list[str]) -> list[str]:

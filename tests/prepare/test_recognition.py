@@ -11,7 +11,7 @@ import pytest
 from maeclip_jax.prepare import crawl
 
 
-@pytest.mark.parametrize("side", ["urls.csv", "urls.parquet", "urls.tsv"])
+@pytest.mark.parametrize("side", ["urls.csv", "urls.parquet", "0-urls.parquet", "urls.tsv"])
 @pytest.mark.parametrize("layout", dump_sources.LAYOUTS)
 def test_side_files_do_not_decide(side, layout, tmp_path):
     import pyarrow as pa
@@ -30,6 +30,7 @@ def test_side_files_do_not_decide(side, layout, tmp_path):
     (src / ".cache" / "x.csv").write_text("image,caption\n0.jpg,a\n")
     plan = crawl.plan(str(src))
     assert plan.reading.format == layout
+    assert any(note.startswith(f"Left out: {side}") for note in plan.notes)
     assert sum(not raw.error for raw in dump_sources.read(src)) == 2
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import names, remote
+from maeclip_jax.prepare import img2dataset, names, remote
 from maeclip_jax.prepare.formats import arrow, files, parquet, table, tfrecord, webdataset
 from maeclip_jax.prepare.listing import Listing
 
@@ -37,7 +37,8 @@ def find(look: Listing, format: str, wanted: dict, path: epath.Path) -> tuple[st
     for kind in (format,) if forced else FORMATS:
         found = FORMATS[kind].find(look, wanted, forced)
         if found:
-            look.notes += [f"Left out: {refusal}." for refusal in look.refusals]
+            look.notes += [f"Left out: {refusal.partition(';')[0]}." for refusal in look.refusals]
+            look.notes += _left_out(look, found)
             return kind, found
     if look.refusals:
         raise errors.UserError(look.refusals[0])
@@ -48,6 +49,15 @@ def find(look: Listing, format: str, wanted: dict, path: epath.Path) -> tuple[st
         )
     choice = f"a source of {format}, or --format auto, {', '.join(FORMATS)}" if forced else valid()
     raise errors.UserError(f"source {str(path)!r} {_what(look)}; valid: {choice}")
+
+
+def _left_out(look: Listing, found: list[str]) -> list[str]:
+    """A sentence about files beside the source that could hold data, and are not read."""
+    data = (*names.TARS, ".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".tfrecord", ".zip")
+    said = " ".join(look.refusals)
+    rest = [path for path in look.with_suffix(*data) if path not in found and path not in said]
+    rest = [path for path in rest if not img2dataset.is_side(look, path)]
+    return [f"Left out: {', '.join(rest[:4])}{', ...' if len(rest) > 4 else ''}."] if rest else []
 
 
 def _what(look: Listing) -> str:

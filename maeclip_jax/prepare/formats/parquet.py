@@ -25,26 +25,35 @@ def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
     found = [path for path in look.with_suffix(".parquet") if forced or not img2dataset.is_side(look, path)]
     if not found:
         return []
-    schema = next(filter(None, (_schema(look, path) for path in found)), None)
-    if schema is None:
+    opened, refused = 0, []
+    for path in found:
+        schema = _schema(look, path)
+        opened += schema is not None
+        reason = _reason(look, len(found), *schema) if schema else ""
+        if reason:
+            refused.append(path)
+            look.refusals.append(reason)
+        elif schema:
+            return [path for path in found if path not in refused]
+    if not opened:
         look.refusals.append(f"no parquet file in {str(look.root)!r} opens; valid: a source of files that are whole")
-        return []
-    encoded, paths = columnar.image_columns(schema[1])
-    row = schema[2]
+    return []
+
+
+def _reason(look: Listing, count: int, path: str, schema, row: dict) -> str:
+    """Why a file cannot be read, with what to do; "" if it can."""
+    encoded, paths = columnar.image_columns(schema)
     links = [n for n, v in row.items() if isinstance(v, str) and v.lower().startswith(("http://", "https://"))]
-    if not encoded and (links or "url" in [n.lower() for n in row]) and not [p for p in paths if p not in links]:
+    if encoded or [p for p in paths if p not in links]:
+        return ""
+    if links or "url" in [n.lower() for n in row]:
         url = links[0] if links else next(n for n in row if n.lower() == "url")
         caption = captions.usual(n for n in row if n != url) or "caption"
-        where = look.root if len(found) > 1 else look.root / schema[0]
-        look.refusals.append(table.addresses_said(schema[0], where, url, caption, "parquet"))
-        return []
-    if not encoded and not paths:
-        look.refusals.append(
-            f"{schema[0]} has no column of encoded pictures and none of picture paths (columns: "
-            f"{', '.join(schema[1].names)}); valid: a file that has, or --image_column"
-        )
-        return []
-    return found
+        return table.addresses_said(path, look.root if count > 1 else look.root / path, url, caption, "parquet")
+    return (
+        f"{path} has no column of encoded pictures and none of picture paths (columns: {', '.join(schema.names)}); "
+        "valid: a file that has, or --image_column"
+    )
 
 
 def _schema(look: Listing, path: str):
@@ -81,6 +90,9 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                     reading = dataclasses.replace(reading, **_columns(look, path, wanted))
                     complete = True
                     _check_paths(table, reading, path)
+                if reading.image_column not in schema.names and _lists_addresses(schema):
+                    groups.append(None)
+                    continue
                 _check_columns(schema, reading, path, paths[0])
                 if reading.split_column in schema.names:
                     column = table.read(columns=[reading.split_column]).column(0)
@@ -91,9 +103,13 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                 groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
         except (pa.ArrowException, OSError, UnicodeDecodeError):
             groups.append([])  # counted as unreadable_shard when it is read
-    goal = crawl.goal(sum(map(sum, groups)), unit_records)
+    goal = crawl.goal(sum(sum(counts or ()) for counts in groups), unit_records)
     units: list[Unit] = []
+    lists = [path for path, counts in zip(paths, groups) if counts is None]
+    notes = tuple(f"Left out: {path} is a list of URLs." for path in lists)
     for path, counts in zip(paths, groups):
+        if counts is None:
+            continue
         size, split = look.files[path], crawl.unit_split(path, wanted)
         if not counts:
             units.append(Unit(len(units), path, f"{size}", size, split=split))
@@ -105,7 +121,8 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                 units.append(Unit(len(units), path, f"{size}", share, held, first, group + 1, row, split))
                 first, row, held = group + 1, row + held, 0
     found = tuple(sorted(s for s in splits if names.is_split(s)))
-    return Plan(reading, tuple(units), found, img2dataset.notes(look, paths))
+    notes += img2dataset.notes(look, [path for path in paths if path not in lists])
+    return Plan(reading, tuple(units), found, notes)
 
 
 def _columns(look: Listing, path: str, wanted: dict) -> dict[str, str]:
@@ -114,11 +131,17 @@ def _columns(look: Listing, path: str, wanted: dict) -> dict[str, str]:
     return columnar.columns(wanted, schema.names, encoded, paths, row, path)
 
 
+def _lists_addresses(schema) -> bool:
+    """Whether a file without the pictures of the others is what they were downloaded from."""
+    return not columnar.image_columns(schema)[0] and any(name.lower() == "url" for name in schema.names)
+
+
 def _check_columns(schema, reading: Reading, path: str, first: str) -> None:
     """A column that some files lack is an error, and not a loss of their records."""
     caption = reading.caption_column.partition(".")[0].removesuffix("[]")
+    caption = reading.caption_column if reading.caption_column in schema.names else caption
     for name, role in ((reading.image_column, "image"), (caption, "caption")):
-        if name not in schema.names and reading.caption_column not in schema.names:
+        if name not in schema.names:
             wrong = errors.unknown(f"{role}_column", name, schema.names)
             raise errors.UserError(f"{path} has other columns than {first}: {wrong}")
 
