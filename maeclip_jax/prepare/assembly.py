@@ -143,6 +143,7 @@ def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any
     # Not fork: OpenCV and ArrayRecord have threads of their own by now.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
+    count_of = counter.get_obj()  # without its lock, which a worker that is killed may hold
     count = min(workers, len(todo))
     with concurrent.futures.ProcessPoolExecutor(count, context, _start, (work, counter)) as pool:
         waiting = {pool.submit(_work, item): item for item in todo}
@@ -150,7 +151,7 @@ def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any
         try:
             while waiting:
                 ready = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED).done
-                now = counter.value
+                now = count_of.value
                 bar.update(now - seen)
                 seen = now
                 for future in ready:
@@ -164,7 +165,7 @@ def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any
             ) from None
         finally:
             if waiting:  # work is thrown away: the others are told to stop, and leave before their semaphores do
-                counter.value = _STOPPED
+                count_of.value = _STOPPED
             pool.shutdown(wait=True, cancel_futures=True)
 
 
