@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import crawl, image_text, img2dataset, manifest, outlet, packing, unit_folder
+from maeclip_jax.prepare import image_text, manifest, outlet, packing, unit_folder
 from maeclip_jax.prepare.image_text import Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
+from maeclip_jax.prepare.reading import img2dataset
+from maeclip_jax.prepare.reading.units import Plan, Unit
 from maeclip_jax.prepare.unit_folder import Job
 
 _EARLY = 10_000  # records after which too many bad ones end the work before all is read
 
 
-def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
+def run(plan: Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
         identity: dict, progress: Callable, counting: Counting | None = None,
         scratch: Path | None = None) -> dict:  # fmt: skip
     """Assembles `plan` into the TFDS folder `out` and returns its manifest.
@@ -64,7 +66,7 @@ def building(out: Path, name: str, scratch: Path | None = None) -> Path:
     return scratch / f"{name}-{out.name}.incomplete" if scratch else out.with_name(f"{out.name}.incomplete")
 
 
-def _read_units(plan: crawl.Plan, job: Job, workers: int, max_bad: float, progress: Callable) -> None:
+def _read_units(plan: Plan, job: Job, workers: int, max_bad: float, progress: Callable) -> None:
     done = [u for u in plan.units if job.unit_folder(u).exists()]
     tally = Tally.sum(Tally.from_json(job.summary(u)["tally"]) for u in done)
     todo = [u for u in plan.units if not job.unit_folder(u).exists()]
@@ -79,7 +81,7 @@ def _read_units(plan: crawl.Plan, job: Job, workers: int, max_bad: float, progre
                 _check_share(tally, max_bad, job, done)
 
 
-def _check_share(tally: Tally, max_bad: float, job: Job, done: Sequence[crawl.Unit]) -> None:
+def _check_share(tally: Tally, max_bad: float, job: Job, done: Sequence[Unit]) -> None:
     """As `manifest.check_share`; the account of what was read so far is written first, for the message names it."""
     path = Path(job.folder).with_name(manifest.ACCOUNT)
     if tally.dropped.total() > max_bad * tally.records or not tally.kept.total():
@@ -87,7 +89,7 @@ def _check_share(tally: Tally, max_bad: float, job: Job, done: Sequence[crawl.Un
     manifest.check_share(tally, max_bad, path)
 
 
-def _write_account(job: Job, units: Sequence[crawl.Unit], path: Path) -> None:
+def _write_account(job: Job, units: Sequence[Unit], path: Path) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for unit in units:
             file.write((job.unit_folder(unit) / "account.jsonl").read_text(encoding="utf-8"))
@@ -122,12 +124,12 @@ def _claim(path: Path, identity: dict) -> None:
     os.rename(partial, path)
 
 
-def _expected(units: tuple[crawl.Unit, ...]) -> int | None:
+def _expected(units: tuple[Unit, ...]) -> int | None:
     counts = [u.records for u in units]
     return None if None in counts else sum(counts)
 
 
-def _estimate(bar, records: int, done: list[crawl.Unit], units: tuple[crawl.Unit, ...]) -> None:
+def _estimate(bar, records: int, done: list[Unit], units: tuple[Unit, ...]) -> None:
     """If the source does not give its number of records, it is estimated from bytes, once the first units are read."""
     share = sum(u.size for u in done) / max(1, sum(u.size for u in units))
     bar.total = round(records / share) if share else None
@@ -201,7 +203,7 @@ def _work(item) -> None:
     work(item, pulse)
 
 
-def _assemble(plan: crawl.Plan, job: Job, to, name: str, workers: int, max_bad: float, identity: dict,
+def _assemble(plan: Plan, job: Job, to, name: str, workers: int, max_bad: float, identity: dict,
               progress: Callable) -> dict:  # fmt: skip
     """Puts all shards where they belong, with their metadata for TFDS and for readers; returns the manifest."""
     summaries = {u: job.summary(u) for u in plan.units}

@@ -8,9 +8,11 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from maeclip_jax.data import decode
-from maeclip_jax.prepare import captions, crawl, formats, image_text
+from maeclip_jax.prepare import formats, image_text
 from maeclip_jax.prepare.image_text import Kept, Storing
 from maeclip_jax.prepare.manifest import Tally
+from maeclip_jax.prepare.reading import captions
+from maeclip_jax.prepare.reading.units import Plan
 
 _RECORDS = 2000  # of all units together, but at least
 _LEAST = 4  # of each
@@ -19,7 +21,7 @@ _LOOKED_AT = 200  # pictures that are looked at for white bars
 _WHITE = 250
 
 
-def report(plan: crawl.Plan, storing: Storing, max_bad: float) -> str:
+def report(plan: Plan, storing: Storing, max_bad: float) -> str:
     """The account of the sample, for people."""
     each = min(_MOST, max(_LEAST, _RECORDS // len(plan.units)))
     tally, examples, places = Tally(), {}, defaultdict(set)
@@ -61,7 +63,7 @@ def report(plan: crawl.Plan, storing: Storing, max_bad: float) -> str:
     return "\n".join(lines)
 
 
-def _counts(plan: crawl.Plan, tally: Tally) -> list[str]:
+def _counts(plan: Plan, tally: Tally) -> list[str]:
     size = sum(unit.size for unit in plan.units)
     lines = [f"{tally.kept[split]:>12,} would be kept in split {split}" for split in sorted(tally.kept)]
     total = [unit.records for unit in plan.units]
@@ -75,7 +77,7 @@ def _counts(plan: crawl.Plan, tally: Tally) -> list[str]:
     return lines
 
 
-def _captions(plan: crawl.Plan) -> list[str]:
+def _captions(plan: Plan) -> list[str]:
     """The fields that could be captions, each in as many shards as have it."""
     fields, count = Counter(), 0
     first: dict = {}

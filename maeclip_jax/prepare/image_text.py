@@ -20,7 +20,10 @@ from etils import epath
 from maeclip_jax import errors
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import crawl, names, records
+from maeclip_jax.prepare import records
+from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.reading.raw import Raw, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 VERSION = "1.0.0"
 
@@ -78,7 +81,7 @@ class Dropped:
 
     def json(self) -> dict:
         entry = {name: value for name, value in dataclasses.asdict(self).items() if value != ""}
-        return entry | {"detail": records.printable(self.detail)[:300]}
+        return entry | {"detail": printable(self.detail)[:300]}
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -154,7 +157,7 @@ def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
     return tuple(short_side if side == short else round(side * short_side / short) for side in (height, width))
 
 
-def example(record: records.Raw, storing: Storing) -> Kept:
+def example(record: Raw, storing: Storing) -> Kept:
     """A raw record as an example of `features()`. Raises BadRecord with a kind of `raw.KINDS` or `decode.KINDS`."""
     if record.error:
         raise record.error
@@ -175,13 +178,13 @@ def example(record: records.Raw, storing: Storing) -> Kept:
         "texts": full,
         "width": stored.width,
         "height": stored.height,
-        "source": records.printable(record.source),
+        "source": printable(record.source),
     }
     source_bytes, empty = len(record.image), len(texts) - len(full)
     return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty, record.extras)
 
 
-def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iterator[Kept | Dropped]:
+def outcomes(reading: Reading, storing: Storing, unit: Unit) -> Iterator[Kept | Dropped]:
     """What becomes of each record of a unit, in order. A key that came before in the unit is dropped."""
     seen = set()
     for record in records.read(reading, unit):
@@ -192,7 +195,7 @@ def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iter
             seen.add(record.key)
             yield kept
         except BadRecord as bad:
-            source = records.printable(record.source)
+            source = printable(record.source)
             entry = (record.key, source, bad.kind, bad.detail, record.rows, record.lost)
             yield Dropped(*entry, url=record.url, status=record.status)
 
@@ -202,7 +205,7 @@ def duplicate(kept: Kept) -> Dropped:
     return Dropped(kept.key, kept.example["source"], "duplicate_key", "came before in another unit", kept.rows)
 
 
-def write_metadata(folder: Path, plan: crawl.Plan, shards: dict[str, list[dict]]) -> None:
+def write_metadata(folder: Path, plan: Plan, shards: dict[str, list[dict]]) -> None:
     """Writes into `folder` what makes a TFDS data set of shards: split -> [{file, records, bytes}] in order.
 
     The shards need not be there: TFDS reads their names alone, of empty files in a folder of their own.
@@ -236,5 +239,5 @@ def write_metadata(folder: Path, plan: crawl.Plan, shards: dict[str, list[dict]]
                 shutil.copyfile(path, folder / path.name)
 
 
-def description(plan: crawl.Plan) -> str:
+def description(plan: Plan) -> str:
     return f"Image-text pairs prepared by maeclip_jax.prepare from {plan.reading.format} in {plan.reading.root}."

@@ -11,9 +11,11 @@ from array_record.python import array_record_module
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import crawl, image_text, img2dataset, manifest, packing, tfds_shards
+from maeclip_jax.prepare import image_text, manifest, packing, tfds_shards
 from maeclip_jax.prepare.image_text import Dropped, Kept
 from maeclip_jax.prepare.manifest import Tally
+from maeclip_jax.prepare.reading import img2dataset
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 
 class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -25,7 +27,7 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(image_text.VERSION)
 
-    def __init__(self, plan: crawl.Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
+    def __init__(self, plan: Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
                  identity: dict, **kwargs):  # fmt: skip
         if not plan.splits:
             choice = "no --split_column, --ignore_split, or --runner local"
@@ -96,7 +98,7 @@ class _Writer(tfds.core.ExampleWriter):
             local.copy(path, overwrite=True)
 
 
-def _positioned(reading: crawl.Reading, storing: image_text.Storing, splits: tuple[str, ...], unit: crawl.Unit):
+def _positioned(reading: Reading, storing: image_text.Storing, splits: tuple[str, ...], unit: Unit):
     """((unit, number in it), outcome): the place says which of two records with one key came first."""
     for number, outcome in enumerate(image_text.outcomes(reading, storing, unit)):
         if splits and isinstance(outcome, Kept) and outcome.split not in splits:
@@ -165,7 +167,7 @@ def _read_report(folder: epath.Path) -> tuple[Tally, list[dict]]:
     return Tally.from_json(tally), dropped
 
 
-def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, max_bad: float, identity: dict,
+def run(plan: Plan, storing: image_text.Storing, *, out: str, name: str, max_bad: float, identity: dict,
         options: str = "") -> dict:  # fmt: skip
     """Builds the TFDS folder `out` (…/NAME/VERSION) with Beam and returns its manifest.
 

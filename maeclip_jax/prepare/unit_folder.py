@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
-from maeclip_jax.prepare import crawl, image_text, packing
+from maeclip_jax.prepare import image_text, packing
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
+from maeclip_jax.prepare.reading.units import Reading, Unit
 
 # Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
 _ROW = np.dtype(
@@ -31,15 +32,15 @@ _PULSE = 32  # records between two progress updates
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    reading: crawl.Reading
+    reading: Reading
     storing: Storing
     folder: str  # where units lie
     counting: Counting | None = None
 
-    def unit_folder(self, unit: crawl.Unit) -> Path:
+    def unit_folder(self, unit: Unit) -> Path:
         return Path(self.folder, f"{unit.index:06d}")
 
-    def summary(self, unit: crawl.Unit) -> dict:
+    def summary(self, unit: Unit) -> dict:
         """{tally, shards: {split: {records, size}}} of a finished unit."""
         return json.loads((self.unit_folder(unit) / "summary.json").read_text())
 
@@ -88,7 +89,7 @@ def _hash(source: str, key: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{source}\0{key}".encode(), digest_size=8).digest(), "little")
 
 
-def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
+def work(job: Job, unit: Unit, pulse: Callable[[int], None]) -> None:
     """Reads a unit and commits its folder. `pulse(n)` is told of every n records on the way."""
     final = job.unit_folder(unit)
     writer, since = _Writer(Path(f"{final}.tmp{os.getpid()}"), job.counting), 0
@@ -107,7 +108,7 @@ def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
     pulse(since)
 
 
-def drop_repeated(job: Job, units: tuple[crawl.Unit, ...]) -> None:
+def drop_repeated(job: Job, units: tuple[Unit, ...]) -> None:
     """Drops from later units what earlier units have. A unit that changes is rewritten and then replaced."""
     hashes = [np.load(job.unit_folder(u) / "rows.npy")["hash"] for u in units]
     first = np.unique(np.concatenate(hashes), return_index=True)[1]
@@ -118,7 +119,7 @@ def drop_repeated(job: Job, units: tuple[crawl.Unit, ...]) -> None:
             _rewrite(job, unit, bad)
 
 
-def _rewrite(job: Job, unit: crawl.Unit, repeated: np.ndarray) -> None:
+def _rewrite(job: Job, unit: Unit, repeated: np.ndarray) -> None:
     """The same unit with the marked rows dropped."""
     final = job.unit_folder(unit)
     splits = list(job.summary(unit)["shards"])

@@ -9,6 +9,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.prepare import command, crawl, records
+from maeclip_jax.prepare.reading.raw import Raw
 
 STATUSES = ("success", "failed_to_download", "failed_to_resize")
 
@@ -149,7 +150,7 @@ def prepared(src, out, *options) -> tuple[dict, list[dict], dict[str, list[dict]
     return tree, account, found
 
 
-def read(src, **options) -> list[records.Raw]:
+def read(src, **options) -> list[Raw]:
     plan = crawl.plan(str(src), **options)
     return [raw for unit in plan.units for raw in records.read(plan.reading, unit)]
 

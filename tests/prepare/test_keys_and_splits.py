@@ -4,7 +4,8 @@ import dump_sources
 import pair_sources
 import pytest
 
-from maeclip_jax.prepare import crawl, names
+from maeclip_jax.prepare import crawl
+from maeclip_jax.prepare.reading import names
 
 
 def test_keys_with_dots_are_not_lost(tmp_path):

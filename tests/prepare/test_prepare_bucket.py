@@ -8,7 +8,8 @@ import numpy as np
 import pair_sources
 import pytest
 
-from maeclip_jax.prepare import command, crawl, packing, records, remote, vocabulary
+from maeclip_jax.prepare import command, crawl, packing, records, vocabulary
+from maeclip_jax.prepare.reading import remote
 
 
 def _main(*argv) -> int:

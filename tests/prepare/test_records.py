@@ -6,7 +6,9 @@ import pair_sources
 import pytest
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import captions, crawl, records
+from maeclip_jax.prepare import crawl, records
+from maeclip_jax.prepare.reading import captions
+from maeclip_jax.prepare.reading.raw import KINDS
 
 
 def _read(src, **options):
@@ -58,7 +60,7 @@ def test_incomplete_groups_of_a_tar_are_records_with_an_error(tmp_path):
     ]  # fmt: skip
     assert found[0].texts == ("from json",) and found[3].texts == ("b",)
     assert _read(src, split_column="split")[0].split == "val"
-    assert set(_kinds(found)) <= {"", *records.KINDS}
+    assert set(_kinds(found)) <= {"", *KINDS}
 
 
 def test_a_tar_cut_anywhere_gives_a_prefix_and_one_lost_rest(tmp_path):

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from maeclip_jax.prepare import tables
+from maeclip_jax.prepare.reading import tables
 
 
 def _positions(path, delimiter):

@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 
 from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import names
 from maeclip_jax.prepare.builders import manual
 from maeclip_jax.prepare.builders.archive import Archive
+from maeclip_jax.prepare.reading import names
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 CLASSES = "classes.txt"

@@ -19,9 +19,9 @@ import tensorflow_datasets as tfds
 from maeclip_jax.cli import guarded
 from maeclip_jax.data import decode, mask_ops
 from maeclip_jax.errors import BadRecord, UserError
-from maeclip_jax.prepare import names
 from maeclip_jax.prepare.builders import image_folder, manual
 from maeclip_jax.prepare.builders.archive import Archive
+from maeclip_jax.prepare.reading import names
 
 UNLABELLED = ("unlabeled", "unlabelled", "void", "ignore")
 LAYOUT = f"""\

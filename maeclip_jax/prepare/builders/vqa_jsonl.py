@@ -27,9 +27,9 @@ from pathlib import Path
 
 from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.prepare import names
 from maeclip_jax.prepare.builders import manual, question_sets
 from maeclip_jax.prepare.builders.archive import Archive
+from maeclip_jax.prepare.reading import names
 
 COLUMNS = ("answers", "answer")
 _PAGE = "see --help"

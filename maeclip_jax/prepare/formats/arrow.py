@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import batches, crawl, names, pictures, records, remote
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
 from maeclip_jax.prepare.formats import columnar
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import batches, names, pictures, remote
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, lost_records
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
 
 NAME = "arrow"
 SAID = "folders of datasets' save_to_disk"
@@ -47,17 +47,17 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                     lengths.append(batch.num_rows)
                     if reading.split_column:
                         column = batch.column(reading.split_column).unique().to_pylist()
-                        told = crawl.unit_split(path, wanted)
-                        splits.update(crawl.split_of({reading.split_column: v}, reading, told) for v in column)
+                        told = unit_split(path, wanted)
+                        splits.update(split_of({reading.split_column: v}, reading, told) for v in column)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             damage[path] = str(error)
         counted.append(lengths)
     if not any(counted):
         raise UserError(f"no arrow file in {reading.root!r} can be read ({next(iter(damage.values()), 'no rows')}); "
                         "valid: the folder that save_to_disk wrote, whole")  # fmt: skip
-    goal = crawl.goal(sum(map(sum, counted)), unit_records)
+    goal = unit_goal(sum(map(sum, counted)), unit_records)
     for path, lengths in zip(paths, counted):
-        size, split = look.files[path], crawl.unit_split(path, wanted)
+        size, split = look.files[path], unit_split(path, wanted)
         splits.update(() if reading.split_column else (split or reading.split,))
         first = row = held = 0
         for number, count in enumerate(lengths):
@@ -138,4 +138,4 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
         problem = str(error).splitlines()[0]
     if problem:
         lost = max(1, (unit.records or 0) - done)
-        yield records.lost(reading, unit, f"{unit.path}:row {unit.row + done + 1}", problem, lost)
+        yield lost_records(reading, unit, f"{unit.path}:row {unit.row + done + 1}", problem, lost)

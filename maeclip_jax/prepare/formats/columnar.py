@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import captions, crawl, img2dataset, pictures, records, tables
-from maeclip_jax.prepare.crawl import Reading, Unit
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import captions, img2dataset, pictures, tables
+from maeclip_jax.prepare.reading.raw import Raw, key_prefix, printable
+from maeclip_jax.prepare.reading.units import Reading, Unit, split_of
 
 FACTS = ("key", "__key__", "exif", "status", "error_message", "url")
 
@@ -54,10 +54,10 @@ def raw(row: dict, number: int, reading: Reading, unit: Unit) -> tuple[Raw, str]
     """The record of a row, and the path of its picture if that is not in the row."""
     taken = (reading.image_column, reading.caption_column)
     key = next((row[n] for n in ("key", "__key__") if n not in taken and row.get(n) is not None), None)
-    key = f"{records.prefix(unit.path)}{key}" if key is not None else f"{unit.path}:row {number + 1}"
+    key = f"{key_prefix(unit.path)}{key}" if key is not None else f"{unit.path}:row {number + 1}"
     if img2dataset.failed(row):
         return img2dataset.failure(key, row, reading, unit), ""
-    found = Raw(records.printable(key), unit.path, crawl.split_of(row, reading, unit.split))
+    found = Raw(printable(key), unit.path, split_of(row, reading, unit.split))
     image = row.get(reading.image_column)
     path = image if isinstance(image, str) else ""
     if isinstance(image, dict):

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import crawl, img2dataset, members, names, records, remote
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import img2dataset, members, names, remote
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_goal, unit_split
 
 NAME = "files"
 SAID = "KEY.jpg with KEY.txt or KEY.json"
@@ -32,23 +32,23 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
     reading = members.reading(reading, wanted, _first_samples(root / paths[0]), paths[0])
     listings = [[(e.name, e.stat().st_size) for e in os.scandir(root / p) if e.is_file()] for p in paths]
     keys = [sorted({names.key_and_extension(n)[0] for n, _ in found if names.is_member(n)}) for found in listings]
-    goal = crawl.goal(sum(map(len, keys)), unit_records)
+    goal = unit_goal(sum(map(len, keys)), unit_records)
     units = []
     for path, listing, found in zip(paths, listings, keys):
         side = img2dataset.beside(look, path)[0]
         lines = [f"{name} {size}" for name, size in sorted(listing)] + ([f"{side} {look.files[side]}"] if side else [])
         mark = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
         size = sum(size for _, size in listing) // len(found)
-        split = crawl.unit_split(path, wanted)
+        split = unit_split(path, wanted)
         for start in range(0, len(found), goal):
             stop = min(start + goal, len(found))
             here = side if stop == len(found) else ""  # the failed downloads are named once
             count = stop - start
             units.append(Unit(len(units), path, mark, size * count, count, start, stop, split=split, side=here))
     for path, side in _failed_alone(look, paths):
-        mark, split = f"{look.files[side]}", crawl.unit_split(path, wanted)
+        mark, split = f"{look.files[side]}", unit_split(path, wanted)
         units.append(Unit(len(units), path, mark, 0, 0, split=split, side=side))
-    return Plan(reading, tuple(units), crawl.splits_of(reading, units), img2dataset.notes(look, paths))
+    return Plan(reading, tuple(units), splits_of(reading, units), img2dataset.notes(look, paths))
 
 
 def _failed_alone(look: Listing, paths: list[str]) -> list[tuple[str, str]]:
@@ -91,7 +91,7 @@ def _pairs(reading: Reading, unit: Unit) -> Iterator[Raw]:
                 parts[names.key_and_extension(name)[1]] = Path(folder, name).read_bytes()
             except OSError as problem:
                 error = BadRecord("unreadable_image", problem.strerror or str(problem))
-        raw = members.joined(records.printable(prefix + key), parts, [], reading, unit)
+        raw = members.joined(printable(prefix + key), parts, [], reading, unit)
         extras = max(0, sum(extension in names.PICTURES for extension in parts) - 1)
         lacking += raw.error is not None and raw.error.detail == members.absent(reading)
         yield dataclasses.replace(raw, extras=extras, error=error or raw.error)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import batches, captions, crawl, img2dataset, names, pictures, records, remote
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
 from maeclip_jax.prepare.formats import columnar, table
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import batches, captions, img2dataset, names, pictures, remote
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, lost_records
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
 
 NAME = "parquet"
 SAID = "with a column of pictures or of their paths"
@@ -82,7 +82,7 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
 
     groups, splits, complete = [], set(), False  # groups: for each file, the number of rows of each row group
     for path in paths:
-        told = crawl.unit_split(path, wanted)
+        told = unit_split(path, wanted)
         try:
             with remote.opened(look.root / path, remote.SHORT) as file, pq.ParquetFile(file) as table:
                 schema = table.schema_arrow
@@ -97,20 +97,20 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                 if reading.split_column in schema.names:
                     column = table.read(columns=[reading.split_column]).column(0)
                     values = column.unique().to_pylist()
-                    splits.update(crawl.split_of({reading.split_column: v}, reading, told) for v in values)
+                    splits.update(split_of({reading.split_column: v}, reading, told) for v in values)
                 else:
                     splits.add(told or reading.split)
                 groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
         except (pa.ArrowException, OSError, UnicodeDecodeError):
             groups.append([])  # counted as unreadable_shard when it is read
-    goal = crawl.goal(sum(sum(counts or ()) for counts in groups), unit_records)
+    goal = unit_goal(sum(sum(counts or ()) for counts in groups), unit_records)
     units: list[Unit] = []
     lists = [path for path, counts in zip(paths, groups) if counts is None]
     notes = tuple(f"Left out: {path} is a list of URLs." for path in lists)
     for path, counts in zip(paths, groups):
         if counts is None:
             continue
-        size, split = look.files[path], crawl.unit_split(path, wanted)
+        size, split = look.files[path], unit_split(path, wanted)
         if not counts:
             units.append(Unit(len(units), path, f"{size}", size, split=split))
         first = row = held = 0
@@ -179,4 +179,4 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
         problem = str(error).splitlines()[0]
     if problem:
         lost = max(1, (unit.records or 0) - done)
-        yield records.lost(reading, unit, f"{unit.path}:row {unit.row + done + 1}", problem, lost)
+        yield lost_records(reading, unit, f"{unit.path}:row {unit.row + done + 1}", problem, lost)

@@ -13,10 +13,10 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import captions, crawl, img2dataset, json_arrays, names, pictures, records, remote, tables
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import captions, img2dataset, json_arrays, names, pictures, remote, tables
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, group_of, split_of, unit_goal, unit_split
 
 NAME = "table"
 SAID = "jsonl, csv, tsv or a json array with picture paths and captions; COCO's captions"
@@ -135,8 +135,8 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
             reading = dataclasses.replace(reading, **columns)
         elif columns != {name: getattr(reading, name) for name in columns}:
             raise errors.UserError(f"{path} has other columns than {paths[0]}; valid: the same, or each as --src")
-        found.append(_scan(full, path, syntax, reading, crawl.unit_split(path, wanted), splits))
-    goal = crawl.goal(sum(len(starts) for starts, *_ in found), unit_records)
+        found.append(_scan(full, path, syntax, reading, unit_split(path, wanted), splits))
+    goal = unit_goal(sum(len(starts) for starts, *_ in found), unit_records)
     units: list[Unit] = []
     for path, (starts, rows, stop, mark, syntax, split) in zip(paths, found):
         for first in range(0, len(starts), goal):
@@ -155,12 +155,12 @@ def _scan(full: epath.Path, path: str, syntax: str, reading: Reading, split: str
         mark = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     starts, rows, previous, stop = array("q"), array("q"), None, 0
     for number, start, stop, row in tables.rows(full, syntax):  # noqa: B007 (the last one ends the last unit)
-        group = crawl.group_of(row, reading)
+        group = group_of(row, reading)
         if group is None or group != previous:
             starts.append(start)
             rows.append(number)
         previous = group
-        splits.add(crawl.split_of(row, reading, split))
+        splits.add(split_of(row, reading, split))
     return starts, rows, stop, mark, syntax, split
 
 
@@ -173,7 +173,7 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     path = epath.Path(reading.root) / unit.path
     found = tables.rows(path, unit.syntax, unit.start, unit.stop)
     # A row without a picture is a record of its own: its number keeps it from joining with the next.
-    groups = itertools.groupby(found, lambda item: crawl.group_of(item[3], reading) or item[0])
+    groups = itertools.groupby(found, lambda item: group_of(item[3], reading) or item[0])
     folders = pictures.folders(reading, unit)
     waiting: list[tuple[Raw, str]] = []
     for _, group in groups:
@@ -188,14 +188,14 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
 
 def _row(name: str, rows: list, reading: Reading, unit: Unit) -> tuple[Raw, str]:
     """The record of these rows without its picture, and the name of that."""
-    raw = Raw(name, unit.path, crawl.split_of(rows[0], reading, unit.split), rows=len(rows))
+    raw = Raw(name, unit.path, split_of(rows[0], reading, unit.split), rows=len(rows))
     try:
         if isinstance(rows[0], str):
             raise BadRecord("unreadable_row", rows[0])
         image = rows[0].get(reading.image_column)
         if not isinstance(image, str) or not image.strip():
             raise BadRecord("missing_image", f"{reading.image_column} is {image!r}")
-        raw = dataclasses.replace(raw, key=records.printable(image.strip()))
+        raw = dataclasses.replace(raw, key=printable(image.strip()))
         texts: list[str] = []
         for row in rows:
             value = captions.pick(row, reading.caption_column)

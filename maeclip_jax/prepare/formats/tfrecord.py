@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import crawl, img2dataset, pictures, records, remote
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
 from maeclip_jax.prepare.formats import columnar
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import img2dataset, pictures, remote
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, lost_records
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
 
 NAME = "tfrecord"
 SAID = "tf.train.Example with encoded pictures"
@@ -55,9 +55,9 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
         size, side = look.files[path], img2dataset.beside(look, path)[0]
         mark = f"{size}+{look.files[side]}" if side else f"{size}"
         expected = count.get("count" if side else "successes")
-        split = crawl.unit_split(path, wanted)
+        split = unit_split(path, wanted)
         units.append(Unit(len(units), path, mark, size, expected, split=split, side=side))
-    return Plan(reading, tuple(units), crawl.splits_of(reading, units), img2dataset.notes(look, paths))
+    return Plan(reading, tuple(units), splits_of(reading, units), img2dataset.notes(look, paths))
 
 
 def _first(path: epath.Path) -> dict | None:
@@ -85,7 +85,7 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     expected = img2dataset.upstream(path).get("successes", 0)
     if problem or expected > done:
         problem = problem or f"holds {done} records where its _stats.json counts {expected}"
-        yield records.lost(reading, unit, f"{unit.path}:row {done + 1}", problem, max(1, expected - done))
+        yield lost_records(reading, unit, f"{unit.path}:row {done + 1}", problem, max(1, expected - done))
     yield from img2dataset.failures(reading, unit)
 
 

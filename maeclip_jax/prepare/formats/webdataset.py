@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import BadRecord, UserError
-from maeclip_jax.prepare import crawl, img2dataset, members, names, records, remote, tarball
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import img2dataset, members, names, remote, tarball
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, key_prefix, lost_records, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
 
 NAME = "webdataset"
 SAID = "*.tar, .tar.gz or .tar.zst, such as those of img2dataset"
@@ -45,9 +45,9 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
         size, side = look.files[path], img2dataset.beside(look, path)[0]
         mark = f"{size}+{look.files[side]}" if side else f"{size}"
         expected = count.get("count" if side else "successes")
-        split = crawl.unit_split(path, wanted)
+        split = unit_split(path, wanted)
         units.append(Unit(len(units), path, mark, size, expected, split=split, side=side))
-    return Plan(reading, tuple(units), crawl.splits_of(reading, units), img2dataset.notes(look, paths))
+    return Plan(reading, tuple(units), splits_of(reading, units), img2dataset.notes(look, paths))
 
 
 def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:
@@ -75,7 +75,7 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     with contextlib.ExitStack() as stack:
         file, problem = _descriptor(reading, unit, stack)
         if file is None:
-            yield records.lost(reading, unit, f"{unit.path}@0", problem, max(1, _expected(reading, unit)))
+            yield lost_records(reading, unit, f"{unit.path}@0", problem, max(1, _expected(reading, unit)))
         else:
             yield from _read(reading, unit, file, problem)
     yield from img2dataset.failures(reading, unit)
@@ -83,7 +83,7 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
 
 def _read(reading: Reading, unit: Unit, file: int, problem: str) -> Iterator[Raw]:
     found = tarball.index(file, os.fstat(file).st_size)
-    prefix, count, lacking = records.prefix(unit.path), 0, 0
+    prefix, count, lacking = key_prefix(unit.path), 0, 0
     split = unit.split or reading.split
     by_split = {"": unit, unit.split: unit}
     for sample in tarball.samples(found.members):
@@ -92,8 +92,8 @@ def _read(reading: Reading, unit: Unit, file: int, problem: str) -> Iterator[Raw
         if told not in by_split:
             by_split[told] = dataclasses.replace(unit, split=told)
         if sample.problem:
-            error = BadRecord("several_images", records.printable(sample.problem))
-            yield Raw(records.printable(prefix + sample.key), unit.path, split, error=error)
+            error = BadRecord("several_images", printable(sample.problem))
+            yield Raw(printable(prefix + sample.key), unit.path, split, error=error)
             continue
         parts = {e: os.pread(file, m.size, m.start) for e, m in sample.parts.items() if _is_needed(e, sample.parts)}
         texts = [os.pread(file, m.size, m.start) for m in sample.texts]
@@ -102,12 +102,12 @@ def _read(reading: Reading, unit: Unit, file: int, problem: str) -> Iterator[Raw
         yield dataclasses.replace(raw, extras=sample.extras) if sample.extras else raw
     members.check_shard(lacking, count, reading, unit)
     for name, why in found.refused:
-        yield Raw(records.printable(name), unit.path, split, error=BadRecord("unsafe_member", why))
+        yield Raw(printable(name), unit.path, split, error=BadRecord("unsafe_member", why))
     problem = problem or found.problem
     expected = _expected(reading, unit)
     if problem or expected > count:
         problem = problem or f"holds {count} records where its _stats.json counts {expected}"
-        yield records.lost(reading, unit, f"{unit.path}@{found.where}", problem, max(1, expected - count))
+        yield lost_records(reading, unit, f"{unit.path}@{found.where}", problem, max(1, expected - count))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord, UserError
 from maeclip_jax.prepare import crawl, image_text, records
 from maeclip_jax.prepare.image_text import Dropped, Kept, Storing
+from maeclip_jax.prepare.reading.raw import KINDS, Raw
 
 SHARED = Path(os.environ.get("MAECLIP_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 
@@ -82,9 +83,9 @@ def test_storing_refuses_what_makes_no_sense(options):
         Storing(**options)
 
 
-def _raw(**fields) -> records.Raw:
+def _raw(**fields) -> Raw:
     data = _encoded(_pixels(30, 40))
-    return records.Raw(**{"key": "k", "source": "s", "split": "train", "image": data, "texts": ("a",)} | fields)
+    return Raw(**{"key": "k", "source": "s", "split": "train", "image": data, "texts": ("a",)} | fields)
 
 
 def test_example_keeps_all_captions_and_counts_the_empty_ones():
@@ -107,7 +108,7 @@ def test_example_keeps_all_captions_and_counts_the_empty_ones():
 def test_example_names_why_a_record_cannot_be_used(fields, kind):
     with pytest.raises(BadRecord) as caught:
         image_text.example(_raw(**fields), Storing())
-    assert caught.value.kind == kind and kind in {**records.KINDS, **decode.KINDS}
+    assert caught.value.kind == kind and kind in {**KINDS, **decode.KINDS}
 
 
 def test_serialized_examples_come_back_and_tfds_reads_them():

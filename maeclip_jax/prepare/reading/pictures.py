@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import records, remote
-from maeclip_jax.prepare.crawl import Reading, Unit
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import remote
+from maeclip_jax.prepare.reading.raw import Raw, key_prefix
+from maeclip_jax.prepare.reading.units import Reading, Unit
 
 TOGETHER = 128  # pictures that are read at a time, as many as gcsfs asks for at once
 
@@ -18,7 +18,7 @@ def folders(reading: Reading, unit: Unit) -> tuple[str, ...]:
     """Where pictures are looked for: beside their table and in `images/` there, or where `image_dir` says."""
     if reading.image_dir:
         return (reading.image_dir,)
-    here = f"{reading.root}/{records.prefix(unit.path)}".rstrip("/")
+    here = f"{reading.root}/{key_prefix(unit.path)}".rstrip("/")
     return here, f"{here}/images"
 
 

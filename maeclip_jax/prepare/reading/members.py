@@ -7,9 +7,9 @@ import json
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import captions, crawl, img2dataset, names, records
-from maeclip_jax.prepare.crawl import Reading, Unit
-from maeclip_jax.prepare.records import Raw
+from maeclip_jax.prepare.reading import captions, img2dataset, names
+from maeclip_jax.prepare.reading.raw import Raw, printable
+from maeclip_jax.prepare.reading.units import Reading, Unit, split_of
 
 
 def reading(base: Reading, wanted: dict, first: list[dict[str, bytes]], where: str) -> Reading:
@@ -72,12 +72,12 @@ def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Rea
 
     `texts`: several texts of the sample, each a caption.
     """
-    raw = Raw(records.printable(key), unit.path, unit.split or reading.split)
+    raw = Raw(printable(key), unit.path, unit.split or reading.split)
     if ".txt" in members:
         texts = [members[".txt"]]
     try:
         row = _row(members, bool(texts), reading)
-        raw = dataclasses.replace(raw, split=crawl.split_of(row, reading, unit.split))
+        raw = dataclasses.replace(raw, split=split_of(row, reading, unit.split))
         image = next((members[e] for e in names.PICTURES if e in members), None)
         if image is None:
             raise BadRecord("missing_image", f"only {', '.join(sorted(members)) or 'texts'}")

@@ -11,10 +11,10 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import batches, names, remote
-from maeclip_jax.prepare.crawl import Plan, Reading, Unit
-from maeclip_jax.prepare.listing import Listing
-from maeclip_jax.prepare.records import Raw, printable
+from maeclip_jax.prepare.reading import batches, names, remote
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 DOWNLOAD = ("img2dataset --url_list {list} --input_format {format} --url_col {url} --caption_col {caption} "
             "--output_format webdataset --output_folder pairs --resize_mode keep_ratio --image_size 256")  # fmt: skip

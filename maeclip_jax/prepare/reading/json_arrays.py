@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import remote
+from maeclip_jax.prepare.reading import remote
 
 ARRAY, COCO = "[", "coco"
 SYNTAXES = (ARRAY, COCO)
