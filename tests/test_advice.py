@@ -24,7 +24,9 @@ from tests.golden import ARGS, CASES, ROOT
 
 FILES = sorted((ROOT / "maeclip_jax").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
 # Flags of other programs, which no parser of ours knows.
-FOREIGN = {"--short": "git", "--xla_jf_dump_llo_text": "libtpu", "--xla_jf_dump_to": "libtpu"}
+FOREIGN = {"--short": "git", "--xla_jf_dump_llo_text": "libtpu", "--xla_jf_dump_to": "libtpu"} | dict.fromkeys(
+    ("--url_list", "--input_format", "--url_col", "--caption_col", "--output_format", "--output_folder",
+     "--resize_mode", "--image_size", "--incremental_mode"), "img2dataset")  # fmt: skip
 
 
 def texts(path: Path) -> list[str]:

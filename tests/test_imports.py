@@ -33,6 +33,8 @@ def test_arrows_point_down():
         ("objectives/losses.py", "from maeclip_jax.nn import mask"),
         ("data/order.py", "def late():\n    import maeclip_jax.run.train"),
         ("prepare/crawl.py", "from maeclip_jax.prepare.builders import manual"),
+        ("prepare/formats/table.py", "from maeclip_jax.prepare import crawl"),
+        ("prepare/reading/units.py", "def late():\n    from maeclip_jax.prepare import formats"),
         ("new_module.py", ""),
     ],
 )

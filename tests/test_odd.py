@@ -91,7 +91,7 @@ def one_epoch(source, batch_size=16, hosts=1):
 
 
 def test_prepared_they_are_all_kept_or_named(prepared, refused):
-    dropped = {r["key"]: r["kind"] for r in map(json.loads, (prepared / "dropped.jsonl").read_text().splitlines())}
+    dropped = {r["key"]: r["kind"] for r in map(json.loads, (prepared / "account.jsonl").read_text().splitlines())}
     records = json.loads((prepared / "manifest.json").read_text())["records"]
     assert dropped.keys() == refused.keys()
     assert records["in"] == len(Files()) == records["kept"] + len(dropped)

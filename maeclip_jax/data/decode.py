@@ -90,6 +90,8 @@ class Picture:
 
     def __init__(self, pixels: np.ndarray | None, jpeg: bytes = b"", size=(0, 0), orientation: int = 1):
         self._pixels, self._jpeg, self._stored_size, self._orientation = pixels, jpeg, size, orientation
+        self.turned = False  # by an orientation from elsewhere
+        self.plain = pixels is None and orientation == 1  # JPEG that any reader shows upright and in its colours
         size = pixels.shape[:2] if pixels is not None else size
         self.height, self.width = size[::-1] if _UPRIGHT[orientation][0] else size
 
@@ -142,11 +144,14 @@ class Picture:
             raise _bad(error, self._jpeg) from error
 
 
-def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, truncated: str = "refuse") -> Picture:
+def probe(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, truncated: str = "refuse", orientation: int = 0
+) -> Picture:
     """The picture in `data`, upright, its size known and checked, JPEG not decoded yet.
 
     `truncated`: "refuse" (BadRecord) or "fill" (JPEG only: the missing part stays grey). Pillow's own limit of
-    179 million pixels holds whatever `max_pixels` is. Raises BadRecord with a kind from `KINDS`.
+    179 million pixels holds whatever `max_pixels` is. `orientation`: EXIF's number for how the picture is stored, from
+    elsewhere; it counts where the picture itself tells none. Raises BadRecord with a kind from `KINDS`.
     """
     if not data:
         raise BadRecord("empty", "0 bytes")
@@ -155,13 +160,15 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, trunc
         width, height = image.size
         if width * height > max_pixels:
             raise BadRecord("too_large", f"{width}x{height} pixels; max_pixels is {max_pixels}")
+        turned = orientation if orientation in _UPRIGHT and not _tells_orientation(image) else 1
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             jpeg = bytes(data) + b"\xff\xd9" if truncated == "fill" else data
-            picture = Picture(None, jpeg, (height, width), _orientation(image))
+            picture = Picture(None, jpeg, (height, width), _orientation(image) if turned == 1 else turned)
         else:
             if truncated == "fill" and image.format in ("JPEG", "MPO"):
                 image = Image.open(io.BytesIO(bytes(data) + b"\xff\xd9"), formats=("JPEG",))
-            picture = Picture(rgb8(image))
+            picture = Picture(rgb8(image), orientation=turned)
+        picture.turned = turned != 1
     except (BadRecord, MemoryError):
         raise
     except Exception as error:  # on broken bytes Pillow raises nearly every type there is
@@ -187,6 +194,14 @@ def decode(
 def _formats() -> tuple[str, ...]:
     Image.init()  # a Pillow built without AVIF or JPEG 2000 still reads the rest
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _tells_orientation(image: Image.Image) -> bool:
+    """Whether the picture says how it is stored, upright included."""
+    try:
+        return ("exif" in image.info and 0x0112 in image.getexif()) or _orientation(image) != 1
+    except Exception:
+        return False
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,8 @@
 """Making data sets: image-text pairs of any usual layout become TFDS data sets, with an account of every record.
 
-`command` is `python -m maeclip_jax.prepare`. `crawl` finds out what a source is, `division` cuts it into units of work,
-`records` reads their records, `tables` the csv and jsonl among them, `remote` the files that are in buckets,
+`command` is `python -m maeclip_jax.prepare`. `crawl` finds out what a source is and divides it into units of work, and
+`records` reads a unit. Both ask `formats`, which has a file for each layout: it recognises it, cuts it and reads it.
+Formats stand on `reading`: files and buckets, tables and tars, captions and pictures, units and raw records.
 `image_text` checks and stores a pair. `assembly` writes units (`unit_folder`) with several processes, packs their
 records into shards (`packing`) where the data set will be (`outlet`), and survives being killed; `image_text_beam` does
 the same on Apache Beam. `manifest` counts. `vocabulary` trains a tokenizer. `builders` has a TFDS builder for each

@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import crawl, division, image_text, manifest, outlet, packing, unit_folder
+from maeclip_jax.prepare import image_text, manifest, outlet, packing, unit_folder
 from maeclip_jax.prepare.image_text import Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
+from maeclip_jax.prepare.reading import img2dataset
+from maeclip_jax.prepare.reading.units import Plan, Unit
 from maeclip_jax.prepare.unit_folder import Job
 
 _EARLY = 10_000  # records after which too many bad ones end the work before all is read
 
 
-def run(plan: crawl.Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
+def run(plan: Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
         identity: dict, progress: Callable, counting: Counting | None = None,
         scratch: Path | None = None) -> dict:  # fmt: skip
     """Assembles `plan` into the TFDS folder `out` and returns its manifest.
@@ -64,19 +66,33 @@ def building(out: Path, name: str, scratch: Path | None = None) -> Path:
     return scratch / f"{name}-{out.name}.incomplete" if scratch else out.with_name(f"{out.name}.incomplete")
 
 
-def _read_units(plan: crawl.Plan, job: Job, workers: int, max_bad: float, progress: Callable) -> None:
+def _read_units(plan: Plan, job: Job, workers: int, max_bad: float, progress: Callable) -> None:
     done = [u for u in plan.units if job.unit_folder(u).exists()]
     tally = Tally.sum(Tally.from_json(job.summary(u)["tally"]) for u in done)
     todo = [u for u in plan.units if not job.unit_folder(u).exists()]
     with progress(_expected(plan.units), "prepare") as bar:
-        bar.update(tally.records)
+        bar.update(tally.seen)
         for unit in _finished(functools.partial(unit_folder.work, job), todo, workers, bar):
             tally = Tally.sum((tally, Tally.from_json(job.summary(unit)["tally"])))
             done.append(unit)
             if _expected(plan.units) is None:
-                _estimate(bar, tally.records, done, plan.units)
+                _estimate(bar, tally.seen, done, plan.units)
             if tally.records >= _EARLY:
-                manifest.check_share(tally, max_bad)
+                _check_share(tally, max_bad, job, done)
+
+
+def _check_share(tally: Tally, max_bad: float, job: Job, done: Sequence[Unit]) -> None:
+    """As `manifest.check_share`; the account of what was read so far is written first, for the message names it."""
+    path = Path(job.folder).with_name(manifest.ACCOUNT)
+    if tally.dropped.total() > max_bad * tally.records or not tally.kept.total():
+        _write_account(job, done, path)
+    manifest.check_share(tally, max_bad, path)
+
+
+def _write_account(job: Job, units: Sequence[Unit], path: Path) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for unit in units:
+            file.write((job.unit_folder(unit) / "account.jsonl").read_text(encoding="utf-8"))
 
 
 class _alone:
@@ -108,12 +124,12 @@ def _claim(path: Path, identity: dict) -> None:
     os.rename(partial, path)
 
 
-def _expected(units: tuple[crawl.Unit, ...]) -> int | None:
+def _expected(units: tuple[Unit, ...]) -> int | None:
     counts = [u.records for u in units]
     return None if None in counts else sum(counts)
 
 
-def _estimate(bar, records: int, done: list[crawl.Unit], units: tuple[crawl.Unit, ...]) -> None:
+def _estimate(bar, records: int, done: list[Unit], units: tuple[Unit, ...]) -> None:
     """If the source does not give its number of records, it is estimated from bytes, once the first units are read."""
     share = sum(u.size for u in done) / max(1, sum(u.size for u in units))
     bar.total = round(records / share) if share else None
@@ -129,6 +145,7 @@ def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any
     # Not fork: OpenCV and ArrayRecord have threads of their own by now.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
+    count_of = counter.get_obj()  # without its lock, which a worker that is killed may hold
     count = min(workers, len(todo))
     with concurrent.futures.ProcessPoolExecutor(count, context, _start, (work, counter)) as pool:
         waiting = {pool.submit(_work, item): item for item in todo}
@@ -136,7 +153,7 @@ def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any
         try:
             while waiting:
                 ready = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_COMPLETED).done
-                now = counter.value
+                now = count_of.value
                 bar.update(now - seen)
                 seen = now
                 for future in ready:
@@ -149,10 +166,17 @@ def _finished(work: Callable, todo: Sequence, workers: int, bar) -> Iterator[Any
                 "perhaps with fewer --workers"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if waiting:  # work is thrown away: the others are told to stop, and leave before their semaphores do
+                count_of.value = _STOPPED
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
+_STOPPED = -(1 << 62)
 _worker: tuple = ()
+
+
+class _Stop(Exception):
+    """Another unit has failed: this one need not be finished."""
 
 
 def _start(work: Callable, counter) -> None:
@@ -172,17 +196,19 @@ def _work(item) -> None:
 
     def pulse(records: int) -> None:
         with counter.get_lock():
+            if counter.value < 0:
+                raise _Stop
             counter.value += records
 
     work(item, pulse)
 
 
-def _assemble(plan: crawl.Plan, job: Job, to, name: str, workers: int, max_bad: float, identity: dict,
+def _assemble(plan: Plan, job: Job, to, name: str, workers: int, max_bad: float, identity: dict,
               progress: Callable) -> dict:  # fmt: skip
     """Puts all shards where they belong, with their metadata for TFDS and for readers; returns the manifest."""
     summaries = {u: job.summary(u) for u in plan.units}
     tally = Tally.sum(Tally.from_json(s["tally"]) for s in summaries.values())
-    manifest.check_share(tally, max_bad)
+    _check_share(tally, max_bad, job, plan.units)
     planned = {}
     for split in sorted(tally.kept):
         found = [(u, s["shards"][split]) for u, s in summaries.items() if split in s["shards"]]
@@ -192,11 +218,9 @@ def _assemble(plan: crawl.Plan, job: Job, to, name: str, workers: int, max_bad: 
     final.mkdir(exist_ok=True)
     entries = _pack([s for split in planned.values() for s in split], to, workers, progress)
     shards = {split: [entries[s.file] for s in found] for split, found in planned.items()}
-    with open(final / "dropped.jsonl", "w", encoding="utf-8") as file:
-        for unit in plan.units:
-            file.write((job.unit_folder(unit) / "dropped.jsonl").read_text(encoding="utf-8"))
+    _write_account(job, plan.units, final / manifest.ACCOUNT)
     image_text.write_metadata(final, plan, shards)
-    tree = manifest.build(name, identity, tally, shards, division.upstream_total(plan))
+    tree = manifest.build(name, identity, tally, shards, img2dataset.upstream_total(plan))
     (final / "report.txt").write_text(manifest.report(tree), encoding="utf-8")
     (final / "manifest.json").write_text(manifest.dump(tree), encoding="utf-8")
     to.finish()

@@ -2,7 +2,7 @@
 
     python -m maeclip_jax.prepare --src photos/ --out data --name photos --short_side 256
 
-reads a folder or file (formats: `prepare/crawl.py`), checks every picture, and writes `data/photos/1.0.0`, which
+reads a folder or file (formats: `prepare/formats`), checks every picture, and writes `data/photos/1.0.0`, which
 `tfds.builder_from_directory("data/photos/1.0.0").as_data_source("train")` opens. The same command again continues, or
 says that nothing is left to do. --src and --out may be in buckets (gs://). Such an --out is filled shard by shard from
 a local folder, --scratch, and is a data set once all are there. `--runner beam` does the same work through TFDS's Beam
@@ -24,7 +24,7 @@ from etils import epath
 
 from maeclip_jax import cli, errors
 from maeclip_jax.errors import storage
-from maeclip_jax.prepare import crawl
+from maeclip_jax.prepare import crawl, formats
 
 RUNNERS = ("local", "beam")
 
@@ -35,11 +35,17 @@ def parser() -> cli.Parser:
     p.add_argument("--out", required=True, help="TFDS data directory; the data set goes to OUT/NAME/1.0.0")
     p.add_argument("--scratch", default="", help="local folder for unfinished work, if --out is in a bucket (.)")
     p.add_argument("--name", default="my_pairs", help="name of the data set: small letters, digits, _ (%(default)s)")
-    p.add_argument("--format", default="auto", help=f"auto, {', '.join(crawl.FORMATS)} (%(default)s)")
+    p.add_argument("--format", default="auto", help=f"auto, {', '.join(formats.FORMATS)} (%(default)s)")
     p.add_argument("--image_column", default="", help="column of picture paths or bytes (the first usual name)")
-    p.add_argument("--caption_column", default="", help="column of captions, a text or a list (the first usual name)")
+    p.add_argument(
+        "--caption_column",
+        default="",
+        help="field of captions, or a path to it such as captions[].text (the first usual name)",
+    )
     p.add_argument("--split_column", default="", help="column that names the split ('split' if there is one)")
-    p.add_argument("--ignore_split", action="store_true", help="all go to --split, whatever a 'split' column says")
+    p.add_argument(
+        "--ignore_split", action="store_true", help="all go to --split, whatever columns and names of files say"
+    )
     p.add_argument("--split", default="train", help="split of records that name none (%(default)s)")
     p.add_argument("--image_dir", default="", help="where picture paths start (beside the table, or in images/ there)")
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
@@ -52,6 +58,9 @@ def parser() -> cli.Parser:
     p.add_argument("--beam_options", default="", help="options of the Beam pipeline, one string")
     p.add_argument("--tokenizer", default="", help="count captions that it cuts: bytes, bert:FILE, clip:FILE, ...")
     p.add_argument("--text_length", type=int, default=0, help="tokens at which --tokenizer cuts a caption")
+    p.add_argument(
+        "--check", action="store_true", help="read a sample of every shard, say what would be, write nothing"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name and version")
     return p
 
@@ -71,6 +80,13 @@ def prepare(args: argparse.Namespace) -> dict:
     )
     from maeclip_jax.prepare import image_text, manifest
 
+    if args.check:
+        from maeclip_jax.prepare import dry_run
+
+        for note in plan.notes:
+            print(note)
+        print(dry_run.report(plan, image_text.Storing(args.short_side, args.quality, args.max_pixels), args.max_bad))
+        return {}
     storing = image_text.Storing(args.short_side, args.quality, args.max_pixels)
     counting = manifest.Counting(args.tokenizer, args.text_length) if args.tokenizer else None
     reading = dataclasses.asdict(plan.reading)
@@ -86,8 +102,8 @@ def prepare(args: argparse.Namespace) -> dict:
     there = out / "dataset_info.json" if scratch else out  # a bucket is filled file by file, and this is the last one
     if crawl.exists(there):
         return _finished(out, identity)
-    found = f"{plan.reading.format} in {plan.reading.root}: {len(plan.files)} files, {len(plan.units)} units of work"
-    print(found, file=sys.stderr)
+    for note in plan.notes:
+        print(note, file=sys.stderr)
     arguments = {"out": out, "name": args.name, "max_bad": args.max_bad, "identity": identity}
     then = "the same command continues when it can be written" if args.runner == "local" else ""
     with storage.writing(out, then=then):
@@ -157,7 +173,8 @@ def _scratch(args: argparse.Namespace) -> Path | None:
 
 
 def _remove(out: epath.Path, scratch: Path | None, name: str) -> None:
-    from maeclip_jax.prepare import assembly, remote
+    from maeclip_jax.prepare import assembly
+    from maeclip_jax.prepare.reading import remote
 
     if scratch:
         remote.remove(out)

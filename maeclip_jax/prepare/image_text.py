@@ -7,8 +7,6 @@ Apache Beam (`image_text_beam`) run the same.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import io
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,12 +16,14 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
 from maeclip_jax import errors
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import crawl, records
+from maeclip_jax.prepare import records
+from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.reading.raw import Raw, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 VERSION = "1.0.0"
 
@@ -53,6 +53,7 @@ class Stored:
     source_width: int
     source_height: int
     verbatim: bool
+    turned: bool = False  # as the source's own account says, for the picture itself does not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Kept:
     source_bytes: int
     rows: int
     empty_captions: int  # empty ones beside others that are kept
+    extras: int = 0  # further pictures and texts of the sample, left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +76,12 @@ class Dropped:
     detail: str
     rows: int = 1
     records: int = 1
+    url: str = ""
+    status: str = ""  # of a download that failed
 
     def json(self) -> dict:
-        entry = dataclasses.asdict(self)
-        return entry | {"detail": records.printable(self.detail)[:300]}
+        entry = {name: value for name, value in dataclasses.asdict(self).items() if value != ""}
+        return entry | {"detail": printable(self.detail)[:300]}
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -93,18 +97,19 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-@functools.cache
-def _serializer():
-    from tensorflow_datasets.core import example_serializer
-
-    kind = features()
-    return kind, example_serializer.ExampleSerializer(kind.get_serialized_info())
-
-
 def serialize(example: dict) -> bytes:
-    """The bytes TFDS stores for an example. Deterministic: TFDS's own order of features varies with the hash seed."""
-    kind, serializer = _serializer()
-    return serializer.get_tf_example(kind.encode_example(example)).SerializeToString(deterministic=True)
+    """The bytes TFDS stores for an example, features in the order of their names."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    found = tf_example_pb2.Example()
+    features = found.features.feature
+    for name in ("image", "key", "source"):
+        value = example[name]
+        features[name].bytes_list.value.append(value.encode() if isinstance(value, str) else value)
+    features["texts"].bytes_list.value.extend(text.encode() for text in example["texts"])
+    for name in ("height", "width"):
+        features[name].int64_list.value.append(example[name])
+    return found.SerializeToString(deterministic=True)
 
 
 def parse(data: bytes) -> dict:
@@ -122,25 +127,27 @@ def parse(data: bytes) -> dict:
     }
 
 
-def store(data: bytes, storing: Storing) -> Stored:
+def store(data: bytes, storing: Storing, orientation: int = 0) -> Stored:
     """The picture in `data` as JPEG, fully decoded once so that whatever is stored is known to decode.
 
     JPEG that is upright, grey or RGB, and small enough stays byte for byte. The rest is shrunk (area average, after
     libjpeg's own halving where that still leaves more than is needed) and encoded upright at `quality`, without EXIF.
-    Raises BadRecord with a kind of `decode.KINDS`.
+    `orientation`: how the source says that the picture is stored. Raises BadRecord with a kind of `decode.KINDS`.
     """
-    picture = decode.probe(data, max_pixels=storing.max_pixels)
+    picture = decode.probe(data, max_pixels=storing.max_pixels, orientation=orientation)
     height, width = picture.height, picture.width
     target = _target(height, width, storing.short_side)
+    verbatim = target == (height, width) and picture.plain
+    # Bytes that are kept are decoded at the smallest scale: that reads all of them, and shows whether they are whole.
     # Half-scale decoding by libjpeg costs 6 dB where it leaves less than twice what is needed.
-    pixels = picture.read(reduce_to=(2 * target[0], 2 * target[1]))
-    if target == (height, width) and _is_plain_jpeg(data):
+    pixels = picture.read(reduce_to=(1, 1) if verbatim else (2 * target[0], 2 * target[1]))
+    if verbatim:
         return Stored(data, width, height, width, height, True)
     if pixels.shape[:2] != target:
         pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA)
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, storing.quality))[1]
-    return Stored(encoded.tobytes(), target[1], target[0], width, height, False)
+    return Stored(encoded.tobytes(), target[1], target[0], width, height, False, picture.turned)
 
 
 def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -150,24 +157,11 @@ def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
     return tuple(short_side if side == short else round(side * short_side / short) for side in (height, width))
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether any reader shows the right picture: an EXIF rotation or CMYK ink would need care in each."""
-    if data[:2] != b"\xff\xd8":
-        return False
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode not in ("RGB", "L"):
-            return False
-        try:
-            return image.getexif().get(0x0112, 1) not in range(2, 9)
-        except Exception:  # broken EXIF turns nothing
-            return True
-
-
-def example(record: records.Raw, storing: Storing) -> Kept:
+def example(record: Raw, storing: Storing) -> Kept:
     """A raw record as an example of `features()`. Raises BadRecord with a kind of `raw.KINDS` or `decode.KINDS`."""
     if record.error:
         raise record.error
-    if not crawl.is_split_name(record.split):
+    if not names.is_split(record.split):
         raise BadRecord("bad_split", f"{record.split!r}")
     try:
         texts = [t.strip() for t in record.texts]
@@ -177,20 +171,20 @@ def example(record: records.Raw, storing: Storing) -> Kept:
     full = [t for t in texts if t]
     if not full:
         raise BadRecord("empty_caption", f"{len(texts)} of {len(texts)} are empty")
-    stored = store(record.image, storing)
+    stored = store(record.image, storing, record.orientation)
     fields = {
         "key": record.key,
         "image": stored.image,
         "texts": full,
         "width": stored.width,
         "height": stored.height,
-        "source": records.printable(record.source),
+        "source": printable(record.source),
     }
     source_bytes, empty = len(record.image), len(texts) - len(full)
-    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty)
+    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty, record.extras)
 
 
-def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iterator[Kept | Dropped]:
+def outcomes(reading: Reading, storing: Storing, unit: Unit) -> Iterator[Kept | Dropped]:
     """What becomes of each record of a unit, in order. A key that came before in the unit is dropped."""
     seen = set()
     for record in records.read(reading, unit):
@@ -201,8 +195,9 @@ def outcomes(reading: crawl.Reading, storing: Storing, unit: crawl.Unit) -> Iter
             seen.add(record.key)
             yield kept
         except BadRecord as bad:
-            source = records.printable(record.source)
-            yield Dropped(record.key, source, bad.kind, bad.detail, record.rows, record.lost)
+            source = printable(record.source)
+            entry = (record.key, source, bad.kind, bad.detail, record.rows, record.lost)
+            yield Dropped(*entry, url=record.url, status=record.status)
 
 
 def duplicate(kept: Kept) -> Dropped:
@@ -210,7 +205,7 @@ def duplicate(kept: Kept) -> Dropped:
     return Dropped(kept.key, kept.example["source"], "duplicate_key", "came before in another unit", kept.rows)
 
 
-def write_metadata(folder: Path, plan: crawl.Plan, shards: dict[str, list[dict]]) -> None:
+def write_metadata(folder: Path, plan: Plan, shards: dict[str, list[dict]]) -> None:
     """Writes into `folder` what makes a TFDS data set of shards: split -> [{file, records, bytes}] in order.
 
     The shards need not be there: TFDS reads their names alone, of empty files in a folder of their own.
@@ -244,5 +239,5 @@ def write_metadata(folder: Path, plan: crawl.Plan, shards: dict[str, list[dict]]
                 shutil.copyfile(path, folder / path.name)
 
 
-def description(plan: crawl.Plan) -> str:
+def description(plan: Plan) -> str:
     return f"Image-text pairs prepared by maeclip_jax.prepare from {plan.reading.format} in {plan.reading.root}."

@@ -11,9 +11,11 @@ from array_record.python import array_record_module
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import crawl, division, image_text, manifest, packing, tfds_shards
+from maeclip_jax.prepare import image_text, manifest, packing, tfds_shards
 from maeclip_jax.prepare.image_text import Dropped, Kept
 from maeclip_jax.prepare.manifest import Tally
+from maeclip_jax.prepare.reading import img2dataset
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 
 class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -25,10 +27,10 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(image_text.VERSION)
 
-    def __init__(self, plan: crawl.Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
+    def __init__(self, plan: Plan, storing: image_text.Storing, *, name: str, scratch: str, max_bad: float,
                  identity: dict, **kwargs):  # fmt: skip
         if not plan.splits:
-            choice = "no --split_column, or --runner local"
+            choice = "no --split_column, --ignore_split, or --runner local"
             raise errors.UserError(f"beam must know the splits before it reads {plan.reading.format}; valid: {choice}")
         self.name, self.plan, self.storing, self.scratch = name, plan, storing, epath.Path(scratch)
         self.max_bad, self.identity, self.manifest = max_bad, identity, {}
@@ -45,7 +47,7 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         del dl_manager
         import apache_beam as beam
 
-        work = functools.partial(_positioned, self.plan.reading, self.storing)
+        work = functools.partial(_positioned, self.plan.reading, self.storing, self.plan.splits)
         found = pipeline | "Units" >> beam.Create(self.plan.units) | beam.Reshuffle() | "Read" >> beam.FlatMap(work)
         kept = found | "Kept" >> beam.Filter(_is_kept)
         # Only keys travel to find out which record came first; pictures stay where they are.
@@ -66,10 +68,10 @@ class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         tally, dropped = _read_report(self.scratch)
         manifest.check_share(tally, self.max_bad)
         shards = {split: _shards(info) for split, info in sorted(self.info.splits.items())}
-        upstream = division.upstream_total(self.plan)
+        upstream = img2dataset.upstream_total(self.plan)
         self.manifest = manifest.build(self.name, self.identity, tally, shards, upstream)
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        (self.data_path / "dropped.jsonl").write_text(lines)
+        (self.data_path / manifest.ACCOUNT).write_text(lines)
         (self.data_path / "report.txt").write_text(manifest.report(self.manifest))
         (self.data_path / "manifest.json").write_text(manifest.dump(self.manifest))
 
@@ -96,9 +98,14 @@ class _Writer(tfds.core.ExampleWriter):
             local.copy(path, overwrite=True)
 
 
-def _positioned(reading: crawl.Reading, storing: image_text.Storing, unit: crawl.Unit):
+def _positioned(reading: Reading, storing: image_text.Storing, splits: tuple[str, ...], unit: Unit):
     """((unit, number in it), outcome): the place says which of two records with one key came first."""
     for number, outcome in enumerate(image_text.outcomes(reading, storing, unit)):
+        if splits and isinstance(outcome, Kept) and outcome.split not in splits:
+            raise errors.UserError(
+                f"{outcome.key} names the split {outcome.split!r}, and beam must know the splits before it reads; "
+                "valid: --ignore_split, or --runner local"
+            )
         yield (unit.index, number), outcome
 
 
@@ -111,7 +118,7 @@ def _is_dropped(item) -> bool:
 
 
 def _key_and_place(item):
-    return item[1].key, item[0]
+    return (item[1].example["source"], item[1].key), item[0]
 
 
 def _later(item):
@@ -129,7 +136,7 @@ def _as_duplicate(item, later):
 
 def _of_split(item, split: str):
     if item[1].split == split:
-        yield item[1].key, item[1].example
+        yield f"{item[1].example['source']}:{item[1].key}", item[1].example  # a key is unique within its shard
 
 
 def _sum_of_outcomes(items) -> Tally:
@@ -160,7 +167,7 @@ def _read_report(folder: epath.Path) -> tuple[Tally, list[dict]]:
     return Tally.from_json(tally), dropped
 
 
-def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, max_bad: float, identity: dict,
+def run(plan: Plan, storing: image_text.Storing, *, out: str, name: str, max_bad: float, identity: dict,
         options: str = "") -> dict:  # fmt: skip
     """Builds the TFDS folder `out` (…/NAME/VERSION) with Beam and returns its manifest.
 
@@ -190,6 +197,8 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:
+        if "names the split" in str(error):  # of a member of an archive; Beam wraps the error
+            raise errors.UserError(_told(str(error))) from None
         if "generated examples is 0" in str(error):  # TFDS refuses an empty split, in the middle of the pipeline
             splits = ", ".join(plan.splits)
             raise errors.UserError(
@@ -198,6 +207,12 @@ def run(plan: crawl.Plan, storing: image_text.Storing, *, out: str, name: str, m
         raise
     scratch.rmtree()
     return builder.manifest
+
+
+def _told(text: str) -> str:
+    """Our sentence in an error of Beam."""
+    lines = [line for line in text.splitlines() if "names the split" in line]
+    return lines[0].rpartition("UserError: ")[2].partition(" [while running")[0]
 
 
 def _shards(info) -> list[dict]:

@@ -18,6 +18,7 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.data import tokenizer as tokenizers
+from maeclip_jax.prepare.reading.raw import FAILED
 
 QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 QUANTITIES = {
@@ -32,6 +33,7 @@ QUANTITIES = {
     "caption_words": "words",
     "caption_characters": "characters",
 }
+ACCOUNT = "account.jsonl"  # every record that was not kept, and why
 PACKAGES = ("array_record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
 
 
@@ -65,23 +67,34 @@ class Tally:
         self.totals: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()  # by split
         self.dropped: Counter[str] = Counter()  # by kind
+        self.failed: Counter[str] = Counter()  # downloads that failed before, by status
         self.histograms: dict[str, Counter[int]] = {name: Counter() for name in QUANTITIES}
 
     @property
     def records(self) -> int:
-        """Records that went in."""
+        """Records that went in, without the downloads that had failed before."""
         return self.kept.total() + self.dropped.total()
+
+    @property
+    def seen(self) -> int:
+        """Records that went in, and downloads that had failed before."""
+        return self.records + self.failed.total()
 
     def add(self, outcome) -> None:
         """Counts a `Kept` or `Dropped` of `builders.image_text`."""
         self.totals["rows"] += outcome.rows
         if not hasattr(outcome, "stored"):
+            if outcome.kind == FAILED:
+                self.failed[outcome.status] += 1
+                return
             self.dropped[outcome.kind] += outcome.records
             return
         stored, texts = outcome.stored, outcome.example["texts"]
         self.kept[outcome.split] += 1
         self.totals["kept_verbatim"] += stored.verbatim
+        self.totals["turned_upright"] += stored.turned
         self.totals["empty_captions_left_out"] += outcome.empty_captions
+        self.totals["further_members_left_out"] += outcome.extras
         self.totals["source_picture_bytes"] += outcome.source_bytes
         self.totals["stored_picture_bytes"] += len(stored.image)
         values = {
@@ -112,10 +125,10 @@ class Tally:
         return total
 
     def _counters(self) -> list[Counter]:
-        return [self.totals, self.kept, self.dropped, *self.histograms.values()]
+        return [self.totals, self.kept, self.dropped, self.failed, *self.histograms.values()]
 
     def json(self) -> dict:
-        parts = {"totals": self.totals, "kept": self.kept, "dropped": self.dropped}
+        parts = {"totals": self.totals, "kept": self.kept, "dropped": self.dropped, "failed": self.failed}
         parts = {name: _sorted(counter) for name, counter in parts.items()}
         return {**parts, "histograms": {name: _sorted(h) for name, h in self.histograms.items()}}
 
@@ -125,6 +138,7 @@ class Tally:
         tally.totals.update(tree["totals"])
         tally.kept.update(tree["kept"])
         tally.dropped.update(tree["dropped"])
+        tally.failed.update(tree["failed"])
         for name, histogram in tree["histograms"].items():
             tally.histograms[name].update({int(v): n for v, n in histogram.items()})
         return tally
@@ -159,10 +173,11 @@ def build(name: str, identity: dict, tally: Tally, shards: dict[str, list[dict]]
         "source": identity["source"],
         "upstream": _sorted(upstream),
         "records": {
-            "in": tally.records,
+            "in": tally.seen,
             "kept": tally.kept.total(),
             "dropped": tally.dropped.total(),
             "dropped_by_kind": _sorted(tally.dropped),
+            "failed_downloads": _sorted(tally.failed),
         },
         "totals": _sorted(tally.totals),
         "splits": {
@@ -181,6 +196,7 @@ def report(manifest: dict) -> str:
     if upstream:
         named = ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in upstream.items())
         lines += [f"img2dataset says of its own part: {named}", ""]
+    failed = sum(records["failed_downloads"].values())
     if totals.get("rows", 0) != records["in"]:
         lines.append(f"{totals.get('rows', 0):>12,} rows or entries read, joined into")
     lines.append(f"{records['in']:>12,} records in")
@@ -189,10 +205,17 @@ def report(manifest: dict) -> str:
         lines.append(f"{entry['records']:>12,} kept in split {split} ({shards} shard{'s' * (shards > 1)})")
     for kind, count in records["dropped_by_kind"].items():
         lines.append(f"{count:>12,} dropped: {kind}")
-    share = records["dropped"] / max(1, records["in"])
-    lines += [f"{records['dropped']:>12,} dropped in all ({share:.2%}); each is named in dropped.jsonl", ""]
+    for status, count in records["failed_downloads"].items():
+        lines.append(f"{count:>12,} downloads had failed before: {status}")
+    share = records["dropped"] / max(1, records["in"] - failed)
+    what = "dropped in all ({share:.2%}), failed downloads apart" if failed else "dropped in all ({share:.2%})"
+    lines += [f"{records['dropped']:>12,} {what.format(share=share)}; each is named in {ACCOUNT}", ""]
     verbatim = totals.get("kept_verbatim", 0)
     lines.append(f"{verbatim:>12,} pictures stored byte for byte, {records['kept'] - verbatim:,} encoded anew")
+    if totals.get("turned_upright"):
+        lines.append(f"{totals['turned_upright']:>12,} pictures turned upright, as the source says that they lay")
+    if totals.get("further_members_left_out"):
+        lines.append(f"{totals['further_members_left_out']:>12,} further pictures and texts of a sample left out")
     if totals.get("empty_captions_left_out"):
         lines.append(f"{totals['empty_captions_left_out']:>12,} empty captions left out beside others of their picture")
     if totals.get("captions_tokenized"):
@@ -208,15 +231,19 @@ def report(manifest: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def check_share(tally: Tally, max_bad: float) -> None:
-    """Raises UserError with the counts when more than `max_bad` of the records were dropped, or nothing was kept."""
+def check_share(tally: Tally, max_bad: float, account: object = "") -> None:
+    """Raises UserError with the counts when more than `max_bad` of the records were dropped, or nothing was kept.
+
+    `account`: the file that names each of them.
+    """
     bad, records = tally.dropped.total(), tally.records
     if bad <= max_bad * records and tally.kept.total():
         return
     kinds = ", ".join(f"{kind} {n}" for kind, n in tally.dropped.most_common()) or "the source is empty"
     limit = f"more than max_bad={max_bad:g}" if tally.kept.total() else "so nothing is left"
+    where = f"; {account} names each" if account else ""
     raise errors.UserError(
-        f"{bad} of {records} records are bad ({kinds}), {limit}; "
+        f"{bad} of {records} records are bad ({kinds}), {limit}{where}; "
         "valid: other columns, a better source, or a larger --max_bad (finished work is kept)"
     )
 

@@ -1,4 +1,4 @@
-"""The work on one unit of a source, kept as a folder: `SPLIT.array_record`, rows.npy, dropped.jsonl, summary.json.
+"""The work on one unit of a source, kept as a folder: `SPLIT.array_record`, rows.npy, account.jsonl, summary.json.
 
 A folder is written elsewhere and appears under its final name at once, so what is there is whole.
 """
@@ -17,29 +17,30 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
-from maeclip_jax.prepare import crawl, image_text, packing
+from maeclip_jax.prepare import image_text, packing
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
+from maeclip_jax.prepare.reading.units import Reading, Unit
 
 # Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
 _ROW = np.dtype(
     [("hash", "u8"), ("split", "u2"), ("width", "u4"), ("height", "u4"), ("bytes", "u8"), ("verbatim", "?"),
-     ("rows", "u4"), ("empty", "u4")]
+     ("rows", "u4"), ("empty", "u4"), ("extras", "u4"), ("turned", "?")]
 )  # fmt: skip
 _PULSE = 32  # records between two progress updates
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    reading: crawl.Reading
+    reading: Reading
     storing: Storing
     folder: str  # where units lie
     counting: Counting | None = None
 
-    def unit_folder(self, unit: crawl.Unit) -> Path:
+    def unit_folder(self, unit: Unit) -> Path:
         return Path(self.folder, f"{unit.index:06d}")
 
-    def summary(self, unit: crawl.Unit) -> dict:
+    def summary(self, unit: Unit) -> dict:
         """{tally, shards: {split: {records, size}}} of a finished unit."""
         return json.loads((self.unit_folder(unit) / "summary.json").read_text())
 
@@ -51,7 +52,7 @@ class _Writer:
         self.folder, self.tally, self.rows = folder, Tally(counting), []
         self.shards: dict[str, array_record_module.ArrayRecordWriter] = {}
         self.sizes: Counter[str] = Counter()
-        self.dropped = open(folder / "dropped.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed in commit)
+        self.dropped = open(folder / "account.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed in commit)
 
     def add(self, outcome: Kept | Dropped) -> None:
         self.tally.add(outcome)
@@ -66,7 +67,9 @@ class _Writer:
         self.sizes[outcome.split] += len(data)
         stored, split = outcome.stored, list(self.shards).index(outcome.split)
         size = (stored.source_width, stored.source_height, outcome.source_bytes)
-        self.rows.append((_hash(outcome.key), split, *size, stored.verbatim, outcome.rows, outcome.empty_captions))
+        more = (outcome.rows, outcome.empty_captions, outcome.extras, stored.turned)
+        name = _hash(outcome.example["source"], outcome.key)
+        self.rows.append((name, split, *size, stored.verbatim, *more))
 
     def commit(self, final: Path) -> None:
         """The folder appears as `final`, complete, or not at all."""
@@ -81,11 +84,12 @@ class _Writer:
         os.rename(self.folder, final)
 
 
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+def _hash(source: str, key: str) -> int:
+    """A key is unique within its shard or table: two shards may have it."""
+    return int.from_bytes(hashlib.blake2b(f"{source}\0{key}".encode(), digest_size=8).digest(), "little")
 
 
-def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
+def work(job: Job, unit: Unit, pulse: Callable[[int], None]) -> None:
     """Reads a unit and commits its folder. `pulse(n)` is told of every n records on the way."""
     final = job.unit_folder(unit)
     writer, since = _Writer(Path(f"{final}.tmp{os.getpid()}"), job.counting), 0
@@ -104,7 +108,7 @@ def work(job: Job, unit: crawl.Unit, pulse: Callable[[int], None]) -> None:
     pulse(since)
 
 
-def drop_repeated(job: Job, units: tuple[crawl.Unit, ...]) -> None:
+def drop_repeated(job: Job, units: tuple[Unit, ...]) -> None:
     """Drops from later units what earlier units have. A unit that changes is rewritten and then replaced."""
     hashes = [np.load(job.unit_folder(u) / "rows.npy")["hash"] for u in units]
     first = np.unique(np.concatenate(hashes), return_index=True)[1]
@@ -115,19 +119,19 @@ def drop_repeated(job: Job, units: tuple[crawl.Unit, ...]) -> None:
             _rewrite(job, unit, bad)
 
 
-def _rewrite(job: Job, unit: crawl.Unit, repeated: np.ndarray) -> None:
+def _rewrite(job: Job, unit: Unit, repeated: np.ndarray) -> None:
     """The same unit with the marked rows dropped."""
     final = job.unit_folder(unit)
     splits = list(job.summary(unit)["shards"])
     readers = [array_record_module.ArrayRecordReader(str(final / f"{s}.array_record")) for s in splits]
     writer = _Writer(Path(f"{final}.tmp{os.getpid()}"), job.counting)
-    for line in (final / "dropped.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (final / "account.jsonl").read_text(encoding="utf-8").splitlines():
         writer.add(Dropped(**json.loads(line)))
     for row, bad in zip(np.load(final / "rows.npy").tolist(), repeated):
-        _, split, width, height, size, verbatim, rows, empty = row
+        _, split, width, height, size, verbatim, rows, empty, extras, turned = row
         example = image_text.parse(readers[split].read())
-        stored = Stored(example["image"], example["width"], example["height"], width, height, verbatim)
-        kept = Kept(splits[split], example["key"], example, stored, size, rows, empty)
+        stored = Stored(example["image"], example["width"], example["height"], width, height, verbatim, turned)
+        kept = Kept(splits[split], example["key"], example, stored, size, rows, empty, extras)
         writer.add(image_text.duplicate(kept) if bad else kept)
     for reader in readers:
         reader.close()

@@ -36,8 +36,11 @@ def pair(key: str, number: int, caption: str | None = None, size=(40, 30)) -> li
     return [(f"{key}.{extension}", d) for extension, d in zip(("jpg", "txt", "json"), data)]
 
 
-def webdataset(root: Path, shards: int = 3, records: int = 4, size=(40, 30), failed: int = 1) -> Path:
-    """img2dataset's default output: 00000.tar with its 00000.parquet and 00000_stats.json."""
+def webdataset(root: Path, shards: int = 3, records: int = 4, size=(40, 30), failed: int = 0) -> Path:
+    """img2dataset's default output: 00000.tar with its 00000.parquet and 00000_stats.json.
+
+    `failed`: downloads that failed, a shard.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -45,7 +48,13 @@ def webdataset(root: Path, shards: int = 3, records: int = 4, size=(40, 30), fai
         keys = [f"{shard:05d}{i:04d}" for i in range(records)]
         numbers = [shard * records + i for i in range(records)]
         write_tar(root / f"{shard:05d}.tar", [m for k, n in zip(keys, numbers) for m in pair(k, n, size=size)])
-        rows = {"key": keys + [f"{shard:05d}9999"] * failed, "status": ["success"] * records + ["failed"] * failed}
+        lost = [f"{shard:05d}9{i:03d}" for i in range(failed)]
+        rows = {
+            "key": keys + lost,
+            "url": [f"http://x/{k}.jpg" for k in keys + lost],
+            "status": ["success"] * records + ["failed_to_download"] * failed,
+            "error_message": [None] * records + ["HTTP Error 404: Not Found"] * failed,
+        }
         pq.write_table(pa.table(rows), root / f"{shard:05d}.parquet")
         stats = {"count": records + failed, "successes": records, "failed_to_download": failed, "failed_to_resize": 0}
         (root / f"{shard:05d}_stats.json").write_text(json.dumps(stats))

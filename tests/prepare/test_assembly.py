@@ -74,8 +74,9 @@ def test_repeated_keys_are_dropped_from_later_units_and_counted(source, tmp_path
     out = tmp_path / "out" / "1.0.0"
     tree = _run(source, out)
     records = tree["records"]
+    assert records.pop("failed_downloads") == {}
     assert records == {"in": 11, "kept": 8, "dropped": 3, "dropped_by_kind": {"duplicate_key": 3}}
-    dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
+    dropped = [json.loads(line) for line in (out / "account.jsonl").read_text().splitlines()]
     assert Counter(d["key"] for d in dropped) == {"0.jpg": 2, "1.jpg": 1}
     assert tree["splits"]["val"]["records"] == 3 and tree["totals"]["rows"] == 11
     assert sum(s["records"] for split in tree["splits"].values() for s in split["shards"]) == 8

@@ -4,7 +4,7 @@ import pair_sources
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import command, crawl
+from maeclip_jax.prepare import command, crawl, formats
 
 
 def test_webdataset_is_found_with_its_counts_and_beside_its_parquet(tmp_path):
@@ -84,13 +84,13 @@ def test_errors_name_the_thing_and_the_valid_choices(tmp_path):
     (tmp_path / "empty").mkdir()
     message = _message(str(tmp_path / "empty"))
     assert "is empty" in message
-    assert all(name in message for name in crawl.FORMATS)
+    assert all(name in message for name in formats.FORMATS)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "readme.md").write_text("hello")
     assert "holds nothing that can be read" in _message(str(tmp_path / "other"))
     assert "unknown format 'tar'" in _message(str(tmp_path), format="tar")
     src = pair_sources.webdataset(tmp_path / "tars", shards=1)
-    assert "--format auto, webdataset, table" in _message(str(src), format="table")
+    assert "--format auto, webdataset, arrow" in _message(str(src), format="table")
     assert "image_column has no meaning for webdataset" in _message(str(src), image_column="jpg")
     assert "split 'all' is not a TFDS split name" in _message(str(src), split="all")
     assert "image_dir '/nowhere' is not a folder" in _message(str(src), image_dir="/nowhere")
@@ -128,7 +128,7 @@ def test_errors_of_parquet(tmp_path):
     import pyarrow.parquet as pq
 
     assert "no parquet file in" in _message(_written(tmp_path / "a" / "x.parquet", "not parquet"))
-    pq.write_table(pa.table({"url": ["a"], "caption": ["b"]}), tmp_path / "meta.parquet")
+    pq.write_table(pa.table({"uid": ["a"], "caption": ["b"]}), tmp_path / "meta.parquet")
     assert "no column of encoded pictures" in _message(str(tmp_path / "meta.parquet"))
     pq.write_table(pa.table({"jpg": [b"a"], "caption": ["b"]}), tmp_path / "good.parquet")
     message = _message(str(tmp_path / "good.parquet"), image_column="caption")

@@ -34,7 +34,7 @@ def _read(folder, split="train") -> list[dict]:
 
 
 def test_img2dataset_becomes_a_tfds_data_set_with_an_account(tmp_path, capsys):
-    src = pair_sources.webdataset(tmp_path / "src", shards=3, records=4)
+    src = pair_sources.webdataset(tmp_path / "src", shards=3, records=4, failed=1)
     assert _main("--src", src, "--out", tmp_path / "out", "--name", "cc", "--short_side", 24, "--workers", 1) == 0
     out = tmp_path / "out" / "cc" / "1.0.0"
     records = _read(out)
@@ -45,10 +45,13 @@ def test_img2dataset_becomes_a_tfds_data_set_with_an_account(tmp_path, capsys):
     printed = capsys.readouterr().out
     report = (out / "report.txt").read_text()
     assert report in printed
-    assert "12 records in" in report and "12 kept in split train (1 shard)" in report
+    assert "15 records in" in report and "3 downloads had failed before: failed_to_download" in report
+    assert "12 kept in split train (1 shard)" in report
     assert "15 count, 3 failed to download, 12 successes" in report
     tree = json.loads((out / "manifest.json").read_text())
-    assert tree["records"] == {"in": 12, "kept": 12, "dropped": 0, "dropped_by_kind": {}}
+    assert tree["records"] == {
+        "in": 15, "kept": 12, "dropped": 0, "dropped_by_kind": {}, "failed_downloads": {"failed_to_download": 3}
+    }  # fmt: skip
     assert tree["quantiles"]["source_short_side"]["0.5"] == 30 and tree["quantiles"]["caption_words"]["1"] == 3
     import hashlib
 
@@ -141,7 +144,7 @@ def test_too_many_bad_records_are_an_error_that_a_larger_limit_lifts(tmp_path, c
     usual = ("--src", src, "--out", tmp_path / "out", "--workers", 1)
     assert "3 of 4 records are bad (missing_image 3), more than max_bad=0.5" in _error(capsys, *usual)
     assert _main(*usual, "--max_bad", 0.75) == 0
-    dropped = (tmp_path / "out" / "my_pairs" / "1.0.0" / "dropped.jsonl").read_text().splitlines()
+    dropped = (tmp_path / "out" / "my_pairs" / "1.0.0" / "account.jsonl").read_text().splitlines()
     assert [json.loads(d)["key"] for d in dropped] == ["1.jpg", "2.jpg", "3.jpg"]
 
 
@@ -171,7 +174,7 @@ def test_counts_of_odd_files_add_up(tmp_path):
     out = tmp_path / "odd" / "1.0.0"
     expected = {json.loads(line)["file"] for line in (SHARED / "odd" / "manifest.jsonl").read_text().splitlines()}
     kept = {r["key"].decode() for r in _read(out)}
-    dropped = {json.loads(line)["key"] for line in (out / "dropped.jsonl").read_text().splitlines()}
+    dropped = {json.loads(line)["key"] for line in (out / "account.jsonl").read_text().splitlines()}
     assert kept | dropped == expected and not kept & dropped
     records = json.loads((out / "manifest.json").read_text())["records"]
     assert records["in"] == records["kept"] + records["dropped"] == len(expected)

@@ -12,14 +12,14 @@ from maeclip_jax.prepare import command, crawl, records
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed (pip install maeclip_jax[prepare])")
 
 
-def _records(folder: Path) -> dict[str, dict[bytes, tuple]]:
+def _records(folder: Path) -> dict[str, dict[tuple, tuple]]:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(folder))
     decoders = {"image": tfds.decode.SkipDecoding()}
     return {
         split: {
-            r["key"]: (r["image"], r["texts"], r["width"], r["height"], r["source"])
+            (r["source"], r["key"]): (r["image"], r["texts"], r["width"], r["height"], r["source"])
             for r in builder.as_data_source(split, decoders=decoders)
         }
         for split in builder.info.splits
@@ -36,7 +36,16 @@ def _both(tmp_path, src, *options) -> tuple[Path, Path]:
 
 
 def test_beam_and_local_agree_on_img2dataset(tmp_path):
-    local, beam = _both(tmp_path, pair_sources.webdataset(tmp_path / "src"))
+    src = pair_sources.webdataset(tmp_path / "src", failed=4)
+    for name in ("a.tar", "b.tar"):  # equal keys in two shards
+        pair_sources.write_tar(src / "val" / name, pair_sources.pair("0", ord(name[0])))
+    local, beam = _both(tmp_path, src)
+    accounts = [json.loads((f / "manifest.json").read_text())["records"] for f in (local, beam)]
+    assert accounts[0] == accounts[1]
+    assert accounts[1]["in"] == 26 and accounts[1]["kept"] == 14
+    assert accounts[1]["failed_downloads"] == {"failed_to_download": 12}
+    account = [sorted((f / "account.jsonl").read_text().splitlines()) for f in (local, beam)]
+    assert account[0] == account[1] and len(account[0]) == 12
     assert _records(local) == _records(beam)
     assert sorted(p.name for p in beam.parent.iterdir()) == ["1.0.0"]
 
@@ -52,7 +61,7 @@ def test_beam_and_local_agree_on_splits_duplicates_and_drops(tmp_path):
     for part in ("records", "totals", "quantiles", "source"):
         assert accounts[0][part] == accounts[1][part]
     assert accounts[1]["records"]["dropped_by_kind"] == {"duplicate_key": 3, "missing_image": 1, "not_an_image": 1}
-    dropped = [sorted((f / "dropped.jsonl").read_text().splitlines()) for f in (local, beam)]
+    dropped = [sorted((f / "account.jsonl").read_text().splitlines()) for f in (local, beam)]
     assert dropped[0] == dropped[1]
 
 
@@ -68,10 +77,25 @@ def test_too_many_bad_records_leave_no_data_set(tmp_path, capsys):
 
 
 def test_splits_in_json_members_are_refused(tmp_path, capsys):
-    src = pair_sources.webdataset(tmp_path / "src")
-    argv = ["--src", str(src), "--out", str(tmp_path), "--runner", "beam", "--split_column", "split"]
+    row = json.dumps({"caption": "c", "split": "val"}).encode()
+    members = [("0.jpg", pair_sources.picture(0)), ("0.json", row)]
+    src = pair_sources.write_tar(tmp_path / "src" / "0.tar", members)
+    assert command.main(["--src", str(src), "--out", str(tmp_path), "--runner", "beam"]) == 2
+    assert (
+        "beam must know the splits before it reads webdataset; valid: no --split_column, --ignore_split"
+        in capsys.readouterr().err
+    )
+
+
+def test_splits_of_members_that_beam_does_not_know_are_refused(tmp_path, capsys):
+    src = pair_sources.write_tar(tmp_path / "x.tar", pair_sources.pair("val/0", 0) + pair_sources.pair("train/1", 1))
+    argv = ["--src", str(src), "--out", str(tmp_path / "out"), "--runner", "beam"]
     assert command.main(argv) == 2
-    assert "beam must know the splits before it reads webdataset; valid: no --split_column" in capsys.readouterr().err
+    said = (
+        "error: val/0 names the split 'val', and beam must know the splits before it reads; valid: --ignore_split, or"
+    )
+    assert said in capsys.readouterr().err
+    assert command.main([*argv, "--ignore_split"]) == 0
 
 
 @pytest.fixture

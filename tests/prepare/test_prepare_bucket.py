@@ -3,11 +3,13 @@
 import io
 import json
 
+import dump_sources
 import numpy as np
 import pair_sources
 import pytest
 
-from maeclip_jax.prepare import command, crawl, packing, records, remote, vocabulary
+from maeclip_jax.prepare import command, crawl, packing, records, vocabulary
+from maeclip_jax.prepare.reading import remote
 
 
 def _main(*argv) -> int:
@@ -21,9 +23,9 @@ def _error(capsys, *argv) -> str:
     return line
 
 
-def _records(src) -> list[records.Raw]:
+def _records(src) -> list[str]:
     plan = crawl.plan(str(src))
-    return [raw for unit in plan.units for raw in records.read(plan.reading, unit)]
+    return [repr(raw) for unit in plan.units for raw in records.read(plan.reading, unit)]
 
 
 def _media(counts) -> int:
@@ -56,7 +58,7 @@ def test_tars_are_read_by_long_ranges(tmp_path, fresh_bucket, place):
 
 
 def test_tars_in_a_bucket_give_what_local_ones_give(tmp_path, fresh_bucket, place):
-    local = pair_sources.webdataset(tmp_path / "src", shards=12)
+    local = pair_sources.webdataset(tmp_path / "src", shards=12, failed=2)
     (local / "00001.tar").write_bytes((local / "00001.tar").read_bytes()[:-3000])  # cut short
     src = fresh_bucket.upload(local, place)
     fresh_bucket.reset()
@@ -64,6 +66,21 @@ def test_tars_in_a_bucket_give_what_local_ones_give(tmp_path, fresh_bucket, plac
     assert plan.units == crawl.plan(str(local)).units
     assert fresh_bucket.counts().requests <= 12 + 8  # a file of counts a shard, and listings
     assert _records(src) == _records(local)
+
+
+def test_compressed_tars_and_arrow_and_tfrecord_are_read_from_a_bucket(tmp_path, fresh_bucket, place):
+    import gzip
+
+    local = tmp_path / "src"
+    tar = pair_sources.webdataset(tmp_path / "plain", shards=1) / "00000.tar"
+    (local / "gz" / "deep" / "er" / "and").mkdir(parents=True)
+    (local / "gz" / "deep" / "er" / "and" / "0.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    dump_sources.hugging_face(local / "arrow", {"train": 3, "validation": 2})
+    dump_sources.img2dataset(local / "tfrecord", "tfrecord", [dump_sources.downloads(3, 2)])
+    src = fresh_bucket.upload(local, place)
+    for name in ("gz", "arrow", "tfrecord"):
+        found = _records(f"{src}/{name}")
+        assert found == _records(local / name) and len(found) >= 4, name
 
 
 @pytest.mark.parametrize("name", ["captions.csv", "pairs.tsv", "captions.jsonl"])

@@ -7,6 +7,8 @@ import pytest
 
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import crawl, records
+from maeclip_jax.prepare.reading import captions
+from maeclip_jax.prepare.reading.raw import KINDS
 
 
 def _read(src, **options):
@@ -58,7 +60,7 @@ def test_incomplete_groups_of_a_tar_are_records_with_an_error(tmp_path):
     ]  # fmt: skip
     assert found[0].texts == ("from json",) and found[3].texts == ("b",)
     assert _read(src, split_column="split")[0].split == "val"
-    assert set(_kinds(found)) <= {"", *records.KINDS}
+    assert set(_kinds(found)) <= {"", *KINDS}
 
 
 def test_a_tar_cut_anywhere_gives_a_prefix_and_one_lost_rest(tmp_path):
@@ -155,7 +157,7 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 def test_captions_refuses_what_is_no_text():
-    assert records.captions("a") == ("a",) and records.captions(["a", ""]) == ("a", "")
+    assert captions.texts("a") == ("a",) and captions.texts(["a", ""]) == ("a", "")
     for value in (None, [], 3, ["a", None], {"raw": "a"}):
         with pytest.raises(BadRecord, match="no_caption"):
-            records.captions(value)
+            captions.texts(value)

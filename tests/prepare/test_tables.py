@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from maeclip_jax.prepare import tables
+from maeclip_jax.prepare.reading import tables
 
 
 def _positions(path, delimiter):
@@ -51,4 +51,4 @@ def test_delimiter_of_usual_headers(tmp_path, header, delimiter):
     path = tmp_path / "x.csv"
     path.write_text(header + "\n")
     assert tables.delimiter(path) == delimiter
-    assert all(n == n.strip() for n in tables.column_names(path, delimiter))
+    assert all(n == n.strip() for n in tables.first_row(path, delimiter))

@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 
 from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare import crawl
 from maeclip_jax.prepare.builders import manual
 from maeclip_jax.prepare.builders.archive import Archive
+from maeclip_jax.prepare.reading import names
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 CLASSES = "classes.txt"
@@ -26,7 +26,7 @@ LAYOUT = f"""\
 SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg with splits named {", ".join(SPLITS)}.
 SRC/train.txt, SRC/test.txt and so on: a picture (its path below SRC) a line; they make the splits (optional).
 SRC/{CLASSES}: CLASS<TAB>readable name, a class a line; its order is that of the labels (optional; else by name).
-Pictures: {", ".join(crawl.PICTURES)}; folders may be nested below CLASS."""
+Pictures: {", ".join(names.PICTURES)}; folders may be nested below CLASS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def class_of(path: str) -> str:
 
 def read_layout(root: Path, split: str = "train") -> Layout:
     """The content of `root`; see LAYOUT. `split`: the split of pictures without one. Raises UserError."""
-    paths = [p for p in Archive(root).paths if p.lower().endswith(crawl.PICTURES) and "/" in p]
+    paths = [p for p in Archive(root).paths if p.lower().endswith(names.PICTURES) and "/" in p]
     if not paths:
         raise UserError(f"{root} holds no pictures in folders; {manual.listing(root)}; expected: {_one_line(LAYOUT)}")
     lists = read_lists(root)

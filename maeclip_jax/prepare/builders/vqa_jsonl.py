@@ -27,9 +27,9 @@ from pathlib import Path
 
 from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.prepare import crawl
 from maeclip_jax.prepare.builders import manual, question_sets
 from maeclip_jax.prepare.builders.archive import Archive
+from maeclip_jax.prepare.reading import names
 
 COLUMNS = ("answers", "answer")
 _PAGE = "see --help"
@@ -68,7 +68,7 @@ def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
     few, seen = 0, set()
     for number, row in _rows(file):
         image, split = row["image"], str(row.get("split") or "train")
-        if not crawl.is_split_name(split):
+        if not names.is_split(split):
             raise UserError(f"{file}, line {number}: {split!r} is not a split name; valid: letters, digits and _")
         asked = splits.setdefault(split, {}).setdefault(image, [])
         given = _references(row, references, f"{file}, line {number}")

@@ -11,6 +11,7 @@ from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord, UserError
 from maeclip_jax.prepare import crawl, image_text, records
 from maeclip_jax.prepare.image_text import Dropped, Kept, Storing
+from maeclip_jax.prepare.reading.raw import KINDS, Raw
 
 SHARED = Path(os.environ.get("MAECLIP_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 
@@ -82,9 +83,9 @@ def test_storing_refuses_what_makes_no_sense(options):
         Storing(**options)
 
 
-def _raw(**fields) -> records.Raw:
+def _raw(**fields) -> Raw:
     data = _encoded(_pixels(30, 40))
-    return records.Raw(**{"key": "k", "source": "s", "split": "train", "image": data, "texts": ("a",)} | fields)
+    return Raw(**{"key": "k", "source": "s", "split": "train", "image": data, "texts": ("a",)} | fields)
 
 
 def test_example_keeps_all_captions_and_counts_the_empty_ones():
@@ -107,7 +108,7 @@ def test_example_keeps_all_captions_and_counts_the_empty_ones():
 def test_example_names_why_a_record_cannot_be_used(fields, kind):
     with pytest.raises(BadRecord) as caught:
         image_text.example(_raw(**fields), Storing())
-    assert caught.value.kind == kind and kind in {**records.KINDS, **decode.KINDS}
+    assert caught.value.kind == kind and kind in {**KINDS, **decode.KINDS}
 
 
 def test_serialized_examples_come_back_and_tfds_reads_them():
@@ -142,3 +143,29 @@ def test_every_odd_file_is_kept_or_named():
         else:
             assert outcome.kind in decode.KINDS and outcome.detail
     assert keys == expected
+
+
+def test_examples_have_the_bytes_of_tfds():
+    from tensorflow_datasets.core import example_serializer
+
+    kind = image_text.features()
+    serializer = example_serializer.ExampleSerializer(kind.get_serialized_info())
+    for texts in (["a", "ü"], ["one"]):
+        example = {
+            "key": "k/ü",
+            "image": _encoded(_pixels(4, 6)),
+            "texts": texts,
+            "width": 6,
+            "height": 4,
+            "source": "s",
+        }
+        expected = serializer.get_tf_example(kind.encode_example(example)).SerializeToString(deterministic=True)
+        assert image_text.serialize(example) == expected
+
+
+@pytest.mark.parametrize("size", [(40, 60), (400, 600)])
+def test_a_picture_that_is_cut_anywhere_is_not_kept_byte_for_byte(size):
+    data = _encoded(_pixels(*size), quality=95)
+    for cut in range(len(data) // 3, len(data) - 2, len(data) // 37):
+        with pytest.raises(BadRecord):
+            image_text.store(data[:cut], Storing())

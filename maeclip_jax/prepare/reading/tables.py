@@ -10,37 +10,53 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import remote
+from maeclip_jax.prepare.reading import captions, json_arrays, remote
 
 IMAGE_COLUMNS = ("image", "image_path", "image_name", "filepath", "file_path", "file_name", "filename", "file",
                  "path", "img", "jpg", "png", "webp", "image_bytes", "bytes")  # fmt: skip
-CAPTION_COLUMNS = ("captions", "caption", "texts", "text", "txt", "sentences", "sentence", "title", "comment",
-                   "description")  # fmt: skip
-USUAL = {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS, "split": ("split",)}
-
 csv.field_size_limit(1 << 24)
 
 
-def columns(wanted: Mapping[str, str], names: list[str], where: str) -> dict[str, str]:
-    """`image_column`, `caption_column`, `split_column`: those wanted, else the first usual name that occurs.
+def columns(wanted: Mapping[str, str | None], row: Mapping, where: str) -> dict[str, str]:
+    """`image_column`, `caption_column`, `split_column`: those wanted, else the first usual name that occurs in `row`.
 
-    Only a split column may be missing (""), or be ignored (None); for the others UserError lists the columns of
-    `where`.
+    A wanted caption may be a path (`captions.pick`). Only a split column may be missing (""), or be ignored (None); for
+    the others UserError lists the columns of `where`.
     """
+    names = list(row)
+    small: dict[str, str] = {}
+    for name in names:
+        small.setdefault(str(name).lower(), name)
+    usual = {
+        "image": next((small[c] for c in IMAGE_COLUMNS if c in small), ""),
+        "caption": captions.usual(names),
+        "split": small.get("split", ""),
+    }
+    if wanted["image"] and wanted["image"] not in names:
+        raise errors.unknown("image_column", wanted["image"], names)
+    if wanted["split"] and wanted["split"] not in names:
+        raise errors.unknown("split_column", wanted["split"], names)
+    if wanted["caption"]:
+        captions.check(wanted["caption"], row, where)
     found = {}
-    for role, candidates in USUAL.items():
-        name = wanted[role]
-        if name and name not in names:
-            raise errors.unknown(f"{role}_column", name, names)
-        if name is None:  # to be ignored, though there may be one
-            found[f"{role}_column"] = ""
-            continue
-        name = name or next((c for c in candidates if c in names), "")
+    for role in usual:
+        name = "" if wanted[role] is None else wanted[role] or usual[role]
         if not name and role != "split":
-            choices = ", ".join(map(str, names)) or "none: it has no columns"
+            shown = captions.described(row) if role == "caption" else ", ".join(map(str, names))
+            choices = shown or "none: it has no columns"
             raise errors.UserError(f"{where} has no usual {role} column; valid: --{role}_column with one of {choices}")
         found[f"{role}_column"] = name
     return found
+
+
+def syntax(path: epath.Path) -> str:
+    """How a table is written, as `rows` wants it: a delimiter, "" for jsonl, "[" for a json array, "coco"."""
+    low = path.suffix.lower()
+    if low == ".jsonl":
+        return ""
+    if low == ".json":
+        return json_arrays.syntax(path)
+    return delimiter(path)
 
 
 def delimiter(path: epath.Path) -> str:
@@ -52,24 +68,34 @@ def delimiter(path: epath.Path) -> str:
     return max(",\t;|", key=header.count)
 
 
-def column_names(path: epath.Path, delimiter: str) -> list[str]:
-    """Column names: the header of a csv, the keys of the first readable line of a jsonl."""
-    if delimiter:
+def first_row(path: epath.Path, delimiter: str) -> dict:
+    """The first readable row; of a csv without rows, its header with empty values."""
+    if delimiter and delimiter not in json_arrays.SYNTAXES:
         with _text(path) as file:
-            names = next(csv.reader(file, delimiter=delimiter), [])
-        return [n.strip() for n in names]
+            reader = csv.reader(file, delimiter=delimiter)
+            try:
+                names = [n.strip() for n in next(reader, [])]
+                values = next((row for row in reader if row), [])
+            except csv.Error as error:
+                raise errors.UserError(
+                    f"{path.name} does not parse as csv ({error}); valid: lines that end in \\n"
+                ) from None
+        return {name: values[i] if i < len(values) else "" for i, name in enumerate(names)}
     for _, _, _, row in rows(path, delimiter):
         if isinstance(row, dict):
-            return list(row)
+            return row
     wanted = "one object a line, with a picture path and captions"
     raise errors.UserError(f"no line of {str(path)!r} is a JSON object; valid: {wanted}")
 
 
 def rows(path: epath.Path, delimiter: str, start: int = 0, stop: int | None = None) -> Iterator[tuple]:
     """(row number from `start`, first byte, last byte + 1, row) with row a dict, or a str that describes the error."""
+    if delimiter in json_arrays.SYNTAXES:
+        yield from json_arrays.rows(path, delimiter, start, stop)
+        return
     with remote.opened(path, remote.SHORT if start or stop else remote.LONG) as file:
         if delimiter:
-            header = [n.strip() for n in next(csv.reader(_lines(file), delimiter=delimiter), [])]
+            header = _header(file, delimiter, path)
         if start:
             file.seek(start)
         found = _csv_rows(file, header, delimiter) if delimiter else _json_rows(file)
@@ -83,6 +109,13 @@ def rows(path: epath.Path, delimiter: str, start: int = 0, stop: int | None = No
             begin = end
             if stop is not None and end >= stop:
                 return
+
+
+def _header(file, delimiter: str, path: epath.Path) -> list[str]:
+    try:
+        return [n.strip() for n in next(csv.reader(_lines(file), delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise errors.UserError(f"{path.name} has no header of csv ({error}); valid: lines that end in \\n") from None
 
 
 def _text(path) -> io.TextIOWrapper:

@@ -121,7 +121,17 @@ def join(folder: object, name: str) -> str:
 def exists(path) -> bool:
     """Whether the file or folder exists. ImportError where the client of its file system is not installed."""
     with _said("reach", path, ImportError):
+        _fresh(path)
         return epath.Path(path).exists()
+
+
+def is_folder(path) -> bool:
+    """Whether a folder, local or in a bucket, exists."""
+    if not is_remote(path):
+        return Path(path).is_dir()
+    with _said("reach", path):
+        _fresh(path)
+        return epath.Path(path).is_dir()
 
 
 def names(folder) -> dict[str, int | None]:
@@ -134,12 +144,15 @@ def names(folder) -> dict[str, int | None]:
     return found
 
 
-def files(folder, levels: int) -> list[epath.Path]:
-    """All files in a folder of a bucket and `levels` below it. Their sizes are known to the client then."""
+def files(folder) -> dict[str, int]:
+    """All files in a folder of a bucket, at any depth: path below it -> bytes."""
     with _said("list", folder):
-        found = _fresh(folder).find(str(folder), maxdepth=levels + 1)
-    scheme = str(folder).partition("://")[0]
-    return sorted(epath.Path(f"{scheme}://{path.partition('://')[2] or path}") for path in found)
+        found = _fresh(folder).find(str(folder), detail=True)
+        _fresh(folder)  # gcsfs takes what it found for all that is in the folders above
+    base = str(folder).partition("://")[2].rstrip("/") + "/"
+    return {
+        p.partition("://")[2].removeprefix(base) or p.removeprefix(base): e["size"] for p, e in sorted(found.items())
+    }
 
 
 def _fresh(folder):

@@ -1,0 +1,165 @@
+"""Tar shards of `KEY.jpg` with `KEY.txt` or `KEY.json`, as img2dataset and webdataset write them; also .gz and .zst."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+
+from etils import epath
+
+from maeclip_jax.errors import BadRecord, UserError
+from maeclip_jax.prepare.reading import img2dataset, members, names, remote, tarball
+from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.reading.raw import Raw, key_prefix, lost_records, printable
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
+
+NAME = "webdataset"
+SAID = "*.tar, .tar.gz or .tar.zst, such as those of img2dataset"
+
+_COMPRESSIONS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd"}
+_CHUNK = 8 << 20
+_PEEKED = 64  # members of the first shard that are looked at when the work is planned
+_LEAST = 1 << 30  # bytes that any compressed shard may expand to; more only in proportion to its size
+_MOST_EXPANSION = 10
+
+
+def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
+    del wanted, forced
+    return look.with_suffix(*names.TARS)
+
+
+def described(look: Listing, plan: Plan) -> str:
+    return img2dataset.described(look, list(plan.files), NAME)
+
+
+def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit_records: int) -> Plan:
+    del unit_records  # a tar is one unit
+    reading = members.reading(reading, wanted, _first_samples(look, paths), paths[0])
+    counts = img2dataset.upstreams(look.root, look, paths)
+    units = []
+    for path, count in zip(paths, counts):
+        size, side = look.files[path], img2dataset.beside(look, path)[0]
+        mark = f"{size}+{look.files[side]}" if side else f"{size}"
+        expected = count.get("count" if side else "successes")
+        split = unit_split(path, wanted)
+        units.append(Unit(len(units), path, mark, size, expected, split=split, side=side))
+    return Plan(reading, tuple(units), splits_of(reading, units), img2dataset.notes(look, paths))
+
+
+def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:
+    """The first samples of the first shard, as far as they are cheap to get."""
+    path = paths[0]
+    if remote.is_remote(look.root) or path.lower().endswith(tuple(_COMPRESSIONS)):
+        return []
+    with open(epath.Path(look.root) / path, "rb") as file:
+        found = tarball.index(file.fileno(), os.fstat(file.fileno()).st_size, _PEEKED)
+        if not found.members and found.others & {*names.TARS, ".gz", ".tgz", ".zip"}:
+            raise UserError(
+                f"{path} holds archives and no pictures; valid: unpack it first: mkdir shards && tar -xf "
+                f"{look.root / path} -C shards"
+            )
+        samples = list(tarball.samples(found.members))[:-1][:4] or list(tarball.samples(found.members))
+        return [{e: os.pread(file.fileno(), m.size, m.start) for e, m in s.parts.items()} for s in samples]
+
+
+def fields(reading: Reading, unit: Unit) -> dict:
+    look = Listing(epath.Path(reading.root), False, {unit.path: unit.size})
+    return members.fields(_first_samples(look, [unit.path]))
+
+
+def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
+    with contextlib.ExitStack() as stack:
+        file, problem = _descriptor(reading, unit, stack)
+        if file is None:
+            yield lost_records(reading, unit, f"{unit.path}@0", problem, max(1, _expected(reading, unit)))
+        else:
+            yield from _read(reading, unit, file, problem)
+    yield from img2dataset.failures(reading, unit)
+
+
+def _read(reading: Reading, unit: Unit, file: int, problem: str) -> Iterator[Raw]:
+    found = tarball.index(file, os.fstat(file).st_size)
+    prefix, count, lacking = key_prefix(unit.path), 0, 0
+    split = unit.split or reading.split
+    by_split = {"": unit, unit.split: unit}
+    for sample in tarball.samples(found.members):
+        count += 1
+        told = _split(sample.key.rpartition("/")[0]) if reading.named_splits else ""
+        if told not in by_split:
+            by_split[told] = dataclasses.replace(unit, split=told)
+        if sample.problem:
+            error = BadRecord("several_images", printable(sample.problem))
+            yield Raw(printable(prefix + sample.key), unit.path, split, error=error)
+            continue
+        parts = {e: os.pread(file, m.size, m.start) for e, m in sample.parts.items() if _is_needed(e, sample.parts)}
+        texts = [os.pread(file, m.size, m.start) for m in sample.texts]
+        raw = members.joined(prefix + sample.key, parts, texts, reading, by_split[told])
+        lacking += raw.error is not None and raw.error.detail == members.absent(reading)
+        yield dataclasses.replace(raw, extras=sample.extras) if sample.extras else raw
+    members.check_shard(lacking, count, reading, unit)
+    for name, why in found.refused:
+        yield Raw(printable(name), unit.path, split, error=BadRecord("unsafe_member", why))
+    problem = problem or found.problem
+    expected = _expected(reading, unit)
+    if problem or expected > count:
+        problem = problem or f"holds {count} records where its _stats.json counts {expected}"
+        yield lost_records(reading, unit, f"{unit.path}@{found.where}", problem, max(1, expected - count))
+
+
+@functools.cache
+def _split(folder: str) -> str:
+    """The split that a folder in the archive tells."""
+    return names.split(f"{folder}/")
+
+
+def _is_needed(extension: str, parts: dict) -> bool:
+    """Whether a member is read: of several pictures only the first usual one is."""
+    if extension not in names.PICTURES:
+        return True
+    return extension == next(e for e in names.PICTURES if e in parts)
+
+
+def _expected(reading: Reading, unit: Unit) -> int:
+    return img2dataset.upstream(epath.Path(reading.root) / unit.path).get("successes", 0)
+
+
+def _descriptor(reading: Reading, unit: Unit, stack: contextlib.ExitStack) -> tuple[int | None, str]:
+    """(the descriptor of the shard as a local plain file, what is wrong with it).
+
+    Shards of a bucket and compressed ones are copied to a temporary file, so that their members can be read in any
+    order.
+    """
+    path = epath.Path(reading.root) / unit.path
+    compression = _COMPRESSIONS.get(names.suffix(path.name))
+    try:
+        source = stack.enter_context(remote.opened(path))
+    except OSError as error:
+        return None, error.strerror or str(error)
+    if not compression and not remote.is_remote(path):
+        return source.fileno(), ""
+    if compression:
+        import pyarrow as pa
+
+        source = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(source), compression))
+    target = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is closed by the stack)
+    most = max(_LEAST, _MOST_EXPANSION * unit.size) if compression else unit.size
+    written, problem = 0, ""
+    while not problem:
+        try:
+            data = source.read(_CHUNK)
+        except OSError as error:
+            problem = " ".join(str(error).split())
+            break
+        if not data:
+            break
+        written += len(data)
+        if written > most:
+            problem = f"expands to more than {most:,} bytes"
+            break
+        target.write(data)
+    target.flush()
+    return target.fileno(), problem

@@ -1,0 +1,63 @@
+"""Pictures that a table names by their paths, local or in a bucket, many at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from maeclip_jax.errors import BadRecord
+from maeclip_jax.prepare.reading import remote
+from maeclip_jax.prepare.reading.raw import Raw, key_prefix
+from maeclip_jax.prepare.reading.units import Reading, Unit
+
+TOGETHER = 128  # pictures that are read at a time, as many as gcsfs asks for at once
+
+
+def folders(reading: Reading, unit: Unit) -> tuple[str, ...]:
+    """Where pictures are looked for: beside their table and in `images/` there, or where `image_dir` says."""
+    if reading.image_dir:
+        return (reading.image_dir,)
+    here = f"{reading.root}/{key_prefix(unit.path)}".rstrip("/")
+    return here, f"{here}/images"
+
+
+def filled(rows: list[tuple[Raw, str]], folders: tuple[str, ...]) -> Iterator[Raw]:
+    """The records with the pictures of these names; a record that has an error or a picture stays as it is."""
+    wanted = [name for raw, name in rows if not raw.error and not raw.image]
+    found = iter(fetched(wanted, folders))
+    for raw, _ in rows:
+        if not raw.error and not raw.image:
+            data = next(found)
+            bad = isinstance(data, BadRecord)
+            raw = dataclasses.replace(raw, error=data) if bad else dataclasses.replace(raw, image=data)
+        yield raw
+
+
+def fetched(names: list[str], folders: tuple[str, ...]) -> list[bytes | BadRecord]:
+    """The bytes of pictures, or what is wrong with them."""
+    found: list[bytes | BadRecord | None] = [None] * len(names)
+    for folder in folders:
+        missing = [i for i, data in enumerate(found) if data is None]
+        if remote.is_remote(folder):
+            data = remote.fetch([remote.join(folder, names[i]) for i in missing])
+        else:
+            data = [_local(folder, names[i]) for i in missing]
+        for i, one in zip(missing, data):
+            found[i] = one
+    where = " or ".join(folders)
+    return [
+        BadRecord("missing_image", f"no file {name!r} in {where}") if data is None else data
+        for name, data in zip(names, found)
+    ]
+
+
+def _local(folder: str, name: str) -> bytes | BadRecord | None:
+    try:
+        return Path(folder, name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return None
+    except IsADirectoryError:
+        return BadRecord("missing_image", f"{name} is a folder")
+    except OSError as error:
+        return BadRecord("unreadable_image", f"{name}: {error.strerror or error}")

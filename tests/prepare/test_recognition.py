@@ -1,0 +1,160 @@
+"""One look says what a source is, or what to do to make it one."""
+
+import json
+import shutil
+import subprocess
+
+import dump_sources
+import pair_sources
+import pytest
+
+from maeclip_jax.prepare import crawl
+
+
+@pytest.mark.parametrize("side", ["urls.csv", "urls.parquet", "0-urls.parquet", "urls.tsv"])
+@pytest.mark.parametrize("layout", dump_sources.LAYOUTS)
+def test_side_files_do_not_decide(side, layout, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    src = dump_sources.img2dataset(tmp_path / "src", layout, [dump_sources.downloads(2, 1)])
+    if side.endswith("parquet"):
+        pq.write_table(pa.table({"url": ["http://x/a.jpg"], "caption": ["a"]}), src / side)
+    else:
+        mark = "\t" if side.endswith("tsv") else ","
+        (src / side).write_text(f"url{mark}caption\nhttp://x/a.jpg{mark}a\n")
+    (src / "README.md").write_text("about")
+    (src / "_tmp").mkdir()
+    (src / "_tmp" / "1.tar").write_bytes(b"")
+    (src / ".cache").mkdir()
+    (src / ".cache" / "x.csv").write_text("image,caption\n0.jpg,a\n")
+    plan = crawl.plan(str(src))
+    assert plan.reading.format == layout
+    assert any(note.startswith(f"Left out: {side}") for note in plan.notes)
+    assert sum(not raw.error for raw in dump_sources.read(src)) == 2
+
+
+def test_lists_of_urls_are_refused_with_the_command(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "urls.csv"
+    path.write_text("URL,TEXT\nhttp://x/a.jpg,a dog\n")
+    message = dump_sources.message(path)
+    assert message.startswith(
+        "urls.csv is a list of URLs: its column 'URL' holds web addresses and no pictures; valid: "
+    )
+    command = (
+        f"img2dataset --url_list {path} --input_format csv --url_col URL --caption_col TEXT --output_format webdataset"
+    )
+    assert command in message
+    path = tmp_path / "cc12m.tsv"
+    path.write_text("http://x/a.jpg\ta dog\nhttp://x/b.jpg\ta cat\n")
+    message = dump_sources.message(path)
+    assert message.startswith("cc12m.tsv is a list of URLs without a header; valid: the output of: ")
+    assert f"sed '1i url\\tcaption' {path} > urls.tsv && img2dataset --url_list urls.tsv --input_format tsv" in message
+    headed = subprocess.run(["sed", "1i url\\tcaption", path], capture_output=True, text=True).stdout
+    assert headed.splitlines()[0] == "url\tcaption" and len(headed.splitlines()) == 3
+    pq.write_table(pa.table({"url": ["http://x/a.jpg"], "caption": ["b"]}), tmp_path / "urls.parquet")
+    assert "--input_format parquet --url_col url --caption_col caption" in dump_sources.message(
+        tmp_path / "urls.parquet"
+    )
+
+
+def test_parquet_of_paths_is_read_or_said(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        (tmp_path / "pictures" / f"{i}.jpg").write_bytes(pair_sources.picture(i))
+    rows = [
+        {"image": {"bytes": None, "path": str(tmp_path / "pictures" / f"{i}.jpg")}, "text": f"c{i}"} for i in range(3)
+    ]
+    kind = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("text", pa.string())])
+    pq.write_table(pa.Table.from_pylist(rows, kind), tmp_path / "x.parquet")
+    assert [raw.image for raw in dump_sources.read(tmp_path / "x.parquet")] == [
+        pair_sources.picture(i) for i in range(3)
+    ]
+    shutil.move(tmp_path / "pictures", tmp_path / "moved")
+    message = dump_sources.message(tmp_path / "x.parquet")
+    assert message.startswith("x.parquet holds the paths of pictures and no pictures, and '/")
+    assert (
+        "valid: --image_dir, or where the pictures are: python -c" in message and "save_to_disk('embedded')" in message
+    )
+
+
+def test_folders_of_datasets_are_read(tmp_path):
+    src = dump_sources.hugging_face(tmp_path / "one", {"": 5})
+    plan = crawl.plan(str(src), unit_records=2)
+    assert plan.notes[0] == "Hugging Face dataset: 1 arrow file." and len(plan.units) == 3
+    assert [raw.image for raw in dump_sources.read(src, unit_records=2)] == [pair_sources.picture(i) for i in range(5)]
+    src = dump_sources.hugging_face(tmp_path / "two", {"train": 3, "validation": 2})
+    plan = crawl.plan(str(src))
+    assert plan.splits == ("train", "val") and plan.notes[0] == "Hugging Face DatasetDict: 2 arrow files."
+    data = (src / "train" / "data-00000-of-00001.arrow").read_bytes()
+    (src / "train" / "data-00000-of-00001.arrow").write_bytes(data[: len(data) * 2 // 3])
+    assert dump_sources.kinds(dump_sources.read(src)) == ["", "", "unreadable_shard", "", ""]
+
+
+def test_json_arrays_are_read(tmp_path):
+    pair_sources.table(tmp_path / "llava", [{"a": 1}], "unused.jsonl", pictures=3)
+    (tmp_path / "llava" / "unused.jsonl").unlink()
+    spoken = [{"from": "human", "value": "<image>\nWhat [is] {it}?"}, {"from": "gpt", "value": 'A "cat" \\ ]}'}]
+    rows = [{"id": f"{i}", "image": f"{i}.jpg", "conversations": spoken} for i in range(3)]
+    (tmp_path / "llava" / "chat.json").write_text(json.dumps(rows, indent=1))
+    for records_a_unit in (1, 2, 0):
+        found = dump_sources.read(tmp_path / "llava", unit_records=records_a_unit)
+        assert [(r.key, r.image, r.texts) for r in found] == [
+            (f"{i}.jpg", pair_sources.picture(i), ('A "cat" \\ ]}',)) for i in range(3)
+        ]
+    tree = {
+        "images": [{"id": 9, "file_name": "0.jpg"}, {"id": 8, "file_name": "1.jpg"}],
+        "annotations": [
+            {"image_id": 8, "caption": "b"},
+            {"image_id": 9, "caption": "a"},
+            {"image_id": 8, "caption": "c"},
+        ],
+    }
+    path = tmp_path / "llava" / "captions_val2017.json"
+    path.write_text(json.dumps(tree))
+    found = dump_sources.read(path, unit_records=1)
+    assert [(r.key, r.texts, r.split) for r in found] == [("0.jpg", ("a",), "val"), ("1.jpg", ("b", "c"), "val")]
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.zst"])
+def test_compressed_tars_at_any_depth(suffix, tmp_path):
+    import pyarrow as pa
+
+    plain = pair_sources.webdataset(tmp_path / "plain", shards=1) / "00000.tar"
+    path = tmp_path / "src" / "a" / "b" / "c" / "d" / f"0{suffix}"
+    path.parent.mkdir(parents=True)
+    with pa.CompressedOutputStream(str(path), "zstd" if suffix.endswith("zst") else "gzip") as file:
+        file.write(plain.read_bytes())
+    found = dump_sources.read(tmp_path / "src")
+    assert [r.image for r in found] == [pair_sources.picture(i) for i in range(4)] and found[0].key.startswith(
+        "a/b/c/d/"
+    )
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert dump_sources.kinds(dump_sources.read(tmp_path / "src"))[-1] == "unreadable_shard"
+
+
+def test_what_is_not_read_is_named(tmp_path):
+    pair_sources.write_tar(
+        tmp_path / "x.tar", [("inner.tar", (pair_sources.webdataset(tmp_path) / "00000.tar").read_bytes())]
+    )
+    message = dump_sources.message(tmp_path / "x.tar")
+    assert (
+        f"holds archives and no pictures; valid: unpack it first: mkdir shards && tar -xf {tmp_path}/x.tar" in message
+    )
+    (tmp_path / "zip").mkdir()
+    (tmp_path / "zip" / "a.zip").write_bytes(b"PK")
+    assert "unpack them first: unzip a.zip -d pairs" in dump_sources.message(tmp_path / "zip")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "0.jpg").write_bytes(pair_sources.picture(0))
+    assert "1 pictures, and no captions beside them" in dump_sources.message(tmp_path / "pictures")
+    (tmp_path / "jxl").mkdir()
+    (tmp_path / "jxl" / "K.jxl").write_bytes(b"\xff\x0a" + b"0" * 40)
+    (tmp_path / "jxl" / "K.txt").write_text("a")
+    (raw,) = dump_sources.read(tmp_path / "jxl")
+    assert raw.image.startswith(b"\xff\x0a")
