@@ -91,3 +91,13 @@ def test_sizes():
         "3.4 MB",
         "1.16 GB",
     ]
+
+
+def test_a_process_that_another_has_left_does_not_blame_a_bucket():
+    """What jax raises when a process of a pod is gone: its status has a type with a name of googleapis.com."""
+    lost = RuntimeError(
+        "UNAVAILABLE: Gloo AllGather failed: Connection reset by peer [type.googleapis.com/tensorflow.DerivedStatus='']"
+    )
+    assert storage.met(lost) is None
+    asked = RuntimeError("UNAVAILABLE: https://storage.googleapis.com/storage/v1/b/name: Connection reset by peer")
+    assert "cannot use storage.googleapis.com: the storage does not answer" in str(storage.met(asked))

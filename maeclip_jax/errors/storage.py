@@ -106,7 +106,9 @@ _WORDS = (
      r"|Connect call failed|Cannot connect to host|Connection reset|ServerDisconnected|Server disconnected"
      r"|Name or service not known|Temporary failure in name resolution|Connection refused|Connection aborted"),
 )  # fmt: skip
-_PLACE = re.compile(r"\b(?:gs|s3|az|hf)://[^\s'\",;]+|googleapis\.com|127\.0\.0\.1:\d+/\S*storage/v1")
+_PLACE = re.compile(
+    r"\b(?:gs|s3|az|hf)://[^\s'\",;]+|\b(?:storage|www|oauth2)\.googleapis\.com|127\.0\.0\.1:\d+/\S*storage/v1"
+)
 # What else C++ libraries say, jax's own among them: of a bucket only where they name one.
 _CODES = (
     (401, "UNAUTHENTICATED"), (403, "PERMISSION_DENIED"), (404, "NOT_FOUND"), (429, "RESOURCE_EXHAUSTED"),
