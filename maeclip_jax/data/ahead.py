@@ -83,10 +83,9 @@ class _Span:
         self.ready = threading.Event()
         self.records: list[bytes | None] = []
         self.error: BaseException | None = None
-        self.asked = False
 
     def put(self, records: list[bytes] | None, error: BaseException | None = None) -> None:
-        """The first answer counts, unless it is an error and another read is under way."""
+        """The first answer counts, of reads that race."""
         if not self.ready.is_set():
             self.records, self.error = list(records or ()), error
             self.ready.set()
@@ -178,7 +177,7 @@ class ReadAhead:
             while state.kept and state.kept[0][0] <= past:
                 self._spans.pop(state.kept.popleft()[1], None)
             state.current = window
-        if window is state.current or window.start == state.current.start:
+        if window.start == state.current.start:
             done = (position - window.start + 1) / max(1, len(window.records_N))
             want = int(done * len(window.spans)) + self.ahead - sum(asked for _, asked in state.later)
             while want > 0:

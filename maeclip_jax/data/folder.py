@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maeclip_jax import remote as remotes
+from maeclip_jax import remote
 from maeclip_jax.data.shards import Shard
 from maeclip_jax.errors import UserError, unknown
 
@@ -21,21 +21,12 @@ _INFO = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+$")
 
 
-def remote(folder) -> bool:
-    """Whether a path is in a bucket."""
-    return "://" in str(folder)
-
-
 def read(path) -> str | None:
     """The text of a small file of a data set; None if it is not there. Those of buckets are read once a process."""
-    return _read_once(str(path)) if remote(path) else _read(path)
+    return _read_once(str(path)) if remote.is_remote(path) else remote.read_text(path)
 
 
-def _read(path) -> str | None:
-    return remotes.read_text(path)
-
-
-_read_once = functools.lru_cache(maxsize=256)(_read)
+_read_once = functools.lru_cache(maxsize=256)(remote.read_text)
 
 
 def builder(folder):
@@ -43,7 +34,7 @@ def builder(folder):
 
     TFDS asks a bucket some 50 times, one question after another, whether this or that file exists.
     """
-    return _copied(str(folder)) if remote(folder) else _builder(str(folder))
+    return _copied(str(folder)) if remote.is_remote(folder) else _builder(str(folder))
 
 
 def _builder(folder: str):
@@ -97,7 +88,7 @@ def _label_files(feature: Any, name: str | None = None) -> Iterator[str]:
 
 def version(folder) -> object:
     """What changes when a data set is made anew at the same place; of a bucket, None: nobody asks it again."""
-    return None if remote(folder) else (Path(folder) / _INFO).stat().st_mtime_ns
+    return None if remote.is_remote(folder) else (Path(folder) / _INFO).stat().st_mtime_ns
 
 
 def shards(folder, builder, split: str) -> list[Shard]:
@@ -186,7 +177,7 @@ def _folders(path) -> list:
         found = list(path.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return found if remote(path) else [p for p in found if p.is_dir()]
+    return found if remote.is_remote(path) else [p for p in found if p.is_dir()]
 
 
 def check_split(split: str, builder) -> None:

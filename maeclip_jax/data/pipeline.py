@@ -329,10 +329,10 @@ def _iterate(rows, rows_a_host: int, config: dict):
 
     # A chunk divides the batch; a batch with no divisor worth having is made in one piece.
     chunk = max(d for d in range(1, min(_CHUNK, rows_a_host) + 1) if rows_a_host % d == 0)
-    workers, lane = config["num_workers"], getattr(rows, "batch_size", 0) // getattr(rows, "lanes", 1)
+    workers, lane = config["num_workers"], rows.batch_size // rows.lanes
     if chunk < 8:
         chunk = rows_a_host
-    if workers and getattr(rows, "lanes", 1) > 1 and rows_a_host % lane == 0:
+    if workers and rows.lanes > 1 and rows_a_host % lane == 0:
         chunk = max(chunk - chunk % lane, lane)  # a worker has whole lanes, or two would read the same blocks
         chunk = next(d for d in range(chunk, 0, -lane) if rows_a_host % d == 0)
     threads = config["num_threads"] or min(16, os.cpu_count() or 1)

@@ -107,6 +107,8 @@ class TrainRows:
 class EvaluationRows:
     """This host's rows of one pass in order; rows past the end and bad records are zeros with `_valid` False."""
 
+    lanes = 1
+
     def __init__(self, component: Component, length: int, batch_size: int, block: tuple[int, int]):
         self.component, self.length, self.batch_size, self.block = component, length, batch_size, block
         self.spec, self._empty = self._first_good()

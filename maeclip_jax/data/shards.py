@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maeclip_jax import remote
-from maeclip_jax.errors import UserError
+from maeclip_jax.errors import UserError, storage
 
 OPEN = 1024  # files; a reader costs some 100 kB beside its index
 INDEX = 1 << 30  # bytes
@@ -54,7 +54,7 @@ class _Counter:
 
     def add(self, path: str, **more: int) -> None:
         """Counts what is asked of `path`, if that is in a bucket."""
-        if "://" in path:
+        if storage.is_remote(path):
             with self._lock:
                 self._sum = Asked(*(a + more.get(name, 0) for name, a in self._sum._asdict().items()))
 

@@ -78,7 +78,7 @@ class TfdsSource:
     def __init__(self, dir: str | None = None, name: str = "", split: str = "train", features=None):
         self._config = {"dir": dir, "name": name, "split": split, "features": plain(features)}
         self.folder = folder.locate(data_dir(dir), name)
-        self.remote = folder.remote(self.folder)
+        self.remote = remote.is_remote(self.folder)
         builder = folder.builder(self.folder)
         self.name = f"{builder.info.full_name}:{split}"
         folder.check_split(split, builder)

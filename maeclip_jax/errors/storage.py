@@ -59,7 +59,7 @@ def failure(path: object, error: BaseException, need: int = 0, then: str = "") -
 
     `need`: bytes that were to be written, where they are known. `then`: what can be done once it can be written.
     """
-    if "://" in str(path) and (said := remote_failure("write", path, error, then)):
+    if is_remote(path) and (said := remote_failure("write", path, error, then)):
         return said
     found, file = _source(error, (*ERRNOS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR))
     if found is None:
@@ -122,6 +122,11 @@ _CHECK = {
     429: "the bucket takes no more requests for now (429); check its quota and how many jobs use it",
     503: "the storage does not answer; check the network, and that bucket {bucket!r} can be reached from here",
 }
+
+
+def is_remote(path: object) -> bool:
+    """Whether `path` names something in a bucket."""
+    return "://" in str(path)
 
 
 def remote_status(error: BaseException) -> int | None:
@@ -206,7 +211,7 @@ def no_answer(operation: str, path: object, seconds: float) -> StorageError:
 
 def _free(path: object) -> list[str]:
     """What the file system of a local `path` has left, in words."""
-    if "://" in str(path):
+    if is_remote(path):
         return []
     here = Path(str(path)).absolute()
     with contextlib.suppress(OSError):

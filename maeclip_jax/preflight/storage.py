@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from maeclip_jax.config import to_steps
-from maeclip_jax.data import blocks, folder, source
+from maeclip_jax.data import blocks, source
+from maeclip_jax.errors.storage import is_remote
 from maeclip_jax.parallel.chips import NETWORK
 from maeclip_jax.run import storage_bill
 from maeclip_jax.run.storage_traffic import DataSet
@@ -43,7 +44,7 @@ def bill(config: Any, args: argparse.Namespace, *, epoch: int, total: int, proce
 
     made = storage_bill.evaluations(config, every, find)
     return storage_bill.Bill(
-        parts, plan, made, epoch, batch, total, saves, processes, folder.remote(args.workdir or "gs://")
+        parts, plan, made, epoch, batch, total, saves, processes, is_remote(args.workdir or "gs://")
     )
 
 
@@ -53,7 +54,7 @@ def data_set(part: Mapping, records: int, record_bytes: int, files: int = 0) -> 
     while isinstance(of, Mapping) and "of" in of:  # questions of another source
         of = source.plain(of["of"])
     told = isinstance(of, Mapping) and of.get("kind") == "tfds"
-    remote = told and folder.remote(source.data_dir(of.get("dir")))
+    remote = told and is_remote(source.data_dir(of.get("dir")))
     return DataSet(records, record_bytes, files or max(1, -(-records * record_bytes // FILE)), bool(remote))
 
 

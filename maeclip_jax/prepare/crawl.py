@@ -76,7 +76,7 @@ def _split_notes(plan: Plan, path: epath.Path) -> list[str]:
 
 def located(path: str) -> epath.Path:
     """`path` absolute, with ~ filled in; remote ones (gs://...) are absolute as they are."""
-    if "://" not in path:
+    if not remote.is_remote(path):
         return epath.Path(path).expanduser().resolve()
     try:
         return epath.Path(path)

@@ -29,10 +29,10 @@ pending: dict[str, bytes] = {}  # what `outbox` has not written yet, by path: wh
 
 
 def is_remote(path: object) -> bool:
-    """Whether `path` names something in a bucket."""
-    found = "://" in str(path)
+    """Whether `path` names something in a bucket; if so, it can be used from now on: see `register`."""
+    found = storage.is_remote(path)
     if found:
-        register()  # whoever asks is about to use it
+        register()
     return found
 
 

@@ -75,9 +75,8 @@ class Owner:
             if (now and now.get("token") != theirs.get("token")) or (now and _is_gone(now) is False):
                 raise self._taken(now)
             self._write()
-        if remote.is_remote(
-            self.path
-        ):  # no file can be made by one alone there: the last of two that start at once stays
+        # Nobody alone can make a file there: the last of two that start at once stays.
+        if remote.is_remote(self.path):
             time.sleep(1)
             now = _read(self.path)
             if now.get("token") != self._card["token"]:

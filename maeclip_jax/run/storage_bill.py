@@ -8,6 +8,7 @@ from typing import Any
 
 from maeclip_jax.data import blocks, source
 from maeclip_jax.data.shards import Asked, asked
+from maeclip_jax.errors import storage
 from maeclip_jax.run import storage_traffic as traffic
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.storage_prices import PRICES
@@ -184,7 +185,7 @@ def of_run(config: Any, data: Any, built: Any, runner: Any, save_every: int, *, 
     made = evaluations(runs, lambda name, _: runner.every[name], lambda of: DataSet.of(runner.context.source(of)))
     return Bill(
         parts, data.plan(built.batch_size), made, data.length, built.batch_size, built.total_steps, save_every,
-        processes, "://" in str(workdir),
+        processes, storage.is_remote(workdir),
     )  # fmt: skip
 
 

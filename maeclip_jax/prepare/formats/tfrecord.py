@@ -15,7 +15,7 @@ from maeclip_jax.prepare.formats import columnar
 from maeclip_jax.prepare.reading import img2dataset, pictures, remote
 from maeclip_jax.prepare.reading.listing import Listing
 from maeclip_jax.prepare.reading.raw import Raw, lost_records
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 NAME = "tfrecord"
 SAID = "tf.train.Example with encoded pictures"
@@ -49,15 +49,7 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                         f"{', '.join(row)})")  # fmt: skip
     first = _texts(row, encoded)
     reading = dataclasses.replace(reading, **columnar.columns(wanted, list(row), encoded, [], first, paths[0]))
-    counts = img2dataset.upstreams(look.root, look, paths)
-    units = []
-    for path, count in zip(paths, counts):
-        size, side = look.files[path], img2dataset.beside(look, path)[0]
-        mark = f"{size}+{look.files[side]}" if side else f"{size}"
-        expected = count.get("count" if side else "successes")
-        split = unit_split(path, wanted)
-        units.append(Unit(len(units), path, mark, size, expected, split=split, side=side))
-    return Plan(reading, tuple(units), splits_of(reading, units), img2dataset.notes(look, paths))
+    return img2dataset.whole_shards(reading, look, paths, wanted)
 
 
 def _first(path: epath.Path) -> dict | None:

@@ -15,7 +15,7 @@ from maeclip_jax.errors import BadRecord, UserError
 from maeclip_jax.prepare.reading import img2dataset, members, names, remote, tarball
 from maeclip_jax.prepare.reading.listing import Listing
 from maeclip_jax.prepare.reading.raw import Raw, key_prefix, lost_records, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 NAME = "webdataset"
 SAID = "*.tar, .tar.gz or .tar.zst, such as those of img2dataset"
@@ -39,15 +39,7 @@ def described(look: Listing, plan: Plan) -> str:
 def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit_records: int) -> Plan:
     del unit_records  # a tar is one unit
     reading = members.reading(reading, wanted, _first_samples(look, paths), paths[0])
-    counts = img2dataset.upstreams(look.root, look, paths)
-    units = []
-    for path, count in zip(paths, counts):
-        size, side = look.files[path], img2dataset.beside(look, path)[0]
-        mark = f"{size}+{look.files[side]}" if side else f"{size}"
-        expected = count.get("count" if side else "successes")
-        split = unit_split(path, wanted)
-        units.append(Unit(len(units), path, mark, size, expected, split=split, side=side))
-    return Plan(reading, tuple(units), splits_of(reading, units), img2dataset.notes(look, paths))
+    return img2dataset.whole_shards(reading, look, paths, wanted)
 
 
 def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:

@@ -14,7 +14,7 @@ from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare.reading import batches, names, remote
 from maeclip_jax.prepare.reading.listing import Listing
 from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
+from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
 
 DOWNLOAD = ("img2dataset --url_list {list} --input_format {format} --url_col {url} --caption_col {caption} "
             "--output_format webdataset --output_folder pairs --resize_mode keep_ratio --image_size 256")  # fmt: skip
@@ -99,6 +99,18 @@ def upstreams(root: epath.Path, look: Listing, paths: list[str]) -> list[dict[st
     """`upstream` of each shard; nothing is asked for where the listing has no counts."""
     with ThreadPoolExecutor(32) as threads:  # a remote file system answers slowly, but many at a time
         return list(threads.map(lambda path: upstream(root / path) if beside(look, path)[1] else {}, paths))
+
+
+def whole_shards(reading: Reading, look: Listing, paths: list[str], wanted: dict) -> Plan:
+    """The plan of shards that are a unit each, with what stands beside them."""
+    units = []
+    for path, count in zip(paths, upstreams(look.root, look, paths)):
+        size, side = look.files[path], beside(look, path)[0]
+        mark = f"{size}+{look.files[side]}" if side else f"{size}"
+        expected = count.get("count" if side else "successes")
+        split = unit_split(path, wanted)
+        units.append(Unit(len(units), path, mark, size, expected, split=split, side=side))
+    return Plan(reading, tuple(units), splits_of(reading, units), notes(look, paths))
 
 
 def upstream_total(plan: Plan) -> Counter[str]:

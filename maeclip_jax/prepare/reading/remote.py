@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from etils import epath
 
-from maeclip_jax.data.folder import remote as is_remote
 from maeclip_jax.errors import UserError
+from maeclip_jax.errors.storage import is_remote
 
 LONG = 32 << 20  # bytes of a read where all of a file is needed; gcsfs makes 4 requests of it, at the same time
 SHORT = 1 << 20  # where a part is
