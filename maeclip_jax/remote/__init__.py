@@ -173,6 +173,7 @@ def register() -> None:
     if _registered or importlib.util.find_spec("gcsfs") is None:
         return
     import fsspec
+    from etils.epath import backend
 
     _registered = True
     for name in ("gs", "gcs"):
@@ -181,6 +182,7 @@ def register() -> None:
             from maeclip_jax.remote.gcs import Gcs
 
             fsspec.register_implementation(name, Gcs, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()  # etils keeps the file systems that it has made
     for name in ("gcsfs", "fsspec"):  # which print the traceback of every error that they also raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
