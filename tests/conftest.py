@@ -56,6 +56,15 @@ def pytest_collection_modifyitems(items):
                 break
 
 
+@pytest.fixture(autouse=True)
+def nothing_waited_for(monkeypatch):
+    """A storage that an earlier test had to wait for is not waited for in the next: the watchdog would keep silent."""
+    from maeclip_jax import remote
+
+    monkeypatch.setattr(remote, "_told", float("-inf"))
+    monkeypatch.setattr(remote.Wait, "_said", {})
+
+
 @pytest.fixture(scope="session")
 def bucket():
     """A storage server (`maeclip_jax.bench.bucket`) with the bucket `name`, and the variables that lead clients to it.
