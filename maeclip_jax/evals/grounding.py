@@ -155,9 +155,12 @@ class Grounding:
             for which, value, value_M in zip(SCORES, 100 * values_Mx3.mean(0), 100 * values_Mx3.T):
                 chance = 100 * float(chance_M[which].mean()) if which in chance_M and name != "center" else None
                 note = self._how() if which == "pointing" else ""
-                full, items = f"{'baseline_' * (name == 'center')}{name}_{which}", Items(value_M, queries, group)
-                yield percent(full, value, chance=chance, note=note, items=items)
-        yield percent("baseline_whole_iou", 100 * area_M.mean(), items=Items(100 * area_M, queries, group))
+                items = Items(value_M, queries, group)
+                if name == "center":  # of which neither more nor less is better: it is of the data
+                    yield Metric(f"baseline_{name}_{which}", value, "%", chance=chance, note=note, items=items)
+                else:
+                    yield percent(f"{name}_{which}", value, chance=chance, note=note, items=items)
+        yield Metric("baseline_whole_iou", 100 * area_M.mean(), "%", items=Items(100 * area_M, queries, group))
         yield Detail("maps", self._table(score_M, chance_M, np.array(several)))
         if tiles:
             columns = ["image", "mask", *(self._title(*m) for m in self.maps.values())]

@@ -101,9 +101,9 @@ class Vqa:
             items = asked(np.array(keys)[here], right_N[here])
             yield percent(f"accuracy_{kind}", 100 * right_N[here].mean(), items=items)
         most_N = rows["credit"].max(axis=1).astype(np.float64)
-        yield percent("answerable", 100 * most_N.mean(), items=asked(keys, most_N))
+        yield Metric("answerable", 100 * most_N.mean(), "%", items=asked(keys, most_N))
         if self.train is not None:
-            yield percent("text_only", 100 * best_N.mean(), items=asked(keys, best_N))
+            yield Metric("text_only", 100 * best_N.mean(), "%", items=asked(keys, best_N))
         for kind, here in kinds.items():
             table.append([f"the model, {kind} questions", int(here.sum()), 100 * float(right_N[here].mean())])
             if self.train is not None:
