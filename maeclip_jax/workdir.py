@@ -370,12 +370,12 @@ def items_file(workdir: epath.PathLike, step: int) -> epath.Path:
     return epath.Path(workdir) / EVALS / f"{step}.items.parquet"
 
 
-def read_items(workdir: epath.PathLike, step: int) -> dict[str, items.Items]:
+def read_items(workdir: epath.PathLike, step: int) -> Mapping[str, items.Items]:
     """{metric: items} of a step; {} where none are kept. UserError for a file that cannot be read."""
     path = items_file(workdir, step)
     data = remote.read(path)
     try:
-        return items.read(items.from_bytes(data)) if data else {}
+        return items.Kept(items.from_bytes(data)) if data else {}
     except ValueError as e:
         raise UserError(f"cannot read {str(path)!r}: {e}; delete it and evaluate again") from e
 

@@ -92,19 +92,30 @@ def binomial(right: int, n: int) -> Interval:
 
 def paired(first: Items, second: Items, unit: str = "%", seed: int = 0, draws: int = PAIRED_DRAWS) -> Difference:
     """Second minus first, on the same items. ValueError if the items are others, or are grouped otherwise."""
-    (mine, *a), (theirs, *b) = first.sums(), second.sums()
-    if not np.array_equal(mine, theirs):
-        raise ValueError(
-            f"{len(set(mine) ^ set(theirs))} of {len(set(mine) | set(theirs))} items are not those of both"
-        )
-    n = len(mine)
-    value = float(ratio(b[0].sum(0), b[1].sum(0)) - ratio(a[0].sum(0), a[1].sum(0)))
+    return paired_means([first], [second], unit, seed, draws)
+
+
+def paired_means(
+    first: Sequence[Items], second: Sequence[Items], unit: str = "%", seed: int = 0, draws: int = PAIRED_DRAWS
+) -> Difference:
+    """As `paired`, of two means over seeds of training: these seeds on other items, not other seeds."""
+    sums = [one.sums() for one in (*first, *second)]
+    names = sums[0][0]
+    for other, *_ in sums[1:]:
+        if not np.array_equal(names, other):
+            apart, both = {*names.tolist()} ^ {*other.tolist()}, {*names.tolist()} | {*other.tolist()}
+            raise ValueError(f"{len(apart)} of {len(both)} items are not those of both")
+    n, size = len(names), len(first)
+    parts = [(total, weight) for _, total, weight in sums]
+    whole = [float(ratio(total.sum(0), weight.sum(0))) for total, weight in parts]
+    value = float(np.mean(whole[size:]) - np.mean(whole[:size]))
     if n < 2:
         return Difference(value, (-math.inf, math.inf), 1.0, n, "one item says nothing")
-    drawn_a, drawn_b = _draws([a, b], draws, seed)
-    change = drawn_b - drawn_a
-    if first.proportion and second.proportion and unit == "%":
-        p, how = mcnemar(a[0][:, 0] > 0, b[0][:, 0] > 0), "McNemar, exact"
+    drawn = _draws(parts, draws, seed)
+    change = np.mean(drawn[size:], axis=0) - np.mean(drawn[:size], axis=0)
+    if len(parts) == 2 and unit == "%" and all(one.proportion for one in (*first, *second)):
+        right_a, right_b = (total[:, 0] > 0 for total, _ in parts)
+        p, how = mcnemar(right_a, right_b), "McNemar, exact"
     else:
         p, how = _p(change, n), "paired bootstrap"
     return Difference(value, _spread(change, n), p, n, how)
