@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -159,20 +159,25 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
-def jackknife(function: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> list[Estimate]:
-    """Intervals of the numbers that `function` makes of rows (their places among n), each left out in one block."""
+def blocks(n: int, least: int | None = None, seed: int = 0) -> list[np.ndarray]:
+    """The places of n rows in BLOCKS random blocks of nearly the same size, fewer where there are few rows: at most
+    half as many as `least`, which is n unless other rows are to be divided into as many blocks."""
+    count = max(1, min(BLOCKS, (n if least is None else least) // 2))
+    block_N = np.random.default_rng(seed).permutation(np.arange(n) % count)
+    return [np.flatnonzero(block_N == b) for b in range(count)]
+
+
+def jackknife(parts: Sequence[Any], function: Callable[[list], float], n: int) -> tuple[float, Estimate]:
+    """What `function` makes of the parts of all blocks, and its interval, by leaving out one at a time."""
     from scipy import stats
 
-    blocks = min(BLOCKS, n // 2)
-    how = f"jackknife over {blocks} blocks of {n} items"
-    whole = np.atleast_1d(function(np.arange(n)))
-    if blocks < 2:
-        return [Estimate(None, n, how)] * len(whole)
-    block_N = np.random.default_rng(seed).permutation(np.arange(n) % blocks)
-    parts = np.stack([np.atleast_1d(function(np.flatnonzero(block_N != b))) for b in range(blocks)])
-    error = np.sqrt((blocks - 1) / blocks * ((parts - parts.mean(0)) ** 2).sum(0))
-    half = stats.t.ppf((1 + LEVEL) / 2, blocks - 1) * error
-    return [Estimate((float(x - h), float(x + h)), n, how) for x, h in zip(whole, half)]
+    count, how = len(parts), f"jackknife over {len(parts)} blocks of {n} items"
+    value = float(function(list(parts)))
+    if count < 2 or not math.isfinite(value):
+        return value, Estimate(None, n, how)
+    left = np.array([function([p for i, p in enumerate(parts) if i != b]) for b in range(count)], np.float64)
+    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
+    return value, Estimate((value - float(half), value + float(half)), n, how)
 
 
 def _draws(several: Sequence[tuple[np.ndarray, np.ndarray]], draws: int, seed: int) -> list[np.ndarray]:
