@@ -88,7 +88,7 @@ test-unit:  ## lint and the tests that take seconds a file, no whole runs and no
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
 	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile -m 'not run and not pod' $(ARGS)
 
-test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)
+test-parity:  ## models and metrics compared with transformers, open_clip, torchmetrics, ... (installs torch into .venv)
 	@$(MAKE) -s install EXTRAS=test,parity
 	$(PY) -m pytest tests/parity -q $(ARGS)
 
