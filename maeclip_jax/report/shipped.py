@@ -19,7 +19,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.report import paper
 from maeclip_jax.report.figures import compact
 from maeclip_jax.report.run import Run
-from maeclip_jax.workdir import identity
+from maeclip_jax.workdir.identity import identity
 
 SEEN = 0.98  # share of the planned examples that must have been seen
 MOST = 3  # differences that are named
