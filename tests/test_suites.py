@@ -140,12 +140,14 @@ def test_suites_fit_any_objective(name, objective):
 
     from maeclip_jax import evals
     from maeclip_jax.data import ops
+    from maeclip_jax.evals.segmentation import window_places
 
     name, _, arg = name.partition(":")
-    found = main.parse(
+    config = main.parse(
         [f"--config=experiments/{objective}.py:scale=photos", "--workdir=x",
          f"--config.evals=experiments/eval/{name}.py:{arg}"]
-    ).config.evals  # fmt: skip
+    ).config  # fmt: skip
+    found, tower = config.evals, config.model.image_tower
     assert len(found) >= 4
     for entry in found.values():
         settings = entry.to_dict()
@@ -156,7 +158,10 @@ def test_suites_fit_any_objective(name, objective):
             parsed = ops.parse(settings[which]["ops"], SimpleNamespace(tokenizer=object()))
             geometry = [s for s in parsed.steps if s.function.__name__ in ("resize", "resize_small", "center_crop")]
             assert "image" in parsed.names and geometry
-            assert all(96 in np.ravel([*s.args, *s.kwargs.values()]).tolist() for s in geometry)
+            side = tower.size * (2 if "stride" in settings else 1)
+            assert all(side in np.ravel([*s.args, *s.kwargs.values()]).tolist() for s in geometry)
+        if "stride" in settings:
+            assert len(window_places(2 * tower.size, tower.size, tower.patch, settings["stride"])) == 3
 
 
 def suite_of(name, arg):
