@@ -19,12 +19,12 @@ from __future__ import annotations
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare.formats import arrow, files, parquet, table, tfrecord, webdataset
+from maeclip_jax.prepare.formats import arrow, files, parquet, table, tfrecord, url_list, webdataset
 from maeclip_jax.prepare.reading import img2dataset, names, remote
 from maeclip_jax.prepare.reading.listing import Listing
 
 # In this order when the format is to be found.
-FORMATS = {module.NAME: module for module in (webdataset, arrow, tfrecord, table, files, parquet)}
+FORMATS = {module.NAME: module for module in (webdataset, arrow, tfrecord, table, url_list, files, parquet)}
 
 
 def valid() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import remote
+from maeclip_jax.prepare.reading import names, remote
 from maeclip_jax.prepare.reading.raw import Raw, key_prefix
 from maeclip_jax.prepare.reading.units import Reading, Unit
 
@@ -15,11 +15,19 @@ TOGETHER = 128  # pictures that are read at a time, as many as gcsfs asks for at
 
 
 def folders(reading: Reading, unit: Unit) -> tuple[str, ...]:
-    """Where pictures are looked for: beside their table and in `images/` there, or where `image_dir` says."""
+    """Where pictures are looked for: beside their table and in `images/` there, or where `image_dir` says.
+
+    Those of `annotations/captions_val2017.json` are also looked for in `val2017/` beside that folder, as COCO has it.
+    """
     if reading.image_dir:
         return (reading.image_dir,)
     here = f"{reading.root}/{key_prefix(unit.path)}".rstrip("/")
-    return here, f"{here}/images"
+    found = [here, f"{here}/images"]
+    told = names.stem(unit.path).removeprefix("captions_")
+    if told != names.stem(unit.path):
+        above = here.rpartition("/")[0]
+        found += [f"{folder}/{told}" for folder in (here, f"{here}/images", above, f"{above}/images")]
+    return tuple(found)
 
 
 def filled(rows: list[tuple[Raw, str]], folders: tuple[str, ...]) -> Iterator[Raw]:
@@ -34,21 +42,21 @@ def filled(rows: list[tuple[Raw, str]], folders: tuple[str, ...]) -> Iterator[Ra
         yield raw
 
 
-def fetched(names: list[str], folders: tuple[str, ...]) -> list[bytes | BadRecord]:
+def fetched(wanted: list[str], folders: tuple[str, ...]) -> list[bytes | BadRecord]:
     """The bytes of pictures, or what is wrong with them."""
-    found: list[bytes | BadRecord | None] = [None] * len(names)
+    found: list[bytes | BadRecord | None] = [None] * len(wanted)
     for folder in folders:
         missing = [i for i, data in enumerate(found) if data is None]
         if remote.is_remote(folder):
-            data = remote.fetch([remote.join(folder, names[i]) for i in missing])
+            data = remote.fetch([remote.join(folder, wanted[i]) for i in missing])
         else:
-            data = [_local(folder, names[i]) for i in missing]
+            data = [_local(folder, wanted[i]) for i in missing]
         for i, one in zip(missing, data):
             found[i] = one
     where = " or ".join(folders)
     return [
         BadRecord("missing_image", f"no file {name!r} in {where}") if data is None else data
-        for name, data in zip(names, found)
+        for name, data in zip(wanted, found)
     ]
 
 
