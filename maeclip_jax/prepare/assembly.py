@@ -62,7 +62,8 @@ def run(plan: Plan, storing: Storing, *, out: Path, name: str, workers: int, max
         place = {"out": str(out)} if scratch else {}  # beside the data set it may move, with all
         _claim(folder / "identity.json", {**identity, "options": identity["options"] | place})
         to.begin()
-        job = Job(plan.reading, storing, str(folder / "units"), counting, near)
+        states = {path: unit_folder.state(plan.reading, path) for path in plan.files}
+        job = Job(plan.reading, storing, str(folder / "units"), counting, near, states)
         Path(job.folder).mkdir(exist_ok=True)
         for leftover in Path(job.folder).glob("*.tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
+from maeclip_jax.errors import UserError
 from maeclip_jax.prepare import image_text, packing, sheet, suspects
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
 from maeclip_jax.prepare.near import Near
+from maeclip_jax.prepare.reading import remote
 from maeclip_jax.prepare.reading.units import Reading, Unit
 
 # Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
@@ -41,6 +43,7 @@ class Job:
     folder: str  # where units lie
     counting: Counting | None = None
     near: Near | None = None
+    states: Mapping[str, object] = dataclasses.field(default_factory=dict)  # of the files when the work began
 
     def unit_folder(self, unit: Unit) -> Path:
         return Path(self.folder, f"{unit.index:06d}")
@@ -133,6 +136,11 @@ def work(job: Job, unit: Unit, pulse: Callable[[int], None]) -> None:
         if since == _PULSE:
             pulse(since)
             since = 0
+    before, now = job.states.get(unit.path), state(job.reading, unit.path)
+    if before not in (None, now):
+        what = f"{unit.path} {'changed' if now else 'was removed'} while it was read"
+        choice = "the same command when nothing writes to the source (finished work is kept)"
+        raise UserError(f"{what}; valid: {choice}")
     try:
         writer.commit(final)
     except OSError:
@@ -140,6 +148,17 @@ def work(job: Job, unit: Unit, pulse: Callable[[int], None]) -> None:
             raise
         shutil.rmtree(writer.folder)  # a process that outlived an earlier run was faster; its unit is the same
     pulse(since)
+
+
+def state(reading: Reading, path: str) -> tuple[int, int] | None:
+    """What changes when a file is written, or files of a folder come and go; None in a bucket, or where it is gone."""
+    if remote.is_remote(reading.root):
+        return None
+    try:
+        found = os.stat(Path(reading.root, path))
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def settle(job: Job, unit: Unit, repeated: Mapping[int, str]) -> None:

@@ -69,8 +69,8 @@ def in_side_tables(root: Path, **_) -> int:
 def in_tars(root: Path, tools: str = "") -> int:
     paths = sorted(str(p) for p in root.rglob("*.t*") if p.is_file() and ".tar" in p.name and p.name[0] != ".")
     if tools and not any(path.endswith(".zst") for path in paths):  # webdataset asks a program that may not be there
-        code = "import sys, webdataset; print(sum('jpg' in s for s in webdataset.WebDataset(sys.argv[1:], "
-        code += "shardshuffle=False, empty_check=False)))"
+        code = "import sys, webdataset; found = webdataset.WebDataset(sys.argv[1:], shardshuffle=False, "
+        code += "empty_check=False); print(sum(name.endswith('jpg') for sample in found for name in sample))"
         return int(_run(tools, code, *paths))
     return sum(name.rpartition(".")[2] == "jpg" for path in paths for name in _members(path))
 

@@ -85,7 +85,7 @@ def upstream(shard: epath.Path) -> dict[str, int]:
     """The counts in img2dataset's `00000_stats.json` of this shard ({} if missing): count, successes, failed_*."""
     try:
         found = json.loads(remote.read(shard.parent / f"{names.stem(shard.name)}_stats.json") or b"{}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, errors.UserError):  # which is a ValueError
             raise
         return {}
@@ -162,6 +162,6 @@ def orientation(exif: object) -> int:
         return 0
     try:
         found = json.loads(exif)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0
     return _TURNED.get(str(found.get("Image Orientation", "")).strip(), 0) if isinstance(found, dict) else 0

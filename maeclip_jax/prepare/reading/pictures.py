@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from maeclip_jax.prepare.reading import names, remote
 from maeclip_jax.prepare.reading.raw import Raw, key_prefix
 from maeclip_jax.prepare.reading.units import Reading, Unit
 
+LARGEST = 1 << 28  # bytes of a picture
 TOGETHER = 128  # pictures that are read at a time, as many as gcsfs asks for at once
 
 
@@ -62,10 +64,21 @@ def fetched(wanted: list[str], folders: tuple[str, ...]) -> list[bytes | BadReco
 
 def _local(folder: str, name: str) -> bytes | BadRecord | None:
     try:
-        return Path(folder, name).read_bytes()
+        return local(Path(folder, name))
+    except BadRecord as bad:
+        return bad
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
         return None
-    except IsADirectoryError:
-        return BadRecord("missing_image", f"{name} is a folder")
     except OSError as error:
         return BadRecord("unreadable_image", f"{name}: {error.strerror or error}")
+
+
+def local(path: Path) -> bytes:
+    """The bytes of a plain file. BadRecord for a folder, a pipe or a device, and for a file that is too large."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+        raise BadRecord("missing_image", f"{path.name} is {what}")
+    if found.st_size > LARGEST:
+        raise BadRecord("unreadable_image", f"{path.name} has {found.st_size:,} bytes; at most {LARGEST:,} are read")
+    return path.read_bytes()
