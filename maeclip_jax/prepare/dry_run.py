@@ -10,11 +10,11 @@ from etils import epath
 
 from maeclip_jax.errors import storage
 from maeclip_jax.prepare import formats, image_text, manifest, sheet, suspects
+from maeclip_jax.prepare.formats import captions
+from maeclip_jax.prepare.formats.units import Plan
 from maeclip_jax.prepare.image_text import Kept, Storing
 from maeclip_jax.prepare.manifest import Tally
 from maeclip_jax.prepare.near import Near
-from maeclip_jax.prepare.reading import captions
-from maeclip_jax.prepare.reading.units import Plan
 
 FILE = "check.html"
 _RECORDS = 2000  # of all units together, but at least

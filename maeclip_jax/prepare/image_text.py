@@ -22,10 +22,10 @@ from maeclip_jax import errors
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import records, suspects
+from maeclip_jax.prepare.formats import names
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
 from maeclip_jax.prepare.near import Near
-from maeclip_jax.prepare.reading import names
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 VERSION = "1.0.0"
 _SHOWN = 1 << 23  # bytes of a dropped picture that may be on the contact sheet

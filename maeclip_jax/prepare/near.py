@@ -16,7 +16,7 @@ import numpy as np
 
 from maeclip_jax.data import decode, source
 from maeclip_jax.errors import BadRecord, UserError
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 # Of 700 photographs of 256 pixels and their versions of JPEG quality 50, 99.6 % are within 8 bits, and all halved ones.
 # Of the 244,650 pairs of different ones 1 is (two frames of one scene), and the next are at 14.

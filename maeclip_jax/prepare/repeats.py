@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.prepare import suspects, unit_folder
-from maeclip_jax.prepare.reading.raw import printable
-from maeclip_jax.prepare.reading.units import Unit
+from maeclip_jax.prepare.formats.raw import printable
+from maeclip_jax.prepare.formats.units import Unit
 from maeclip_jax.prepare.unit_folder import Job
 
 _REPEATED = np.dtype([("unit", "u4"), ("row", "u4"), ("first_unit", "u4"), ("first_row", "u4"), ("key", "?")])

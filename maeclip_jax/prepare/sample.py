@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from maeclip_jax.prepare import image_text, sheet
-from maeclip_jax.prepare.reading.units import Unit
+from maeclip_jax.prepare.formats.units import Unit
 from maeclip_jax.prepare.unit_folder import Job
 
 

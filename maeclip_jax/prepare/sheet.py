@@ -17,7 +17,7 @@ from etils import epath
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import suspects
-from maeclip_jax.prepare.reading.raw import FAILED, KINDS, printable
+from maeclip_jax.prepare.formats.raw import FAILED, KINDS, printable
 
 FILE = "account.html"
 MOST = 32

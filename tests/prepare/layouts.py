@@ -393,10 +393,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=200)
     parser.add_argument("--tools", default="")
+    parser.add_argument("--only", default="", help="layouts whose name has this")
     args = parser.parse_args()
     print("| layout | recognised as | in | kept | dropped | failed before | splits | s |")
     print("|---|---|---|---|---|---|---|---|")
     for name, (write, count, splits) in LAYOUTS.items():
+        if args.only not in name:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             src = Path(folder, "src")
             write(src, args.records)

@@ -54,8 +54,7 @@ def test_a_header_that_claims_ten_gigabytes_costs_no_memory(kind, tmp_path):
 def test_endless_members_and_endless_compression_are_bounded(tmp_path, monkeypatch):
     import gzip
 
-    from maeclip_jax.prepare.formats import webdataset
-    from maeclip_jax.prepare.reading import tarball
+    from maeclip_jax.prepare.formats import tarball, webdataset
 
     monkeypatch.setattr(tarball, "MOST_MEMBERS", 50)
     (tmp_path / "x.tar").write_bytes(b"".join(_header(f"{i}.txt", 0) for i in range(100)))
@@ -71,7 +70,7 @@ def test_tars_of_any_writer_are_indexed_as_the_library_does(tmp_path):
     import io
     import tarfile
 
-    from maeclip_jax.prepare.reading import tarball
+    from maeclip_jax.prepare.formats import tarball
 
     for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         path = tmp_path / f"{format}.tar"
@@ -133,7 +132,7 @@ def test_nothing_outside_the_data_set_is_written(tmp_path):
 
 @pytest.mark.parametrize("what", ["pipe", "device", "folder", "large"])
 def test_pictures_that_are_not_plain_files_are_named(what, tmp_path, monkeypatch):
-    from maeclip_jax.prepare.reading import pictures
+    from maeclip_jax.prepare.formats import pictures
 
     src = pair_sources.table(tmp_path / "src", [{"image": f"{i}.jpg", "caption": "c"} for i in range(3)])
     path = src / "images" / "1.jpg"

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import captions, names, pictures, remote
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import FAILED, Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats import captions, names, pictures, remote
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import FAILED, Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, splits_of, unit_goal, unit_split
 
 NAME = "url_list"
 SAID = "CC3M's or CC12M's tsv beside the downloads, whose names are CRC-32 of the addresses"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading.units import Reading, Unit
+from maeclip_jax.prepare.formats.units import Reading, Unit
 
+LARGEST = 1 << 28  # bytes of a picture that is read
 FAILED = "failed_download"
 KINDS = {
     "missing_image": "the record names no picture, or one that is not there",
