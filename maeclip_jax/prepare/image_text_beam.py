@@ -271,6 +271,9 @@ def run(plan: Plan, storing: image_text.Storing, *, out: str, name: str, max_bad
     except Exception as error:
         if "names the split" in str(error):  # of a member of an archive; Beam wraps the error
             raise errors.UserError(_told(str(error))) from None
+        if "Unable to fetch remote" in str(error):  # what a runner needs besides Python
+            choice = "a network, or the option of that runner that names a local file (docs/beam.md)"
+            raise errors.UserError(f"{' '.join(str(error).split())[:200]}; valid: {choice}") from None
         if "generated examples is 0" in str(error):  # TFDS refuses an empty split, in the middle of the pipeline
             splits = ", ".join(plan.splits)
             raise errors.UserError(

@@ -170,9 +170,9 @@ def settle(job: Job, unit: Unit, repeated: Mapping[int, str]) -> None:
     for entry in lines(final / suspects.FILE):
         odd.setdefault(entry["row"], []).append((entry["kind"], entry["detail"]))
     writer = _Writer(Path(f"{final}.tmp{os.getpid()}"), job.counting)
-    writer.shown = sheet.Dropped(json.loads((final / "shown.json").read_text()))
     for entry in lines(final / "account.jsonl"):
         writer.add(Dropped(**entry))
+    writer.shown = sheet.Dropped(json.loads((final / "shown.json").read_text()))  # with the pictures of these
     for number, row in enumerate(job.rows(unit).tolist()):
         _, digest, split, width, height, size, verbatim, rows, empty, extras, turned = row
         example = image_text.parse(readers[split].read())
