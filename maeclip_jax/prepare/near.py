@@ -79,7 +79,7 @@ def _pictures(where: str) -> Iterator[tuple[str, bytes]]:
         return
     place, _, split = where.rpartition(":")
     if not place or "/" in split:
-        raise UserError(f"not_in={where!r} is no folder of pictures; valid: one, or FOLDER_OF_A_DATA_SET:SPLIT")
+        raise UserError(f"not_in={where!r} is not a folder of pictures; valid: one, or FOLDER_OF_A_DATA_SET:SPLIT")
     records = source.make({"kind": "tfds", "dir": os.path.expanduser(place), "split": split})
     for number in range(len(records)):
         record = records[number]

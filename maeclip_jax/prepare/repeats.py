@@ -32,16 +32,17 @@ def settle(job: Job, units: tuple[Unit, ...], drop: bool) -> int:
     found = _found(job, units)
     for numbers in _blocks(found):
         mine = found[numbers]
-        names = _names(job, units, mine)
-        for unit in np.unique(mine["unit"]):
-            here = np.flatnonzero(mine["unit"] == unit)
-            keys = {int(mine["row"][i]): "" for i in here if mine["key"][i]}
-            same = {int(mine["row"][i]): names[i] for i in here if not mine["key"][i]}
-            leaving = keys | same if drop else keys
-            if leaving and not job.summary(units[unit])["settled"]:
-                unit_folder.settle(job, units[unit], leaving)
+        names, rows, keys = _names(job, units, mine), mine["row"].tolist(), mine["key"].tolist()
+        begins = np.flatnonzero(np.diff(mine["unit"].astype(np.int64), prepend=-1)).tolist()
+        for begin, end in zip(begins, [*begins[1:], len(mine)]):
+            unit, here = units[mine["unit"][begin]], range(begin, end)
+            repeated = {rows[i]: "" for i in here if keys[i]}
+            same = {rows[i]: names[i] for i in here if not keys[i]}
+            leaving = repeated | same if drop else repeated
+            if leaving and not job.summary(unit)["settled"]:
+                unit_folder.settle(job, unit, leaving)
             if same and not drop:
-                _note(job, units[unit], same)
+                _note(job, unit, same)
     return 0 if drop else int((~found["key"]).sum())
 
 
@@ -115,12 +116,12 @@ def _names(job: Job, units: tuple[Unit, ...], found: np.ndarray) -> list[str]:
     names = [""] * len(found)
     order = np.flatnonzero(~found["key"])
     order = order[np.argsort(found["first_unit"][order], kind="stable")]
-    unit, keys = -1, []
-    for i in order:
-        if found["first_unit"][i] != unit:
-            unit = int(found["first_unit"][i])
-            keys = job.keys(units[unit])
-        names[i] = f"{keys[found['first_row'][i]]} in {printable(units[unit].path)}"
+    firsts = zip(order.tolist(), found["first_unit"][order].tolist(), found["first_row"][order].tolist())
+    unit, keys, where = -1, [], ""
+    for i, number, row in firsts:
+        if number != unit:
+            unit, keys, where = number, job.keys(units[number]), printable(units[number].path)
+        names[i] = f"{keys[row]} in {where}"
     return names
 
 

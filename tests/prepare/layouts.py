@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import time
 import zlib
 from collections.abc import Callable
@@ -352,7 +353,7 @@ LAYOUTS = {  # name -> (writer, what another reader counts, the splits)
     f"{_DOWNLOADED}files": (_downloads("files"), in_side_tables, "train"),
     f"{_DOWNLOADED}parquet": (_downloads("parquet"), in_side_tables, "train"),
     f"{_DOWNLOADED}tfrecord": (_downloads("tfrecord"), in_side_tables, "train"),
-    f"{_DOWNLOADED}parquet, with the list of URLs inside": (_list_inside, in_side_tables, "train"),
+    f"{_DOWNLOADED}parquet, list of URLs inside": (_list_inside, in_side_tables, "train"),
     "LAION: shards with equal keys": (_laion, in_tars, "train"),
     "DataComp: shards/ and metadata/": (_datacomp, lambda root, **o: in_side_tables(root / "shards"), "train"),
     "DataComp's resharder": (_resharded, in_tars, "train"),
@@ -422,7 +423,7 @@ def main() -> None:
             counted = count(src, tools=args.tools)
             assert counted == records["in"], (name, counted, records)
             assert ", ".join(records["kept_by_split"]) == splits, (name, records)
-            said = done.stderr.splitlines()[0].removesuffix(".").replace(f"{src}/", "")
+            said = textwrap.shorten(done.stderr.splitlines()[0].removesuffix("."), 48, placeholder=" ...")
             numbers = (records["in"], records["kept"], records["dropped"], sum(records["failed_downloads"].values()))
             cells = [name, said, *map(str, numbers), splits, f"{seconds:.1f}"]
             print("| " + " | ".join(cells) + " |", flush=True)

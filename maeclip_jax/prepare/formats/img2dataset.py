@@ -58,7 +58,12 @@ def unfinished(look: Listing, paths: list[str]) -> list[str]:
 
 
 def is_output(look: Listing, paths: list[str]) -> bool:
-    return any(done or side for side, done in (beside(look, path) for path in paths))
+    """Whether img2dataset wrote these shards. video2dataset and DataComp's resharder write other counts beside theirs."""
+    found = {path: beside(look, path) for path in paths}
+    counted = next((path for path, (_, done) in found.items() if done), "")
+    if counted:
+        return "failed_to_resize" in upstream(look.root / counted)
+    return any(side for side, _ in found.values())
 
 
 def described(look: Listing, paths: list[str], what: str) -> str:
