@@ -58,7 +58,7 @@ def unfinished(look: Listing, paths: list[str]) -> list[str]:
 
 
 def is_output(look: Listing, paths: list[str]) -> bool:
-    """Whether img2dataset wrote these shards. video2dataset and DataComp's resharder write other counts beside theirs."""
+    """Whether img2dataset wrote these shards. video2dataset and DataComp's resharder write other counts."""
     found = {path: beside(look, path) for path in paths}
     counted = next((path for path, (_, done) in found.items() if done), "")
     if counted:
