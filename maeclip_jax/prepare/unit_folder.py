@@ -33,6 +33,7 @@ _ROW = np.dtype(
 )  # fmt: skip
 _TEXTS = ("account.jsonl", "keys.jsonl", suspects.FILE)
 _EMPTY = 1024  # bytes of a file without rows that cannot be mapped
+_BLOCK = 4096  # rows
 _PULSE = 32  # records between two progress updates
 
 
@@ -67,7 +68,9 @@ class _Writer:
     def __init__(self, folder: Path, counting: Counting | None):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        self.folder, self.tally, self.rows = folder, Tally(counting), []
+        self.folder, self.tally = folder, Tally(counting)
+        self.rows: list[tuple] = []  # the newest; the others are in `blocks`, for tuples take ten times the memory
+        self.blocks: list[np.ndarray] = []
         self.shards: dict[str, array_record_module.ArrayRecordWriter] = {}
         self.sizes: Counter[str] = Counter()
         self.shown = sheet.Dropped()
@@ -91,10 +94,13 @@ class _Writer:
         source = outcome.example["source"]
         for kind, detail in stored.suspect:
             entry = {"key": outcome.key, "source": source, "kind": kind, "detail": detail}
-            self._line(suspects.FILE, {"row": len(self.rows), **entry})
+            self._line(suspects.FILE, {"row": len(self.blocks) * _BLOCK + len(self.rows), **entry})
         self._line("keys.jsonl", outcome.key)
         name = sheet.name_hash(source, outcome.key)
         self.rows.append((name, outcome.digest, split, *size, stored.verbatim, *more))
+        if len(self.rows) == _BLOCK:
+            self.blocks.append(np.array(self.rows, _ROW))
+            self.rows = []
 
     def _line(self, file: str, entry: object) -> None:
         self.files[file].write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -113,7 +119,7 @@ class _Writer:
             for name in ("rows.npy", "keys.jsonl"):
                 shutil.copyfile(final / name, self.folder / name)
         else:
-            np.save(self.folder / "rows.npy", np.array(self.rows, _ROW))
+            np.save(self.folder / "rows.npy", np.concatenate([*self.blocks, np.array(self.rows, _ROW)]))
         (self.folder / "shown.json").write_text(json.dumps(self.shown.json()))
         shards = {s: {"records": self.tally.kept[s], "size": self.sizes[s]} for s in self.shards}
         splits = list(shards) if settled is None else settled

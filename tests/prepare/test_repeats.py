@@ -11,7 +11,7 @@ import pair_sources
 import pytest
 from PIL import Image
 
-from maeclip_jax.prepare import command, packing, repeats
+from maeclip_jax.prepare import command, packing, repeats, unit_folder
 
 # 0 and 5 are of the first shard, and 5 twice; 9 comes only in the last two.
 SHARDS = ((0, 5, 5, 1), (2, 0, 3), (5, 9, 4), (9, 6))
@@ -51,6 +51,7 @@ def test_workers_and_small_parts_change_no_byte(what, source, tmp_path, monkeypa
     dump_sources.prepared(source, tmp_path / "2", "--same_bytes", what, "--workers", 1 if what == "keep" else 2)
     monkeypatch.setattr(repeats, "_COMPARED", 2)
     monkeypatch.setattr(repeats, "_NAMED", 1)
+    monkeypatch.setattr(unit_folder, "_BLOCK", 2)
     dump_sources.prepared(source, tmp_path / "3", "--same_bytes", what)
     first = pair_sources.digests(tmp_path / "1")
     assert first == pair_sources.digests(tmp_path / "2") == pair_sources.digests(tmp_path / "3")
