@@ -121,10 +121,9 @@ class _Run:
         latest = self.saved.latest()
         self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
-        self.text = claim(config, workdir, continued=latest is not None)
+        self.text = claim(config, workdir, self.before)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
-        write_names(workdir, data.names, built.objective)
-        names = read_names(workdir, config.resume)
+        names = write_names(workdir, data.names, built.objective) or read_names(config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
         self.bill = storage_bill.of_run(
