@@ -1,6 +1,5 @@
 """A run whose data and workdir are in a bucket, while the bucket is not as it should be: the numbers of a local run."""
 
-import json
 import os
 import re
 import shutil
