@@ -74,7 +74,8 @@ def run(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's, 130 for Ctrl-C.
 
-    A process of several also exits with rollcall.LOST, 75, when another is lost, and with the code of one that fails.
+    75 (rollcall.LOST) where the same command goes on later: storage was away for too long, or another process is lost.
+    A process of several also exits with the code of one that fails.
     """
     return cli.guarded(lambda: run(sys.argv[1:] if argv is None else argv))
 

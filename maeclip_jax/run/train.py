@@ -19,7 +19,7 @@ from maeclip_jax.config import FILES, plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
-from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import sleep, watchdog
@@ -103,7 +103,7 @@ class _Run:
         def steps(duration: str, what: str) -> int:
             return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
 
-        self.doubted = False
+        self.doubted, self.under_way = False, False
         self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
@@ -132,21 +132,31 @@ class _Run:
         self.asked = storage_bill.Meter()
 
     def loop(self) -> None:
-        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
+        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on.
+
+        That is `Away` where a run under way gave up waiting for a storage, which may be back later.
+        """
         try:
             self._loop()
-        except UserError as e:
+        except Exception as e:
+            failure = e if isinstance(e, UserError) else storage.met(e)
+            if failure is None:
+                raise
             safe = self.saved.safe()  # what was being saved is worth having, whatever went wrong
-            if isinstance(e, StorageError):
-                when = "there is room" if e.room else "it can be written"
-                raise StorageError(f"{e}; {safe}; run the same command when {when}", e.room) from e
-            raise
+            if not isinstance(failure, StorageError):
+                raise
+            when = "there is room" if failure.room else "it can be reached" if failure.passes else "it can be written"
+            said = f"{failure}; {safe}; run the same command when {when}"
+            if failure.passes and self.under_way:
+                raise storage.Away(said) from e
+            raise StorageError(said, failure.room) from e
         self.runner.raise_failures()
 
     def _loop(self) -> None:
         state, self.clock = self._start()
         first = int(state.step)
         self.runner.forget_after(first)
+        self.under_way = True
         with remote.patience(remote.RUN_SECONDS), outbox.opened():
             self._go_on(state, first)
 
@@ -295,7 +305,7 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost()
+            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost(done)
             if saving or self.runner.due(done, final=done == built.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None

@@ -176,17 +176,24 @@ def test_killed_twice_and_the_server_restarted(away, reference, fresh_bucket, tm
     _same(away, reference, tmp_path)
 
 
-def test_several_processes_see_the_same_examples(away, reference, tmp_path):
+def test_several_processes_see_the_same_examples(away, reference, fresh_bucket, tmp_path):
+    """Also where one of two cannot write its part of a checkpoint: both give it up, and go on to the next."""
     for processes in (2, 4):
         where = f"{away}-{processes}"
         port = runs.free_port()
         more = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
-        args = torture.command(where, "tests/stored.py:steps=6,save=6", *more)
+        args = torture.command(where, "tests/stored.py:steps=6,save=3", *more)
         outputs = [tmp_path / f"{processes}-{i}.txt" for i in range(processes)]
+        if processes == 2:
+            fresh_bucket.fault("-2/checkpoints/3/state/ocdbt.process_1", "put", "403", times=1)
         started = [torture.start([*args, f"--process={i}"], outputs[i]) for i in range(processes)]
         assert set(runs.wait(started)) == {0}, [runs.text(o) for o in outputs]
         _fetch(where, tmp_path / str(processes))
         assert torture.examples(tmp_path / str(processes)) == torture.examples(reference)[:6]
+        assert _whole(where) == ({6} if processes == 2 else {3, 6})
+    said = runs.text(tmp_path / "2-0.txt")
+    assert "checkpoints/3: access is denied (403)" in said and "the run goes on, and tries again for 15 minutes" in said
+    assert "answers again" in said and "tries again" not in runs.text(tmp_path / "2-1.txt")
 
 
 def test_a_damaged_checkpoint_is_one_line(away, monkeypatch):
