@@ -36,6 +36,13 @@ class Away(StorageError):
         super().__init__(text, passes=True)
 
 
+def of_a_run(failure: StorageError, safe: str, under_way: bool) -> StorageError:
+    """What ends a run, with what is `safe` and how to go on; `Away` if it was under way and the failure may pass."""
+    when = "there is room" if failure.room else "it can be reached" if failure.passes else "it can be written"
+    text = f"{failure}; {safe}; run the same command when {when}"
+    return Away(text) if failure.passes and under_way else StorageError(text, failure.room)
+
+
 def number(error: BaseException) -> int | None:
     """The errno, one of ERRNOS, that is behind `error`; None if it is of another kind."""
     return _source(error, ERRNOS)[0]

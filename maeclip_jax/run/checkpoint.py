@@ -28,8 +28,7 @@ from maeclip_jax.workdir import CHECKPOINTS
 
 STATE, META = "state", "meta"
 COMMITTED = "commit_success.txt"  # what makes a checkpoint in a bucket a whole one
-# Orbax counts the time of day, in which a machine may sleep. A save that hangs is the watchdog's matter.
-TIMEOUT_SECONDS = 24 * 3600
+TIMEOUT_SECONDS = 24 * 3600  # of the time of day, in which a machine may sleep; a save that hangs is the watchdog's
 _FOLLOWS = (OtherFailed, TimeoutError, jax.errors.JaxRuntimeError)  # what a failure of another process leads to
 _PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
 

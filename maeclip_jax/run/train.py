@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 
 from maeclip_jax import interop, remote
 from maeclip_jax.config import FILES, plain, to_steps
@@ -31,11 +30,11 @@ from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup, st
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
-from maeclip_jax.run.optim import schedule
+from maeclip_jax.run.optim import other_length
 from maeclip_jax.run.owner import Owner
 from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.step import State, build
-from maeclip_jax.run.stop import StopSignal
+from maeclip_jax.run.stop import GRACE_SECONDS, StopSignal, leave
 from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
@@ -66,11 +65,13 @@ def run(
     start: startup.Startup | None = None,
     limits: watchdog.Limits | None = None,
     profile: tuple[int, int] | None = None,
+    grace: float = GRACE_SECONDS,
 ) -> None:
     """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
 
     `start`: what starting has taken so far; `limits`: when a step is said to stall; `profile`: the
-    first and the last step to take a profile of.
+    first and the last step to take a profile of; `grace`: how many seconds after SIGTERM or Ctrl-C the process ends,
+    also if its storage does not answer, where workdir or data are in a bucket (0: it waits).
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
@@ -85,7 +86,8 @@ def run(
             deadline.look(made for _, made in data.sources)
         built = build(config, epoch=data.length, devices=devices)
         peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
-        with jax.set_mesh(built.mesh), StopSignal() as stop:
+        away = remote.is_remote(workdir) or any(getattr(made, "remote", False) for _, made in data.sources)
+        with jax.set_mesh(built.mesh), StopSignal(grace if away else 0) as stop:
             _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
 
 
@@ -118,6 +120,7 @@ class _Run:
             keep_best=config.checkpoint.keep_best,
             best=config.checkpoint.best,
         )
+        stop.late = lambda seconds: leave(seconds, self.saved.said())
         latest = self.saved.latest()
         self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
@@ -145,11 +148,7 @@ class _Run:
             safe = self.saved.safe()  # what was being saved is worth having, whatever went wrong
             if not isinstance(failure, StorageError):
                 raise
-            when = "there is room" if failure.room else "it can be reached" if failure.passes else "it can be written"
-            said = f"{failure}; {safe}; run the same command when {when}"
-            if failure.passes and self.under_way:
-                raise storage.Away(said) from e
-            raise StorageError(said, failure.room) from e
+            raise storage.of_a_run(failure, safe, self.under_way) from e
         self.runner.raise_failures()
 
     def _loop(self) -> None:
@@ -246,17 +245,9 @@ class _Run:
     def _say_schedule(self, step: int, folder: epath.Path) -> None:
         """Says what another length does to the learning rate: it follows the new length, from the first step on."""
         before = self.before or read_config(folder.parent.parent)
-        if "optim" not in before or "total" not in before or before["total"] == self.config.total:
-            return
-        epoch, size = self.data.length, self.built.batch_size
-        old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
-        optim = ConfigDict(self.config.optim.to_dict() | before["optim"])  # which may lack settings that came later
-        then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
-        now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
-        say(
-            f"total was {before['total']} ({old} steps) and is {self.config.total} ({self.built.total_steps} steps): "
-            f"the learning rate goes on at {now:.3g}, which the schedule of before has at {then:.3g}"
-        )
+        size, total = self.built.batch_size, self.built.total_steps
+        if said := other_length(self.config, before, step=step, batch_size=size, total=total, epoch=self.data.length):
+            say(said)
 
     # The loop proper.
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from maeclip_jax import main, remote
-from maeclip_jax.errors.storage import StorageError
+from maeclip_jax.errors.storage import Away
 from maeclip_jax.prepare.builders import scenes
 from maeclip_jax.remote import outbox
 from maeclip_jax.run import attempts, checkpoint, log, train
@@ -116,11 +116,11 @@ def test_a_bucket_away_for_long_ends_the_run_with_one_line(away, folder, fresh_b
         fresh_bucket.away(120.0)
 
     _at(monkeypatch, {12: leave})
-    with pytest.raises(StorageError) as raised:
+    with pytest.raises(Away) as raised:
         train.run(stored.get_config("steps=2000,save=10"), away, devices=jax.devices()[:1])
     assert re.fullmatch(
         rf"cannot write {away}/checkpoints/\d+: no answer for 1 s; check the network, the credentials, and that bucket "
-        r"'name' can be reached from here; step 10 is saved; run the same command when it can be written",
+        r"'name' can be reached from here; step 10 is saved; run the same command when it can be reached",
         str(raised.value),
     ), raised.value
 
@@ -137,6 +137,27 @@ def test_stopping_while_the_bucket_is_slow(away, fresh_bucket, monkeypatch, caps
     assert f"stopping was asked for: saving step {step}; until it is saved, the same command continues from" in said
     assert re.search(r"step \d+ is saved: \d+ requests, \d+ kB written", said)
     assert checkpoint.locate(away).name == step and max(r["step"] for r in read_metrics(away)) == int(step)
+
+
+def test_stopping_while_the_bucket_is_away_ends_in_time(away, fresh_bucket, tmp_path):
+    """A process whose storage has gone leaves by itself, says what is saved, and that the same command goes on."""
+    said = tmp_path / "said.txt"
+    said.touch()
+    process = torture.start(torture.command(away, "tests/stored.py:steps=100000,save=10", "--grace=3"), said)
+    while process.poll() is None and not _whole(away):
+        time.sleep(0.1)
+    fresh_bucket.away(60)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75, runs.text(said)
+    last = said.read_text().splitlines()[-1]
+    assert re.fullmatch(
+        r"error: the run has not stopped within 3 s of being asked to \(--grace\); step \d+ is saved; the same command "
+        r"goes on from there",
+        last,
+    ), last
+    fresh_bucket.clear()
+    assert int(last.split("step ")[1].split()[0]) == max(_whole(away))
 
 
 def _command(where: str, output, moment, *more: str) -> int:
