@@ -70,9 +70,9 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
 
 
 def other_length(config, before: Mapping, *, step: int, batch_size: int, total: int, epoch: int | None) -> str:
-    """What a length of now, `total` steps, does to the learning rate at `step`; "" where `before`, a config, has it too.
+    """What another length than that of `before` does to the learning rate at `step`, in words; "" if it is the same.
 
-    `config`: that of now. The rate follows the new length.
+    `config` and `before`: those of now and of then. The rate follows the new length, `total` steps.
     """
     if "optim" not in before or "total" not in before or before["total"] == config.total:
         return ""
@@ -81,8 +81,8 @@ def other_length(config, before: Mapping, *, step: int, batch_size: int, total: 
     then = float(schedule(optim, batch_size=batch_size, total=old, epoch=epoch)(step))
     now = float(schedule(config.optim, batch_size=batch_size, total=total, epoch=epoch)(step))
     return (
-        f"total was {before['total']} ({old} steps) and is {config.total} ({total} steps): the learning rate goes on at "
-        f"{now:.3g}, which the schedule of before has at {then:.3g}"
+        f"total was {before['total']} ({old} steps) and is {config.total} ({total} steps): the learning rate goes on "
+        f"at {now:.3g}, which the schedule of before has at {then:.3g}"
     )
 
 

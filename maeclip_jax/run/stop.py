@@ -73,8 +73,8 @@ def leave(seconds: float, saved: str) -> NoReturn:
     seconds: since it was asked to stop. saved: from where it can be continued, in words.
     """
     why = (
-        f"the run has not stopped within {seconds:.0f} s of being asked to (--grace); {saved}; the same command goes on "
-        "from there"
+        f"the run has not stopped within {seconds:.0f} s of being asked to (--grace); {saved}; the same command goes "
+        "on from there"
     )
     outbox.give_up()
     print(f"error: {why}", file=sys.stderr, flush=True)
