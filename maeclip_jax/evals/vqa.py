@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from maeclip_jax.data.ahead import scan
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.protocol import (
     Context,
@@ -27,6 +28,7 @@ from maeclip_jax.evals.protocol import (
     select,
 )
 
+_TOGETHER = 64  # training questions that are read together
 KIND_BYTES = 32  # of a question's kind, which travels between processes as numbers
 
 
@@ -36,7 +38,8 @@ class Vqa:
     Their source is of kind "questions"; the ops keep "image", "text" (the question), "answer", "score", "credit".
     Metrics in percent: `accuracy`, whose reference is the best of the text-only baselines (all of them in the table);
     `accuracy_<kind>` where the data set tells kinds of questions apart; and `answerable`, the accuracy of somebody who
-    always picks the best answer of the vocabulary. At most `questions` training questions are read, evenly spread.
+    always picks the best answer of the vocabulary. At most `questions` training questions are read, in runs of
+    neighbours that are evenly spread.
     """
 
     def __init__(
@@ -120,8 +123,7 @@ class Vqa:
         count = min(self.questions, len(source))
         ids, right = [], []
         with self.context.progress("training questions", count) as progress:
-            for i in np.linspace(0, len(source) - 1, count).astype(int):
-                record = source[int(i)]
+            for record in scan(source, _spread(len(source), count)):
                 if len(record["answer_ids"]):
                     ids.append(self.context.tokenizer(record["question"], length))
                     right.append(int(record["answer_ids"][0]))
@@ -129,6 +131,14 @@ class Vqa:
         if not ids:
             raise UserError("vqa: `train` has no question with an answer of the vocabulary")
         return np.stack(ids), np.array(right)
+
+
+def _spread(length: int, count: int) -> np.ndarray:
+    """At most `count` of `length` indices in order, in runs of neighbours, which a bucket gives by one request."""
+    runs = -(-count // _TOGETHER)
+    starts = np.linspace(0, max(0, length - _TOGETHER), runs).astype(int)
+    found = np.unique(starts[:, None] + np.arange(min(_TOGETHER, length)))
+    return found[:count] if count < length else np.arange(length)
 
 
 def credit(guess_N: np.ndarray, answer_NxK: np.ndarray, credit_NxK: np.ndarray) -> np.ndarray:
