@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from maeclip_jax.data.ahead import scan
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals.protocol import (
     Context,
@@ -123,7 +122,7 @@ class Vqa:
         count = min(self.questions, len(source))
         ids, right = [], []
         with self.context.progress("training questions", count) as progress:
-            for record in scan(source, _spread(len(source), count)):
+            for record in self.context.records(self.train, _spread(len(source), count)):
                 if len(record["answer_ids"]):
                     ids.append(self.context.tokenizer(record["question"], length))
                     right.append(int(record["answer_ids"][0]))

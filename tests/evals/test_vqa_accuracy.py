@@ -88,6 +88,7 @@ def make(fake, words, pictures):
         context = fake(data, objective=objective, tokenizer=words)
         sources = {"test": Source(ANSWERS), "train": train or Source(ANSWERS, TRAIN)}
         context.source = lambda config: sources[config["source"]]
+        context.records = lambda config, indices: (sources[config["source"]][int(i)] for i in indices)
         rows = type(context).batches
 
         def batches(config, size):
