@@ -15,6 +15,7 @@ B/16 on v5litepod-256 takes at least 0.7 h (181 chip-hours) at scale=low and 5.9
 
 from __future__ import annotations
 
+from experiments import recipes
 from experiments.argument import parse_arg
 from experiments.base import base, towers
 from experiments.contrastive import contrastive
@@ -26,8 +27,9 @@ STREAMS = ("image", "text")
 
 def get_config(arg=None):
     arg = parse_arg(
-        arg, scale="demo", size="", pool="gap", text_pool="gap", loss="softmax", keep=1.0, decode="both", runlocal=False
-    )
+        arg, scale="demo", size="", pool="gap", text_pool="gap", loss="softmax", keep=1.0, decode="both",
+        recipe="matched", runlocal=False,
+    )  # fmt: skip
     config = base(arg, "mae_clip", STREAMS)
     contrastive(config, arg)
     decode = errors.choose("decode", arg.decode, {"both": STREAMS, "image": ("image",)})
@@ -35,9 +37,10 @@ def get_config(arg=None):
         decoder_tower=towers(arg)[2],
         decode=decode,
         mask=dict.fromkeys(decode, 0.75),
-        mask_words="any",
+        mask_words="one",
         weights={"contrast": 1.0, "image": 0.1, "text": 0.05},
         norm_pix=True,
     )
     config.evals = evals(arg, contrastive=True, generative=True, streams=STREAMS)
+    recipes.follow(config, "mae_clip")
     return config

@@ -37,13 +37,6 @@ SCALES = {
     ),
 }  # fmt: skip
 
-# recipe: matched = batch and crops of the other objectives at this scale; source = those of MAE's and M3AE's code,
-# whose learning rate is per 256 examples: 2.4e-3 at their batch.
-RECIPES = {
-    "matched": dict(),
-    "source": dict(crop='random_resized_crop({side},area=(0.2,1),antialias="exact")|flip_lr', batch=4096),
-}
-
 # runlocal: the whole experiment in seconds on a laptop: tiny towers, a few steps, scenes drawn on the fly.
 LOCAL = dict(
     source=dict(kind="scenes", resolution=32), size="mu", length=16, tokenizer=dict(type="bert", path="scenes"),
@@ -52,12 +45,8 @@ LOCAL = dict(
 
 
 def scale_of(arg: ml_collections.ConfigDict) -> dict:
-    """The row of SCALES that `arg` names, with what `recipe=`, `size=` and `runlocal` change in it."""
+    """The row of SCALES that `arg` names, with what `size=` and `runlocal` change in it."""
     scale = dict(errors.choose("scale", arg.scale, SCALES))
-    recipe = errors.choose("recipe", arg.get("recipe", "matched"), RECIPES)
-    if recipe and arg.scale not in ("low", "high"):
-        raise errors.UserError(f"recipe={arg.recipe} is one of large sets; valid with it: scale=low, scale=high")
-    scale |= recipe
     if arg.size:
         scale["size"] = arg.size
     if arg.runlocal:
