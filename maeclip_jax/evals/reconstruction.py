@@ -1,10 +1,12 @@
 """Reconstruction: pictures and captions with a part masked out, and what the decoder fills in.
 
-Masked-pixel error in the 0..1 scale of pixels and masked-token accuracy in percent, each next to a baseline that
-needs no model. The baseline for pixels is the mean colour of the picture's visible patches; where targets are
-normalised per patch (`norm_pix`), un-normalising a prediction uses the true patch's own mean and deviation, so the
-baseline there is that mean: each masked patch painted with its own true mean colour. The baseline for words is the
-most frequent word among the masked.
+Masked-pixel error in the 0..1 scale of pixels and masked-token accuracy in percent, each next to baselines that need
+no model. For pixels: each masked patch in its own true mean colour (`patch_mean_mse`), which a model has to beat to
+show any structure, and the mean colour of the picture's visible patches (`visible_mean_mse`), which is all that can
+be said without a model. The first is told more than a model with plain pixels, and otherwise something else than
+one whose targets are normalised per patch (`norm_pix`): there a prediction is un-normalised with one mean and one
+deviation of the true patch, taken over its three channels, so it is told how light the patch is and how much is in
+it, and not its colour. The baseline for words is the most frequent word among the masked.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.evals.pictures import pixels_of_patches, sheet
 from maeclip_jax.evals.protocol import Context, Detail, Metric, NotApplicable, Picture, percent, select
 
-COLUMNS = ("original", "masked", "reconstruction")
+COLUMNS = ("original", "masked", "reconstruction", "mean colours")
 GREY = 128
+UNIT = "MSE, pixels 0 to 1"
 
 
 class Reconstruction:
     """`data`: its ops keep "image", "text" or both, as the objective wants them.
 
-    Metrics over all of the data: `masked_mse` (reference: mean colour) and `token_accuracy` (commonest word).
+    Metrics over all of the data: `masked_mse` (reference: `patch_mean_mse`), both baselines of the same pixels, and
+    `token_accuracy` (reference: commonest word).
     Shown: the first `pictures` and the first `captions` rows. Masks are drawn from `seed`, so that two runs (and two
     steps) are shown the same ones.
     """
@@ -48,7 +52,7 @@ class Reconstruction:
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics of the streams that the objective fills in, a contact sheet, captions with their gaps filled."""
         own_mean = bool(getattr(self.context.objective, "norm_pix", False))
-        error, tiles, lines, guesses = np.zeros(3), [], [], []
+        error, tiles, lines, guesses = np.zeros(4), [], [], []
         for n, batch in enumerate(self.context.batches(self.data, self.batch_size)):
             held = select(batch, *([s for s in ("image", "text") if s in batch] or ["image"]), who="reconstruction")
             if "text" in held and held["text"].ndim != 2:
@@ -62,9 +66,11 @@ class Reconstruction:
             true = self.context.rows(held)
             if "image" in filled:
                 mask_BxHxW = pixels_of_patches(filled["image_mask"], *true["image"].shape[1:3])
-                error += pixel_errors(true["image"], filled["image"], mask_BxHxW, filled["image_mask"], own_mean)
+                error += pixel_errors(true["image"], filled["image"], mask_BxHxW, filled["image_mask"])
                 for i in range(min(self.pictures - len(tiles) // len(COLUMNS), len(mask_BxHxW))):
+                    flat_HxWx3 = mean_of_patches(true["image"][i][None], filled["image_mask"].shape[1])[0]
                     tiles += triptych(true["image"][i], filled["image"][i], mask_BxHxW[i])
+                    tiles.append(pasted(true["image"][i], flat_HxWx3, mask_BxHxW[i]))
             if "text" in filled:
                 masked_BxT = filled["text_mask"].astype(bool) & (true["text"] != 0)
                 guesses.append((true["text"][masked_BxT], filled["text"][masked_BxT]))
@@ -72,15 +78,20 @@ class Reconstruction:
                     lines.append(self._line(true["text"][i], filled["text"][i], masked_BxT[i]))
         if not tiles and not guesses:
             raise UserError("reconstruction found nothing to reconstruct in its data; check the split")
-        if error[2]:
-            mse, flat = float(error[0] / error[2]), float(error[1] / error[2])
-            yield Metric("masked_mse", mse, "MSE, pixels 0 to 1", "lower", reference=flat)
+        if error[-1]:
+            mse, patch_mean, visible_mean = (error[:3] / error[-1]).tolist()
+            yield Metric("masked_mse", mse, UNIT, "lower", reference=patch_mean)
+            yield Metric("patch_mean_mse", patch_mean, UNIT, "none")
+            yield Metric("visible_mean_mse", visible_mean, UNIT, "none")
         if tiles:
-            note = "Grey patches are hidden from the model; the reconstruction keeps the visible ones."
+            note = (
+                "Grey patches are hidden from the model; the reconstruction keeps the visible ones. The fourth picture"
+                " is the baseline: each hidden patch in its own true mean colour."
+            )
             if own_mean:
                 note += (
-                    " The model predicts patches normalised by their mean and deviation; they are painted with the true"
-                    " patch's own, and the baseline is each patch in its true mean colour."
+                    " The model predicts patches normalised by their mean and deviation over all channels; they are"
+                    " painted with the true patch's own, so it is told how light a hidden patch is, and not its colour."
                 )
             gap = max(2, tiles[0].shape[0] // 32)
             yield Detail("sheet", {
@@ -105,17 +116,16 @@ class Reconstruction:
         return out
 
 
-def pixel_errors(true_BxHxWx3, filled_BxHxWx3, mask_BxHxW, mask_BxN, own_mean: bool) -> np.ndarray:
-    """[sum of squared errors, the baseline's, number of values] over masked pixels; pixels in 0..1."""
+def pixel_errors(true_BxHxWx3, filled_BxHxWx3, mask_BxHxW, mask_BxN) -> np.ndarray:
+    """Over masked pixels in 0..1: [sum of squared errors, that of each patch's own mean colour, that of the visible
+    patches' mean colour, number of values]."""
     true = np.asarray(true_BxHxWx3, np.float32) / 255
     filled = np.clip(np.asarray(filled_BxHxWx3, np.float32) / 255, 0, 1)
     weight = mask_BxHxW[..., None].astype(np.float32)
-    if own_mean:
-        flat = mean_of_patches(true, mask_BxN.shape[1])
-    else:
-        seen = (1 - weight).sum((1, 2), keepdims=True)
-        flat = (true * (1 - weight)).sum((1, 2), keepdims=True) / np.maximum(seen, 1)
-    sums = [np.sum(weight * (x - true) ** 2, dtype=np.float64) for x in (filled, flat)]
+    seen = (1 - weight).sum((1, 2), keepdims=True)
+    visible = (true * (1 - weight)).sum((1, 2), keepdims=True) / np.maximum(seen, 1)
+    guesses = (filled, mean_of_patches(true, mask_BxN.shape[1]), visible)
+    sums = [np.sum(weight * (guess - true) ** 2, dtype=np.float64) for guess in guesses]
     return np.array([*sums, 3 * weight.sum(dtype=np.float64)])
 
 
@@ -129,6 +139,11 @@ def mean_of_patches(image_BxHxWx3: np.ndarray, patches: int) -> np.ndarray:
 
 def triptych(true_HxWx3, filled_HxWx3, mask_HxW) -> list[np.ndarray]:
     """[original, masked, reconstruction with the visible patches pasted in], uint8."""
-    true, mask = np.asarray(true_HxWx3, np.uint8), mask_HxW[..., None].astype(bool)
+    true = np.asarray(true_HxWx3, np.uint8)
+    return [true, pasted(true, np.full(true.shape, GREY), mask_HxW), pasted(true, filled_HxWx3, mask_HxW)]
+
+
+def pasted(true_HxWx3, filled_HxWx3, mask_HxW) -> np.ndarray:
+    """What is masked as filled in, and the rest as it is; uint8."""
     filled = np.clip(np.rint(np.nan_to_num(filled_HxWx3)), 0, 255).astype(np.uint8)
-    return [true, np.where(mask, np.uint8(GREY), true), np.where(mask, filled, true)]
+    return np.where(mask_HxW[..., None].astype(bool), filled, np.asarray(true_HxWx3, np.uint8))
