@@ -167,7 +167,9 @@ def test_the_recipe_of_the_source_changes_what_it_names(name, scale):
             assert source[s.name] == ours if s.name != "crop" else ours.format(side=224) + "|" in source["data.ops"]
     assert optim.schedule(c.optim, batch_size=c.batch_size, total=10**6, epoch=10**7).peak == pytest.approx(recipe.peak)
     small = config(name, "scale=demo,recipe=source")  # the optimizer at its peak rate, on the scale's data
-    assert optim.schedule(small.optim, batch_size=128, total=100, epoch=None).peak == pytest.approx(recipe.peak)
+    assert optim.schedule(small.optim, batch_size=small.batch_size, total=100, epoch=None).peak == pytest.approx(
+        recipe.peak
+    )
     for k in ("batch_size", "total", "optim.warmup", "data.ops"):
         assert dict(leaves(small))[k] == settings(name, "scale=demo")[k]
 
