@@ -1,4 +1,4 @@
-"""What is known of chips: one table of TPUs, the peak FLOP/s of GPUs, and the peak of the devices at hand."""
+"""What is known of chips: one table of TPUs, their prices, the peak FLOP/s of GPUs, and that of the devices at hand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ class Chip:
     known.
 
     `clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
-    `bandwidth` bytes/s to it; `ici` bytes/s out of a device (data sheets; None: none published); `axes` of its torus;
-    `most` chips of a slice; `devices` of jax in a chip (of v2 and v3, a device is a core).
+    `bandwidth` bytes/s to it; `ici` bytes/s out of a device over all its links, half of what the data sheets give for
+    both ways (None: none published); `axes` of its torus; `most` chips of a slice; `devices` of jax in a chip (of v2,
+    v3 and tpu7x, a device is a core).
 
-    Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them.
-    Largest slices: the types, shapes and pods listed under cloud.google.com/tpu/docs/v2, .../v3, ... and .../v6e.
+    Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them; that
+    of tpu7x is inferred from such matmuls, as none is published.
+    Largest slices: the types, shapes and pods of docs.cloud.google.com/tpu/docs/v2, .../v3 and so on to .../tpu7x.
     """
 
     peak: float
@@ -40,8 +42,15 @@ CHIPS = {
     "v4": Chip(275e12, ("v4",), 1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
     "v5e": Chip(197e12, ("v5 lite", "v5e"), 1.50e9, 15.75, 819e9, 200e9, 2, 256),
     "v5p": Chip(459e12, ("v5p", "v5"), 1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
-    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 448e9, 2, 256),
+    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256),
+    # Of a chip: 2,307e12 FLOP/s in bf16, 192 GiB, 7,380e9 bytes/s, 600e9 bytes/s out.
+    "tpu7x": Chip(1153.5e12, ("tpu7x", "7x"), 2.20e9, 94.74, 3690e9, 300e9, 3, 9216, devices=2, cores_in_name=True),
 }
+# Dollars of a chip-hour on demand, in the cheapest region of the USA: Google's list prices as SkyPilot's catalogue has
+# them (github.com/skypilot-org/skypilot-catalog, catalogs/v8/gcp/vms.csv at 006059e, read on 2026-11-29). It has none
+# of tpu7x.
+PRICES = {"v2": 1.50, "v3": 2.00, "v4": 3.22, "v5e": 1.20, "v5p": 4.20, "v6e": 2.70}
+PRICED = "on demand in the USA, list price read 2026-11-29 in SkyPilot's catalogue"
 # Bytes/s a chip of the data centre network, over which hosts read storage: that of a pod, over its 256 chips
 # (cloud.google.com/tpu/docs/v5e and .../v6e, 2026-11-29).
 NETWORK = {"v5e": 6.4e12 / 8 / 256, "v6e": 25.6e12 / 8 / 256}

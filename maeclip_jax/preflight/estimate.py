@@ -20,6 +20,7 @@ from maeclip_jax.preflight.topology import Slice, mesh_text
 from maeclip_jax.run import flops
 from maeclip_jax.run.step import TrainStep, build
 
+COUNTED = 0.98  # share of the FLOPs that must be found again: the compiler folds a product here and there
 TIGHT = 0.9  # share of the memory that a remedy aims for
 UNITS = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
 # The share of the activations that remat=full leaves, a cautious bound: estimates are 0.30 in a two-tower B/16 of 12
@@ -81,7 +82,8 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     start = time.perf_counter()
     try:
         with jax.set_mesh(built.mesh):
-            compiled, text = compiled_with_text(step.lower(*args))
+            traced = step.trace(*args)
+            compiled, text = compiled_with_text(traced.lower())
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e
@@ -95,7 +97,22 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
     found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())
-    return found | speed(hlo.costs(text), built, where, len(devices), model_flops(built, kind, step, args))
+    costs, model = hlo.costs(text), model_flops(built, kind, step, args)
+    check_whole(costs, len(devices), min(model, flops.matmul_flops(traced.jaxpr)))
+    return found | speed(costs, built, where, len(devices), model)
+
+
+def check_whole(costs: hlo.Costs, devices: int, least: float) -> None:
+    """UserError if a program was counted with fewer FLOPs than it has: then its time is too low as well.
+
+    `least`: those of the model, or of the traced program where inputs need no gradient. Calls without an estimate may
+    hide some, and are reported.
+    """
+    if costs.flops * devices < COUNTED * least and not costs.uncosted:
+        raise UserError(
+            f"the compiled program was counted with {costs.flops * devices:.4g} FLOPs, {least:.4g} are the model's: "
+            "some of its text was not understood, so there is no estimate; --text=FILE keeps the text"
+        )
 
 
 def compiled_with_text(lowered: Any) -> tuple[Any, str]:

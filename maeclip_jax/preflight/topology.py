@@ -19,8 +19,8 @@ INSTALL = "pip install -e '.[tpu-compile]'"
 
 # All the shapes of slices that there are of v5e and v6e (the same pages).
 SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
-EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, or libtpu's v4:4x4x4, v5e:16x16"
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "v7x": "tpu7x", "ironwood": "tpu7x"}
+EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, tpu7x-128, or libtpu's v4:4x4x4, v5e:16x16"
 
 
 @dataclasses.dataclass(frozen=True)
