@@ -51,9 +51,9 @@ CHIPS = {
 # of tpu7x.
 PRICES = {"v2": 1.50, "v3": 2.00, "v4": 3.22, "v5e": 1.20, "v5p": 4.20, "v6e": 2.70}
 PRICED = "on demand in the USA, list price read 2026-11-29 in SkyPilot's catalogue"
-# Bytes/s a chip of the data centre network, over which hosts read storage: that of a pod, over its 256 chips
-# (cloud.google.com/tpu/docs/v5e and .../v6e, 2026-11-29).
-NETWORK = {"v5e": 6.4e12 / 8 / 256, "v6e": 25.6e12 / 8 / 256}
+# Bytes/s a chip of the data centre network, over which hosts read storage and slices talk: that of a pod, over its 256
+# chips, of v5e and v6e; of a chip, v5p (docs.cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e, 2026-11-29).
+NETWORK = {"v5e": 6.4e12 / 8 / 256, "v5p": 50e9 / 8, "v6e": 25.6e12 / 8 / 256}
 # bf16 peak FLOP/s of a GPU, dense, by a piece of jax's device_kind (NVIDIA's data sheets).
 GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 

@@ -64,19 +64,27 @@ class Costs:
 
 def costs(text: str) -> Costs:
     """The costs of a module given as optimised HLO text."""
-    module, entry = computations(text)
+    return count(*computations(text))
+
+
+def collective(op: Op, inside: str = "") -> str:
+    """Its kind; empty for other operations and for the end of one. `inside`: the computation that it stands in."""
+    kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), "")
+    return "reduce-scatter" if kind and inside.startswith(SCATTER) else kind
+
+
+def count(module: dict[str, dict[str, Op]], entry: str) -> Costs:
+    """The costs of a module as computations, from its entry."""
     found, sent, loops = Costs(), {}, set()
     for op, inside, times, fused in _walk(module, entry, 1, False, loops):
         here = module[inside]
         found.flops += times * _flops(op, here)
-        kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), None)
+        kind = collective(op, inside)
         if kind:
             key = (kind, op.name)
-            if inside.startswith(SCATTER):
-                key = ("reduce-scatter", op.name)
-            elif fused and PIECE in op.rest:  # stands in several fusions, which hide it bit by bit
+            if fused and PIECE in op.rest:  # stands in several fusions, which hide it bit by bit
                 key = (kind, op.attribute("channel_id") or op.name, op.source)
-            sent[key] = max(sent.get(key, 0), times * _payload(op, here))
+            sent[key] = max(sent.get(key, 0), times * payload(op, here))
         if op.unestimated and op.kind != "custom-call":  # work given to a SparseCore
             found.uncosted[f"{op.kind} without an estimate"] += times
         if fused:  # its cycles are the fusion's
@@ -84,7 +92,7 @@ def costs(text: str) -> Costs:
         found.cycles += times * op.cycles
         found.modules[module_of(op.source) or op.kind] += times * op.cycles
         if op.target and not op.cycles and op.target not in FREE and not op.calls():
-            kernel = _kernel(op, here)
+            kernel = kernel_of(op, here)
             if kernel is None:
                 named = KERNEL.search(op.source)
                 found.uncosted[f"{op.target} {named[1]}" if named else op.target] += times
@@ -102,7 +110,7 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
     for op in module[name].values():
         yield op, name, times, fused
         if op.kind == "while":
-            turns = _turns(op, module)
+            turns = turns_of(op, module)
             if turns is None:
                 loops.add(op.name)
             yield from _walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
@@ -116,7 +124,7 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
             yield from _walk(module, called, times, fused or op.kind != "call", loops)
 
 
-def _kernel(op: Op, here: dict) -> Kernel | None:
+def kernel_of(op: Op, here: dict) -> Kernel | None:
     """The Pallas kernel that a custom call is; None for other calls, and for kernels without a cost estimate."""
     name = KERNEL.search(op.source)
     costs = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
@@ -126,7 +134,7 @@ def _kernel(op: Op, here: dict) -> Kernel | None:
     return Kernel(name[1], shapes, float(costs["flops"]), float(costs["bytes_accessed"]))
 
 
-def _turns(loop: Op, module: dict) -> int | None:
+def turns_of(loop: Op, module: dict) -> int | None:
     """How often a while runs: what XLA notes of it, or the bound of a counter that starts at 0, by its step."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
@@ -196,7 +204,12 @@ def _bytes(shape: str) -> float:
     )
 
 
-def _payload(op: Op, here: dict) -> float:
+def sent(op: Op, here: dict) -> float:
+    """Bytes of the first operand."""
+    return _bytes((_operand_shapes(op, here) or [""])[0])
+
+
+def payload(op: Op, here: dict) -> float:
     """Bytes of the whole arrays that a collective works on: the larger of what goes in and what comes out."""
     given = sum(map(_bytes, _operand_shapes(op, here)))
     made = _bytes(op.shape)

@@ -73,6 +73,21 @@ def installed() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
+def compiler() -> str:
+    """The compiler here, and the one that a pod takes which installs the extra `tpu` with this jax."""
+    import re
+    from importlib.metadata import requires, version
+
+    pinned = [r for r in requires("jax") or () if r.startswith("libtpu") and "tpu" in r.partition(";")[2]]
+    found = re.search(r"libtpu\s*\(?([=<>!~\d.,*a-z ]+)", pinned[0]) if pinned else None
+    here, jax = version("libtpu"), version("jax")
+    pod = found[1].strip().removeprefix("==") if found else "unknown"
+    same = pod.rstrip("*").rstrip(".") and here.startswith(pod.rstrip("*").rstrip("."))
+    return f"libtpu {here}, jax {jax}" + (
+        "" if same else f"; a pod with jax[tpu] {jax} has libtpu {pod}, which may differ"
+    )
+
+
 def parse(name: str, count: int = 1) -> Slice:
     """A slice by its name: `v5litepod-256`, `v4-128` (cores: 64 chips), `v4:4x4x4` (chips along the torus)."""
     found = re.fullmatch(r"([a-z0-9]+?)(?:-(\d+)|:(\d+(?:x\d+)*))", name.strip().lower())
