@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import Kept, keep_count, random_keep
+from maeclip_jax.nn.mask import Kept, hidden_ids, keep_count, random_keep, take
 from maeclip_jax.objectives import losses
 
 WORDS = ("any", "one")  # what a caption shows of its words in a masked pass
@@ -40,15 +40,18 @@ def draw_masks(
 def reconstruction_losses(
     predicted: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept], norm_pix: bool
 ) -> dict[str, jax.Array]:
-    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted."""
+    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted.
+
+    `predicted`: every patch [B, N, P], and the masked words alone [B, M, V].
+    """
     out = {}
     if "image" in predicted:
         target = losses.patch_normalise(inputs["image"])[0] if norm_pix else inputs["image"]
         out["image"] = losses.reconstruction_image(predicted["image"], target, kept["image"].mask_BxN)
     if "text" in predicted:
-        text_BxT = inputs["text"]
+        words_BxM = take(inputs["text"], hidden_ids(kept["text"]))
         out["text"], out["text_accuracy"] = losses.reconstruction_text(
-            predicted["text"], text_BxT, kept["text"].mask_BxN, text_BxT == 0
+            predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
         )
     return out
 

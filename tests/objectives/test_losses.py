@@ -276,6 +276,13 @@ def test_words_count_where_they_are_masked_and_no_padding():
     assert (np.abs(gradient[0, :2]).max(-1) > 1e-4).all()
 
 
+def test_largest_logits_that_are_equal_share_a_right_answer():
+    logits = jnp.asarray([[[1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 1.0, 0.0, 0.0]]])
+    everything = jnp.ones((1, 3), bool)
+    accuracy = losses.reconstruction_text(logits, jnp.asarray([[2, 1, 1]]), everything, ~everything)[1]
+    assert float(accuracy) == pytest.approx(100 * (1 / 2 + 1 / 4 + 0) / 3)
+
+
 def test_losses_are_float32_whatever_comes_in():
     half = jnp.asarray(ZI, jnp.bfloat16)
     assert losses.contrastive_softmax(half, half, jnp.asarray(1.0))[0].dtype == jnp.float32
