@@ -82,6 +82,7 @@ def estimate(
         "slice": str(where), "chip": where.kind, "chips": where.chips,
         "processes": len({d.process_index for d in devices}), "devices": len(devices),
         "device kind": devices[0].device_kind, "compiler": topology.compiler(),
+        "compiler options": sharding.compiler_options(built.mesh),
         "program": kind, "mesh": mesh_text(dict(built.mesh.shape)), "batch": built.batch_size,
         "batch per chip": built.batch_size / where.chips, "steps": built.total_steps,
         "compute": dict(config.model.compute),

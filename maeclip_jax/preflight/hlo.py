@@ -23,7 +23,7 @@ SCATTER = "all-reduce-scatter"  # how libtpu names a reduce-scatter: a fusion of
 # Custom calls that are notes to the compiler or parts of something counted elsewhere, and take no time themselves.
 FREE = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding",
         "AsyncCollectiveStart", "AsyncCollectiveDone", "MoveToHost", "MoveToDevice", "SPMDFullToShardShape",
-        "SPMDShardToFullShape", "SliceId")  # fmt: skip
+        "SPMDShardToFullShape", "SliceId", "PrepareAsyncCallStart", "PrepareAsyncCallDone")  # fmt: skip
 KERNEL = re.compile(r"(\w+)/pallas_call$")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
 # What jax wraps around the names of modules.

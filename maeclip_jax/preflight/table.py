@@ -23,7 +23,7 @@ def rows(found: Mapping) -> dict[str, str]:
     need = "the compiler does not tell" if memory is None else f"{memory:.2f} GiB of {room:.2f} ({memory / room:.0%})"
     out = {
         "slice": f"{found['slice']}, {found['devices']} devices {found['device kind']}",
-        "compiler": found["compiler"],
+        "compiler": "; ".join([found["compiler"], *(f"{k}={v}" for k, v in (found["compiler options"] or {}).items())]),
         "mesh": found["mesh"],
         "program": f"{found['program']}; {', '.join(f'{k}={v}' for k, v in found['compute'].items())}",
         "batch": f"{found['batch']:,} ({found['batch per chip']:,.4g} a chip)",
