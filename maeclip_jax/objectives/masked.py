@@ -72,16 +72,16 @@ class Masked(nn.Module):
     def _encoder(self) -> Encoder:
         return self.image_text if "text" in self.streams else self.image
 
-    def _predict(self, batch):
+    def _predict(self, batch, hidden_words: bool = False):
         inputs = self._inputs(batch)
         kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share, self.mask_words)
         tokens = self._encoder()(inputs, kept)
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
-        return self.decoder(tokens, kept, pad_BxT), inputs, kept
+        return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
         """Weighted sum of reconstruction losses; metrics `image`, `text` (nats per word) and `text_accuracy` (%)."""
-        parts = reconstruction_losses(*self._predict(batch), self.norm_pix, self.patch_weight)
+        parts = reconstruction_losses(*self._predict(batch, hidden_words=True), self.norm_pix, self.patch_weight)
         loss = sum(self.weights[s] * parts[s] for s in self.streams)
         if self.is_initializing():
             self.embed(batch)  # a pooling with parameters exists from the start, so that probes find it

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import Kept, keep_count, random_keep
+from maeclip_jax.nn.mask import Kept, hidden_ids, keep_count, random_keep, take
 from maeclip_jax.objectives import losses
 
 WORDS = ("any", "one")  # what a caption shows of its words in a masked pass
@@ -47,6 +47,7 @@ def reconstruction_losses(
 ) -> dict[str, jax.Array]:
     """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted.
 
+    `predicted`: every patch [B, N, P], and the masked words alone [B, M, V].
     `patch_weight`, with `norm_pix`: one (each masked patch counts the same: MAE) | variance (as much as its variance:
     the error of the pixels that the prediction stands for, so that a patch of nothing but grain counts for little).
     ValueError for another word, or for weights of targets that are not normalised.
@@ -64,9 +65,9 @@ def reconstruction_losses(
                 target, guess = target * std_BxNx1, guess * std_BxNx1
         out["image"] = losses.reconstruction_image(guess, target, kept["image"].mask_BxN)
     if "text" in predicted:
-        text_BxT = inputs["text"]
+        words_BxM = take(inputs["text"], hidden_ids(kept["text"]))
         out["text"], out["text_accuracy"] = losses.reconstruction_text(
-            predicted["text"], text_BxT, kept["text"].mask_BxN, text_BxT == 0
+            predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
         )
     return out
 

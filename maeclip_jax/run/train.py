@@ -34,7 +34,7 @@ from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.step import State, build
 from maeclip_jax.run.stop import GRACE_SECONDS, StopSignal, leave
-from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table
+from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table, slow_dtype
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
 from maeclip_jax.workdir import (
@@ -167,6 +167,8 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if slow := slow_dtype(built.mesh, self.config.model.compute.dtype):
+            warn(slow)
         # A run that is continued has the data and the words of before, which `claim` has compared.
         if self.tokenizer and not self.before and first < built.total_steps and jax.process_index() == 0:
             with Waiting("counting the tokens of captions"):
