@@ -182,8 +182,16 @@ def patch_normalise(patches_BxNxP: jax.Array) -> tuple[jax.Array, jax.Array, jax
 @jax.named_scope("image_reconstruction_loss")
 def reconstruction_image(predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """Mean squared error per patch, averaged over masked patches only (MAE)."""
+    error_B, masked_B = image_errors(predicted_BxNxP, target_BxNxP, mask_BxN)
+    return jnp.sum(error_B) / jnp.maximum(jnp.sum(masked_B), 1)
+
+
+def image_errors(
+    predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What `reconstruction_image` needs of each sample: (sum of its masked patches' errors, how many these are)."""
     error_BxN = jnp.mean(jnp.square(predicted_BxNxP.astype(jnp.float32) - target_BxNxP), axis=-1)
-    return jnp.sum(error_BxN * mask_BxN) / jnp.maximum(jnp.sum(mask_BxN), 1)
+    return jnp.sum(error_BxN * mask_BxN, axis=1), jnp.sum(mask_BxN, axis=1)
 
 
 @jax.named_scope("text_reconstruction_loss")
@@ -194,11 +202,19 @@ def reconstruction_text(
 
     Averaged over the tokens of a sample, then over all samples (M3AE); a sample with none counts as 0.
     """
+    entropy_B, right_B, masked_B = text_errors(logits_BxTxV, text_BxT, mask_BxT, pad_BxT)
+    return jnp.mean(entropy_B), 100 * jnp.sum(right_B) / jnp.maximum(jnp.sum(masked_B), 1)
+
+
+def text_errors(
+    logits_BxTxV: jax.Array, text_BxT: jax.Array, mask_BxT: jax.Array, pad_BxT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `reconstruction_text` needs of each sample: (mean cross entropy of its masked words, how many of them were
+    right, how many they are)."""
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
     true_BxT = jnp.take_along_axis(logits_BxTxV, text_BxT[..., None], axis=-1)[..., 0]
     entropy_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - true_BxT
     counts_BxT = mask_BxT & ~pad_BxT
     per_sample_B = jnp.sum(entropy_BxT * counts_BxT, axis=1) / jnp.maximum(jnp.sum(counts_BxT, axis=1), 1)
     right_BxT = counts_BxT & (jnp.argmax(logits_BxTxV, axis=-1) == text_BxT)
-    accuracy = 100 * jnp.sum(right_BxT) / jnp.maximum(jnp.sum(counts_BxT), 1)
-    return jnp.mean(per_sample_B), accuracy
+    return per_sample_B, jnp.sum(right_BxT, axis=1), jnp.sum(counts_BxT, axis=1)

@@ -92,7 +92,7 @@ def costs(text: str) -> Costs:
     """The costs of a module given as optimised HLO text."""
     module, entry = computations(text)
     found, sent, loops = Costs(), {}, set()
-    for op, inside, times, fused in _walk(module, entry, 1, False, loops):
+    for op, inside, times, fused in walk(module, entry, 1, False, loops):
         here = module[inside]
         found.flops += times * _flops(op, here)
         kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), None)
@@ -161,7 +161,7 @@ def _closing(line: str, at: int) -> int:
     return len(line) - 1
 
 
-def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, str, int, bool]]:
+def walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, str, int, bool]]:
     """Every operation that runs: itself, the name of its computation, how often, and whether inside a fusion."""
     for op in module[name].values():
         yield op, name, times, fused
@@ -169,17 +169,17 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
             turns = _turns(op, module)
             if turns is None:
                 loops.add(op.name)
-            yield from _walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
+            yield from walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
         elif op.kind == "conditional":
             both = (op.attribute("true_computation"), op.attribute("false_computation"))
             listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
             branches = re.findall(r"[\w.\-]+", listed[1]) if listed else filter(None, both)
-            ways = [list(_walk(module, branch, times, fused, loops)) for branch in branches]
+            ways = [list(walk(module, branch, times, fused, loops)) for branch in branches]
             yield from max(ways, key=lambda way: sum(o.cycles for o, *_, f in way if not f), default=[])  # the dearest
         elif op.kind in ("fusion", "call", "async-start"):
             called = op.attribute("calls") or op.attribute("to_apply")
             if called in module:
-                yield from _walk(module, called, times, fused or op.kind == "fusion", loops)
+                yield from walk(module, called, times, fused or op.kind == "fusion", loops)
 
 
 def _kernel(op: Op, here: dict) -> Kernel | None:
