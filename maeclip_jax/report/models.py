@@ -14,7 +14,7 @@ from maeclip_jax.config import leaves
 from maeclip_jax.errors import UserError
 from maeclip_jax.report import paper
 from maeclip_jax.report.run import OBJECTIVES, Number, Result, Run, read
-from maeclip_jax.workdir import identity
+from maeclip_jax.workdir.identity import identity
 
 # Where a finetuned run began: seeds of the pretrained one differ in it.
 BEGAN = ("resume", "init_from", "init_rules", "init_adopted", "arg.init")

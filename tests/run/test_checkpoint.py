@@ -13,9 +13,9 @@ from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers, with_layers_like
 from maeclip_jax.run import checkpoint, train
-from maeclip_jax.run.checkpoint import Checkpoints
+from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.warm_start import init_params
-from maeclip_jax.workdir import identity
+from maeclip_jax.workdir.identity import identity
 from tests import runs, torture
 
 ARG = "steps=12,save=6"

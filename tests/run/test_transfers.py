@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from maeclip_jax.parallel import sharding
-from maeclip_jax.run import checkpoint, train
+from maeclip_jax.run import saving, train
 from tests import runs
 
 STEPS = "steps=3,save=2,batch=8,evals=false"
@@ -61,7 +61,7 @@ def guarded(monkeypatch):
         refuse(type(jnp.zeros(())), name)
     within(train._Run, "_steps", (jax.transfer_guard, "disallow"), (reading, False))
     within(jax, "device_get", (reading, True))
-    within(checkpoint.Checkpoints, "save", (reading, True))
+    within(saving.Checkpoints, "save", (reading, True))
 
 
 @pytest.mark.parametrize("objective", ["m3ae", "siglip", "mae_clip", "slip", "vqa,count=0"])
