@@ -6,6 +6,7 @@ Each has a scope of its name, by which a profile shows it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,17 +37,20 @@ def contrastive_softmax(
     logit for each text, and its target is that logit either way. What remains is a loss of log n at least, and top-1.
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
+    digest_BxH = digests(captions_BxT)
 
     def part(columns, own_BxC):
-        text_CxD, captions_CxT = columns
+        text_CxD, digest_CxH = columns
         logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
-        same_BxC = _equal(captions_BxT, captions_CxT, own_BxC)
+        same_BxC = _equal(digest_BxH, digest_CxH, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, captions_BxT), parts)
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
+        part, (text_BxD, _everywhere(digest_BxH)), parts
+    )
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
         positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
@@ -73,18 +77,18 @@ def contrastive_sigmoid(
     Arguments and metrics are those of `contrastive_softmax`; `bias` is added to every logit. With duplicates positive,
     the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
-    spread = _spread(duplicates, captions_BxT)
+    spread, digest_BxH = _spread(duplicates, captions_BxT), digests(captions_BxT)
 
     def part(columns, own_BxC):
-        text_CxD, captions_CxT = columns
+        text_CxD, digest_CxH = columns
         logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
-        same_BxC = _equal(captions_BxT, captions_CxT, own_BxC)
+        same_BxC = _equal(digest_BxH, digest_CxH, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, captions_BxT), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, _everywhere(digest_BxH)), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -98,11 +102,40 @@ def _spread(duplicates: str, captions_BxT: jax.Array | None) -> bool:
     return duplicates == "positive"
 
 
-def _equal(captions_BxT: jax.Array | None, captions_CxT: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
-    """bool [B, C]: captions with the same ids in all places, padding (id 0) included; without captions, the own."""
+def digests(captions_BxT: jax.Array | None) -> jax.Array | None:
+    """uint32 [B, 4] that two captions share if they have the same ids in all places, padding (id 0) included.
+
+    Others share them with a probability of 2 ** -128: comparing all ids of all pairs took most of the memory of a large
+    batch. Each place is mixed as in MurmurHash3's finaliser and added up.
+    """
     if captions_BxT is None:
+        return None
+    place_T, seed_H = (jnp.arange(1, n + 1, dtype=jnp.uint32) for n in (captions_BxT.shape[1], 4))
+    x = captions_BxT.astype(jnp.uint32)[:, :, None] * jnp.uint32(0x9E3779B1)
+    x = x + (place_T * jnp.uint32(0x85EBCA77))[None, :, None]
+    for first, second in ((0x85EBCA6B, 0xC2B2AE35), (0x7FEB352D, 0x846CA68B)):
+        x = x ^ (seed_H * jnp.uint32(0x27D4EB2F))[None, None]
+        x = (x ^ (x >> 16)) * jnp.uint32(first)
+        x = (x ^ (x >> 13)) * jnp.uint32(second)
+        x = x ^ (x >> 16)
+    return jnp.sum(x, axis=1, dtype=jnp.uint32)
+
+
+def _everywhere(x: jax.Array | None) -> jax.Array | None:
+    """A few bytes a row, on every device: else pairs of rows are compared where their columns lie and sent to and fro.
+
+    A no-op without a mesh.
+    """
+    if x is None or not jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P())
+
+
+def _equal(digest_BxH: jax.Array | None, digest_CxH: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
+    """bool [B, C]: captions with the same digests; without captions, the own."""
+    if digest_BxH is None:
         return own_BxC
-    return jnp.all(captions_BxT[:, None] == captions_CxT[None], axis=-1)
+    return functools.reduce(jnp.logical_and, (a[:, None] == b[None] for a, b in zip(digest_BxH.T, digest_CxH.T)))
 
 
 def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:
