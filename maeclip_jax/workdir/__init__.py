@@ -17,13 +17,14 @@ from etils import epath
 
 from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage
+from maeclip_jax.evals import items
 from maeclip_jax.parallel.terminal import warn
 from maeclip_jax.remote import outbox
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 DATA, OWNER = "data.json", "owner.json"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
-RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval, note
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`, which is `evals.Metric.about`
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 
@@ -152,6 +153,21 @@ def read_evals(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
 def result_files(workdir: epath.Path) -> list[epath.Path]:
     folder = workdir / EVALS
     return [folder / n for n in remote.names(folder) if n.endswith(".json") and n.removesuffix(".json").isdigit()]
+
+
+def items_file(workdir: epath.PathLike, step: int) -> epath.Path:
+    """Where the items behind the metrics of a step are kept: see `evals.items`."""
+    return epath.Path(workdir) / EVALS / f"{step}.items.parquet"
+
+
+def read_items(workdir: epath.PathLike, step: int) -> Mapping[str, items.Items]:
+    """{metric: items} of a step; {} where none are kept. UserError for a file that cannot be read."""
+    path = items_file(workdir, step)
+    data = remote.read(path)
+    try:
+        return items.Kept(items.from_bytes(data)) if data else {}
+    except ValueError as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}; delete it and evaluate again") from e
 
 
 def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:
