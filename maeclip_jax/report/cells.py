@@ -116,7 +116,7 @@ def line(
     n: int | None = None,
 ) -> Line:
     """Of several seeds: their mean, half of its t interval, how many, their sample standard deviation. Of one seed: its
-    number with the interval of its evaluation, if that has one, over `n` items."""
+    number with the interval of its evaluation, if that has one, over `n` items. Every unit but percent is said."""
     mean = statistics.fmean(values)
     counted = f"(n={n:,})" if n else ""
     if len(values) > 1:
@@ -124,9 +124,9 @@ def line(
         shown = f"{sd:.1f}" if unit and sd >= 0.05 else f"{sd:.2g}"
         counted = f"({len(values)} seeds, sd {shown})"
     if interval is None or not all(map(math.isfinite, (mean, *interval))):
-        return Line(mean, amount(mean, unit).removesuffix(f" {unit}"), "", label, held)
+        return Line(mean, amount(mean, unit).removesuffix(" %"), "", label, held)
     text, spread = plus_minus(mean, interval, unit)
-    return Line(mean, text, f"{spread} {counted}".strip(), label, held)
+    return Line(mean, text, " ".join(filter(None, (spread, unit.removesuffix("%"), counted))), label, held)
 
 
 def chance(metrics: Iterable[Number]) -> str:

@@ -94,9 +94,10 @@ def everything(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
         found.setdefault(key, []).append(e)
     heads, rows = ("evaluation", "data", "split", "number", "compared with"), []
     for (kind, name, finetuned, data, split, _), several in sorted(found.items(), key=lambda f: f[0][:5]):
-        what = (name if name == kind else f"{name} ({kind})") + (", finetuned" if finetuned else "")
+        said, of = name.replace("_", " "), kind if ":" in kind else kind.replace("_", " ")
+        what = (said if name == kind else f"{said} ({of})") + (", finetuned" if finetuned else "")
         chance, cells = settle([cell([e for e in several if e.model is m], listed=True) for m in models])
-        row = (what.replace("_", " "), data_name(data), split, several[0].metric.label, chance)
+        row = (what, data_name(data), split, several[0].metric.label, chance)
         rows.append((row, tuple(cells)))
     columns = tuple((m.label, "", "") for m in models)
     return Table("All numbers", "The newest evaluation of every run.", heads, columns, tuple(rows))
