@@ -44,7 +44,7 @@ TIERS = {
     # Several processes, servers, stand-ins of a cloud, the TPU compiler.
     "pod": (
         "run/test_bucket_run.py",
-        "run/test_processes.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
+        "run/test_processes.py", "run/test_curves.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
         "parallel/test_pod.py", "preflight/test_preflight", "test_tpu_scripts.py", "run/test_resume.py",
         "prepare/test_prepare_bucket.py",
     ),
