@@ -27,8 +27,19 @@ def evaluated(workdir, devices):
 
 
 @pytest.fixture(scope="module")
-def on_one():
-    return evaluated(runs.folder() / "suite-1", 1)
+def passes():
+    """The ops of every pass over data that `on_one` makes."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def on_one(passes):
+    real = pipeline.Data.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pipeline.Data, "evaluate", lambda self, **kw: (passes.append(self.config["ops"]), real(self, **kw))[1]
+        )
+        return evaluated(runs.folder() / "suite-1", 1)
 
 
 def assert_same(have, want):
@@ -55,13 +66,7 @@ def test_two_processes_give_what_one_gives(on_one, tmp_path):
     assert_same(runs.result(tmp_path / "two", 12), on_one)
 
 
-def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(tmp_path, monkeypatch):
-    passes = []
-    real = pipeline.Data.evaluate
-    monkeypatch.setattr(
-        pipeline.Data, "evaluate", lambda self, **kw: (passes.append(self.config["ops"]), real(self, **kw))[1]
-    )
-    evaluated(tmp_path, 1)
+def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(on_one, passes):
     evals = suite.get_evals(None)
     wanted = (evals["knn"]["data"], evals["knn"]["train"], evals["grounding"]["data"])
     test, train, masked = (d["ops"] for d in wanted)
