@@ -88,7 +88,7 @@ class Tally:
         return self.records + self.failed.total()
 
     def add(self, outcome) -> None:
-        """Counts a `Kept` or `Dropped` of `builders.image_text`."""
+        """Counts a `Kept` or `Dropped` of `image_text`."""
         self.totals["rows"] += outcome.rows
         if not hasattr(outcome, "stored"):
             if outcome.kind == FAILED:
