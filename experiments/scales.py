@@ -18,7 +18,7 @@ SCALES = {
     "demo": dict(
         source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24,
         tokenizer=dict(type="bert", path="scenes"), crop=None,
-        batch=64, total="6 epochs", warmup="5%", splits=("val", "test", "classify"),
+        batch=64, total="5 epochs", warmup="5%", splits=("val", "test", "classify"),
         # Of 16 patches with few objects: 12 visible ones say what is in the others, 4 do not. Four in ten patches are
         # background, whose grain nobody can tell; counted by their variance, patches of objects are learnt (LOG.md).
         hidden=0.25, patch_weight="variance",
