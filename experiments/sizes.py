@@ -9,7 +9,7 @@ from __future__ import annotations
 SIZES = {
     "mu": dict(side=32, patch=8, image=(32, 2, 2), text=(32, 2, 2), decoder=(32, 1, 2), embed=32, activation="gelu"),
     # Chosen by what two CPU cores learn in minutes (LOG.md): few tokens.
-    "demo": dict(side=64, patch=16, image=(128, 4, 4), text=(64, 2, 4), decoder=(64, 1, 2), embed=128),
+    "demo": dict(side=64, patch=16, image=(128, 4, 4), text=(64, 2, 4), decoder=(96, 1, 4), embed=128),
     "photos": dict(side=96, patch=16, image=(128, 4, 4), text=(128, 2, 4), decoder=(128, 2, 4), embed=128),
     "Ti/8": dict(side=64, patch=8, image=(192, 12, 3), text=(192, 6, 3), decoder=(128, 4, 4), embed=192),
     "S/8": dict(side=64, patch=8, image=(384, 12, 6), text=(384, 6, 6), decoder=(256, 4, 8), embed=384),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,6 +55,12 @@ class Model:
     def examples(self) -> list[float]:
         """Examples seen before the newest evaluation (or at all, if there is none): one number unless seeds differ."""
         return sorted({r.examples(r.evals[-1]["step"] if r.evals else r.step) for r in self.runs})
+
+    @functools.cached_property
+    def pairs(self) -> float | None:
+        """Different examples read before the newest evaluation, the most of its seeds; None if it is not known."""
+        counts = [r.pairs(r.evals[-1]["step"] if r.evals else r.step) for r in self.runs]
+        return max(counts) if counts and None not in counts else None
 
     @property
     def order(self) -> tuple:

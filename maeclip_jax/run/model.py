@@ -40,7 +40,7 @@ NEEDS: dict[str, tuple[Callable, str]] = {
 
 
 class Model:
-    """An objective with its parameters, preprocessing and tokenizer. `library.load` makes one.
+    """An objective with its parameters, preprocessing and tokenizer. `maeclip_jax.load` makes one.
 
     Public: `config`, `objective` (a flax.linen Module), `params`, `mesh`, `preprocess`, `origin` (of the parameters),
     `step` (None: not of a run), `names` (vocabularies it was trained with). Jitted: a method compiles once for each of

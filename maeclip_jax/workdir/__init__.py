@@ -17,13 +17,14 @@ from etils import epath
 
 from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage
+from maeclip_jax.evals import items
 from maeclip_jax.parallel.terminal import warn
 from maeclip_jax.remote import outbox
 
 CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json", "examples"
 DATA, OWNER = "data.json", "owner.json"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
-RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval, note
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`, which is `evals.Metric.about`
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 
@@ -154,8 +155,23 @@ def result_files(workdir: epath.Path) -> list[epath.Path]:
     return [folder / n for n in remote.names(folder) if n.endswith(".json") and n.removesuffix(".json").isdigit()]
 
 
-def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:
-    """Keeps with the run what the numbers of its data mean: names.json, vocabulary -> names in order.
+def items_file(workdir: epath.PathLike, step: int) -> epath.Path:
+    """Where the items behind the metrics of a step are kept: see `evals.items`."""
+    return epath.Path(workdir) / EVALS / f"{step}.items.parquet"
+
+
+def read_items(workdir: epath.PathLike, step: int) -> Mapping[str, items.Items]:
+    """{metric: items} of a step; {} where none are kept. UserError for a file that cannot be read."""
+    path = items_file(workdir, step)
+    data = remote.read(path)
+    try:
+        return items.Kept(items.from_bytes(data)) if data else {}
+    except ValueError as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}; delete it and evaluate again") from e
+
+
+def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> dict[str, list[str]]:
+    """Keeps with the run what the numbers of its data mean: names.json, vocabulary -> names in order. Returns them.
 
     UserError if the objective's targets come from a vocabulary of another size, or from another than so far.
     """
@@ -173,6 +189,7 @@ def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objecti
             )
     if names and names != before:
         write_text(workdir / NAMES, json.dumps(names, indent=0, ensure_ascii=False))
+    return dict(names) or before
 
 
 def read_names(*workdirs: epath.PathLike) -> dict[str, list[str]]:

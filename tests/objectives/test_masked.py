@@ -1,11 +1,12 @@
 """MAE and M3AE: the loss recomputed in float64 from what was predicted, and what may reach a prediction."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.objectives.reconstruction import draw_masks
+from maeclip_jax.objectives.reconstruction import mask_noise, masks, reconstruction_errors, reconstruction_losses
 from maeclip_jax.params import flatten
 from tests.objectives import models
 
@@ -116,11 +117,16 @@ def test_a_mask_is_a_function_of_its_seed():
 
 def test_streams_draw_their_masks_independently():
     inputs = {"image": np.zeros((8, 12, 3)), "text": np.zeros((8, 12), np.int32)}  # one length: equal noise would show
-    kept = draw_masks(jax.random.key(0), inputs, dict(image=0.5, text=0.5), "sample")
+
+    def drawn(streams, ratio, share):
+        noise = mask_noise(jax.random.key(0), dict.fromkeys(streams, 12), 8, share)
+        return masks(noise, {s: inputs[s] for s in streams}, ratio)
+
+    kept = drawn(("image", "text"), dict(image=0.5, text=0.5), "sample")
     assert (np.asarray(kept["image"].mask_BxN) != np.asarray(kept["text"].mask_BxN)).any(1).all()
-    alone = draw_masks(jax.random.key(0), {"image": inputs["image"]}, dict(image=0.5), "sample")
+    alone = drawn(("image",), dict(image=0.5), "sample")
     np.testing.assert_array_equal(alone["image"].mask_BxN, kept["image"].mask_BxN)
-    shared = draw_masks(jax.random.key(0), inputs, dict(image=0.75, text=0.5), "batch")
+    shared = drawn(("image", "text"), dict(image=0.75, text=0.5), "batch")
     assert np.asarray(shared["image"].mask_BxN).sum(1).tolist() == [9] * 8
     assert len({row.tobytes() for row in np.asarray(shared["text"].mask_BxN)}) == 1
 
@@ -136,6 +142,23 @@ def test_a_caption_may_be_made_to_show_a_word(name):
         real = models.BATCH["text"] != 0
         hidden[words] = [bool((mask | ~real).all(1).any()) for mask in masks]
     assert any(hidden["any"]) and not any(hidden["one"])
+
+
+def test_patches_may_count_by_their_variance():
+    """The loss then is the error of the pixels that a prediction stands for, in units of `stats`."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 4, 12)) * np.array([0.01, 1, 2, 3])[:, None] + rng.normal(size=(2, 4, 1))
+    inputs, guess = {"image": jnp.asarray(image)}, {"image": jnp.asarray(rng.normal(size=(2, 4, 12)))}
+    kept = masks(mask_noise(jax.random.key(1), {"image": 4}, 2, "sample"), inputs, dict(image=0.5), "any")
+    loss = {
+        w: float(reconstruction_losses(reconstruction_errors(guess, inputs, kept, True, w))["image"])
+        for w in ("one", "variance")
+    }
+    mean, std = image.mean(-1, keepdims=True), np.sqrt(image.var(-1, keepdims=True, ddof=1) + 1e-6)
+    mask = np.asarray(kept["image"].mask_BxN)
+    pixels = (np.asarray(guess["image"]) * std + mean - image)[mask]
+    assert loss["variance"] == pytest.approx(np.mean(pixels**2), rel=1e-5)
+    assert loss["one"] == pytest.approx(np.mean((pixels / std[mask]) ** 2), rel=1e-5) != loss["variance"]
 
 
 def test_inputs_and_parameters():
@@ -172,6 +195,8 @@ def test_what_does_not_fit_is_refused():
     refused("mae", r"^mask ratio must lie in \[0, 1\), got 1.0$", mask=dict(image=1.0))
     refused("mae", r"^unknown share 'all'; valid: sample, batch$", mask_share="all")
     refused("m3ae", r"^unknown mask_words 'all'; valid: any, one$", mask_words="all")
+    refused("mae", r"^unknown patch_weight 'all'; valid: one, variance$", patch_weight="all")
+    refused("mae", r"^patch_weight=variance is of targets that norm", patch_weight="variance", norm_pix=False)
     refused("mae", r"^unknown pixel statistics 'coco'; valid: cc12m, ", stats="coco")
     small = {"image": np.zeros((4, 12, 16, 3), np.uint8)}
     refused("mae", r"^pictures are 12x16, the image tower takes 16x16$", batch=small)
