@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
-from maeclip_jax.nn.mask import Kept, restore, take
+from maeclip_jax.nn.mask import Kept, hidden_ids, restore, take
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 
@@ -134,10 +134,16 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Mapping[str, Tokens], kept: Mapping[str, Kept] | None = None, pad_BxT: jax.Array | None = None
+        self,
+        tokens: Mapping[str, Tokens],
+        kept: Mapping[str, Kept] | None = None,
+        pad_BxT: jax.Array | None = None,
+        hidden_words: bool = False,
     ) -> dict[str, jax.Array]:
         """-> image: predicted patches [B, N, P], text: logits [B, T, vocab], both float32.
 
+        `hidden_words`: logits of the masked words alone, [B, M, vocab] in their order: the product with the vocabulary
+        is the dearest of the decoder, and only they are in a loss.
         Without `predict`, `kept` is not needed, and each stream is its tokens [B, N, D] after the final norm.
         `pad_BxT` is the padding of the whole text, needed if the text is decoded: no token attends to padding.
         """
@@ -187,7 +193,10 @@ class Decoder(nn.Module):
                 dtype=dtype,
                 name=f"predict_{stream}",
             )
-            out[stream] = head(x[:, at : at + size]).astype(jnp.float32)
+            x_BxNxD = x[:, at : at + size]
+            if stream == "text" and hidden_words:
+                x_BxNxD = take(x_BxNxD, hidden_ids(kept[stream]))
+            out[stream] = head(x_BxNxD).astype(jnp.float32)
             at += size
         return out
 

@@ -7,6 +7,7 @@ Each has a scope of its name, by which a profile shows it.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -37,19 +38,19 @@ def contrastive_softmax(
     logit for each text, and its target is that logit either way. What remains is a loss of log n at least, and top-1.
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
-    digest_BxH = digests(captions_BxT)
+    prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
 
     def part(columns, own_BxC):
-        text_CxD, digest_CxH = columns
+        text_CxD, prints_CxK = columns
         logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
-        same_BxC = _equal(digest_BxH, digest_CxH, own_BxC)
+        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
     (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
-        part, (text_BxD, _everywhere(digest_BxH)), parts
+        part, (text_BxD, _everywhere(prints_BxK)), parts
     )
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
@@ -77,18 +78,19 @@ def contrastive_sigmoid(
     Arguments and metrics are those of `contrastive_softmax`; `bias` is added to every logit. With duplicates positive,
     the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
-    spread, digest_BxH = _spread(duplicates, captions_BxT), digests(captions_BxT)
+    spread = _spread(duplicates, captions_BxT)
+    prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
 
     def part(columns, own_BxC):
-        text_CxD, digest_CxH = columns
+        text_CxD, prints_CxK = columns
         logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
-        same_BxC = _equal(digest_BxH, digest_CxH, own_BxC)
+        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, _everywhere(digest_BxH)), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, _everywhere(prints_BxK)), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -102,23 +104,32 @@ def _spread(duplicates: str, captions_BxT: jax.Array | None) -> bool:
     return duplicates == "positive"
 
 
-def digests(captions_BxT: jax.Array | None) -> jax.Array | None:
-    """uint32 [B, 4] that two captions share if they have the same ids in all places, padding (id 0) included.
+def _equal(prints_BxK: jax.Array | None, prints_CxK: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
+    """bool [B, C]: captions with the same ids in all places, padding (id 0) included; without captions, the own."""
+    if prints_BxK is None:
+        return own_BxC
+    pairs = zip(prints_BxK.T, prints_CxK.T)
+    return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in pairs))
 
-    Others share them with a probability of 2 ** -128: comparing all ids of all pairs took most of the memory of a large
-    batch. Each place is mixed as in MurmurHash3's finaliser and added up.
+
+def fingerprints(captions_BxT: jax.Array) -> jax.Array:
+    """uint32 [B, 3]: 96 bits that equal captions share, and two others with a chance of 2^-96.
+
+    Comparing these takes three operations a pair instead of one for each token, and what other devices need of a batch
+    is 12 bytes a caption. Each token is mixed with its place (the finaliser of MurmurHash3, A. Appleby, public domain).
     """
-    if captions_BxT is None:
-        return None
-    place_T, seed_H = (jnp.arange(1, n + 1, dtype=jnp.uint32) for n in (captions_BxT.shape[1], 4))
-    x = captions_BxT.astype(jnp.uint32)[:, :, None] * jnp.uint32(0x9E3779B1)
-    x = x + (place_T * jnp.uint32(0x85EBCA77))[None, :, None]
-    for first, second in ((0x85EBCA6B, 0xC2B2AE35), (0x7FEB352D, 0x846CA68B)):
-        x = x ^ (seed_H * jnp.uint32(0x27D4EB2F))[None, None]
-        x = (x ^ (x >> 16)) * jnp.uint32(first)
-        x = (x ^ (x >> 13)) * jnp.uint32(second)
-        x = x ^ (x >> 16)
-    return jnp.sum(x, axis=1, dtype=jnp.uint32)
+    places_T = jnp.arange(captions_BxT.shape[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+
+    def mixed(x):
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            x = (x ^ (x >> shift)) * jnp.uint32(factor)
+        return x ^ (x >> 16)
+
+    tokens_BxT = mixed(captions_BxT.astype(jnp.uint32) + places_T[None])
+    seeds = (0x2545F491, 0x6A09E667, 0xBB67AE85)
+    return jnp.stack(
+        [jnp.sum(mixed(tokens_BxT ^ jnp.uint32(seed)), axis=1, dtype=jnp.uint32) for seed in seeds], axis=1
+    )
 
 
 def _everywhere(x: jax.Array | None) -> jax.Array | None:
@@ -129,13 +140,6 @@ def _everywhere(x: jax.Array | None) -> jax.Array | None:
     if x is None or not jax.sharding.get_abstract_mesh().axis_names:
         return x
     return jax.lax.with_sharding_constraint(x, jax.P())
-
-
-def _equal(digest_BxH: jax.Array | None, digest_CxH: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
-    """bool [B, C]: captions with the same digests; without captions, the own."""
-    if digest_BxH is None:
-        return own_BxC
-    return functools.reduce(jnp.logical_and, (a[:, None] == b[None] for a, b in zip(digest_BxH.T, digest_CxH.T)))
 
 
 def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:
@@ -233,7 +237,9 @@ def reconstruction_text(
 ) -> tuple[jax.Array, jax.Array]:
     """(cross entropy, accuracy in percent) on tokens that are masked and no padding.
 
-    Averaged over the tokens of a sample, then over all samples (M3AE); a sample with none counts as 0.
+    Averaged over the tokens of a sample, then over all samples (M3AE); a sample with none counts as 0. A token whose
+    logit is the largest is right; of n largest ones, which bfloat16 makes, 1/n is. That takes a maximum and a count,
+    which the cross entropy reads the logits for anyway, in place of an argmax.
     """
     entropy_B, right_B, masked_B = text_errors(logits_BxTxV, text_BxT, mask_BxT, pad_BxT)
     return jnp.mean(entropy_B), 100 * jnp.sum(right_B) / jnp.maximum(jnp.sum(masked_B), 1)
@@ -247,7 +253,10 @@ def text_errors(
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
     true_BxT = jnp.take_along_axis(logits_BxTxV, text_BxT[..., None], axis=-1)[..., 0]
     entropy_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - true_BxT
+    still_BxTxV = jax.lax.stop_gradient(logits_BxTxV)
+    best_BxT = jnp.max(still_BxTxV, axis=-1)
+    ties_BxT = jnp.sum(still_BxTxV == best_BxT[..., None], axis=-1)
     counts_BxT = mask_BxT & ~pad_BxT
     per_sample_B = jnp.sum(entropy_BxT * counts_BxT, axis=1) / jnp.maximum(jnp.sum(counts_BxT, axis=1), 1)
-    right_BxT = counts_BxT & (jnp.argmax(logits_BxTxV, axis=-1) == text_BxT)
+    right_BxT = jnp.where(counts_BxT & (jax.lax.stop_gradient(true_BxT) == best_BxT), 1 / ties_BxT, 0)
     return per_sample_B, jnp.sum(right_BxT, axis=1), jnp.sum(counts_BxT, axis=1)

@@ -27,7 +27,7 @@ class MaeClip(Clip):
     """CLIP's towers used twice. `decode`: streams the masked pass covers, ("image", "text") or ("image",).
 
     `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share masked out. `weights`: contrast, image, text.
-    `mask_words`: any | one, see `draw_masks`.
+    `mask_words`: any | one, see `masks`; `norm_pix`, `patch_weight`: see `reconstruction_errors`.
     """
 
     decoder_tower: Mapping | None = None
@@ -36,6 +36,7 @@ class MaeClip(Clip):
     decode: tuple[str, ...] = ("image", "text")
     mask_words: str = "any"
     norm_pix: bool = True
+    patch_weight: str = "one"
 
     generative = True
     units = Clip.units | UNITS
@@ -57,18 +58,19 @@ class MaeClip(Clip):
         noise = mask_noise(self.make_rng("mask"), tokens, batch["image"].shape[0], self.mask_share)
         return drawn | {"mask": noise}
 
-    def _predict(self, inputs: Mapping[str, jax.Array], drawn: Mapping):
+    def _predict(self, inputs: Mapping[str, jax.Array], drawn: Mapping, hidden_words: bool = False):
         inputs = {s: inputs[s] for s in self.decode}
         kept = masks(drawn["mask"], inputs, self.mask, self.mask_words)
         tokens = {s: getattr(self, s)({s: x}, {s: kept[s]})[s] for s, x in inputs.items()}
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
-        return self.decoder(tokens, kept, pad_BxT), inputs, kept
+        return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 
     def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
         """Embeddings, and what each example's reconstruction lacks."""
         inputs = self._inputs(batch)
         made = self._embedded(inputs, drawn)
-        return made | {"errors": reconstruction_errors(*self._predict(inputs, drawn), self.norm_pix)}
+        predicted = self._predict(inputs, drawn, hidden_words=True)
+        return made | {"errors": reconstruction_errors(*predicted, self.norm_pix, self.patch_weight)}
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """w_contrast * contrastive + w_image * image + w_text * text; metrics of CLIP and of the reconstruction."""

@@ -30,8 +30,8 @@ class Masked(nn.Module):
 
     `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...) of the encoder; `text_tower`: dict(vocab,
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
-    masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see
-    `draw_masks`. `norm_pix`: per-patch normalised targets. `compute`: dtype, layers, remat, attention.
+    masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see `masks`. `norm_pix`: per-patch
+    normalised targets, `patch_weight`: one | variance, see `reconstruction_errors`. `compute`: dtype, layers, remat, attention.
     """
 
     image_tower: Mapping
@@ -43,6 +43,7 @@ class Masked(nn.Module):
     mask_share: str = "sample"
     mask_words: str = "any"
     norm_pix: bool = True
+    patch_weight: str = "one"
     stats: str = "imagenet"
     compute: Mapping | None = None
 
@@ -82,18 +83,19 @@ class Masked(nn.Module):
         tokens = token_counts(batch, self.image_tower, self.streams)
         return mask_noise(self.make_rng("mask"), tokens, batch["image"].shape[0], self.mask_share)
 
-    def _predict(self, batch, drawn):
+    def _predict(self, batch, drawn, hidden_words: bool = False):
         inputs = self._inputs(batch)
         kept = masks(drawn, inputs, self.mask, self.mask_words)
         tokens = self._encoder()(inputs, kept)
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
-        return self.decoder(tokens, kept, pad_BxT), inputs, kept
+        return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 
     def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
         """What each example's reconstruction lacks: see `reconstruction_errors`."""
         if self.is_initializing():
             self.embed(batch)  # a pooling with parameters exists from the start, so that probes find it
-        return reconstruction_errors(*self._predict(batch, drawn), self.norm_pix)
+        predicted = self._predict(batch, drawn, hidden_words=True)
+        return reconstruction_errors(*predicted, self.norm_pix, self.patch_weight)
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """Weighted sum of reconstruction losses; metrics `image`, `text` (nats per word) and `text_accuracy` (%)."""

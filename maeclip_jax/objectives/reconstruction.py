@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import Kept, draw_noise, keep_by, keep_count
+from maeclip_jax.nn.mask import Kept, draw_noise, hidden_ids, keep_by, keep_count, take
 from maeclip_jax.objectives import losses
 
 WORDS = ("any", "one")  # what a caption shows of its words in a masked pass
+WEIGHTS = ("one", "variance")  # what a masked patch counts
 # Metric of a reconstruction -> (unit, which direction is better).
 UNITS = {
     "loss": ("", "lower"), "image": ("MSE of targets", "lower"), "text": ("nats per word", "lower"),
@@ -46,19 +47,39 @@ def masks(
 
 
 def reconstruction_errors(
-    predicted: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept], norm_pix: bool
+    predicted: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    kept: Mapping[str, Kept],
+    norm_pix: bool,
+    patch_weight: str = "one",
 ) -> dict[str, tuple[jax.Array, ...]]:
     """What `reconstruction_losses` needs of each sample: {"image": (error, masked), "text": (entropy, right, masked)},
-    each [B]."""
+    each [B].
+
+    `predicted`: every patch [B, N, P], and the masked words alone [B, M, V].
+    `patch_weight`, with `norm_pix`: one (each masked patch counts the same: MAE) | variance (as much as its variance:
+    the error of the pixels that the prediction stands for, so that a patch of nothing but grain counts for little).
+    ValueError for another word, or for weights of targets that are not normalised.
+    """
+    if patch_weight not in WEIGHTS:
+        raise ValueError(f"unknown patch_weight {patch_weight!r}; valid: {', '.join(WEIGHTS)}")
+    if patch_weight == "variance" and not norm_pix:
+        raise ValueError("patch_weight=variance is of targets that norm_pix normalises; valid without it: one")
     out = {}
     if "image" in predicted:
-        target = losses.patch_normalise(inputs["image"])[0] if norm_pix else inputs["image"]
+        target, guess = inputs["image"], predicted["image"]
+        if norm_pix:
+            target, _, std_BxNx1 = losses.patch_normalise(target)
+            if patch_weight == "variance":
+                target, guess = target * std_BxNx1, guess * std_BxNx1
         with jax.named_scope("image_reconstruction_loss"):
-            out["image"] = losses.image_errors(predicted["image"], target, kept["image"].mask_BxN)
+            out["image"] = losses.image_errors(guess, target, kept["image"].mask_BxN)
     if "text" in predicted:
-        text_BxT = inputs["text"]
+        words_BxM = take(inputs["text"], hidden_ids(kept["text"]))
         with jax.named_scope("text_reconstruction_loss"):
-            out["text"] = losses.text_errors(predicted["text"], text_BxT, kept["text"].mask_BxN, text_BxT == 0)
+            out["text"] = losses.text_errors(
+                predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
+            )
     return out
 
 

@@ -68,6 +68,8 @@ class Number:
             "top5": "top-5 accuracy",
             "mean_per_class": "mean per-class accuracy",
             "masked_mse": "masked-pixel error",
+            "patch_mean_mse": "masked-pixel error of mean colours",
+            "visible_mean_mse": "masked-pixel error of what is visible",
             "token_accuracy": "masked-word accuracy",
             "miou": "mean IoU",
         }

@@ -58,7 +58,7 @@ def read(folder: epath.Path, target: Any) -> tuple[Any, dict]:
     import orbax.checkpoint as ocp
 
     before = traffic.so_far()
-    with _reading(folder):
+    with _reading(folder), remote.known(folder):
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             meta = checkpointer.restore(folder / META)
         state = _read_state(folder / STATE, target)
@@ -128,7 +128,7 @@ def read_numpy(directory: epath.PathLike, within: str = "") -> dict[str, np.ndar
 def read_parameters(source: epath.PathLike) -> dict[str, np.ndarray]:
     """{path: array}, the parameters of a checkpoint; `source`: see `locate`."""
     folder = locate(source)
-    with _reading(folder):
+    with _reading(folder), remote.known(folder):
         return {p.removeprefix("params/"): v for p, v in read_numpy(folder / STATE, "params/").items()}
 
 

@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from maeclip_jax import interop
-from maeclip_jax.config import FILES, to_steps
+from maeclip_jax.config import FILES
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.run import checkpoint
 from maeclip_jax.run.clock import Clock
-from maeclip_jax.run.optim import schedule
+from maeclip_jax.run.optim import other_length
 from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.startup import Startup
 from maeclip_jax.run.step import State, TrainStep
@@ -106,14 +105,6 @@ class Beginning:
     def _say_schedule(self, step: int, folder: epath.Path) -> None:
         """Says what another length does to the learning rate: it follows the new length, from the first step on."""
         before = self.before or read_config(folder.parent.parent)
-        if "optim" not in before or "total" not in before or before["total"] == self.config.total:
-            return
-        epoch, size = self.epoch, self.built.batch_size
-        old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
-        optim = ConfigDict(self.config.optim.to_dict() | before["optim"])  # which may lack settings that came later
-        then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
-        now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
-        say(
-            f"total was {before['total']} ({old} steps) and is {self.config.total} ({self.built.total_steps} steps): "
-            f"the learning rate goes on at {now:.3g}, which the schedule of before has at {then:.3g}"
-        )
+        size, total = self.built.batch_size, self.built.total_steps
+        if said := other_length(self.config, before, step=step, batch_size=size, total=total, epoch=self.epoch):
+            say(said)

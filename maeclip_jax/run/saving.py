@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,12 +15,13 @@ from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import say, warn
 from maeclip_jax.params import flatten, unflatten
 from maeclip_jax.run import attempts
-from maeclip_jax.run.attempts import Attempts
+from maeclip_jax.run.agreement import Agreement, OtherFailed
+from maeclip_jax.run.attempts import Attempts, leave_threads, remove_unfinished
 from maeclip_jax.run.checkpoint import COMMITTED, absolute
 from maeclip_jax.workdir import CHECKPOINTS
 
-# Orbax counts the time of day, in which a machine may sleep. A save that hangs is the watchdog's matter.
-TIMEOUT_SECONDS = 24 * 3600
+TIMEOUT_SECONDS = 24 * 3600  # of the time of day, in which a machine may sleep; a save that hangs is the watchdog's
+_FOLLOWS = (OtherFailed, TimeoutError, jax.errors.JaxRuntimeError)  # what a failure of another process leads to
 _PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
 
 
@@ -75,30 +74,20 @@ class Checkpoints:
             policies.append(cm.EveryNSteps(keep_every))
         self._ocp, self._directory = ocp, absolute(directory)
         self._saving, self._need, self._slept = 0, 0, 0.0  # step, its bytes, what had been slept when it began
-        self._attempts = Attempts(self._directory)
-        with storage.writing(self._directory):
-            self._remove_unfinished()
+        self._together = Agreement()
+        self._attempts = Attempts(self._directory, self._together)
+        barrier = self._together.barrier if self._together.several else None
+        with storage.writing(self._directory), remote.known(self._directory):
+            remove_unfinished(self._directory, COMMITTED)
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=cm.AnyPreservationPolicy(policies),
                     enable_async_checkpointing=True,
-                    async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_SECONDS),
+                    async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_SECONDS, barrier_sync_fn=barrier),
                 ),
             )
-
-    def _remove_unfinished(self) -> None:
-        if jax.process_index():
-            return
-        if remote.is_remote(self._directory):  # nothing can be renamed there: whole is what says that it is
-            found = remote.sizes(self._directory)
-            whole = {name.partition("/")[0] for name in found if name.count("/") == 1 and name.endswith(COMMITTED)}
-            for folder in {name.partition("/")[0] for name in found} - whole:
-                if folder.isdigit():
-                    remote.remove_folder(self._directory / folder)
-        elif self._directory.exists():
-            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                leftover.rmtree(missing_ok=True)
+        self.whole = self.latest()  # the newest step that is known to be saved, also while another is being saved
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -151,6 +140,7 @@ class Checkpoints:
         self.wait()
         if not self._attempts.begin(step):
             return
+        self._together.begin()
         flat, args = flatten(state), self._ocp.args
         self._saving, self._need = step, sum(x.size * x.dtype.itemsize for x in flat.values())
         self._slept = sleep.slept()
@@ -159,20 +149,22 @@ class Checkpoints:
             with storage.writing(self.folder(step), self._need):
                 self._manager.save(step, force=True, args=items)
             self._attempts.owed = False
-        except storage.StorageError as e:
-            if not self._attempts.later(e):
+        except Exception as e:
+            self._saving = 0
+            # Of several processes, this one alone: the others wait for it, and end with it.
+            if not isinstance(e, storage.StorageError) or self._together.several or not self._attempts.later(e):
                 raise
             self._clear_away(1.0)
 
     def announce(self, step: int) -> None:
         """Says, of a bucket, what holds if the machine goes before the last `step` is saved."""
         if remote.is_remote(self._directory):
-            safe = "from the start" if (latest := self.latest()) is None else f"from step {latest}"
+            safe = "from the start" if self.whole is None else f"from step {self.whole}"
             say(f"stopping was asked for: saving step {step}; until it is saved, the same command continues {safe}")
 
-    def lost(self) -> bool:
-        """Whether a save is to be made up for, now: it has ended and was lost; as `wait`, but never blocks."""
-        if self._manager.is_saving_in_progress():
+    def lost(self, step: int) -> bool:
+        """Whether a save is to be made up for, now, after `step`: the last has ended and was lost. Never blocks."""
+        if not self._attempts.look(step, busy=self._manager.is_saving_in_progress()):
             return False
         self.wait()
         return self._attempts.due()
@@ -185,52 +177,63 @@ class Checkpoints:
         return True
 
     def wait(self) -> bool:
-        """Blocks until what is being saved is on disk; False if it was lost: save again.
+        """Blocks until what is being saved is on disk; False if it was lost: save again. All processes wait together.
 
-        It is lost by a sleep of the machine, and by a bucket that is away. StorageError if it cannot be written, or
-        not for minutes.
+        It is lost by a sleep of the machine, and by a bucket that is away, also for one of several processes.
+        StorageError if it cannot be written, or not for minutes.
         """
+        error = None
         try:
             self._manager.wait_until_finished()
         except Exception as e:
-            failure = storage.failure(self.folder(self._saving), e, self._need)  # what is free is asked for before
-            self._clear_away(1.0 if failure else _PATIENCE_SECONDS)
-            if failure:
-                if self._attempts.later(failure):
-                    return False
-                raise failure from e
-            # On several processes, not all may have lost it: they begin anew together.
-            if isinstance(e, TimeoutError) and sleep.slept() > self._slept and jax.process_count() == 1:
-                warn(f"the machine slept while step {self._saving} was being saved, which failed; saving again")
-                self._attempts.owed = True
-                return False
-            raise
-        if not self._attempts.owed:
+            error = e
+        failure = error and storage.failure(self.folder(self._saving), error, self._need)
+        if error and not failure and not (self._together.several and isinstance(error, _FOLLOWS)):
+            self._slept_through(error)
+            return False
+        failure = self._together.worst(failure, error)
+        if failure:
+            self._saving = 0
+            self._clear_away(1.0)
+            if not self._attempts.later(failure):
+                raise failure from error
+            return False
+        if self._saving:
             self._attempts.done(self._saving)
+            self.whole, self._saving = self._saving, 0
         return True
 
-    def _clear_away(self, patience: float) -> None:
-        """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are.
+    def _slept_through(self, error: Exception) -> None:
+        """Puts a save right that a sleep of the machine has spoilt; raises `error` if it was something else."""
+        step, self._saving = self._saving, 0
+        self._clear_away(_PATIENCE_SECONDS)
+        # On several processes, not all may have lost it: they begin anew together.
+        if not isinstance(error, TimeoutError) or sleep.slept() <= self._slept or self._together.several:
+            raise error
+        warn(f"the machine slept while step {step} was being saved, which failed; saving again")
+        self._attempts.owed = True
 
-        Some of its threads may wait minutes for a folder that another could not make: `patience`, in seconds.
-        """
-        until = time.monotonic() + patience
-        for thread in threading.enumerate():
-            if type(thread).__module__.startswith("orbax."):
-                threading.Thread.join(thread, max(0.0, until - time.monotonic()))
+    def _clear_away(self, patience: float) -> None:
+        """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are."""
+        leave_threads(patience)
         with contextlib.suppress(OSError, storage.StorageError), remote.patience(attempts.ANSWER_SECONDS):
-            self._remove_unfinished()
+            remove_unfinished(self._directory, COMMITTED)
         with contextlib.suppress(*((Exception,) if remote.is_remote(self._directory) else ())):  # it may still be away
             self._manager.reload()
 
     def safe(self) -> str:
         """Waits for what is being saved, and says in words from where the run can be continued."""
         with contextlib.suppress(Exception):  # something went wrong already, and that will be said
-            self.wait()
-        latest = None
-        with contextlib.suppress(*((Exception,) if remote.is_remote(self._directory) else ())):
-            latest = self.latest()
-        return "no step is saved yet" if latest is None else f"step {latest} is saved"
+            if self._together.several:  # of which this may be the only one in trouble
+                self._manager.wait_until_finished()
+                self.whole = self._saving or self.whole
+            else:
+                self.wait()
+        return self.said()
+
+    def said(self) -> str:
+        """From where the run can be continued, in words."""
+        return "no step is saved yet" if self.whole is None else f"step {self.whole} is saved"
 
     def close(self) -> None:
         """Waits and releases threads."""

@@ -40,7 +40,7 @@ COSTS = Traffic(1, 0)
 METRICS = Traffic(2, 0)
 SIGN = Traffic(1, 1)
 RESULT = Traffic(2, 2)  # of one evaluator, with its items; pictures are not in it
-RESTORE = Traffic(11, 21)  # of each process; large arrays take more requests
+RESTORE = Traffic(1, 10)  # of each process; large arrays take more requests
 OPEN_DATA = Traffic(1, 3)  # dataset_info.json and what else describes a data set, of each process
 
 

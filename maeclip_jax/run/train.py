@@ -18,7 +18,7 @@ from maeclip_jax.config import plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
-from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.errors.storage import StorageError
 from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
@@ -33,8 +33,8 @@ from maeclip_jax.run.owner import Owner
 from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.step import State, build
-from maeclip_jax.run.stop import StopSignal
-from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table
+from maeclip_jax.run.stop import GRACE_SECONDS, StopSignal, leave
+from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table, slow_dtype
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
 from maeclip_jax.workdir import (
@@ -60,11 +60,13 @@ def run(
     start: startup.Startup | None = None,
     limits: watchdog.Limits | None = None,
     profile: tuple[int, int] | None = None,
+    grace: float = GRACE_SECONDS,
 ) -> None:
     """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
 
     `start`: what starting has taken so far; `limits`: when a step is said to stall; `profile`: the
-    first and the last step to take a profile of.
+    first and the last step to take a profile of; `grace`: how many seconds after SIGTERM or Ctrl-C the process ends,
+    also if its storage does not answer, where workdir or data are in a bucket (0: it waits).
     Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
     bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
@@ -79,7 +81,8 @@ def run(
             deadline.look(made for _, made in data.sources)
         built = build(config, epoch=data.length, devices=devices)
         peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
-        with jax.set_mesh(built.mesh), StopSignal() as stop:
+        away = remote.is_remote(workdir) or any(getattr(made, "remote", False) for _, made in data.sources)
+        with jax.set_mesh(built.mesh), StopSignal(grace if away else 0) as stop:
             _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
 
 
@@ -97,7 +100,7 @@ class _Run:
         def steps(duration: str, what: str) -> int:
             return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
 
-        self.doubted = False
+        self.doubted, self.under_way = False, False
         self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
@@ -112,13 +115,13 @@ class _Run:
             keep_best=config.checkpoint.keep_best,
             best=config.checkpoint.best,
         )
+        stop.late = lambda seconds: leave(seconds, self.saved.said())
         latest = self.saved.latest()
         self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
-        self.text = claim(config, workdir, continued=latest is not None)
+        self.text = claim(config, workdir, self.before)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
-        write_names(workdir, data.names, built.objective)
-        names = read_names(workdir, config.resume)
+        names = write_names(workdir, data.names, built.objective) or read_names(config.resume)
         self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
         self.runner.raise_failures()  # now, and not after hours of training
         self.bill = storage_bill.of_run(
@@ -126,15 +129,20 @@ class _Run:
         )
 
     def loop(self) -> None:
-        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on."""
+        """The whole run. UserError for what stops it, StorageError with what is saved and how to go on.
+
+        That is `Away` where a run under way gave up waiting for a storage, which may be back later.
+        """
         try:
             self._loop()
-        except UserError as e:
+        except Exception as e:
+            failure = e if isinstance(e, UserError) else storage.met(e)
+            if failure is None:
+                raise
             safe = self.saved.safe()  # what was being saved is worth having, whatever went wrong
-            if isinstance(e, StorageError):
-                when = "there is room" if e.room else "it can be written"
-                raise StorageError(f"{e}; {safe}; run the same command when {when}", e.room) from e
-            raise
+            if not isinstance(failure, StorageError):
+                raise
+            raise storage.of_a_run(failure, safe, self.under_way) from e
         self.runner.raise_failures()
 
     def _loop(self) -> None:
@@ -142,6 +150,7 @@ class _Run:
         state, self.clock, self.asked = begin.state(self.start)
         first = int(state.step)
         self.runner.forget_after(first)
+        self.under_way = True
         with remote.patience(remote.RUN_SECONDS), outbox.opened():
             self._go_on(state, first)
 
@@ -158,6 +167,8 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if slow := slow_dtype(built.mesh, self.config.model.compute.dtype):
+            warn(slow)
         # A run that is continued has the data and the words of before, which `claim` has compared.
         if self.tokenizer and not self.before and first < built.total_steps and jax.process_index() == 0:
             with Waiting("counting the tokens of captions"):
@@ -220,7 +231,7 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
-            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost()
+            saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost(done)
             if saving or self.runner.due(done, final=done == built.total_steps):
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None

@@ -170,8 +170,8 @@ def read_items(workdir: epath.PathLike, step: int) -> Mapping[str, items.Items]:
         raise UserError(f"cannot read {str(path)!r}: {e}; delete it and evaluate again") from e
 
 
-def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:
-    """Keeps with the run what the numbers of its data mean: names.json, vocabulary -> names in order.
+def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> dict[str, list[str]]:
+    """Keeps with the run what the numbers of its data mean: names.json, vocabulary -> names in order. Returns them.
 
     UserError if the objective's targets come from a vocabulary of another size, or from another than so far.
     """
@@ -189,6 +189,7 @@ def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objecti
             )
     if names and names != before:
         write_text(workdir / NAMES, json.dumps(names, indent=0, ensure_ascii=False))
+    return dict(names) or before
 
 
 def read_names(*workdirs: epath.PathLike) -> dict[str, list[str]]:

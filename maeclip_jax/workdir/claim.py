@@ -66,15 +66,17 @@ def _keep(config, files: Mapping[str, tuple[epath.Path, str]], workdir: epath.Pa
             config.update_from_flattened_dict({name: os.fspath(copy)})
 
 
-def claim(config, workdir: epath.Path, *, continued: bool) -> str:
-    """What config.json is to say: `config`, and where the run began, if it is `continued`.
+def claim(config, workdir: epath.Path, before: Mapping) -> str:
+    """What config.json is to say: `config`, and where the run began, if it is continued.
+
+    `before`: what config.json says of a run that is continued; {} of a new one.
 
     The files that `config` names are kept in `workdir` as `files/STEM-DIGEST.SUFFIX`, and `config` names the copies
     from then on. UserError if the run in `workdir` is another: in a setting both have, in the content of a file, or in
     any of its data; and if the command says another origin than the run has. Names that one of them lacks elsewhere
     came or went with the code.
     """
-    before, files = read_config(workdir) if continued else {}, _files(config)
+    files = _files(config)
     made = _named(config, files)
     if before:
         mine, theirs = _fixed(made), _fixed(before)
@@ -134,7 +136,7 @@ def claim_data(account: Mapping[str, Mapping], workdir: epath.Path, *, continued
 
     UserError if a run is continued with other data under the same name.
     """
-    path = workdir / DATA
+    path, before = workdir / DATA, {}
     if continued:
         before = read_object(path, missing={})
         for name, now in account.items():
@@ -146,7 +148,7 @@ def claim_data(account: Mapping[str, Mapping], workdir: epath.Path, *, continued
                     f"the data set {now.get('name', name)} has changed since {workdir} began: {said}; use the data of "
                     f"before, or start a new --workdir with config.resume={workdir} to go on with the new data"
                 )
-    if account:
+    if account and account != before:
         write_text(path, json.dumps(account, indent=1))
 
 
