@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from maeclip_jax import interop, remote
-from maeclip_jax.config import FILES, plain, to_steps
+from maeclip_jax.config import FILES, plain
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
@@ -101,7 +101,7 @@ class _Run:
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
-            return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
+            return built.steps(duration, what, epoch=data.length)
 
         self.doubted = False
         self.profile = Profile(workdir, profile, built.total_steps)
@@ -207,6 +207,8 @@ class _Run:
                     f"checkpoint {folder} was trained with seed {meta['seed']}, the config says {config.seed}: "
                     f"the data order would change; set seed={meta['seed']}, or start a new --workdir"
                 )
+            was = (self.before or read_config(folder.parent.parent)).get("total")
+            built.check_length(config.total, was, meta.get("total_steps"), folder)
             if step > built.total_steps:
                 raise UserError(
                     f"checkpoint {folder} is past the end: total={config.total!r} is {built.total_steps} steps; "
@@ -240,7 +242,7 @@ class _Run:
         if "optim" not in before or "total" not in before or before["total"] == self.config.total:
             return
         epoch, size = self.data.length, self.built.batch_size
-        old = to_steps(before["total"], "total", batch_size=size, epoch=epoch)
+        old = self.built.steps(before["total"], "total", epoch=epoch)
         optim = ConfigDict(self.config.optim.to_dict() | before["optim"])  # which may lack settings that came later
         then = float(schedule(optim, batch_size=size, total=old, epoch=epoch)(step))
         now = float(schedule(self.config.optim, batch_size=size, total=self.built.total_steps, epoch=epoch)(step))
@@ -375,6 +377,7 @@ class _Run:
             "examples_seen": step * self.built.batch_size,
             "batch_size": self.built.batch_size,
             "seed": self.config.seed,
+            "total_steps": self.built.total_steps,
             "seconds": self.clock.seconds,
             "asked": self.asked.sums,
         }
