@@ -19,12 +19,13 @@ from __future__ import annotations
 from experiments.argument import parse_arg
 from experiments.base import base, towers
 from experiments.evaluations import evals
+from experiments.scales import DATA
 
 STREAMS = ("image",)
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, scale="demo", size="", pool="cls", recipe="matched", runlocal=False)
+    arg = parse_arg(arg, scale="demo", size="", pool="cls", recipe="matched", runlocal=False, **DATA)
     config = base(arg, "mae", STREAMS)
     image, _, decoder, _ = towers(arg)
     config.model.update(

@@ -19,6 +19,7 @@ from experiments.argument import parse_arg
 from experiments.base import base, towers
 from experiments.contrastive import contrastive
 from experiments.evaluations import evals
+from experiments.scales import DATA
 from maeclip_jax import errors
 
 STREAMS = ("image", "text")
@@ -26,7 +27,16 @@ STREAMS = ("image", "text")
 
 def get_config(arg=None):
     arg = parse_arg(
-        arg, scale="demo", size="", pool="gap", text_pool="gap", loss="softmax", keep=1.0, decode="both", runlocal=False
+        arg,
+        scale="demo",
+        size="",
+        pool="gap",
+        text_pool="gap",
+        loss="softmax",
+        keep=1.0,
+        decode="both",
+        runlocal=False,
+        **DATA,
     )
     config = base(arg, "mae_clip", STREAMS)
     contrastive(config, arg)

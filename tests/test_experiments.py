@@ -205,8 +205,8 @@ POOLS = ", ".join(pool.NAMES)
 @pytest.mark.parametrize(
     "name, arg, text",
     [
-        ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
-        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, recipe, runlocal, scale, size"),
+        ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: data, "),
+        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: data, diversity, pairs, "),
         ("mae", "scale=low,recipe=paper", "unknown recipe 'paper'; valid: matched, source"),
         ("m3ae", "recipe=source", "recipe=source is one of large sets; valid with it: scale=low, scale=high"),
         ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(SCALES))}"),
