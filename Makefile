@@ -73,7 +73,7 @@ bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillo
 	$(PY) -m maeclip_jax.bench input --images '$(IMAGES)'
 
 doctor: $(STAMP)  ## what this machine has, and whether jax uses it
-	$(PY) -m maeclip_jax.doctor
+	$(PY) -m maeclip_jax.preflight.doctor
 
 test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile

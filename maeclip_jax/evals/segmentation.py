@@ -22,7 +22,7 @@ import numpy as np
 from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import class_colours, colour_mask, sheet, square, thumbnail, upsample
-from maeclip_jax.evals.prompts.lists import FOLDER, read_list, set_of_prompts
+from maeclip_jax.evals.prompt_lists import FOLDER, read_list, set_of_prompts
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, need_shared_space, percent, select
 from maeclip_jax.evals.saliency import similarity
 

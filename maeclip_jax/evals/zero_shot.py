@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates, set_of_prompts
+from maeclip_jax.evals.prompt_lists import class_names, fill, read_templates, set_of_prompts
 from maeclip_jax.evals.protocol import (
     Context,
     Detail,

@@ -23,10 +23,10 @@ from typing import Any
 
 from maeclip_jax import errors
 from maeclip_jax.prepare import image_text, manifest, outlet, packing, unit_folder
+from maeclip_jax.prepare.formats import img2dataset
+from maeclip_jax.prepare.formats.units import Plan, Unit
 from maeclip_jax.prepare.image_text import Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
-from maeclip_jax.prepare.reading import img2dataset
-from maeclip_jax.prepare.reading.units import Plan, Unit
 from maeclip_jax.prepare.unit_folder import Job
 
 _EARLY = 10_000  # records after which too many bad ones end the work before all is read

@@ -174,7 +174,7 @@ def _scratch(args: argparse.Namespace) -> Path | None:
 
 def _remove(out: epath.Path, scratch: Path | None, name: str) -> None:
     from maeclip_jax.prepare import assembly
-    from maeclip_jax.prepare.reading import remote
+    from maeclip_jax.prepare.formats import remote
 
     if scratch:
         remote.remove(out)

@@ -12,8 +12,8 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.prepare import formats
-from maeclip_jax.prepare.reading import listing, names, remote
-from maeclip_jax.prepare.reading.units import Plan, Reading
+from maeclip_jax.prepare.formats import listing, names, remote
+from maeclip_jax.prepare.formats.units import Plan, Reading
 
 
 def plan(

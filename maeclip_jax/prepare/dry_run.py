@@ -9,10 +9,10 @@ import numpy as np
 
 from maeclip_jax.data import decode
 from maeclip_jax.prepare import formats, image_text
+from maeclip_jax.prepare.formats import captions
+from maeclip_jax.prepare.formats.units import Plan
 from maeclip_jax.prepare.image_text import Kept, Storing
 from maeclip_jax.prepare.manifest import Tally
-from maeclip_jax.prepare.reading import captions
-from maeclip_jax.prepare.reading.units import Plan
 
 _RECORDS = 2000  # of all units together, but at least
 _LEAST = 4  # of each

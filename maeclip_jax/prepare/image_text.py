@@ -21,9 +21,9 @@ from maeclip_jax import errors
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import records
-from maeclip_jax.prepare.reading import names
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
+from maeclip_jax.prepare.formats import names
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
 
 VERSION = "1.0.0"
 

@@ -12,10 +12,10 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.prepare import image_text, manifest, packing, tfds_shards
+from maeclip_jax.prepare.formats import img2dataset
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
 from maeclip_jax.prepare.image_text import Dropped, Kept
 from maeclip_jax.prepare.manifest import Tally
-from maeclip_jax.prepare.reading import img2dataset
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
 
 
 class ImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -18,7 +18,7 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.data import tokenizer as tokenizers
-from maeclip_jax.prepare.reading.raw import FAILED
+from maeclip_jax.prepare.formats.raw import FAILED
 
 QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 QUANTITIES = {

@@ -18,9 +18,9 @@ import numpy as np
 from array_record.python import array_record_module
 
 from maeclip_jax.prepare import image_text, packing
+from maeclip_jax.prepare.formats.units import Reading, Unit
 from maeclip_jax.prepare.image_text import Dropped, Kept, Stored, Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
-from maeclip_jax.prepare.reading.units import Reading, Unit
 
 # Facts about a kept record that its example does not hold; with them a duplicate can be subtracted from the account.
 _ROW = np.dtype(

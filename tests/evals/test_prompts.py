@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from maeclip_jax.evals.prompts.lists import FOLDER, class_names, read_templates, set_of_prompts
+from maeclip_jax.evals.prompt_lists import FOLDER, class_names, read_templates, set_of_prompts
 
 
 def test_every_class_of_imagenet_has_a_name_of_its_own():

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import clip
 from maeclip_jax.errors import UserError
@@ -39,6 +41,27 @@ def test_figures_fit_together(scanned):
     # Gradients of all parameters (67,201 float32) meet once.
     assert scanned["collectives"]["all-reduce"] == pytest.approx(4 * scanned["parameters"], rel=0.05)
     assert len(scanned["top"]) == 10 and sum(t["share"] for t in scanned["top"]) < 1
+
+
+@needs_libtpu
+def test_programs_of_a_slice_are_not_kept_in_the_cache_which_cannot_give_them_back(tmp_path, recwarn):
+    """jax 0.10.2 keeps them, and warns at the second pre-flight that it cannot read them."""
+    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in zip(settings, (str(tmp_path), 0.0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        for _ in range(2):
+            flown("v5e-1")
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith("jit_update")]
+        assert not [w for w in recwarn if "compilation cache" in str(w.message)]
+        jax.jit(lambda x: x * 3)(1.0)  # what runs here is kept as before
+        assert [p for p in tmp_path.iterdir() if p.name.startswith("jit__lambda")]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_flops_in_the_program_are_the_model_s_scanned_or_not(scanned):

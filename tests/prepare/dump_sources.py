@@ -9,7 +9,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.prepare import command, crawl, records
-from maeclip_jax.prepare.reading.raw import Raw
+from maeclip_jax.prepare.formats.raw import Raw
 
 STATUSES = ("success", "failed_to_download", "failed_to_resize")
 

@@ -54,8 +54,7 @@ def test_a_header_that_claims_ten_gigabytes_costs_no_memory(kind, tmp_path):
 def test_endless_members_and_endless_compression_are_bounded(tmp_path, monkeypatch):
     import gzip
 
-    from maeclip_jax.prepare.formats import webdataset
-    from maeclip_jax.prepare.reading import tarball
+    from maeclip_jax.prepare.formats import tarball, webdataset
 
     monkeypatch.setattr(tarball, "MOST_MEMBERS", 50)
     (tmp_path / "x.tar").write_bytes(b"".join(_header(f"{i}.txt", 0) for i in range(100)))
@@ -71,7 +70,7 @@ def test_tars_of_any_writer_are_indexed_as_the_library_does(tmp_path):
     import io
     import tarfile
 
-    from maeclip_jax.prepare.reading import tarball
+    from maeclip_jax.prepare.formats import tarball
 
     for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         path = tmp_path / f"{format}.tar"

@@ -279,7 +279,7 @@ def test_results_that_cannot_be_written_are_named_at_the_end(config, tmp_path, m
 
 
 def test_a_report_and_an_export_that_cannot_be_written(reference, tmp_path):
-    from maeclip_jax import export
+    from maeclip_jax.run import export
 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=f"^cannot write {tmp_path}/file: File exists$"):

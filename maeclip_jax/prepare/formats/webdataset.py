@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import BadRecord, UserError
-from maeclip_jax.prepare.reading import img2dataset, members, names, remote, tarball
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, key_prefix, lost_records, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
+from maeclip_jax.prepare.formats import img2dataset, members, names, remote, tarball
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, key_prefix, lost_records, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
 
 NAME = "webdataset"
 SAID = "*.tar, .tar.gz or .tar.zst, such as those of img2dataset"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading.units import Reading, Unit
+from maeclip_jax.prepare.formats.units import Reading, Unit
 
 FAILED = "failed_download"
 KINDS = {

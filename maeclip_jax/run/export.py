@@ -1,7 +1,7 @@
 """A run as a folder that `transformers` or open_clip loads.
 
-    python -m maeclip_jax.export --workdir runs/siglip --format hf-siglip --out models/siglip
-    python -m maeclip_jax.export --workdir runs/clip/checkpoints/8000 --format open_clip --out models/clip --overwrite
+    python -m maeclip_jax.run.export --workdir runs/siglip --format hf-siglip --out models/siglip
+    python -m maeclip_jax.run.export --workdir runs/clip/checkpoints/8000 --format open_clip --out models/clip
 
 Formats: hf-clip, hf-siglip and open_clip write pictures and texts, hf-vit-mae an MAE, hf-vision any image tower alone.
 The folder holds weights, tokenizer, image processor, and a model card with the run's data, steps and evaluations. A
@@ -18,9 +18,11 @@ from typing import Any
 
 from etils import epath
 
-from maeclip_jax import api, cli, interop
+from maeclip_jax import cli, interop
 from maeclip_jax.errors import UserError
-from maeclip_jax.workdir import CHECKPOINTS, read_results
+from maeclip_jax.run import checkpoint
+from maeclip_jax.run.setup import restored
+from maeclip_jax.workdir import read_results
 
 
 def write(
@@ -33,27 +35,24 @@ def write(
 ):
     """Writes the newest checkpoint of a run, or the checkpoint that `workdir` names, as `kind`; -> the report.
 
-    `settings`: leaves of its config to change. UserError as of `maeclip_jax.load` and `interop.save`, and for a source
-    that is not a run.
+    `settings`: leaves of its config to change. UserError as of `checkpoint.locate`, `config.load` and `interop.save`.
     """
-    model = api.load(workdir, settings)
-    if model.step is None:
-        raise UserError(f"{os.fspath(workdir)!r} is not a run; valid: a run's folder or one checkpoint in it")
-    folder = epath.Path(workdir)
-    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
-    return interop.save(kind, model.config, model.params, out, overwrite=overwrite, about=about(model, run))
+    folder = checkpoint.locate(workdir)
+    config, _, params = restored(folder, settings)
+    card = about(config, folder.parent.parent, int(folder.name))
+    return interop.save(kind, config, params, out, overwrite=overwrite, about=card)
 
 
-def about(model, run: os.PathLike) -> dict[str, Any]:
-    """What the model card says of a run: see `interop.card.text`."""
-    config, source = model.config, model.config.data.source
-    of = {one["step"]: one for one in read_results(run)[0]}.get(model.step, {})
+def about(config, workdir: epath.Path, step: int) -> dict[str, Any]:
+    """What the model card says of a run at a step: see `interop.card.text`."""
+    source = config.data.source
+    of = {one["step"]: one for one in read_results(workdir)[0]}.get(step, {})
     evals = {
         name: of.get("about", {}).get(name, {}) | {"value": value} for name, value in of.get("metrics", {}).items()
     }
     data = " ".join(str(source[k]) for k in ("kind", "name", "split") if source.get(k))
     return dict(
-        name=epath.Path(run).name, step=model.step, data=data, evals=evals, total=config.total,
+        name=workdir.name, step=step, data=data, evals=evals, total=config.total,
         batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
 
@@ -63,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     source, suite, settings, rest = cli.split_config(argv)
     if source or suite:
         raise UserError("--config is the run's own here; valid: --workdir, and --config.NAME=VALUE to change a setting")
-    parser = cli.Parser("maeclip_jax.export", __doc__)
+    parser = cli.Parser("maeclip_jax.run.export", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of a run, or one checkpoint in it")
     parser.add_argument("--format", required=True, help=f"one of {', '.join(interop.WRITTEN)}")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")

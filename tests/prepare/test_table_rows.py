@@ -3,11 +3,11 @@ import io
 
 import pytest
 
-from maeclip_jax.prepare.reading import tables
+from maeclip_jax.prepare.formats import table_rows
 
 
 def _positions(path, delimiter):
-    found = list(tables.rows(path, delimiter))
+    found = list(table_rows.rows(path, delimiter))
     return found, [(start, stop) for _, start, stop, _ in found]
 
 
@@ -22,7 +22,7 @@ def test_any_range_of_rows_reads_as_in_the_whole(tmp_path, text, delimiter):
     whole, places = _positions(path, delimiter)
     for first in range(len(places)):
         for last in range(first, len(places)):
-            part = list(tables.rows(path, delimiter, places[first][0], places[last][1]))
+            part = list(table_rows.rows(path, delimiter, places[first][0], places[last][1]))
             assert [r[3] for r in part] == [r[3] for r in whole[first : last + 1]]
             assert [r[0] for r in part] == list(range(last - first + 1))
 
@@ -30,7 +30,7 @@ def test_any_range_of_rows_reads_as_in_the_whole(tmp_path, text, delimiter):
 def test_csv_rows_are_what_the_csv_module_says(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(CSV.encode())
-    ours = [row for *_, row in tables.rows(path, ",")]
+    ours = [row for *_, row in table_rows.rows(path, ",")]
     header, *rows = [r for r in csv.reader(io.StringIO(CSV, newline="")) if r]
     assert ours == [dict(zip(header, r)) for r in rows]
     assert ours[0]["caption"] == 'two\r\nlines, and "quotes"'
@@ -39,7 +39,7 @@ def test_csv_rows_are_what_the_csv_module_says(tmp_path):
 def test_bad_json_lines_are_rows_that_say_why(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(JSONL.encode())
-    rows = [row for *_, row in tables.rows(path, "")]
+    rows = [row for *_, row in table_rows.rows(path, "")]
     assert rows[1].startswith("not JSON") and rows[2] == "a JSON list, not an object"
 
 
@@ -50,5 +50,5 @@ def test_bad_json_lines_are_rows_that_say_why(tmp_path):
 def test_delimiter_of_usual_headers(tmp_path, header, delimiter):
     path = tmp_path / "x.csv"
     path.write_text(header + "\n")
-    assert tables.delimiter(path) == delimiter
-    assert all(n == n.strip() for n in tables.first_row(path, delimiter))
+    assert table_rows.delimiter(path) == delimiter
+    assert all(n == n.strip() for n in table_rows.first_row(path, delimiter))

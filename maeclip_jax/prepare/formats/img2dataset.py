@@ -11,10 +11,10 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import batches, names, remote
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_split
+from maeclip_jax.prepare.formats import batches, names, remote
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, splits_of, unit_split
 
 DOWNLOAD = ("img2dataset --url_list {list} --input_format {format} --url_col {url} --caption_col {caption} "
             "--output_format webdataset --output_folder pairs --resize_mode keep_ratio --image_size 256")  # fmt: skip

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import remote
-from maeclip_jax.prepare.reading.raw import Raw, key_prefix
-from maeclip_jax.prepare.reading.units import Reading, Unit
+from maeclip_jax.prepare.formats import remote
+from maeclip_jax.prepare.formats.raw import Raw, key_prefix
+from maeclip_jax.prepare.formats.units import Reading, Unit
 
 TOGETHER = 128  # pictures that are read at a time, as many as gcsfs asks for at once
 

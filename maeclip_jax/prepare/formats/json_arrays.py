@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare.reading import remote
+from maeclip_jax.prepare.formats import remote
 
 ARRAY, COCO = "[", "coco"
 SYNTAXES = (ARRAY, COCO)
@@ -32,7 +32,7 @@ def syntax(path: epath.Path) -> str:
 
 
 def rows(path: epath.Path, syntax: str, start: int, stop: int | None) -> Iterator[tuple]:
-    """As `tables.rows`. Positions of COCO count pictures."""
+    """As `table_rows.rows`. Positions of COCO count pictures."""
     found = _elements(path, start) if syntax == ARRAY else _coco(path, start)
     for number, (begin, end, row) in enumerate(found):
         if stop is not None and begin >= stop:

@@ -40,7 +40,7 @@ def report() -> list[str]:
 
 def run(argv: Sequence[str]) -> int:
     """Prints the report; returns 1 where jax missed an accelerator."""
-    cli.Parser("maeclip_jax.doctor", __doc__).parse_args(argv)
+    cli.Parser("maeclip_jax.preflight.doctor", __doc__).parse_args(argv)
     look_for_no_tpu()
     lines = report()
     print("\n".join(lines))

@@ -7,7 +7,7 @@ import os
 
 from etils import epath
 
-from maeclip_jax.prepare.reading import names, remote
+from maeclip_jax.prepare.formats import names, remote
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from maeclip_jax.errors import UserError, unknown
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "prompts"
 
 
 def read_list(path: str, what: str) -> list | dict:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from maeclip_jax import doctor
-from maeclip_jax.doctor import report
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import machine
 from maeclip_jax.parallel.machine import refuse_fallback
+from maeclip_jax.preflight import doctor
+from maeclip_jax.preflight.doctor import report
 
 
 def test_report_names_devices_versions_and_data():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Unit:
     row: int = 0  # number of the first row in its file
     split: str = ""  # told by the names of file and folders
     side: str = ""  # img2dataset's table of all downloads, where this unit names those that failed
-    syntax: str = ""  # of a table: see `tables.rows`
+    syntax: str = ""  # of a table: see `table_rows.rows`
 
 
 @dataclasses.dataclass(frozen=True)

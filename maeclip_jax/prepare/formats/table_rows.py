@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare.reading import captions, json_arrays, remote
+from maeclip_jax.prepare.formats import captions, json_arrays, remote
 
 IMAGE_COLUMNS = ("image", "image_path", "image_name", "filepath", "file_path", "file_name", "filename", "file",
                  "path", "img", "jpg", "png", "webp", "image_bytes", "bytes")  # fmt: skip

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 BLOCK = 512
 MOST_MEMBERS = 2_000_000  # of pictures and texts in one shard; about 0.8 GB of memory

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import maeclip_jax as mc
-from maeclip_jax import cli, export, interop
+from maeclip_jax import cli, interop
 from maeclip_jax.params import flatten
+from maeclip_jax.run import export
 from maeclip_jax.workdir import read_results
 from tests import runs
 
@@ -68,8 +69,8 @@ def test_an_older_checkpoint_and_a_folder_that_is_there(tmp_path, capsys):
             "--config is the run's own here; valid: --workdir, ",
         ),
         (("--format", "hf-siglip", "--over"), "unknown flag '--over'"),
-        (("--format", "hf-siglip", "--workdir", "nowhere"), "nothing to load at 'nowhere'; valid: a run's folder"),
-        (("--format", "hf-siglip", "--workdir", "experiments/clip.py:runlocal"), "is not a run; valid: a run's folder"),
+        (("--format", "hf-siglip", "--workdir", "nowhere"), "no checkpoint in 'nowhere'; valid: a workdir with "),
+        (("--format", "hf-siglip", "--workdir", "experiments/clip.py:runlocal"), "no checkpoint in 'experiments/"),
     ],
 )
 def test_a_mistake_is_one_line(flags, message, tmp_path, capsys, monkeypatch):

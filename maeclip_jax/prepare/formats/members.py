@@ -7,9 +7,9 @@ import json
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import captions, img2dataset, names
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Reading, Unit, split_of
+from maeclip_jax.prepare.formats import captions, img2dataset, names
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Reading, Unit, split_of
 
 
 def reading(base: Reading, wanted: dict, first: list[dict[str, bytes]], where: str) -> Reading:
