@@ -18,7 +18,7 @@ comma  := ,
 export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input preflight preflight-all doctor \
+.PHONY: help install demo data train eval report tables compare sweep bench bench-probe bench-input preflight preflight-all doctor \
 	test test-unit test-parity notebooks lint golden clean
 
 help:  ## this list
@@ -53,6 +53,9 @@ report: $(STAMP)  ## write WORKDIR/report/index.html
 
 tables: $(STAMP)  ## write the paper's tables from the evaluations of WORKDIRS="runs/a runs/b ..." to OUT=runs/tables
 	$(PY) -m maeclip_jax.report --tables $(WORKDIRS) --out '$(OUT)'
+
+compare: $(STAMP)  ## test every number that two runs share on the same items: WORKDIRS="runs/a runs/b"
+	$(PY) -m maeclip_jax.report --compare $(WORKDIRS)
 
 sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table (ARGS=--root=gs://bucket/runs)
 	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)

@@ -15,6 +15,7 @@ from etils import epath
 from maeclip_jax import remote
 from maeclip_jax.config import FILES, KEPT, by_content, digest, has_usual_table, leaves, named_files, plain, with_leaves
 from maeclip_jax.errors import UserError, differences, storage
+from maeclip_jax.evals import items
 from maeclip_jax.parallel.terminal import say, warn
 from maeclip_jax.remote import outbox
 
@@ -22,7 +23,7 @@ CONFIG, METRICS, COSTS, EXAMPLES = "config.json", "metrics.jsonl", "costs.json",
 DATA, OWNER = "data.json", "owner.json"
 CHECKPOINTS, EVALS, NAMES, REPORT = "checkpoints", "evals", "names.json", "report"
 MOST_KEPT = 256 * 2**20  # bytes of a file that is kept with a run
-RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`: unit, better, chance, reference, interval, note
+RESULTS_FORMAT = 2  # of evals/<step>.json: metrics with `about`, which is `evals.Metric.about`
 TENSORBOARD, PROFILE, WANDB_ID = "tensorboard", "profile", "wandb_id.txt"
 
 # What each leaf of a config is, by its dotted name; the first pattern that matches decides. A leaf that none matches,
@@ -362,6 +363,21 @@ def read_evals(workdir: epath.PathLike) -> dict[int, dict[str, float]]:
 def result_files(workdir: epath.Path) -> list[epath.Path]:
     folder = workdir / EVALS
     return [folder / n for n in remote.names(folder) if n.endswith(".json") and n.removesuffix(".json").isdigit()]
+
+
+def items_file(workdir: epath.PathLike, step: int) -> epath.Path:
+    """Where the items behind the metrics of a step are kept: see `evals.items`."""
+    return epath.Path(workdir) / EVALS / f"{step}.items.parquet"
+
+
+def read_items(workdir: epath.PathLike, step: int) -> dict[str, items.Items]:
+    """{metric: items} of a step; {} where none are kept. UserError for a file that cannot be read."""
+    path = items_file(workdir, step)
+    data = remote.read(path)
+    try:
+        return items.read(items.from_bytes(data)) if data else {}
+    except ValueError as e:
+        raise UserError(f"cannot read {str(path)!r}: {e}; delete it and evaluate again") from e
 
 
 def write_names(workdir: epath.Path, names: Mapping[str, Sequence[str]], objective: Any) -> None:

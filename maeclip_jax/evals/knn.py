@@ -66,7 +66,7 @@ class Knn:
             )
         notes = [f"all {len(own_M)} neighbours" if k > len(own_M) else "" for k in self.k]
         all_k = [
-            [dataclasses.replace(m, note=note) for m in accuracies(rank_N, label_N, classes)]
+            [dataclasses.replace(m, note=note) for m in accuracies(rank_N, label_N, classes, self.labelled.keys)]
             for rank_N, note in zip(rank_KxN, notes)
         ]
         yield from all_k[0]

@@ -9,14 +9,25 @@ most frequent word among the masked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.evals.items import Items
 from maeclip_jax.evals.pictures import pixels_of_patches, sheet
-from maeclip_jax.evals.protocol import Context, Detail, Metric, NotApplicable, Picture, percent, select
+from maeclip_jax.evals.protocol import (
+    Context,
+    Detail,
+    Metric,
+    NotApplicable,
+    Picture,
+    key_rows,
+    keys_of,
+    percent,
+    select,
+)
 
 COLUMNS = ("original", "masked", "reconstruction")
 GREY = 128
@@ -48,7 +59,7 @@ class Reconstruction:
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics of the streams that the objective fills in, a contact sheet, captions with their gaps filled."""
         own_mean = bool(getattr(self.context.objective, "norm_pix", False))
-        error, tiles, lines, guesses = np.zeros(3), [], [], []
+        errors, tiles, lines, guesses, keys = [], [], [], [], []
         for n, batch in enumerate(self.context.batches(self.data, self.batch_size)):
             held = select(batch, *([s for s in ("image", "text") if s in batch] or ["image"]), who="reconstruction")
             if "text" in held and held["text"].ndim != 2:
@@ -59,22 +70,26 @@ class Reconstruction:
             for stream in ("image", "text"):
                 if stream in filled and stream not in held:
                     select(batch, stream, who="reconstruction")  # says what is missing
-            true = self.context.rows(held)
+            true = self.context.rows(held | {"key": key_rows(batch, len(held["_valid"]))})
+            keys.append(true["key"])
             if "image" in filled:
                 mask_BxHxW = pixels_of_patches(filled["image_mask"], *true["image"].shape[1:3])
-                error += pixel_errors(true["image"], filled["image"], mask_BxHxW, filled["image_mask"], own_mean)
+                errors.append(pixel_errors(true["image"], filled["image"], mask_BxHxW, filled["image_mask"], own_mean))
                 for i in range(min(self.pictures - len(tiles) // len(COLUMNS), len(mask_BxHxW))):
                     tiles += triptych(true["image"][i], filled["image"][i], mask_BxHxW[i])
             if "text" in filled:
                 masked_BxT = filled["text_mask"].astype(bool) & (true["text"] != 0)
-                guesses.append((true["text"][masked_BxT], filled["text"][masked_BxT]))
+                right_BxT = masked_BxT & (true["text"] == filled["text"])
+                guesses.append((true["text"][masked_BxT], right_BxT.sum(1), masked_BxT.sum(1)))
                 for i in range(min(self.captions - len(lines), len(masked_BxT))):
                     lines.append(self._line(true["text"][i], filled["text"][i], masked_BxT[i]))
         if not tiles and not guesses:
             raise UserError("reconstruction found nothing to reconstruct in its data; check the split")
-        if error[2]:
-            mse, flat = float(error[0] / error[2]), float(error[1] / error[2])
-            yield Metric("masked_mse", mse, "MSE, pixels 0 to 1", "lower", reference=flat)
+        keys = keys_of(np.concatenate(keys), sum(map(len, keys)))
+        if errors and (error_Nx3 := np.concatenate(errors))[:, 2].any():
+            mse, flat = error_Nx3[:, :2].sum(0) / error_Nx3[:, 2].sum()
+            items = mean_within(keys, error_Nx3[:, 0], error_Nx3[:, 2])
+            yield Metric("masked_mse", float(mse), "MSE, pixels 0 to 1", "lower", reference=float(flat), items=items)
         if tiles:
             note = "Grey patches are hidden from the model; the reconstruction keeps the visible ones."
             if own_mean:
@@ -89,10 +104,11 @@ class Reconstruction:
             })  # fmt: skip
             yield Picture("pictures", sheet(tiles, len(COLUMNS), gap))
         if guesses:
-            true_W, filled_W = (np.concatenate(x) for x in zip(*guesses))
+            true_W, right_N, count_N = (np.concatenate(x) for x in zip(*guesses))
             if len(true_W):
                 commonest = 100 * float(np.bincount(true_W).max() / len(true_W))
-                yield percent("token_accuracy", 100 * np.mean(true_W == filled_W), reference=commonest)
+                items = mean_within(keys, 100 * right_N, count_N)
+                yield percent("token_accuracy", 100 * right_N.sum() / len(true_W), reference=commonest, items=items)
             note = f"{len(true_W)} words were masked in all."
             yield Detail("captions", {"kind": "captions", "captions": lines, "note": note})
 
@@ -106,7 +122,7 @@ class Reconstruction:
 
 
 def pixel_errors(true_BxHxWx3, filled_BxHxWx3, mask_BxHxW, mask_BxN, own_mean: bool) -> np.ndarray:
-    """[sum of squared errors, the baseline's, number of values] over masked pixels; pixels in 0..1."""
+    """[B, 3]: sum of squared errors, the baseline's, number of values, over masked pixels in 0..1, of each picture."""
     true = np.asarray(true_BxHxWx3, np.float32) / 255
     filled = np.clip(np.asarray(filled_BxHxWx3, np.float32) / 255, 0, 1)
     weight = mask_BxHxW[..., None].astype(np.float32)
@@ -115,8 +131,15 @@ def pixel_errors(true_BxHxWx3, filled_BxHxWx3, mask_BxHxW, mask_BxN, own_mean: b
     else:
         seen = (1 - weight).sum((1, 2), keepdims=True)
         flat = (true * (1 - weight)).sum((1, 2), keepdims=True) / np.maximum(seen, 1)
-    sums = [np.sum(weight * (x - true) ** 2, dtype=np.float64) for x in (filled, flat)]
-    return np.array([*sums, 3 * weight.sum(dtype=np.float64)])
+    sums = [np.sum(weight * (x - true) ** 2, axis=(1, 2, 3), dtype=np.float64) for x in (filled, flat)]
+    return np.stack([*sums, 3 * weight.sum((1, 2, 3), dtype=np.float64)], axis=1)
+
+
+def mean_within(keys: Sequence[str], total_N: np.ndarray, count_N: np.ndarray) -> Items:
+    """The mean in each picture or caption, which counts with how much of it was masked; those without are left out."""
+    has_N = count_N > 0
+    names = np.array(keys, object)[has_N]
+    return Items(total_N[has_N] / count_N[has_N], names, weight=count_N[has_N])
 
 
 def mean_of_patches(image_BxHxWx3: np.ndarray, patches: int) -> np.ndarray:

@@ -20,10 +20,21 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, from_modules, unknown
+from maeclip_jax.evals.items import Items, one_by_one
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import class_colours, colour_mask, sheet, square, thumbnail, upsample
 from maeclip_jax.evals.prompt_lists import FOLDER, read_list, set_of_prompts
-from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, need_shared_space, percent, select
+from maeclip_jax.evals.protocol import (
+    Context,
+    Detail,
+    Metric,
+    Picture,
+    as_text,
+    key_rows,
+    need_shared_space,
+    percent,
+    select,
+)
 from maeclip_jax.evals.saliency import similarity
 
 BACKGROUND = ("auto", "prompt", "threshold", "none")
@@ -91,15 +102,20 @@ class Segmentation:
         count, tiles, shown, legend = len(self.classes), [], [], set()
         z_PxE = embed_prompts(self.context, params, self.prompts_PxKxT, self.batch_size)
         counts_CxC1 = np.zeros((count, count + 1), np.int64)  # the last column: no answer
+        keys, parts = [], []
         for batch in self.context.batches(self.data, self.batch_size):
             image = select(batch, "image", who=WHO)
             with from_modules():
                 score_BxPxN = self.scores(params, image, z_PxE)
-            rows = self.context.rows(select(batch, *(["image"] if len(shown) < self.pictures else []), "mask", who=WHO))
+            held = select(batch, *(["image"] if len(shown) < self.pictures else []), "mask", who=WHO)
+            rows = self.context.rows(held | {"key": key_rows(batch, len(held["_valid"]))})
+            keys += [as_text(key) for key in rows["key"]]
             check_masks(rows["mask"], self.classes, self.ignore, WHO)
             for i, mask_HxW in enumerate(rows["mask"]):
                 found_HxW = self.predict(score_BxPxN[i], mask_HxW.shape)
-                counts_CxC1 += confusion(mask_HxW, found_HxW, count, self.ignore)
+                one_CxC1 = confusion(mask_HxW, found_HxW, count, self.ignore)
+                counts_CxC1 += one_CxC1
+                parts.append(areas(one_CxC1))
                 if len(shown) < self.pictures:
                     found, pixels = np.unique(found_HxW, return_counts=True)
                     legend |= {*np.unique(mask_HxW).tolist(), *found[pixels >= LEGEND * mask_HxW.size].tolist()}
@@ -107,8 +123,9 @@ class Segmentation:
                     tiles += self._row(rows["image"][i], mask_HxW, found_HxW)
         if not counts_CxC1.sum():
             raise UserError("segmentation found no pixels that count in its data; check the split and `ignore`")
+        items = items_of(one_by_one(keys), np.stack(parts))
         for metric in metrics(counts_CxC1, self.background != "none"):
-            yield dataclasses.replace(metric, note=self.words)
+            yield dataclasses.replace(metric, note=self.words, items=items[metric.name])
         yield Detail("classes", self._table(counts_CxC1))
         if tiles:
             gap, colours = max(2, self.tile // 32), class_colours(count)
@@ -170,6 +187,33 @@ def confusion(mask_HxW: np.ndarray, found_HxW: np.ndarray, count: int, ignore: S
     real = ~np.isin(mask_HxW, ignore)
     pairs = mask_HxW[real].astype(np.int64) * (count + 1) + found_HxW[real]
     return np.bincount(pairs, minlength=count * (count + 1)).reshape(count, count + 1)
+
+
+def areas(counts_CxC1: np.ndarray) -> np.ndarray:
+    """[C + 1, 3] pixels: of each class right, its own, found as it; then of foreground found, its own or found, 0."""
+    each_Cx3 = np.stack([counts_CxC1.diagonal(), counts_CxC1.sum(1), counts_CxC1.sum(0)[:-1]], axis=1)
+    either = counts_CxC1.sum() - counts_CxC1[0, 0] - counts_CxC1[0, -1]
+    return np.concatenate([each_Cx3, [[counts_CxC1[1:, 1:-1].sum(), either, 0]]]).astype(np.float64)
+
+
+def items_of(keys: Sequence[str], areas_NxC1x3: np.ndarray) -> dict[str, Items]:
+    """What each metric is the mean of: pictures, and for the means over classes each class of each picture."""
+    right_NxC, true_NxC, found_NxC = np.moveaxis(areas_NxC1x3[:, :-1], 2, 0)
+    both_N, either_N = areas_NxC1x3[:, -1, 0], areas_NxC1x3[:, -1, 1]
+    key_N = np.array(keys, object)
+
+    def within(part_NxC: np.ndarray, whole_NxC: np.ndarray) -> Items:
+        n, c = np.nonzero(whole_NxC)
+        value = 100 * part_NxC[n, c] / whole_NxC[n, c]
+        strata = [f"class {i}" for i in c] if whole_NxC.shape[1] > 1 else None
+        return Items(value, key_N[n], stratum=strata, weight=whole_NxC[n, c])
+
+    return {
+        "miou": within(right_NxC, true_NxC + found_NxC - right_NxC),
+        "mean_accuracy": within(right_NxC, true_NxC),
+        "pixel_accuracy": within(right_NxC.sum(1, keepdims=True), true_NxC.sum(1, keepdims=True)),
+        "foreground_iou": within(both_N[:, None], either_N[:, None]),
+    }
 
 
 def per_class(counts_CxC1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

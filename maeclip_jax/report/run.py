@@ -34,6 +34,8 @@ class Number:
     baseline: float | None = None
     interval: tuple[float, float] | None = None
     note: str = ""
+    n: int | None = None
+    how: str = ""
     own: bool = False
 
     @property

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from maeclip_jax.workdir import read_metrics
+from maeclip_jax.workdir import read_items, read_metrics
 from tests import runs, torture
 from tests.golden import ROOT
 
@@ -83,6 +83,11 @@ def test_evaluated_alone_on_two_processes_the_numbers_are_the_same(tmp_path):
     for name, value in want["metrics"].items():
         np.testing.assert_allclose(have["metrics"][name], value, rtol=1e-4, err_msg=name)
     assert have["details"]["val/rows"] == want["details"]["val/rows"]
+    mine, theirs = read_items(tmp_path / "alone", 12), read_items(reference, 12)
+    assert mine.keys() == theirs.keys() and "reconstruction/masked_mse" in mine
+    for name, items in theirs.items():
+        assert list(mine[name].key) == list(items.key), name
+        np.testing.assert_allclose(mine[name].value, items.value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
