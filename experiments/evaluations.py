@@ -28,7 +28,7 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
         found["retrieval"] = dict(type="retrieval", every="25%", data=captions, batch_size=batch, duplicates=duplicates)
         parts = {"zero_shot": {}}
         if "pairs" in arg and arg.data == "scenes":  # combinations that training may show, and those that it never does
-            parts = {f"zero_shot_{among}": {"among": among} for among in ("seen", "unseen")}
+            parts = {f"zero_shot_{among}": {"among": among, "truth": "all"} for among in ("seen", "unseen")}
         for name, part in parts.items() if classify else ():
             pictures = data(classify, streams=("image",), label=True, part=part)
             settings = dict(length=scale["length"], templates="scenes", batch_size=batch)

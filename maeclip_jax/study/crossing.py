@@ -17,8 +17,8 @@ BENT = 0.2  # p of the lack of fit below which the gain is taken from size to si
 class Crossing:
     """The size at which a gain is 0. `size` None: the estimate lies outside the sizes tried, or there is no slope.
 
-    `interval`: the sizes that are not ruled out at 95 %; an end is None where it lies outside the sizes tried. The whole
-    is None where nothing, or no one interval, is ruled out. `said`: which of these it is, in words; `how` it was found.
+    `interval`: the sizes that are not ruled out at 95 %; an end is None where it lies outside the sizes tried. The
+    whole is None where nothing, or no one interval, is ruled out. `said`: which of these it is; `how` it was found.
     """
 
     size: float | None

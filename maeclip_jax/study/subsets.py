@@ -123,7 +123,7 @@ def _parent(args: argparse.Namespace) -> dict:
 def _make(args: argparse.Namespace) -> None:
     held = None
     if args.clusters:
-        held = _read_clusters(args.clusters)
+        held = read_clusters(args.clusters)
     about = make(_parent(args), args.size, seed=args.seed, unit=args.unit, share=args.diversity, clusters_N=held,
                  draw=args.draw)  # fmt: skip
     if not args.out.endswith(".json"):
@@ -156,7 +156,7 @@ def _describe(args: argparse.Namespace) -> None:
     made = subset.SubsetSource(args.subset, args.dir or None)
     held = None
     if args.clusters:
-        held = _read_clusters(args.clusters)[[made.index(i) for i in range(len(made))]]
+        held = read_clusters(args.clusters)[[made.index(i) for i in range(len(made))]]
     others = {}
     for word in args.against:
         name, _, split = word.partition(":")
@@ -168,7 +168,8 @@ def _describe(args: argparse.Namespace) -> None:
     print(json.dumps(found, indent=1))
 
 
-def _read_clusters(path: str) -> np.ndarray:
+def read_clusters(path: str) -> np.ndarray:
+    """int32 [N] of a file of `cluster`. UserError if it is not one."""
     try:
         return np.load(path)["clusters"]
     except (OSError, ValueError, KeyError) as e:
