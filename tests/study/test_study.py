@@ -12,8 +12,8 @@ import pytest
 
 from maeclip_jax.study import command, page
 
-WORDS = ["--sizes=20,40", "--arms=clip,mae_clip", "--pool=max", "--seeds=2", "--match=examples", "--examples=32",
-         "--runlocal", "--evals=zero_shot_seen", "--platform=cpu", "--config.batch_size=8"]  # fmt: skip
+WORDS = ["--sizes=20,40", "--arms=clip,flip", "--pool=max", "--seeds=2", "--match=examples", "--examples=32",
+         "--runlocal", "--evals=zero_shot_seen", "--cpu_devices=1", "--config.batch_size=8"]  # fmt: skip
 
 
 def files(folder):
@@ -57,8 +57,8 @@ def test_a_killed_study_goes_on_and_is_reported_whole(done):
     assert [row["n"] for row in numbers["declared"]] == [4, 4] and all(row["interval"] for row in numbers["declared"])
     assert [(row["size"], row["unique pictures"]) for row in numbers["data"]] == [(20, 20), (40, 40)]
     rows = (done / "gains.csv").read_text().splitlines()
-    assert len(rows) == 3 and rows[1].startswith("mae_clip,clip,examples,max,1.0,20,")
-    kept = json.loads(next((done / "runs").glob("mae_clip*")).read_text())
+    assert len(rows) == 3 and rows[1].startswith("flip,clip,examples,max,1.0,20,")
+    kept = json.loads(next((done / "runs").glob("flip*")).read_text())
     assert kept["items"] and kept["step"] == 4 and kept["settings"]["total"] == "32 examples"
 
 
