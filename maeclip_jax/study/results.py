@@ -60,9 +60,13 @@ def pack(found: Any) -> dict[str, str] | None:
     if found is None or found.stratum is not None or found.weight is not None:
         return None
     names, total, count = found.sums()
-    values = (total / count).ravel().astype("<f4")
     digest = design.stable_hash(tuple(str(n) for n in names))
-    return {"items": f"{digest:016x}", "values": base64.b64encode(zlib.compress(values.tobytes(), 9)).decode()}
+    return {"items": f"{digest:016x}", "values": pack_values((total / count).ravel())}
+
+
+def pack_values(values_I: np.ndarray) -> str:
+    """Values as float32, compressed, in base64."""
+    return base64.b64encode(zlib.compress(np.asarray(values_I, "<f4").tobytes(), 9)).decode()
 
 
 def unpack(kept: Mapping[str, str] | None) -> np.ndarray | None:
