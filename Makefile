@@ -20,7 +20,7 @@ export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data train eval report tables compare sweep bench bench-probe bench-input preflight preflight-all doctor \
-	test test-unit test-parity notebooks lint golden clean
+	test test-unit test-parity test-lowest notebooks lint golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -102,9 +102,15 @@ test-unit:  ## lint and the tests that take seconds a file, no whole runs and no
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
 	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile -m 'not run and not pod' $(ARGS)
 
-test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)
+test-parity:  ## models and metrics compared with transformers, open_clip, torchmetrics, ... (installs torch into .venv)
 	@$(MAKE) -s install EXTRAS=test,parity
 	$(PY) -m pytest tests/parity -q $(ARGS)
+
+test-lowest:  ## all tests with the oldest versions that setup.cfg allows, in VENV=.venv-lowest (Python 3.11 or 3.12)
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -m tests.lowest > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install -q -c .venv-lowest/constraints.txt -e '.[test,tpu-compile]'
+	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks top to bottom and keep their outputs, 20 minutes on 2 cores (ARGS=4_preflight: one)
 	$(PY) -m tests.notebooks $(ARGS)

@@ -4,10 +4,10 @@
     python -m maeclip_jax.main --config=experiments/clip.py:scale=high,pool=max --workdir=gs://bucket/clip_high_max
 
 Argument: scale, size, pool (pictures: gap max cls map logsumexp(tau) topk(k)), text_pool, loss = softmax | sigmoid
-(SigLIP), keep (share of patches seen in training: FLIP when below 1), data, pairs, diversity (scales.py), runlocal.
-From the paper: BERT-like bidirectional text tower, GAP or MAX over the picture's tokens. Defaults of ours:
-text_pool=gap, pooling after the final norm and before the projection, AdamW (0.9, 0.98), decay 0.2, lr 5e-4 at batch
-16,384, scale=demo and photos.
+(SigLIP), keep (share of patches seen in training: FLIP when below 1), recipe = matched | source (docs/recipes.md),
+data, pairs, diversity (scales.py), runlocal. From the paper: BERT-like
+bidirectional text tower, GAP or MAX over the picture's tokens. Defaults of ours: text_pool=gap, pooling after the
+final norm and before the projection, AdamW (0.9, 0.98), decay 0.2, lr 5e-4 at batch 16,384, scale=demo and photos.
 The paper has, at 1.4B: zero-shot 61.8 % (GAP) and 63.7 % (MAX), linear probe 75.9 % and 77.5 %.
 
 B/16 on v5litepod-256 takes at least 0.4 h (100 chip-hours) at scale=low and 3.2 h (820) at scale=high
@@ -16,6 +16,7 @@ B/16 on v5litepod-256 takes at least 0.4 h (100 chip-hours) at scale=low and 3.2
 
 from __future__ import annotations
 
+from experiments import recipes
 from experiments.argument import parse_arg
 from experiments.base import base
 from experiments.contrastive import contrastive
@@ -25,11 +26,22 @@ from experiments.scales import DATA
 STREAMS = ("image", "text")
 
 
-def get_config(arg=None):
+def get_config(arg=None, method="clip"):
     arg = parse_arg(
-        arg, scale="demo", size="", pool="gap", text_pool="gap", loss="softmax", keep=1.0, runlocal=False, **DATA
+        arg,
+        scale="demo",
+        size="",
+        pool="gap",
+        text_pool="gap",
+        loss="softmax",
+        keep=1.0,
+        recipe="matched",
+        runlocal=False,
+        **DATA,
     )
     config = base(arg, "clip", STREAMS)
     contrastive(config, arg)
     config.evals = evals(arg, contrastive=True, generative=False, streams=STREAMS)
+    if method:  # else the caller changes more before
+        recipes.follow(config, method)
     return config

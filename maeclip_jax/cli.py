@@ -20,7 +20,7 @@ from typing import NoReturn
 from maeclip_jax import config as configs
 from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage, unknown
-from maeclip_jax.parallel import joining, machine
+from maeclip_jax.parallel import joining, machine, rollcall
 from maeclip_jax.parallel.terminal import warn
 
 # What libraries warn of although all is well.
@@ -145,12 +145,18 @@ def start_logging() -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: not any(text in record.getMessage() for text in HARMLESS))
     if not os.environ.get("MAECLIP_TRACEBACK"):
-        handler.addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname + record.getMessage()))
+        handler.addFilter(lambda record: not _is_echo(record))
         before = sys.unraisablehook
         sys.unraisablehook = lambda args: None if ECHO in str(args.exc_value) else before(args)
         warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     warnings.showwarning = _show
     logging.basicConfig(handlers=[handler])
+
+
+def _is_echo(record: logging.LogRecord) -> bool:
+    """Whether this is what orbax's threads and tasks say of a save that failed."""
+    text = record.getMessage()
+    return "orbax" in record.pathname + text and bool(record.exc_info or text.startswith("Task was destroyed"))
 
 
 def _show(message: Warning | str, kind: type, *_) -> None:
@@ -166,6 +172,7 @@ def _show(message: Warning | str, kind: type, *_) -> None:
 def guarded(command: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code: what it returns, or 0; 2 for a UserError; 130 for Ctrl-C.
 
+    Of a UserError, `storage.Away` has the code 75: nothing is wrong with the command, which goes on later.
     A UserError becomes one line on stderr (MAECLIP_TRACEBACK=1 also shows where it was raised).
     """
     try:
@@ -195,8 +202,9 @@ def _mistake(error: Exception) -> int:
     text = " ".join(str(error).split())
     with contextlib.suppress(OSError):  # where it is written may be full as well
         print(f"error: {text}", file=sys.stderr, flush=True)
-    joining.failed(2, text)
-    return 2
+    code = rollcall.LOST if isinstance(error, storage.Away) else 2
+    joining.failed(code, text)
+    return code
 
 
 def leave(command: Callable[[], int]) -> NoReturn:

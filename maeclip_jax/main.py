@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.parallel import sleep, terminal, watchdog
-from maeclip_jax.run import profile
+from maeclip_jax.run import profile, stop
 
 MODES = ("train", "eval")
 
@@ -34,6 +34,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                         help="stacks are printed when a step takes this many median steps (%(default)s),")  # fmt: skip
     parser.add_argument("--stall_seconds", type=float, default=limits.seconds,
                         help="... and at least this many seconds; 0: never (%(default)s)")  # fmt: skip
+    parser.add_argument("--grace", type=float, default=stop.GRACE_SECONDS,
+                        help="seconds after SIGTERM in which a run that uses a bucket ends, saved or not; 0: it waits "
+                        "(%(default)s)")  # fmt: skip
     parser.add_argument("--profile", default="", help="START:STOP: a profile of these steps, in WORKDIR/profile")
     args = parser.parse_experiment(argv)
     args.profile = profile.parse(args.profile)
@@ -66,7 +69,8 @@ def run(argv: Sequence[str]) -> None:
         with start.phase("devices"), terminal.Waiting("waiting for the devices", shown=True):
             jax.devices()
         if args.mode == "train":
-            train.run(args.config, args.workdir, start=start, limits=limits, profile=args.profile)
+            train.run(args.config, args.workdir, start=start, limits=limits, profile=args.profile,
+                      grace=args.grace)  # fmt: skip
     if args.mode == "eval":
         evaluate.run(args.config, args.workdir)
 
@@ -74,7 +78,8 @@ def run(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 done or stopped on request, 2 for a mistake of the user's, 130 for Ctrl-C.
 
-    A process of several also exits with rollcall.LOST, 75, when another is lost, and with the code of one that fails.
+    75 (rollcall.LOST) where the same command goes on later: storage was away for too long, or another process is lost.
+    A process of several also exits with the code of one that fails.
     """
     return cli.guarded(lambda: run(sys.argv[1:] if argv is None else argv))
 

@@ -20,11 +20,27 @@ ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of these, what more room cur
 
 
 class StorageError(UserError):
-    """Something could not be written. `room`: whether more room is what it takes."""
+    """Something could not be read or written. room: whether more room is what it takes. passes: whether it may pass by
+    itself, as a bucket that is away does and one that denies access does not.
+    """
 
-    def __init__(self, text: str, room: bool = False):
+    def __init__(self, text: str, room: bool = False, passes: bool = False):
         super().__init__(text)
-        self.room = room
+        self.room, self.passes = room, passes
+
+
+class Away(StorageError):
+    """A run ends because its storage has been away for long. The same command goes on later; see `cli.guarded`."""
+
+    def __init__(self, text: str):
+        super().__init__(text, passes=True)
+
+
+def of_a_run(failure: StorageError, safe: str, under_way: bool) -> StorageError:
+    """What ends a run, with what is `safe` and how to go on; `Away` if it was under way and the failure may pass."""
+    when = "there is room" if failure.room else "it can be reached" if failure.passes else "it can be written"
+    text = f"{failure}; {safe}; run the same command when {when}"
+    return Away(text) if failure.passes and under_way else StorageError(text, failure.room)
 
 
 def number(error: BaseException) -> int | None:
@@ -196,7 +212,7 @@ def remote_failure(operation: str, path: object, error: BaseException, then: str
         return None
     bucket = str(path).partition("://")[2].partition("/")[0]
     said = _CHECK[status].format(operation=operation, bucket=bucket)
-    return StorageError(f"cannot {operation} {path}: {said}{f'; {then}' if then else ''}")
+    return StorageError(f"cannot {operation} {path}: {said}{f'; {then}' if then else ''}", passes=status in (429, 503))
 
 
 def no_answer(operation: str, path: object, seconds: float) -> StorageError:
@@ -205,7 +221,8 @@ def no_answer(operation: str, path: object, seconds: float) -> StorageError:
     where = f"bucket {bucket!r}" if bucket else "it"
     return StorageError(
         f"cannot {operation} {path}: no answer for {seconds:.0f} s; check the network, the credentials, and that "
-        f"{where} can be reached from here"
+        f"{where} can be reached from here",
+        passes=True,
     )
 
 

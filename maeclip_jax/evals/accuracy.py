@@ -46,7 +46,7 @@ def accuracies(
 def of_classes(share_C: np.ndarray, seen_C: np.ndarray) -> Items:
     """Shares 0..1 of the classes that are seen, as the items of their mean."""
     names = [f"class {c}" for c in np.flatnonzero(seen_C)]
-    # A weight, though the same for all: classes found wholly or not at all are no draws of one share.
+    # Weights, though all the same: shares of 0 and 1 alone must not pass for draws of one share.
     return Items(100 * np.asarray(share_C), names, weight=np.ones(len(names)))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,18 +168,25 @@ def without(made: Any, evaluators: Iterable[str]) -> Any:
     return made.filter(pc.invert(pc.is_in(names, value_set=pa.array(list(evaluators), pa.string()))))
 
 
-def read(made: Any) -> dict[str, Items]:
-    """{metric: items} of a table."""
-    import pyarrow.compute as pc
+class Kept(Mapping[str, Items]):
+    """{metric: items} of a table; the items of a metric are made when they are asked for."""
 
-    out = {}
-    for metric in pc.unique(made["metric"]).to_pylist():
-        rows = made.filter(pc.equal(made["metric"], metric))
+    def __init__(self, made: Any):
+        import pyarrow.compute as pc
 
-        def column(name: str, rows=rows) -> Any:
-            held = rows[name]
-            return None if held.null_count == len(held) else held.to_numpy()
+        self._made, self._names = made, pc.unique(made["metric"]).to_pylist()
 
-        out[metric] = Items(rows["value"].to_numpy(), rows["item"].to_pylist(), column("group"), column("stratum"),
-                            column("weight"))  # fmt: skip
-    return out
+    def __getitem__(self, metric: str) -> Items:
+        import pyarrow.compute as pc
+
+        if metric not in self._names:
+            raise KeyError(metric)
+        rows = self._made.filter(pc.equal(self._made["metric"], metric))
+        held = {name: None if rows[name].null_count == len(rows) else rows[name].to_numpy() for name in COLUMNS[1:]}
+        return Items(held["value"], held["item"], held["group"], held["stratum"], held["weight"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -50,7 +50,7 @@ class Loss:
         units = getattr(self.context.objective, "units", {})
         for name, values in found.items():
             unit, better = units.get(name, ("", "lower" if name == "loss" else "none"))
-            # A batch counts with its rows: an accuracy that is 0 or 100 in every batch is no share of right batches.
+            # Weights, though all the same: an accuracy of 0 or 100 in every batch must not pass for a share of batches.
             items = Items(values, [f"batch {n}" for n in range(batches)], weight=[self.batch_size] * batches)
             yield Metric(name, sum(values) / batches, unit, better, note=self.note, items=items)
         note = f"{batches} batches of {self.batch_size} rows; {left_out} rows that do not fill a batch are left out."

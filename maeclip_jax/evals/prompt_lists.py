@@ -11,10 +11,13 @@ from pathlib import Path
 from maeclip_jax.errors import UserError, unknown
 
 FOLDER = Path(__file__).parent / "prompts"
+# Under what ImageNet's lists stand in files that hold those of several data sets (LAION's CLIP_benchmark, SLIP).
+IMAGENET = ("imagenet1k", "imagenet")
 
 
 def read_list(path: str, what: str) -> list | dict:
-    """The JSON value or the lines of a file; UserError if it cannot be read."""
+    """The JSON value or the lines of a file, of one that holds lists of several data sets ImageNet's; UserError if it
+    cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         value = json.loads(text) if path.endswith(".json") else [x for x in text.splitlines() if x.strip()]
@@ -22,6 +25,13 @@ def read_list(path: str, what: str) -> list | dict:
         raise UserError(f"cannot read {what} from {path!r}: {e}") from e
     if isinstance(value, dict) and isinstance(value.get(what), list | dict):
         value = value[what]
+    if isinstance(value, dict) and value and all(isinstance(x, list | dict) for x in value.values()):
+        sets, value = list(value), next((value[name] for name in IMAGENET if name in value), None)
+        if value is None:
+            raise UserError(
+                f"{path!r} holds {what} of {', '.join(sets[:5])}{', ...' if sets[5:] else ''}; valid: those of "
+                f"{' or '.join(IMAGENET)} among them, or a JSON list of strings"
+            )
     strings = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     if not value or not isinstance(value, list | dict) or not all(isinstance(x, str) for x in strings):
         raise UserError(f"{path!r} holds no {what}; valid: a JSON list of strings, or a text file with one a line")
@@ -61,7 +71,7 @@ def class_names(classes: str | Sequence[str] | None, source: Sequence[str] | Non
 
 
 def read_templates(templates: str | Sequence[str]) -> list[str]:
-    """Prompt templates, each with a place for the class name."""
+    """Prompt templates, each with a place for the class name: "{}", or "{c}" as in LAION's CLIP_benchmark."""
     named = repr(templates)
     if isinstance(templates, str) and Path(templates).suffix in (".json", ".txt"):
         templates = read_list(templates, "templates")
@@ -70,10 +80,11 @@ def read_templates(templates: str | Sequence[str]) -> list[str]:
         if templates not in packaged:
             raise unknown("prompt templates", templates, [*sorted(packaged), "a .json or .txt file"])
         templates = read_list(str(packaged[templates]), "templates")
+    templates = [t.replace("{c}", "{}") for t in templates]
     bad = [t for t in templates if "{}" not in t]
     if bad or not len(templates):
         raise UserError(f"prompt template {bad[0] if bad else ''!r} of {named} has no {{}} for the class name")
-    return list(templates)
+    return templates
 
 
 def set_of_prompts(templates: str | Sequence[str], classes: str | Sequence[str] | None) -> str:

@@ -120,6 +120,9 @@ class Context(Protocol):
     def source(self, config_data: Mapping) -> Any:
         """The data source, for its length and its `.classes` (list of str, or None)."""
 
+    def records(self, config_data: Mapping, indices: Iterable[int]) -> Iterator[dict]:
+        """The records of the source at `indices`, in turn; of a bucket, neighbours come together and ahead of time."""
+
     def batches(self, config_data: Mapping, batch_size: int) -> Iterator[Batch]:
         """One pass over the data in order; `batch_size` is the global number of rows."""
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.evals import representation
 from maeclip_jax.evals.items import Items, one_by_one
 from maeclip_jax.evals.pictures import sheet, thumbnail
 from maeclip_jax.evals.protocol import (
@@ -60,7 +61,8 @@ class Retrieval:
     """`data`: its ops keep "image" and "text", [B, T] or [B, K, T] with `_captions` [B], how many of the K are real.
 
     Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level; where all
-    candidates are among the first k, the number says how many there are.
+    candidates are among the first k, the number says how many there are. Then `alignment`, `uniformity_image`,
+    `uniformity_text`, `modality_gap` and `effective_rank` of the embeddings, see `representation`.
     `examples`: how many best, median and worst queries of each direction are shown, with the `shown` first finds.
     """
 
@@ -107,6 +109,7 @@ class Retrieval:
                 hit = places.hit(k)
                 items = Items(100 * hit, **names[way])
                 yield percent(f"{way}_R@{k}", 100 * np.mean(hit), chance=chance(k), note=note, items=items)
+        yield from representation.of_pairs(g.images_NxD, g.texts_UxD, g.pairs_Mx2, names["text_to_image"])
         if self.examples:
             tiles: dict[int, int] = {}  # picture -> its place on the sheet
             images, texts = pick(i2t, asked, self.examples), pick(t2i, g.pairs_Mx2[:, 0], self.examples)

@@ -3,6 +3,11 @@
 The protocol of CLIPpy (Ranasinghe et al. 2022): patches on their own through the projection, L2-normalised, upsampled
 bilinearly to the size of the mask, and the best cosine wins. (Upsampling is linear, so it is done on the cosines.)
 
+A picture larger than the model takes is seen through a window of the model's size that slides over it by `stride`
+pixels; where windows overlap, the cosines of a patch are averaged (so TCL, Cha et al. 2023, and SCLIP, Wang et al.
+2024, report it: at 448 pixels, by half a window; they keep the picture's aspect ratio, and here it is resized to a
+square). Its numbers stand beside those of the plain way, under a name of their own.
+
 The background, class 0 of sets like Pascal VOC, has no look of its own. What stands for it, `background`:
 - "prompt": phrases of its own, `background_words`: a pixel that prefers any of them is background. CLIPpy takes the
   word "background" and 39 words for stuff; the packaged list "stuff", of the same length, is our own choice of words.
@@ -17,6 +22,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maeclip_jax.errors import UserError, from_modules, unknown
@@ -48,7 +55,9 @@ class Segmentation:
 
     `classes`: None = the source's `mask_classes`; a list in the order of ids; or a file. An id called "" is never
     found. `templates`: as in zero-shot classification. `ignore`: ids whose pixels do not count.
-    `background_words`: a list, a file, or "stuff".
+    `background_words`: a list, a file, or "stuff". `stride`: of the window, for pictures larger than the model takes; a
+    multiple of the patch that divides what the picture is larger. The number says the rule of the background, and how
+    many windows a picture has.
 
     Metrics in percent over all pixels of the data: `miou`, the mean over classes that occur in the ground truth or in a
     prediction (all 21 of Pascal VOC's val do); `mean_accuracy`, over classes in the ground truth; `pixel_accuracy`;
@@ -67,6 +76,7 @@ class Segmentation:
         background: str = "auto",
         background_words: str | Sequence[str] = ("background",),
         threshold: float | None = None,
+        stride: int | None = None,
         ignore: Sequence[int] = (255,),
         batch_size: int = 64,
         pictures: int = 8,
@@ -92,10 +102,29 @@ class Segmentation:
         self.class_of_P = np.array([0] * len(words) + named)
         phrases = [*words, *(self.classes[c] for c in named)]
         self.prompts_PxKxT = make_prompts(context, phrases, templates, length)
-        self.words = set_of_prompts(templates, classes)
-        self.scores = context.compile(
-            lambda objective, params, batch, z: similarity(objective, params, batch["image"], z)
-        )
+        self.words, self.stride = set_of_prompts(templates, classes), stride
+        self.scores = context.compile(self._scores)
+
+    def _scores(self, objective: Any, params: Any, batch: Mapping, z_PxE: jax.Array) -> jax.Array:
+        """[B, P, N] cosines of phrases and the patches of whole pictures."""
+        image = batch["image"]
+        if self.stride is None:
+            return similarity(objective, params, image, z_PxE)
+        tower = objective.image_tower
+        places = window_places(image.shape[1], tower["size"], tower["patch"], self.stride)
+        seen = [image[:, y : y + tower["size"], x : x + tower["size"]] for y in places for x in places]
+        score = similarity(objective, params, jnp.concatenate(seen), z_PxE)
+        score_KxBxPxN = score.reshape(len(seen), len(image), *score.shape[1:])
+        return averaged(score_KxBxPxN, [n // tower["patch"] for n in places], image.shape[1] // tower["patch"])
+
+    def _how(self, pixels: int) -> str:
+        """What the numbers are of, besides the data."""
+        said = [self.words, f"background: {self.background}"]
+        if self.stride is not None:
+            tower = self.context.objective.image_tower
+            count = len(window_places(pixels, tower["size"], tower["patch"], self.stride)) ** 2
+            said.append(f"{count} windows of {tower['size']} in {pixels} pixels")
+        return ", ".join(filter(None, said))
 
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of classes, a contact sheet."""
@@ -105,6 +134,7 @@ class Segmentation:
         keys, parts = [], []
         for batch in self.context.batches(self.data, self.batch_size):
             image = select(batch, "image", who=WHO)
+            how = self._how(image["image"].shape[1])
             with from_modules():
                 score_BxPxN = self.scores(params, image, z_PxE)
             held = select(batch, *(["image"] if len(shown) < self.pictures else []), "mask", who=WHO)
@@ -125,7 +155,7 @@ class Segmentation:
             raise UserError("segmentation found no pixels that count in its data; check the split and `ignore`")
         items = items_of(one_by_one(keys), np.stack(parts))
         for metric in metrics(counts_CxC1, self.background != "none"):
-            yield dataclasses.replace(metric, note=self.words, items=items[metric.name])
+            yield dataclasses.replace(metric, note=how, items=items[metric.name])
         yield Detail("classes", self._table(counts_CxC1))
         if tiles:
             gap, colours = max(2, self.tile // 32), class_colours(count)
@@ -168,6 +198,27 @@ class Segmentation:
         note = f"{phrases} phrases, {templates} prompts each. Background: {self.background}"
         note += f" (best cosine up to {self.threshold:g})." if self.background == "threshold" else "."
         return {"kind": "table", "columns": columns, "rows": rows, "note": note}
+
+
+def window_places(pixels: int, window: int, patch: int, stride: int) -> list[int]:
+    """Where windows begin along a side, in pixels. UserError if patches of two would not lie on each other."""
+    if stride < 1 or stride % patch or pixels < window or (pixels - window) % stride or stride > window:
+        raise UserError(
+            f"segmentation: stride={stride} does not suit pictures of {pixels} pixels and windows of {window} in "
+            f"patches of {patch}; valid: a multiple of {patch} up to {window} that divides {pixels - window}, or None"
+        )
+    return list(range(0, pixels - window + 1, stride))
+
+
+def averaged(score_KxBxPxN: jax.Array, places: Sequence[int], side: int) -> jax.Array:
+    """[B, P, side * side]: scores of K windows, which begin at `places` x `places` (in patches), row by row."""
+    _, b, p, n = score_KxBxPxN.shape
+    inside = round(n**0.5)
+    total, times = jnp.zeros((b, p, side, side), score_KxBxPxN.dtype), np.zeros((side, side), np.float32)
+    for score_BxPxN, (y, x) in zip(score_KxBxPxN, ((y, x) for y in places for x in places)):
+        total = total.at[:, :, y : y + inside, x : x + inside].add(score_BxPxN.reshape(b, p, inside, inside))
+        times[y : y + inside, x : x + inside] += 1
+    return (total / times[None, None]).reshape(b, p, side * side)
 
 
 def read_words(words: str | Sequence[str]) -> list[str]:

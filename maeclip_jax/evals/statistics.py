@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,19 +92,30 @@ def binomial(right: int, n: int) -> Interval:
 
 def paired(first: Items, second: Items, unit: str = "%", seed: int = 0, draws: int = PAIRED_DRAWS) -> Difference:
     """Second minus first, on the same items. ValueError if the items are others, or are grouped otherwise."""
-    (mine, *a), (theirs, *b) = first.sums(), second.sums()
-    if not np.array_equal(mine, theirs):
-        raise ValueError(
-            f"{len(set(mine) ^ set(theirs))} of {len(set(mine) | set(theirs))} items are not those of both"
-        )
-    n = len(mine)
-    value = float(ratio(b[0].sum(0), b[1].sum(0)) - ratio(a[0].sum(0), a[1].sum(0)))
+    return paired_means([first], [second], unit, seed, draws)
+
+
+def paired_means(
+    first: Sequence[Items], second: Sequence[Items], unit: str = "%", seed: int = 0, draws: int = PAIRED_DRAWS
+) -> Difference:
+    """As `paired`, of two means over seeds of training: these seeds on other items, not other seeds."""
+    sums = [one.sums() for one in (*first, *second)]
+    names = sums[0][0]
+    for other, *_ in sums[1:]:
+        if not np.array_equal(names, other):
+            apart, both = {*names.tolist()} ^ {*other.tolist()}, {*names.tolist()} | {*other.tolist()}
+            raise ValueError(f"{len(apart)} of {len(both)} items are not those of both")
+    n, size = len(names), len(first)
+    parts = [(total, weight) for _, total, weight in sums]
+    whole = [float(ratio(total.sum(0), weight.sum(0))) for total, weight in parts]
+    value = float(np.mean(whole[size:]) - np.mean(whole[:size]))
     if n < 2:
         return Difference(value, (-math.inf, math.inf), 1.0, n, "one item says nothing")
-    drawn_a, drawn_b = _draws([a, b], draws, seed)
-    change = drawn_b - drawn_a
-    if first.proportion and second.proportion and unit == "%":
-        p, how = mcnemar(a[0][:, 0] > 0, b[0][:, 0] > 0), "McNemar, exact"
+    drawn = _draws(parts, draws, seed)
+    change = np.mean(drawn[size:], axis=0) - np.mean(drawn[:size], axis=0)
+    if len(parts) == 2 and unit == "%" and all(one.proportion for one in (*first, *second)):
+        right_a, right_b = (total[:, 0] > 0 for total, _ in parts)
+        p, how = mcnemar(right_a, right_b), "McNemar, exact"
     else:
         p, how = _p(change, n), "paired bootstrap"
     return Difference(value, _spread(change, n), p, n, how)
@@ -148,20 +159,25 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
-def jackknife(function: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0) -> list[Estimate]:
-    """Intervals of the numbers that `function` makes of rows (their places among n), each left out in one block."""
+def blocks(n: int, least: int | None = None, seed: int = 0) -> list[np.ndarray]:
+    """The places of n rows in BLOCKS random blocks of nearly the same size, fewer where there are few rows: at most
+    half as many as `least`, which is n unless other rows are to be divided into as many blocks."""
+    count = max(1, min(BLOCKS, (n if least is None else least) // 2))
+    block_N = np.random.default_rng(seed).permutation(np.arange(n) % count)
+    return [np.flatnonzero(block_N == b) for b in range(count)]
+
+
+def jackknife(parts: Sequence[Any], function: Callable[[list], float], n: int) -> tuple[float, Estimate]:
+    """What `function` makes of the parts of all blocks, and its interval, by leaving out one at a time."""
     from scipy import stats
 
-    blocks = min(BLOCKS, n // 2)
-    how = f"jackknife over {blocks} blocks of {n} items"
-    whole = np.atleast_1d(function(np.arange(n)))
-    if blocks < 2:
-        return [Estimate(None, n, how)] * len(whole)
-    block_N = np.random.default_rng(seed).permutation(np.arange(n) % blocks)
-    parts = np.stack([np.atleast_1d(function(np.flatnonzero(block_N != b))) for b in range(blocks)])
-    error = np.sqrt((blocks - 1) / blocks * ((parts - parts.mean(0)) ** 2).sum(0))
-    half = stats.t.ppf((1 + LEVEL) / 2, blocks - 1) * error
-    return [Estimate((float(x - h), float(x + h)), n, how) for x, h in zip(whole, half)]
+    count, how = len(parts), f"jackknife over {len(parts)} blocks of {n} items"
+    value = float(function(list(parts)))
+    if count < 2 or not math.isfinite(value):
+        return value, Estimate(None, n, how)
+    left = np.array([function([p for i, p in enumerate(parts) if i != b]) for b in range(count)], np.float64)
+    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
+    return value, Estimate((value - float(half), value + float(half)), n, how)
 
 
 def _draws(several: Sequence[tuple[np.ndarray, np.ndarray]], draws: int, seed: int) -> list[np.ndarray]:

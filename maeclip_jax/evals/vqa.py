@@ -30,6 +30,7 @@ from maeclip_jax.evals.protocol import (
     select,
 )
 
+_TOGETHER = 64  # training questions that are read together
 KIND_BYTES = 32  # of a question's kind, which travels between processes as numbers
 
 
@@ -40,7 +41,7 @@ class Vqa:
     Metrics in percent: `accuracy`, whose reference is the best of the text-only baselines (all of them in the table);
     `text_only`, that baseline's own accuracy; `accuracy_<kind>` where the data set tells kinds of questions apart; and
     `answerable`, the accuracy of somebody who always picks the best answer of the vocabulary. At most `questions`
-    training questions are read, evenly spread.
+    training questions are read, in runs of neighbours that are evenly spread.
     """
 
     def __init__(
@@ -130,8 +131,7 @@ class Vqa:
         count = min(self.questions, len(source))
         ids, right = [], []
         with self.context.progress("training questions", count) as progress:
-            for i in np.linspace(0, len(source) - 1, count).astype(int):
-                record = source[int(i)]
+            for record in self.context.records(self.train, _spread(len(source), count)):
                 if len(record["answer_ids"]):
                     ids.append(self.context.tokenizer(record["question"], length))
                     right.append(int(record["answer_ids"][0]))
@@ -144,6 +144,14 @@ class Vqa:
 def asked(keys: Sequence[str], credit_N: np.ndarray) -> Items:
     """Questions, those of a picture together: the key of a question is its picture's, a slash, its own."""
     return Items(100 * credit_N, keys, group=[key.rpartition("/")[0] or key for key in keys])
+
+
+def _spread(length: int, count: int) -> np.ndarray:
+    """At most `count` of `length` indices in order, in runs of neighbours, which a bucket gives by one request."""
+    runs = -(-count // _TOGETHER)
+    starts = np.linspace(0, max(0, length - _TOGETHER), runs).astype(int)
+    found = np.unique(starts[:, None] + np.arange(min(_TOGETHER, length)))
+    return found[:count] if count < length else np.arange(length)
 
 
 def credit(guess_N: np.ndarray, answer_NxK: np.ndarray, credit_NxK: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Inspects a source of image-text pairs: its format, its columns, and the units of work that it divides into.
 
 The formats are in `formats`, one a file. All but `files` are also read from gs:// and other remote file systems
-(`reading.remote`).
+(`formats.remote`).
 """
 
 from __future__ import annotations

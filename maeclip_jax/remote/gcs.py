@@ -12,7 +12,9 @@ import random
 import re
 import time
 import urllib.parse
+from collections.abc import Iterator
 
+import fsspec.asyn
 import gcsfs
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import HttpError, is_retriable
@@ -25,14 +27,24 @@ _LONGEST_PAUSE = 8.0
 _ACCEPTED_TRIES = 3  # with credentials that are refused: a token may just have run out
 # Support of hierarchical and zonal buckets is an experiment of gcsfs that asks, and warns, more; it can be asked for.
 _PLAIN = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false").lower() not in ("true", "1")
+# What is never the name of a folder, so that one question says whether it is there: files of runs, of orbax, and the
+# compiled programs of jax.
+_FILE = re.compile(r"(\.(json|jsonl|txt|png|ocdbt|array_record-[-\w]+)|_METADATA|/_sharding|-cache)$")
 _once = getattr(GCSFileSystem._request, "__wrapped__", None)  # without gcsfs's own retries
 
 
 class Gcs(GCSFileSystem if _PLAIN else gcsfs.GCSFileSystem):
     """See the module. Registered for gs:// by `remote.register`."""
 
+    # A folder and what is in it, see `known`: of the process, since fsspec has a file system for each thread.
+    _known: tuple[str, dict[str, dict]] | None = None
+
     async def _request(self, method, path, *args, **kwargs):
-        wait, error, tries = remote.Wait(_named(path, args, kwargs.get("json"), kwargs.get("data"))), None, 0
+        name = _named(path, args, kwargs.get("json"), kwargs.get("data"))
+        bucket, _, key = name.removeprefix("gs://").partition("/")
+        if method != "GET" and (not key or self._listed(f"{bucket}/{key}") is not None):
+            Gcs._known = None  # a deletion of many, or a part of a large file, names no object
+        wait, error, tries = remote.Wait(name), None, 0
         while True:
             left = remote.patient() - wait.seconds()
             if left <= 0 and tries:
@@ -51,14 +63,63 @@ class Gcs(GCSFileSystem if _PLAIN else gcsfs.GCSFileSystem):
             wait.look(" ".join(str(error).split())[:120] or type(error).__name__)
 
     async def _info(self, path, generation=None, **kwargs):
-        """One question for a file, two for a folder or for nothing; gcsfs asks both at once, and one of them twice."""
+        """One question for a file, two for a folder or for nothing; gcsfs asks one of them twice."""
         bare = self._strip_protocol(path).rstrip("/")
         if "/" not in bare or generation or not _PLAIN:
             return await super()._info(path, generation=generation, **kwargs)
         with contextlib.suppress(FileNotFoundError):
             return await self._get_object(bare)
-        bucket, key, _ = self.split_path(bare)
-        return await self._get_directory_info(bare, bucket, key, None)
+        found = () if _FILE.search(bare) else await self._do_list_objects(bare, max_results=1)
+        if not any(found):
+            raise FileNotFoundError(bare)
+        return {"bucket": bare.partition("/")[0], "name": bare, "size": 0, "type": "directory"}
+
+    def inside(self, folder: str) -> list[str]:
+        """The names of what is in a folder, a request a thousand; `ls` asks once more for one that is empty."""
+        found, folders = fsspec.asyn.sync(self.loop, self._do_list_objects, self._strip_protocol(folder))
+        names = [one["name"] for one in found if not one["name"].endswith("/")]
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in (*names, *folders)})
+
+    def below(self, folder: str) -> dict[str, int]:
+        """{path: bytes} of the files in a folder and those below, a request a thousand; `find` fills a cache, too."""
+        path = self._strip_protocol(folder)
+        found, _ = fsspec.asyn.sync(self.loop, self._do_list_objects, path, delimiter="")
+        return {one["name"]: int(one["size"] or 0) for one in found if not one["name"].endswith("/")}
+
+    @contextlib.contextmanager
+    def known(self, folder: str) -> Iterator[None]:
+        """Inside, one listing says what there is in `folder` and below, until something of it is written or removed."""
+        path = self._strip_protocol(folder).rstrip("/")
+        found, _ = fsspec.asyn.sync(self.loop, self._do_list_objects, path, delimiter="")
+        Gcs._known = f"{path}/", {one["name"]: one for one in found}
+        try:
+            yield
+        finally:
+            Gcs._known = None
+
+    def _listed(self, path: str) -> dict[str, dict] | None:
+        """Everything that is known of the folder in which `path` is; None where nothing is."""
+        return self._known[1] if self._known and f"{path}/".startswith(self._known[0]) else None
+
+    async def _get_object(self, path):
+        listed = self._listed(path)
+        if listed is None:
+            return await super()._get_object(path)
+        if path not in listed:
+            raise FileNotFoundError(path)
+        return listed[path]
+
+    async def _do_list_objects(self, path, max_results=None, delimiter="/", prefix="", versions=False, **kwargs):
+        path = path.rstrip("/")
+        listed = None if versions else self._listed(path)
+        if listed is None:
+            return await super()._do_list_objects(
+                path, max_results=max_results, delimiter=delimiter, prefix=prefix, versions=versions, **kwargs
+            )
+        start = f"{path}/{prefix}"
+        rest = {name: name.removeprefix(f"{path}/").partition("/") for name in listed if name.startswith(start)}
+        folders = {f"{path}/{first}/".partition("/")[2] for first, slash, _ in rest.values() if slash and delimiter}
+        return [listed[name] for name, (_, slash, _) in rest.items() if not (slash and delimiter)], sorted(folders)
 
     async def _answer(self, wait: remote.Wait, seconds: float, method, path, *args, **kwargs):
         """One request, whose answer is waited for aloud."""

@@ -36,6 +36,12 @@ def flush(seconds: float) -> bool:
     return _current is None or _current.flush(seconds)
 
 
+def give_up() -> None:
+    """What is not written by now is put into a local folder, which a warning names."""
+    if _current and remote.pending:
+        _current.keep_here()
+
+
 @contextlib.contextmanager
 def opened() -> Iterator[None]:
     """What is written inside is written in the background, and all of it at the end.
@@ -82,9 +88,9 @@ class _Outbox:
             self._ended = True
             self._new.notify_all()
         if remote.pending:
-            self._keep_here()
+            self.keep_here()
 
-    def _keep_here(self) -> None:
+    def keep_here(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="maeclip-unwritten-"))
         for path, data in list(remote.pending.items()):
             copy = folder / path.partition("://")[2]

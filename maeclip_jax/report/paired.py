@@ -35,6 +35,20 @@ class Pair:
         return "second is better" if (self.found.value > 0) == (self.first.better == "higher") else "first is better"
 
 
+class Shelf:
+    """The items of any number of runs; a file is read once."""
+
+    def __init__(self):
+        self._kept: dict[tuple[str, int], Mapping[str, Items]] = {}
+
+    def items(self, run: Run, step: int, metric: str) -> Items | None:
+        """What a metric ("zero_shot/top1") of a run is the mean of; None where that was not kept."""
+        place = str(run.workdir), step
+        if place not in self._kept:
+            self._kept[place] = workdir.read_items(*place)
+        return self._kept[place].get(metric)
+
+
 def compare(first: Run, second: Run) -> tuple[list[Pair], list[str]]:
     """The pairs, in the first run's order, and notes on what was left out or differs in how it was measured.
 
@@ -42,22 +56,17 @@ def compare(first: Run, second: Run) -> tuple[list[Pair], list[str]]:
     they were evaluated on different items.
     """
     pairs, notes, without = [], [], []
-    kept_of: dict[tuple[str, int], Mapping[str, Items]] = {}
+    shelf = Shelf()
     for mine, theirs in _shared(first, second):
         notes += _apart(mine, theirs)
-        places = [(str(first.workdir), mine.step), (str(second.workdir), theirs.step)]
-        for place in places:
-            if place not in kept_of:
-                kept_of[place] = workdir.read_items(*place)
-        kept = [kept_of[place] for place in places]
         other = {m.name: m for m in theirs.metrics}
         for number in (m for m in mine.metrics if m.name in other and m.better != "none"):
             name = f"{mine.evaluator}/{number.name}"
-            if not all(name in items for items in kept):
+            kept = [shelf.items(run, result.step, name) for run, result in ((first, mine), (second, theirs))]
+            if any(items is None for items in kept):
                 without.append(name)
-                continue
-            found = _difference(name, number.unit, *(items[name] for items in kept))
-            pairs.append(Pair(name, number, other[number.name], found))
+            else:
+                pairs.append(Pair(name, number, other[number.name], _difference(name, number.unit, *kept)))
     if without:
         notes.append(
             f"Without kept items, so not compared: {', '.join(without)}. Evaluating such a step anew keeps them "

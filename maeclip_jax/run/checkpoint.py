@@ -1,4 +1,4 @@
-"""Orbax checkpoints: async, atomic, kept by policy, restored onto any mesh, number of processes or layer layout.
+"""A checkpoint of orbax: found, and read onto any mesh, number of processes or layer layout. `saving` writes them.
 
 One checkpoint holds the item `state` (a nested dict whose '/'-joined names are the paths of params, opt_state, step and
 counters) and the item `meta` (JSON: data position, seed, batch size, config). Also: parameters of another run, by path.
@@ -7,9 +7,7 @@ counters) and the item `meta` (JSON: data position, seed, batch size, config). A
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,232 +16,14 @@ from etils import epath
 
 from maeclip_jax import remote
 from maeclip_jax.errors import UserError, storage
-from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.sharding import put
-from maeclip_jax.parallel.terminal import say, warn
+from maeclip_jax.parallel.terminal import say
 from maeclip_jax.params import flatten, unflatten, with_layers_like
 from maeclip_jax.remote import traffic
-from maeclip_jax.run import attempts
-from maeclip_jax.run.attempts import Attempts
 from maeclip_jax.workdir import CHECKPOINTS
 
 STATE, META = "state", "meta"
 COMMITTED = "commit_success.txt"  # what makes a checkpoint in a bucket a whole one
-# Orbax counts the time of day, in which a machine may sleep. A save that hangs is the watchdog's matter.
-TIMEOUT_SECONDS = 24 * 3600
-_PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
-
-
-class KeepBest:
-    """Orbax preservation policy: the `count` checkpoints with the best value of an evaluation metric.
-
-    Evaluations come after the checkpoint they belong to, so their values are told to `record`, not to orbax.
-    """
-
-    def __init__(self, count: int):
-        self.count, self.values = count, {}
-
-    def record(self, step: int, value: float, better: str) -> None:
-        self.values[step] = -value if better == "higher" else value
-
-    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
-        there = sorted((self.values[c.step], c.step) for c in checkpoints if c.step in self.values)
-        best = {step for _, step in there[: self.count]}
-        return [c.step in best for c in checkpoints]
-
-
-class Checkpoints:
-    """The checkpoints of one workdir.
-
-    Half-written checkpoints of a killed run are never seen, and removed when it is continued.
-    `keep_last`: how many of the newest stay. `keep_every`: a period in steps whose multiples stay for ever (0: none).
-    `keep_best`: how many stay by `best`, the name of an evaluation metric, which
-    says itself which direction is better.
-    """
-
-    def __init__(
-        self,
-        directory: epath.PathLike,
-        *,
-        keep_last: int = 2,
-        keep_every: int = 0,
-        keep_best: int = 0,
-        best: str = "",
-    ):
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as cm
-
-        if keep_last < 1:
-            raise UserError(f"checkpoint.keep_last must be at least 1, got {keep_last}")
-        if keep_best and not best:
-            raise UserError(f"checkpoint.keep_best={keep_best} needs checkpoint.best=<evaluation>/<metric>")
-        self._best_metric, self._best = best, KeepBest(keep_best)
-        policies = [cm.LatestN(keep_last), self._best]
-        if keep_every:
-            policies.append(cm.EveryNSteps(keep_every))
-        self._ocp, self._directory = ocp, absolute(directory)
-        self._saving, self._need, self._slept = 0, 0, 0.0  # step, its bytes, what had been slept when it began
-        self._attempts = Attempts(self._directory)
-        with storage.writing(self._directory):
-            self._remove_unfinished()
-            self._manager = ocp.CheckpointManager(
-                self._directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=cm.AnyPreservationPolicy(policies),
-                    enable_async_checkpointing=True,
-                    async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_SECONDS),
-                ),
-            )
-
-    def _remove_unfinished(self) -> None:
-        if jax.process_index():
-            return
-        if remote.is_remote(self._directory):  # nothing can be renamed there: whole is what says that it is
-            found = remote.sizes(self._directory)
-            whole = {name.partition("/")[0] for name in found if name.count("/") == 1 and name.endswith(COMMITTED)}
-            for folder in {name.partition("/")[0] for name in found} - whole:
-                if folder.isdigit():
-                    remote.remove_folder(self._directory / folder)
-        elif self._directory.exists():
-            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                leftover.rmtree(missing_ok=True)
-
-    def latest(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
-
-    def refuse_going_back(self, resume: str, workdir: epath.Path) -> None:
-        """UserError for an earlier step of the same `workdir`: its later ones would win at the next start."""
-        latest = self.latest()
-        if not resume or latest is None or absolute(resume).parent != self._directory:
-            return
-        if absolute(resume).name != str(latest):
-            raise UserError(
-                f"config.resume={resume} is an earlier step of {workdir}, which goes on from step {latest}: move the "
-                f"folders of later steps out of {workdir / CHECKPOINTS} and leave config.resume out, or start a new "
-                "--workdir with it"
-            )
-
-    def steps(self) -> list[int]:
-        """All complete steps."""
-        return sorted(self._manager.all_steps())
-
-    def folder(self, step: int) -> epath.Path:
-        """Where the checkpoint of `step` is."""
-        return self._directory / str(step)
-
-    def record(self, step: int, metrics: Mapping[str, float], better: Mapping[str, str]) -> None:
-        """Tells the keep-best policy what an evaluation of checkpoint `step` found; `better`: metric -> direction.
-
-        UserError if the evaluation that `best` names ran and has no such metric, or one that cannot be better or worse.
-        """
-        if self._best_metric in metrics:
-            if better.get(self._best_metric) not in ("higher", "lower"):
-                valid = sorted(n for n in metrics if better.get(n) in ("higher", "lower"))
-                raise UserError(
-                    f"checkpoint.best={self._best_metric!r}: neither more nor less of it is better; valid: "
-                    + ", ".join(valid)
-                )
-            self._best.record(step, metrics[self._best_metric], better[self._best_metric])
-            return
-        siblings = [m for m in metrics if m.partition("/")[0] == self._best_metric.partition("/")[0]]
-        if siblings:
-            raise UserError(f"unknown checkpoint.best {self._best_metric!r}; valid: {', '.join(sorted(siblings))}")
-
-    def save(self, step: int, state: Any, meta: Mapping) -> None:
-        """Saves asynchronously; returns when `state` may be donated. A step that exists is left alone.
-
-        StorageError if this save, or the one before, cannot be written. One that was lost (see `wait`) is made up for.
-        While a bucket does not answer, nothing is begun, and `lost` says when to call again.
-        """
-        self.wait()
-        if not self._attempts.begin(step):
-            return
-        flat, args = flatten(state), self._ocp.args
-        self._saving, self._need = step, sum(x.size * x.dtype.itemsize for x in flat.values())
-        self._slept = sleep.slept()
-        items = args.Composite(state=args.StandardSave(unflatten(flat)), meta=args.JsonSave(dict(meta)))
-        try:
-            with storage.writing(self.folder(step), self._need):
-                self._manager.save(step, force=True, args=items)
-            self._attempts.owed = False
-        except storage.StorageError as e:
-            if not self._attempts.later(e):
-                raise
-            self._clear_away(1.0)
-
-    def announce(self, step: int) -> None:
-        """Says, of a bucket, what holds if the machine goes before the last `step` is saved."""
-        if remote.is_remote(self._directory):
-            safe = "from the start" if (latest := self.latest()) is None else f"from step {latest}"
-            say(f"stopping was asked for: saving step {step}; until it is saved, the same command continues {safe}")
-
-    def lost(self) -> bool:
-        """Whether a save is to be made up for, now: it has ended and was lost; as `wait`, but never blocks."""
-        if self._manager.is_saving_in_progress():
-            return False
-        self.wait()
-        return self._attempts.due()
-
-    def owes(self) -> bool:
-        """Waits for what is being saved, or until it is time to save again; whether it is to be saved again."""
-        if self.wait() and not self._attempts.owed:
-            return False
-        self._attempts.pause()
-        return True
-
-    def wait(self) -> bool:
-        """Blocks until what is being saved is on disk; False if it was lost: save again.
-
-        It is lost by a sleep of the machine, and by a bucket that is away. StorageError if it cannot be written, or
-        not for minutes.
-        """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as e:
-            failure = storage.failure(self.folder(self._saving), e, self._need)  # what is free is asked for before
-            self._clear_away(1.0 if failure else _PATIENCE_SECONDS)
-            if failure:
-                if self._attempts.later(failure):
-                    return False
-                raise failure from e
-            # On several processes, not all may have lost it: they begin anew together.
-            if isinstance(e, TimeoutError) and sleep.slept() > self._slept and jax.process_count() == 1:
-                warn(f"the machine slept while step {self._saving} was being saved, which failed; saving again")
-                self._attempts.owed = True
-                return False
-            raise
-        if not self._attempts.owed:
-            self._attempts.done(self._saving)
-        return True
-
-    def _clear_away(self, patience: float) -> None:
-        """What a failed save leaves: its threads, its files, and its opinion of which checkpoints there are.
-
-        Some of its threads may wait minutes for a folder that another could not make: `patience`, in seconds.
-        """
-        until = time.monotonic() + patience
-        for thread in threading.enumerate():
-            if type(thread).__module__.startswith("orbax."):
-                threading.Thread.join(thread, max(0.0, until - time.monotonic()))
-        with contextlib.suppress(OSError, storage.StorageError), remote.patience(attempts.ANSWER_SECONDS):
-            self._remove_unfinished()
-        with contextlib.suppress(*((Exception,) if remote.is_remote(self._directory) else ())):  # it may still be away
-            self._manager.reload()
-
-    def safe(self) -> str:
-        """Waits for what is being saved, and says in words from where the run can be continued."""
-        with contextlib.suppress(Exception):  # something went wrong already, and that will be said
-            self.wait()
-        latest = None
-        with contextlib.suppress(*((Exception,) if remote.is_remote(self._directory) else ())):
-            latest = self.latest()
-        return "no step is saved yet" if latest is None else f"step {latest} is saved"
-
-    def close(self) -> None:
-        """Waits and releases threads."""
-        self.wait()
-        self._manager.close()
 
 
 def _saved_shapes(directory: epath.Path) -> dict[str, tuple]:
@@ -278,7 +58,7 @@ def read(folder: epath.Path, target: Any) -> tuple[Any, dict]:
     import orbax.checkpoint as ocp
 
     before = traffic.so_far()
-    with _reading(folder):
+    with _reading(folder), remote.known(folder):
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             meta = checkpointer.restore(folder / META)
         state = _read_state(folder / STATE, target)
@@ -348,7 +128,7 @@ def read_numpy(directory: epath.PathLike, within: str = "") -> dict[str, np.ndar
 def read_parameters(source: epath.PathLike) -> dict[str, np.ndarray]:
     """{path: array}, the parameters of a checkpoint; `source`: see `locate`."""
     folder = locate(source)
-    with _reading(folder):
+    with _reading(folder), remote.known(folder):
         return {p.removeprefix("params/"): v for p, v in read_numpy(folder / STATE, "params/").items()}
 
 

@@ -30,16 +30,15 @@ from maeclip_jax.workdir import (
     CONFIG,
     EVALS,
     RESULTS_FORMAT,
-    find_files,
     items_file,
     make_workdir,
-    other_words,
     read_config,
     read_names,
     result_files,
     write_bytes,
     write_text,
 )
+from maeclip_jax.workdir.claim import find_files, other_words
 
 SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "seconds", "settings")
 

@@ -7,7 +7,7 @@ sets, made once for all evaluators that need the same ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 
 from maeclip_jax import errors
 from maeclip_jax.data import pipeline, source
+from maeclip_jax.data.ahead import scan
 from maeclip_jax.evals.protocol import key_rows, select
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.terminal import Progress
@@ -58,6 +59,10 @@ class Surroundings:
     def source(self, config_data: Mapping) -> Any:
         """The data source of a data config."""
         return self._open(config_data).source
+
+    def records(self, config_data: Mapping, indices: Iterable[int]) -> Iterator[dict]:
+        """The records of a source at `indices`, in turn."""
+        return scan(self.source(config_data), indices)
 
     def _open(self, config_data: Mapping) -> pipeline.Data:
         """The data of a config; opened once."""

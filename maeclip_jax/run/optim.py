@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from maeclip_jax import errors
 from maeclip_jax.config import to_steps
@@ -66,6 +67,25 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
         return jnp.where(step < warmup, (step + 1) / max(warmup, 1), after)
 
     return Rate(peak, shape)
+
+
+def other_length(
+    config, before: Mapping, *, step: int, batch_size: int, total: int, epoch: int | None, flops: Callable[[], float]
+) -> str:
+    """What another length than that of `before` does to the learning rate at `step`, in words; "" if it is the same.
+
+    `config` and `before`: those of now and of then. The rate follows the new length, `total` steps. flops: of a step.
+    """
+    if "optim" not in before or "total" not in before or before["total"] == config.total:
+        return ""
+    old = to_steps(before["total"], "total", batch_size=batch_size, epoch=epoch, flops=flops)
+    optim = ConfigDict(config.optim.to_dict() | before["optim"])  # which may lack settings that came later
+    then = float(schedule(optim, batch_size=batch_size, total=old, epoch=epoch)(step))
+    now = float(schedule(config.optim, batch_size=batch_size, total=total, epoch=epoch)(step))
+    return (
+        f"total was {before['total']} ({old} steps) and is {config.total} ({total} steps): the learning rate goes on "
+        f"at {now:.3g}, which the schedule of before has at {then:.3g}"
+    )
 
 
 def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformation:

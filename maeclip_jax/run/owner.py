@@ -71,11 +71,11 @@ class Owner:
         if theirs and _is_gone(theirs) is None:
             theirs = self._watch(theirs)
         with _alone(self.path.parent):
-            now = _read(self.path)
+            # Nobody can be alone in a bucket: there, the last of two that start at once stays.
+            now = theirs if remote.is_remote(self.path) else _read(self.path)
             if (now and now.get("token") != theirs.get("token")) or (now and _is_gone(now) is False):
                 raise self._taken(now)
             self._write()
-        # Nobody alone can make a file there: the last of two that start at once stays.
         if remote.is_remote(self.path):
             time.sleep(1)
             now = _read(self.path)

@@ -53,7 +53,8 @@ class Jsonl:
     def __init__(self, story: Story):
         self._path, self._remote = story.workdir / METRICS, story.remote
         self.rows = [dict(r) for r in story.rows if r.get("step", 0) <= story.resumed]
-        self._rewrite()
+        if not self._remote or len(self.rows) < len(story.rows):  # an object has no half row at its end
+            self._rewrite()
 
     def _rewrite(self) -> None:
         write_text(self._path, "".join(json.dumps(r) + "\n" for r in self.rows))

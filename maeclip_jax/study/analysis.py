@@ -36,8 +36,8 @@ class Study:
         return self.plan["axes"]
 
     @property
-    def main_weight(self) -> float:
-        return self.axes["weights"][0]
+    def main_weight(self) -> float | None:
+        return self.axes["weights"][0] if self.axes["weights"] else None
 
     def centres(self) -> dict[str, float]:
         """Of the design, whatever is missing."""

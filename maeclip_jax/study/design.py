@@ -26,7 +26,8 @@ class Axes:
     """What a person asks for. The first arm is what the others are compared with; the last pool is the primary one.
 
     data: "scenes", or a prepared set whose subsets are drawn. examples: seen by every run that is matched by examples.
-    weights: of the reconstruction; the first is that of the main runs, the others are tried at the ends. tune:
+    weights: of the picture's reconstruction, the words' in proportion; the first is that of the main runs (none: as in
+    the experiment), the others are tried at the ends. tune:
     {setting: values}, a grid for every arm at the smallest size. settings: leaves of the config of every run. evals:
     the evaluations that are made (empty: all of the experiment), after the last step alone.
     """
@@ -38,7 +39,7 @@ class Axes:
     pools: tuple[str, ...] = ("gap", "max")
     seeds: int = 3
     match: tuple[str, ...] = MATCHES
-    weights: tuple[float, ...] = (0.1,)
+    weights: tuple[float, ...] = ()
     examples: int = 80_000
     scale: str = "demo"
     runlocal: bool = False
@@ -153,7 +154,8 @@ def _made(
         settings["data.source.seed"] = seed  # which draw: the sizes of one are nested
     settings |= more
     if weight is not None:
-        settings |= {"model.weights.image": weight, "model.weights.text": weight / 2}
+        own = _loaded(source, tuple(axes.settings.items())).model.weights
+        settings |= {"model.weights.image": weight, "model.weights.text": own.text * weight / own.image}
     parts = [arm, f"n{size}", f"d{share:g}", pool, *([f"w{weight:g}"] if weight is not None else [])]
     parts += [f"{k.rpartition('.')[2]}{v:g}" for k, v in more.items()] if phase == TUNE else [match[-1]]
     name = re.sub(r"[^\w.]+", "-", "-".join([*parts, f"s{seed}"]))
@@ -172,9 +174,9 @@ def runs(axes: Axes, flops_of) -> list[Run]:
         probe = _made(axes, MAIN, arm, cells[0], 0, None, [EXAMPLES], f"{axes.examples} examples", {})
         kinds[arm] = load(probe, axes)
     check_matched(axes, kinds)
-    main = {arm: axes.weights[0] if has_weights(kinds[arm]) else None for arm in axes.arms}
-    if len(axes.weights) > 1 and not any(main.values()):
-        raise UserError(f"weights={axes.weights}: no arm has a reconstruction to weigh; leave one weight")
+    main = {arm: axes.weights[0] if axes.weights and has_weights(kinds[arm]) else None for arm in axes.arms}
+    if axes.weights and not any(main.values()):
+        raise UserError(f"weights={axes.weights}: no arm has a reconstruction to weigh; leave them out")
     by_examples = f"{axes.examples} examples"
     grid = [dict(zip(axes.tune, values)) for values in itertools.product(*axes.tune.values())] if axes.tune else []
     where = (axes.sizes[0], axes.diversities[-1], axes.pools[-1])

@@ -29,7 +29,7 @@ def test_a_file_gives_back_what_was_kept():
         "retrieval/text_to_image_R@1": Items([0, 1 / 3], ["a/0", "a/1"], group=["a", "a"]),
         "voc_segmentation/miou": Items([1, 2], ["a", "a"], stratum=["0", "1"], weight=[5, 6.5]),
     }
-    back = items.read(items.from_bytes(items.to_bytes(items.table(kept))))
+    back = items.Kept(items.from_bytes(items.to_bytes(items.table(kept))))
     assert list(back) == list(kept)
     for name, one in kept.items():
         for field in ("value", "key", "group", "stratum", "weight"):
@@ -39,11 +39,11 @@ def test_a_file_gives_back_what_was_kept():
 
 def test_rows_of_an_evaluator_go_and_those_of_its_namesakes_stay():
     table = items.table({name: Items([1.0]) for name in ("knn/top1", "knn/top1_k5", "knn_max/top1", "zero_shot/top1")})
-    assert list(items.read(items.without(table, ["knn"]))) == ["knn_max/top1", "zero_shot/top1"]
+    assert list(items.Kept(items.without(table, ["knn"]))) == ["knn_max/top1", "zero_shot/top1"]
 
 
 def test_nothing_kept_is_a_file_too():
-    assert items.read(items.from_bytes(items.to_bytes(items.table({})))) == {}
+    assert dict(items.Kept(items.from_bytes(items.to_bytes(items.table({}))))) == {}
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 and no more", b"\x00" * 100])

@@ -29,6 +29,17 @@ def test_credit_is_that_of_the_guess_or_none():
     np.testing.assert_allclose(vqa.credit(np.array([0, 3, 1, 0]), answer, worth), [0.3, 0, 0.9, 0])
 
 
+@pytest.mark.parametrize(("length", "count"), [(10, 10), (100, 64), (1000, 300), (1000, 990), (443_757, 50_000)])
+def test_training_questions_are_read_in_runs_from_everywhere(length, count):
+    found = vqa._spread(length, count)
+    assert len(set(found.tolist())) == len(found) <= count and found[0] >= 0 and found[-1] < length
+    assert len(found) > 0.9 * count - 64
+    requests = 1 + (np.diff(found) > 1).sum()
+    assert requests <= -(-count // 64)
+    if count > 64 * 100:  # each tenth of the data is there
+        assert set(found * 10 // length) == set(range(10))
+
+
 def test_text_only_answers_come_from_what_was_asked_in_training(words):
     asked = ids(words, *(q for q, _ in TRAIN))
     answer = np.array([ANSWERS.index(a) for _, a in TRAIN])
@@ -77,6 +88,7 @@ def make(fake, words, pictures):
         context = fake(data, objective=objective, tokenizer=words)
         sources = {"test": Source(ANSWERS), "train": train or Source(ANSWERS, TRAIN)}
         context.source = lambda config: sources[config["source"]]
+        context.records = lambda config, indices: (sources[config["source"]][int(i)] for i in indices)
         rows = type(context).batches
 
         def batches(config, size):

@@ -11,7 +11,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import peak_per_device
-from maeclip_jax.run import flops, step, train
+from maeclip_jax.run import flops, step, summary, train
 from tests import runs
 from tests.objectives import models
 
@@ -116,3 +116,8 @@ def test_a_total_in_flops_is_kept_when_a_run_goes_on(tmp_path, monkeypatch):
     config.total = "4 steps"  # what it advises
     train.run(config, tmp_path, devices=jax.devices()[:1])
     assert max(runs.series(tmp_path)) == 4
+
+
+def test_bfloat16_on_a_cpu_is_warned_of():
+    mesh = sharding.make_mesh({"replica": -1}, jax.devices()[:1])
+    assert "13 s in float32" in summary.slow_dtype(mesh, "bfloat16") and not summary.slow_dtype(mesh, "float32")

@@ -114,15 +114,15 @@ def test_a_workdir_that_becomes_read_only(disk):
     code = f"""
 import subprocess, sys
 from maeclip_jax import cli, main
-from maeclip_jax.run import checkpoint
-save = checkpoint.Checkpoints.save
+from maeclip_jax.run import saving
+save = saving.Checkpoints.save
 def then(self, step, *rest):
     if step == 6:
         self.wait()
         for how in (["--bind", {str(there)!r}], ["-o", "remount,ro,bind"]):
             subprocess.run(["mount", *how, {str(there)!r}], check=True)
     return save(self, step, *rest)
-checkpoint.Checkpoints.save = then
+saving.Checkpoints.save = then
 cli.leave(lambda: main.main(sys.argv[1:]))
 """
     program = [sys.executable, "-c", code, *torture.command(folder / "run", CONFIG)[3:]]

@@ -24,11 +24,22 @@ from __future__ import annotations
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare.formats import arrow, files, img2dataset, names, parquet, remote, table, tfrecord, webdataset
+from maeclip_jax.prepare.formats import (
+    arrow,
+    files,
+    img2dataset,
+    names,
+    parquet,
+    remote,
+    table,
+    tfrecord,
+    url_list,
+    webdataset,
+)
 from maeclip_jax.prepare.formats.listing import Listing
 
 # In this order when the format is to be found.
-FORMATS = {module.NAME: module for module in (webdataset, arrow, tfrecord, table, files, parquet)}
+FORMATS = {module.NAME: module for module in (webdataset, arrow, tfrecord, table, url_list, files, parquet)}
 
 
 def valid() -> str:

@@ -58,7 +58,12 @@ def unfinished(look: Listing, paths: list[str]) -> list[str]:
 
 
 def is_output(look: Listing, paths: list[str]) -> bool:
-    return any(done or side for side, done in (beside(look, path) for path in paths))
+    """Whether img2dataset wrote these shards. video2dataset and DataComp's resharder write other counts."""
+    found = {path: beside(look, path) for path in paths}
+    counted = next((path for path, (_, done) in found.items() if done), "")
+    if counted:
+        return "failed_to_resize" in upstream(look.root / counted)
+    return any(side for side, _ in found.values())
 
 
 def described(look: Listing, paths: list[str], what: str) -> str:
@@ -85,7 +90,7 @@ def upstream(shard: epath.Path) -> dict[str, int]:
     """The counts in img2dataset's `00000_stats.json` of this shard ({} if missing): count, successes, failed_*."""
     try:
         found = json.loads(remote.read(shard.parent / f"{names.stem(shard.name)}_stats.json") or b"{}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, errors.UserError):  # which is a ValueError
             raise
         return {}
@@ -162,6 +167,6 @@ def orientation(exif: object) -> int:
         return 0
     try:
         found = json.loads(exif)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0
     return _TURNED.get(str(found.get("Image Orientation", "")).strip(), 0) if isinstance(found, dict) else 0

@@ -92,7 +92,7 @@ def _end(data: bytes) -> int:
 def _parsed(data: bytes) -> dict | str:
     try:
         row = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
 
@@ -102,7 +102,7 @@ def _coco(path: epath.Path, start: int) -> Iterator[tuple[int, int, dict | str]]
     with remote.opened(path) as file:
         try:
             tree = json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise errors.UserError(f"{str(path)!r} is not JSON ({error}); valid: the whole file") from None
     captions: dict[object, list[str]] = {}
     for note in tree.get("annotations", ()):

@@ -62,7 +62,7 @@ def check_shard(lacking: int, count: int, reading: Reading, unit: Unit) -> None:
 def _json(members: dict[str, bytes]) -> dict:
     try:
         row = json.loads(members.get(".json", b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
 
@@ -103,7 +103,7 @@ def _row(members: dict[str, bytes], texts: bool, reading: Reading) -> dict:
         return {}
     try:
         row = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not needed:
             return {}
         raise BadRecord("unreadable_row", f"json member: {error}") from None

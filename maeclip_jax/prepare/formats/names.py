@@ -9,6 +9,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
             ".jxl")  # fmt: skip
 TEXTS = (".txt", ".json")
 MEMBERS = (*PICTURES, *TEXTS)
+VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",

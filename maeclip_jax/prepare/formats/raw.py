@@ -7,6 +7,7 @@ import dataclasses
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare.formats.units import Reading, Unit
 
+LARGEST = 1 << 28  # bytes of a picture that is read
 FAILED = "failed_download"
 KINDS = {
     "missing_image": "the record names no picture, or one that is not there",

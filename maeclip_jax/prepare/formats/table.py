@@ -32,8 +32,9 @@ def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
     here = [path for path in found if "/" not in path]
     candidates = here or found
     if not candidates:
-        jsons = [p for p in look.with_suffix(".json") if "/" not in p and not img2dataset.is_side(look, p)]
-        candidates = [path for path in jsons if _is_json_table(look, path)]
+        jsons = [p for p in look.with_suffix(".json") if _may_be_table(p) and not img2dataset.is_side(look, p)]
+        told = [path for path in jsons if names.stem(path).startswith("captions")]  # COCO has boxes and poses beside
+        candidates = [path for path in told or jsons if _is_json_table(look, path)]
     good, reasons = [], []
     for path in candidates:
         reason = _reason(look.root / path, wanted)
@@ -58,6 +59,12 @@ def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
 def _several(look: Listing, paths: list[str]) -> str:
     source = str(look.root)
     return f"source {source!r} holds several tables; valid: point --src at one of {', '.join(paths)}"
+
+
+def _may_be_table(path: str) -> bool:
+    """Whether a json may be one by its place: in the source itself, or captions in COCO's `annotations/`."""
+    folder, _, base = path.rpartition("/")
+    return not folder or (folder == "annotations" and base.startswith("captions"))
 
 
 def _is_json_table(look: Listing, path: str) -> bool:

@@ -148,7 +148,7 @@ def _json_rows(file) -> Iterator[dict | str | None]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"not JSON: {error}"
             continue
         yield row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"

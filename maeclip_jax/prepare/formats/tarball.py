@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 
 from maeclip_jax.prepare.formats import names
+from maeclip_jax.prepare.formats.raw import LARGEST
 
 BLOCK = 512
 MOST_MEMBERS = 2_000_000  # of pictures and texts in one shard; about 0.8 GB of memory
-LARGEST = 1 << 28  # bytes of a picture that is read
 LARGEST_TEXT = 1 << 24  # bytes of a text or json
 _LONGEST_NAME = 1 << 20  # bytes of an extended header
 _ZEROS = bytes(BLOCK)

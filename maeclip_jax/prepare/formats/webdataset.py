@@ -54,6 +54,14 @@ def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:
                 f"{path} holds archives and no pictures; valid: unpack it first: mkdir shards && tar -xf "
                 f"{look.root / path} -C shards"
             )
+        pictures = [m for m in found.members if names.key_and_extension(m.name)[1] in names.PICTURES]
+        videos = sorted(found.others & {*names.VIDEOS})
+        if videos and not pictures:
+            raise UserError(
+                f"{path} holds videos and no pictures; valid: frames of them, such as video2dataset's FrameSubsampler "
+                f"makes, or: mkdir frames && tar -xf {look.root / path} -C frames && for f in frames/*{videos[0]}; "
+                f'do ffmpeg -i "$f" -frames:v 1 "${{f%.*}}.jpg"; done'
+            )
         samples = list(tarball.samples(found.members))[:-1][:4] or list(tarball.samples(found.members))
         return [{e: os.pread(file.fileno(), m.size, m.start) for e, m in s.parts.items()} for s in samples]
 
