@@ -53,7 +53,7 @@ class Axes:
         for name in ("sizes", "diversities", "arms", "pools", "match", "weights", "evals"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
-            if (name != "evals" and not values) or len(set(values)) < len(values):
+            if (name not in ("evals", "weights") and not values) or len(set(values)) < len(values):
                 raise UserError(f"{name}={','.join(map(str, values))}: one value or more, each once")
         object.__setattr__(self, "sizes", tuple(sorted(self.sizes)))
         object.__setattr__(self, "diversities", tuple(sorted(self.diversities)))

@@ -37,6 +37,7 @@ def done(tmp_path_factory):
     results, process = folder / "out" / "runs", start(folder)
     while process.poll() is None and not list(results.glob("*.json")):
         time.sleep(0.2)
+    assert process.poll() is None, text(folder)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     first = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in results.glob("*.json")}
