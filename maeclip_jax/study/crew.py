@@ -103,7 +103,7 @@ class _Crew:
         self.folder, self.workdirs, self.chosen, self.flags, self.show = folder, workdirs, chosen, flags, show
         self.queue, self.total, self.tried = deque(runs), len(runs), dict.fromkeys((r.id for r in runs), 0)
         self.lock, self.begun, self.done, self.failed = threading.Lock(), time.monotonic(), 0, []
-        self.seconds = {run.id: run.flops for run in runs}
+        self.weight = {run.id: run.flops for run in runs}
         self.processes: list[subprocess.Popen] = []
 
     def run(self, jobs: int) -> None:
@@ -164,8 +164,8 @@ class _Crew:
         if said in ("", FAILED):
             self.failed.append(run.id)
         spent = time.monotonic() - self.begun
-        work = sum(self.seconds.values())
-        left = sum(self.seconds[r.id] for r in self.queue)
+        work = sum(self.weight.values())
+        left = sum(self.weight[r.id] for r in self.queue)
         eta = spent * left / max(work - left, 1e-9) if work else 0.0
         failed = f" | {len(self.failed)} failed" if self.failed else ""
         print(f"{self.done} of {self.total} runs | {run.id}: {said or 'process died'} | {duration_text(spent)} | eta "
