@@ -18,6 +18,7 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.arg = said | dict(size=scale["size"])  # what the report calls this run
     config.seed = 0
     config.batch_size = scale["batch"]  # global
+    config.microbatches = "1"  # parts of a device's rows, one after the other; auto: the fewest that fit
     config.total = scale["total"]
     config.max_skipped_in_row = 10
     config.resume = ""

@@ -25,6 +25,7 @@ from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import peak_per_device
+from maeclip_jax.run import microbatch
 from maeclip_jax.run.step import TrainStep, build
 
 
@@ -38,7 +39,7 @@ def time_steps(step: TrainStep, peak: tuple[float, str], steps: int) -> dict:
         batch[name] = rng.integers(0, high, (local, *x.shape[1:])).astype(x.dtype)
     batch = sharding.place(batch, step.mesh)
     start = time.perf_counter()
-    compiled = step.step.lower(step.abstract, step.inputs).compile()
+    _, compiled = microbatch.compiled(step, step.abstract, step.inputs)
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     state = step.init()

@@ -95,14 +95,15 @@ def _on_mesh(function: Callable, args: Sequence[jax.Array | None], outputs: int)
     the second, `hidden`, which is tokens.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    batch = tuple(a for a in ("replica", "fsdp") if a in mesh.axis_names)
-    if mesh.empty or mesh.size == 1:
+    free = {a: mesh.shape[a] for a in mesh.axis_names if a not in mesh.manual_axes}  # over the others it is split yet
+    batch = tuple(a for a in ("replica", "fsdp") if a in free)
+    if math.prod(free.values()) == 1:
         return function(*args)
-    rows = batch if args[0].shape[0] % math.prod(mesh.shape[a] for a in batch) == 0 else None
-    tensor = "tensor" if "tensor" in mesh.axis_names else None
-    split = jax.P(rows, None, tensor)
+    rows = batch if batch and args[0].shape[0] % math.prod(free[a] for a in batch) == 0 else None
+    split = jax.P(rows, None, "tensor" if "tensor" in free else None)
     specs = tuple(None if x is None else jax.P(rows) if i == 1 else split for i, x in enumerate(args))
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=(split,) * outputs, check_vma=False)(*args)
+    made = dict(in_specs=specs, out_specs=(split,) * outputs, axis_names=set(free), check_vma=False)
+    return jax.shard_map(function, mesh=mesh, **made)(*args)
 
 
 @dataclasses.dataclass(frozen=True)

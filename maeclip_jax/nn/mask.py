@@ -41,11 +41,21 @@ def random_keep(
     Kept tokens come in ascending order, so that a causal tower may be masked too. `share="batch"` uses one permutation
     for the whole batch: faster, less diverse (M3AE code). The result depends on (rng, shape) only, not on devices.
     """
-    if not 1 <= keep <= length:
-        raise ValueError(f"cannot keep {keep} of {length} tokens")
+    return keep_by(draw_noise(rng, batch, length, share), batch, keep, one_of_BxN)
+
+
+def draw_noise(rng: jax.Array, batch: int, length: int, share: str = "sample") -> jax.Array:
+    """What `keep_by` decides by: uniform [batch, length], or [1, length] that all samples share."""
     if share not in SHARE:
         raise ValueError(f"unknown share {share!r}; valid: {', '.join(SHARE)}")
-    noise_BxN = jax.random.uniform(rng, (batch if share == "sample" else 1, length))
+    return jax.random.uniform(rng, (batch if share == "sample" else 1, length))
+
+
+def keep_by(noise_BxN: jax.Array, batch: int, keep: int, one_of_BxN: jax.Array | None = None) -> Kept:
+    """`random_keep` of noise that was drawn before: any part of a batch keeps what the whole batch would."""
+    length = noise_BxN.shape[1]
+    if not 1 <= keep <= length:
+        raise ValueError(f"cannot keep {keep} of {length} tokens")
     if one_of_BxN is not None:  # the lowest of them is kept already where any of them is
         lowest_Bx1 = jnp.argmin(jnp.where(one_of_BxN, noise_BxN, jnp.inf), axis=1)[:, None]
         noise_BxN = jnp.where(one_of_BxN & (jnp.arange(length)[None] == lowest_Bx1), -1, noise_BxN)

@@ -30,10 +30,18 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BATCH_AXES = ("replica", "fsdp")
 
 
+def free_axes() -> dict[str, int]:
+    """Axes of the mesh in use over which the compiler splits arrays, and their sizes; {} without a mesh.
+
+    Within `jax.shard_map` over some axes, every device has its own rows of the batch, and nothing is left to say.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes}
+
+
 def batch_devices() -> int:
     """Over how many devices the mesh in use splits a batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[a] for a in BATCH_AXES if a in mesh.axis_names)
+    return math.prod(size for axis, size in free_axes().items() if axis in BATCH_AXES)
 
 
 def batch_sharded(x: jax.Array) -> jax.Array:
@@ -45,7 +53,7 @@ def batch_sharded(x: jax.Array) -> jax.Array:
     devices = batch_devices()
     if devices == 1 or x.shape[0] % devices:
         return x
-    axes = tuple(a for a in BATCH_AXES if a in jax.sharding.get_abstract_mesh().axis_names)
+    axes = tuple(a for a in BATCH_AXES if a in free_axes())
     return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
 
 
@@ -54,8 +62,7 @@ def gathered(table: jax.Array) -> jax.Array:
 
     Otherwise the gradient of the lookup pulls whole activations together to match the table's sharding.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.lax.with_sharding_constraint(table, jax.P()) if mesh.axis_names else table
+    return jax.lax.with_sharding_constraint(table, jax.P()) if free_axes() else table
 
 
 def _pick(what: str, name: str, table: dict):

@@ -3,6 +3,11 @@
 An objective is a flax.linen Module, duck-typed, no base class:
 
     __call__(batch, *, train) -> (loss, metrics)     scalar loss, dict of named scalars; needs rngs={"mask": key}
+    draw(batch, *, train) -> {name: [B, ...]}        what is random of each example ([1, ...]: of all alike); with
+                                                     rngs; may be absent, where nothing is
+    local(batch, drawn, *, train) -> {name: [B, ...]}    what each example says alone, without randomness of its own
+    combine(made, *, train) -> (loss, metrics)       of the whole batch; `__call__` is this of `local` of `draw`, which
+                                                     is what trains in micro-batches; without the three, all at once
     encode(batch) -> {stream: Tokens}                dense, unmasked, after the final norm
     embed(batch) -> {stream: [B, D]}                 pooled (+ projected, L2-normalised where contrastive)
     features(batch, pools) -> {pool: [B, D]}         pictures under several poolings, before any projection (nn.pool)

@@ -9,13 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax.nn.mask import random_keep
+from maeclip_jax.nn.mask import draw_noise, keep_by
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import losses
-from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs
+from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs, token_counts
 
 PROJECTIONS = ("linear", "affine", "none")
 # loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
@@ -131,22 +131,34 @@ class Clip(nn.Module):
         """In how many parts to contrast a batch; a part holds so many `products` of embeddings."""
         return losses.parts_within(self.contrast_mib / products, batch, batch_devices())
 
-    def _contrast(self, inputs: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
+    def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
+        """Noise by which FLIP keeps patches of each picture; nothing without FLIP."""
+        if not (train and self.keep < 1):
+            return {}
+        length = token_counts(batch, self.image_tower)["image"]
+        return {"keep": draw_noise(self.make_rng("mask"), batch["image"].shape[0], length, self.mask_share)}
+
+    def _embedded(self, inputs: Mapping[str, jax.Array], drawn: Mapping) -> dict[str, jax.Array]:
         kept = {}
-        if train and self.keep < 1:
+        if "keep" in drawn:
             batch, length = inputs["image"].shape[:2]
-            keep = max(1, round(length * self.keep))
-            kept["image"] = random_keep(self.make_rng("mask"), batch, length, keep, self.mask_share)
-        z_image = self.image_head(self.image({"image": inputs["image"]}, kept)["image"])
-        z_text = self.text_head(self.text({"text": inputs["text"]})["text"])
+            kept["image"] = keep_by(drawn["keep"], batch, max(1, round(length * self.keep)))
+        return {
+            "image": self.image_head(self.image({"image": inputs["image"]}, kept)["image"]),
+            "text": self.text_head(self.text({"text": inputs["text"]})["text"]),
+            "captions": inputs["text"],
+        }
+
+    def _contrast(self, made: Mapping[str, jax.Array]) -> tuple[jax.Array, dict]:
+        z_image, z_text, captions = made["image"], made["text"], made["captions"]
         parts = self._parts(z_image.shape[0])
         if self.loss == "softmax":
             loss, metrics = losses.contrastive_softmax(
-                z_image, z_text, self.log_scale, parts, inputs["text"], self.duplicates
+                z_image, z_text, self.log_scale, parts, captions, self.duplicates
             )
         else:
             loss, metrics = losses.contrastive_sigmoid(
-                z_image, z_text, self.log_scale, self.bias, parts, inputs["text"], self.duplicates
+                z_image, z_text, self.log_scale, self.bias, parts, captions, self.duplicates
             )
             metrics["logit_bias"] = self.bias
         metrics |= {
@@ -158,9 +170,17 @@ class Clip(nn.Module):
         }
         return loss, metrics
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+    def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
+        """Embeddings `image` and `text` [B, embed_width] of each pair, and the ids of its caption."""
+        return self._embedded(self._inputs(batch), drawn)
+
+    def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """Contrastive loss; metrics: in-batch top-1 both ways and duplicates (%), logit_scale, norms of the means."""
-        return self._contrast(self._inputs(batch), train)
+        return self._contrast(made)
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+        """`combine` of `local` of the whole batch."""
+        return self.combine(self.local(batch, self.draw(batch, train=train), train=train), train=train)
 
     def doubt(self, metrics: Mapping[str, float], batch_size: int) -> str:
         """What makes a step of `batch_size` pairs useless, in a sentence; "" where nothing does."""

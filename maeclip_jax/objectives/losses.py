@@ -49,7 +49,9 @@ def contrastive_softmax(
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
+        part, (text_BxD, _everywhere(prints_BxK)), parts
+    )
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
         positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
@@ -88,7 +90,7 @@ def contrastive_sigmoid(
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, _everywhere(prints_BxK)), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -128,6 +130,16 @@ def fingerprints(captions_BxT: jax.Array) -> jax.Array:
     return jnp.stack(
         [jnp.sum(mixed(tokens_BxT ^ jnp.uint32(seed)), axis=1, dtype=jnp.uint32) for seed in seeds], axis=1
     )
+
+
+def _everywhere(x: jax.Array | None) -> jax.Array | None:
+    """A few bytes a row, on every device: else pairs of rows are compared where their columns lie and sent to and fro.
+
+    A no-op without a mesh.
+    """
+    if x is None or not jax.sharding.get_abstract_mesh().axis_names:
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P())
 
 
 def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:
@@ -207,8 +219,16 @@ def patch_normalise(patches_BxNxP: jax.Array) -> tuple[jax.Array, jax.Array, jax
 @jax.named_scope("image_reconstruction_loss")
 def reconstruction_image(predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """Mean squared error per patch, averaged over masked patches only (MAE)."""
+    error_B, masked_B = image_errors(predicted_BxNxP, target_BxNxP, mask_BxN)
+    return jnp.sum(error_B) / jnp.maximum(jnp.sum(masked_B), 1)
+
+
+def image_errors(
+    predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What `reconstruction_image` needs of each sample: (sum of its masked patches' errors, how many these are)."""
     error_BxN = jnp.mean(jnp.square(predicted_BxNxP.astype(jnp.float32) - target_BxNxP), axis=-1)
-    return jnp.sum(error_BxN * mask_BxN) / jnp.maximum(jnp.sum(mask_BxN), 1)
+    return jnp.sum(error_BxN * mask_BxN, axis=1), jnp.sum(mask_BxN, axis=1)
 
 
 @jax.named_scope("text_reconstruction_loss")
@@ -221,6 +241,15 @@ def reconstruction_text(
     logit is the largest is right; of n largest ones, which bfloat16 makes, 1/n is. That takes a maximum and a count,
     which the cross entropy reads the logits for anyway, in place of an argmax.
     """
+    entropy_B, right_B, masked_B = text_errors(logits_BxTxV, text_BxT, mask_BxT, pad_BxT)
+    return jnp.mean(entropy_B), 100 * jnp.sum(right_B) / jnp.maximum(jnp.sum(masked_B), 1)
+
+
+def text_errors(
+    logits_BxTxV: jax.Array, text_BxT: jax.Array, mask_BxT: jax.Array, pad_BxT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `reconstruction_text` needs of each sample: (mean cross entropy of its masked words, how many of them were
+    right, how many they are)."""
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
     true_BxT = jnp.take_along_axis(logits_BxTxV, text_BxT[..., None], axis=-1)[..., 0]
     entropy_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - true_BxT
@@ -230,5 +259,4 @@ def reconstruction_text(
     counts_BxT = mask_BxT & ~pad_BxT
     per_sample_B = jnp.sum(entropy_BxT * counts_BxT, axis=1) / jnp.maximum(jnp.sum(counts_BxT, axis=1), 1)
     right_BxT = jnp.where(counts_BxT & (jax.lax.stop_gradient(true_BxT) == best_BxT), 1 / ties_BxT, 0)
-    accuracy = 100 * jnp.sum(right_BxT) / jnp.maximum(jnp.sum(counts_BxT), 1)
-    return jnp.mean(per_sample_B), accuracy
+    return per_sample_B, jnp.sum(right_BxT, axis=1), jnp.sum(counts_BxT, axis=1)

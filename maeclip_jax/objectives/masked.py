@@ -14,8 +14,15 @@ import jax
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
-from maeclip_jax.objectives.reconstruction import UNITS, draw_masks, filled_in, reconstruction_losses
-from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs
+from maeclip_jax.objectives.reconstruction import (
+    UNITS,
+    filled_in,
+    mask_noise,
+    masks,
+    reconstruction_errors,
+    reconstruction_losses,
+)
+from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs, token_counts
 
 
 class Masked(nn.Module):
@@ -23,9 +30,8 @@ class Masked(nn.Module):
 
     `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...) of the encoder; `text_tower`: dict(vocab,
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
-    masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see
-    `draw_masks`. `norm_pix`: per-patch normalised targets, `patch_weight`: one | variance, see
-    `reconstruction_losses`. `compute`: dtype, layers, remat, attention.
+    masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see `masks`. `norm_pix`: per-patch
+    normalised targets, `patch_weight`: one | variance, see `reconstruction_errors`. `compute`: dtype, layers, remat, attention.
     """
 
     image_tower: Mapping
@@ -72,20 +78,33 @@ class Masked(nn.Module):
     def _encoder(self) -> Encoder:
         return self.image_text if "text" in self.streams else self.image
 
-    def _predict(self, batch, hidden_words: bool = False):
+    def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict[str, jax.Array]:
+        """Noise by which each example is masked."""
+        tokens = token_counts(batch, self.image_tower, self.streams)
+        return mask_noise(self.make_rng("mask"), tokens, batch["image"].shape[0], self.mask_share)
+
+    def _predict(self, batch, drawn, hidden_words: bool = False):
         inputs = self._inputs(batch)
-        kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share, self.mask_words)
+        kept = masks(drawn, inputs, self.mask, self.mask_words)
         tokens = self._encoder()(inputs, kept)
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
         return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
-        """Weighted sum of reconstruction losses; metrics `image`, `text` (nats per word) and `text_accuracy` (%)."""
-        parts = reconstruction_losses(*self._predict(batch, hidden_words=True), self.norm_pix, self.patch_weight)
-        loss = sum(self.weights[s] * parts[s] for s in self.streams)
+    def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
+        """What each example's reconstruction lacks: see `reconstruction_errors`."""
         if self.is_initializing():
             self.embed(batch)  # a pooling with parameters exists from the start, so that probes find it
-        return loss, parts
+        predicted = self._predict(batch, drawn, hidden_words=True)
+        return reconstruction_errors(*predicted, self.norm_pix, self.patch_weight)
+
+    def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
+        """Weighted sum of reconstruction losses; metrics `image`, `text` (nats per word) and `text_accuracy` (%)."""
+        parts = reconstruction_losses(made)
+        return sum(self.weights[s] * parts[s] for s in self.streams), parts
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+        """`combine` of `local` of the whole batch."""
+        return self.combine(self.local(batch, self.draw(batch, train=train), train=train), train=train)
 
     def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Tokens]:
         """Unmasked tokens of whatever is in the batch; with both, encoded together."""
@@ -103,6 +122,6 @@ class Masked(nn.Module):
     def reconstruct(self, batch: Mapping[str, jax.Array], words: int | None = None) -> dict[str, jax.Array]:
         """What the decoder fills in: see `filled_in`."""
         return filled_in(
-            *self._predict(batch), norm_pix=self.norm_pix, stats=self.stats,
+            *self._predict(batch, self.draw(batch, train=False)), norm_pix=self.norm_pix, stats=self.stats,
             patch=self.image_tower["patch"], size=self.image_tower["size"], words=words,
         )  # fmt: skip

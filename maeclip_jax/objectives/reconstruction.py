@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import Kept, hidden_ids, keep_count, random_keep, take
+from maeclip_jax.nn.mask import Kept, draw_noise, hidden_ids, keep_by, keep_count, take
 from maeclip_jax.objectives import losses
 
 WORDS = ("any", "one")  # what a caption shows of its words in a masked pass
@@ -20,10 +20,18 @@ UNITS = {
 }  # fmt: skip
 
 
-def draw_masks(
-    rng: jax.Array, inputs: Mapping[str, jax.Array], ratio: Mapping, share: str, words: str = "any"
+def mask_noise(rng: jax.Array, tokens: Mapping[str, int], batch: int, share: str) -> dict[str, jax.Array]:
+    """Per stream, what `masks` decides by: [batch or 1, tokens]; streams draw independently."""
+    return {
+        stream: draw_noise(jax.random.fold_in(rng, i), batch, length, share)
+        for i, (stream, length) in enumerate(sorted(tokens.items()))
+    }
+
+
+def masks(
+    noise: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], ratio: Mapping, words: str = "any"
 ) -> dict[str, Kept]:
-    """Per stream, which tokens are kept; streams draw independently. `ratio`: stream -> share masked out.
+    """Per stream, which tokens are kept. `noise`: of `mask_noise`. `ratio`: stream -> share masked out.
 
     `words`: any (a short caption may show none of its words, since padding is kept and dropped like them: M3AE) | one
     (a caption shows one at least). ValueError for another.
@@ -31,21 +39,22 @@ def draw_masks(
     if words not in WORDS:
         raise ValueError(f"unknown mask_words {words!r}; valid: {', '.join(WORDS)}")
     kept = {}
-    for i, (stream, x) in enumerate(sorted(inputs.items())):
+    for stream, x in inputs.items():
         batch, length = x.shape[:2]
         keep, one_of = keep_count(length, ratio[stream]), x != 0 if stream == "text" and words == "one" else None
-        kept[stream] = random_keep(jax.random.fold_in(rng, i), batch, length, keep, share, one_of)
+        kept[stream] = keep_by(noise[stream], batch, keep, one_of)
     return kept
 
 
-def reconstruction_losses(
+def reconstruction_errors(
     predicted: Mapping[str, jax.Array],
     inputs: Mapping[str, jax.Array],
     kept: Mapping[str, Kept],
     norm_pix: bool,
     patch_weight: str = "one",
-) -> dict[str, jax.Array]:
-    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted.
+) -> dict[str, tuple[jax.Array, ...]]:
+    """What `reconstruction_losses` needs of each sample: {"image": (error, masked), "text": (entropy, right, masked)},
+    each [B].
 
     `predicted`: every patch [B, N, P], and the masked words alone [B, M, V].
     `patch_weight`, with `norm_pix`: one (each masked patch counts the same: MAE) | variance (as much as its variance:
@@ -63,12 +72,27 @@ def reconstruction_losses(
             target, _, std_BxNx1 = losses.patch_normalise(target)
             if patch_weight == "variance":
                 target, guess = target * std_BxNx1, guess * std_BxNx1
-        out["image"] = losses.reconstruction_image(guess, target, kept["image"].mask_BxN)
+        with jax.named_scope("image_reconstruction_loss"):
+            out["image"] = losses.image_errors(guess, target, kept["image"].mask_BxN)
     if "text" in predicted:
         words_BxM = take(inputs["text"], hidden_ids(kept["text"]))
-        out["text"], out["text_accuracy"] = losses.reconstruction_text(
-            predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
-        )
+        with jax.named_scope("text_reconstruction_loss"):
+            out["text"] = losses.text_errors(
+                predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
+            )
+    return out
+
+
+def reconstruction_losses(errors: Mapping[str, tuple[jax.Array, ...]]) -> dict[str, jax.Array]:
+    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of the whole batch."""
+    out = {}
+    if "image" in errors:
+        error_B, masked_B = errors["image"]
+        out["image"] = jnp.sum(error_B) / jnp.maximum(jnp.sum(masked_B), 1)
+    if "text" in errors:
+        entropy_B, right_B, masked_B = errors["text"]
+        out["text"] = jnp.mean(entropy_B)
+        out["text_accuracy"] = 100 * jnp.sum(right_B) / jnp.maximum(jnp.sum(masked_B), 1)
     return out
 
 

@@ -18,10 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maeclip_jax.objectives import losses
+from maeclip_jax.objectives import losses, views
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.objectives.streams import patches
-from maeclip_jax.objectives.views import crop, distort
 
 VIEWS = ("image", "batch")
 
@@ -50,21 +49,31 @@ class Slip(Clip):
             shapes["views"] = jax.ShapeDtypeStruct((2, *shapes["image"].shape), shapes["image"].dtype)
         return shapes
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+    def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
+        """Of CLIP, and what two views of each picture are like."""
+        drawn = super().draw(batch, train=train)
+        rngs = jax.random.split(self.make_rng("mask"))
+        return drawn | {"views": tuple(views.draw(rng, batch["image"].shape[0]) for rng in rngs)}
+
+    def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
+        """Embeddings of each pair, and each picture's two views pooled."""
+        made = self._embedded(self._inputs(batch), drawn)
+        return made | {"views": tuple(self._view(one, n, batch) for n, one in enumerate(drawn["views"]))}
+
+    def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """Contrastive + weight * NT-Xent; metrics of CLIP, `simclr` and `view_top1` (%)."""
-        contrast, metrics = self._contrast(self._inputs(batch), train)
-        a_BxD, b_BxD = (self._view(rng, n, batch) for n, rng in enumerate(jax.random.split(self.make_rng("mask"))))
+        contrast, metrics = self._contrast(made)
+        a_BxD, b_BxD = map(self.simclr_head, made["views"])
         parts = self._parts(a_BxD.shape[0], products=4)  # each view with its like and with the others
         loss, top1 = nt_xent(a_BxD, b_BxD, self.simclr["temperature"], parts)
         return contrast + self.simclr["weight"] * loss, metrics | {"simclr": loss, "view_top1": top1}
 
-    def _view(self, rng: jax.Array, which: int, batch: Mapping[str, jax.Array]) -> jax.Array:
-        crop_rng, distort_rng = jax.random.split(rng)
+    def _view(self, drawn: Mapping, which: int, batch: Mapping[str, jax.Array]) -> jax.Array:
         made = "views" in batch and self.simclr.get("views") == "batch"
-        part = batch["views"][:, which] / 255 if made else crop(crop_rng, batch["image"])
-        view = {"image": distort(distort_rng, part)}
+        part = batch["views"][:, which] / 255 if made else views.crop(drawn["box"], batch["image"])
+        view = {"image": views.distort(drawn["look"], part)}
         tokens = self.image({"image": patches(view, self.image_tower, self.stats, whole=False)})["image"]
-        return self.simclr_head(self.image_head.pool(tokens))
+        return self.image_head.pool(tokens)
 
 
 class SimclrHead(nn.Module):

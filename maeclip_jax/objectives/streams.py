@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.pool import parse
+from maeclip_jax.nn.tower import grid_side
 
 # Settings of a tower that are its embedding's, and those of what is done with its tokens.
 EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")
@@ -38,6 +39,14 @@ def stream_inputs(
     if "text" in batch and "text" in streams:
         inputs["text"] = batch["text"]
     return inputs
+
+
+def token_counts(
+    batch: Mapping[str, jax.Array], image: Mapping, streams: tuple[str, ...] = ("image", "text")
+) -> dict[str, int]:
+    """Tokens of each of `stream_inputs`."""
+    sizes = {"image": grid_side(image) ** 2, "text": batch["text"].shape[1] if "text" in batch else 0}
+    return {s: sizes[s] for s in streams if s in batch}
 
 
 def split_tower(tower: Mapping) -> tuple[dict, dict, dict]:

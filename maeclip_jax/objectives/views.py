@@ -31,21 +31,29 @@ def boxes(rng: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(any_Bx1, height_Bx1, 1), jnp.where(any_Bx1, width_Bx1, 1)
 
 
-def crop(rng: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
-    """A part of each square uint8 picture, resized to all of it, float in 0..1, drawn from (rng, B) alone."""
-    batch, side = image_BxSxSx3.shape[:2]
-    box_rng, place_rng = jax.random.split(rng)
-    height_Bx1, width_Bx1 = boxes(box_rng, batch)
-    top_Bx1, left_Bx1 = jax.random.uniform(place_rng, (2, batch, 1))
+def draw(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+    """What one view of each picture is like, from (rng, batch) alone: `box` [B, 4] (top, left, height, width) of its
+    crop, as shares of the picture (of the room there is, for the first two), and `look` [B, 9] for `distort`."""
+    crop_rng, look_rng = jax.random.split(rng)
+    box_rng, place_rng = jax.random.split(crop_rng)
+    place_2xBx1, look_9xBx1 = jax.random.uniform(place_rng, (2, batch, 1)), jax.random.uniform(look_rng, (9, batch, 1))
+    box_Bx4 = jnp.concatenate([*place_2xBx1, *boxes(box_rng, batch)], axis=1)
+    return {"box": box_Bx4, "look": jnp.concatenate([*look_9xBx1], axis=1)}
+
+
+def crop(box_Bx4: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
+    """A part of each square uint8 picture, resized to all of it, float in 0..1. `box_Bx4`: of `draw`."""
+    side = image_BxSxSx3.shape[1]
+    top_Bx1, left_Bx1, height_Bx1, width_Bx1 = (box_Bx4[:, i : i + 1] for i in range(4))
     down, across = _window(top_Bx1, height_Bx1, side), _window(left_Bx1, width_Bx1, side)
     return _resampled(image_BxSxSx3 / 255, down, across)
 
 
-def distort(rng: jax.Array, x: jax.Array) -> jax.Array:
+def distort(look_Bx9: jax.Array, x: jax.Array) -> jax.Array:
     """Each square picture [B, S, S, 3] in 0..1, mirrored, jittered, greyed and blurred as often as said above, in
-    0..255."""
+    0..255. `look_Bx9`: of `draw`."""
     batch, side = x.shape[:2]
-    u = iter(jax.random.uniform(rng, (9, batch, 1)))
+    u = (look_Bx9[:, i : i + 1] for i in range(9))
 
     def between(low: float, high: float) -> jax.Array:
         return low + (high - low) * next(u)

@@ -170,12 +170,8 @@ class Vqa(nn.Module):
         z = self.embed({k: batch[k] for k in ("image", "text")})
         return self.head(jnp.concatenate([z["image"], z["text"]], axis=-1))
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
-        """Cross-entropy over answers; metrics: `accuracy`, the score of the best answer (%), and `answerable` (%).
-
-        softmax: over examples that have a right answer, soft scores made to sum to 1. sigmoid: binary cross-entropy,
-        summed over answers, over all examples.
-        """
+    def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
+        """Of each example: its loss, whether it has a right answer, and the score of the best answer."""
         logits_BxA = self.answer(batch)
         with jax.named_scope("answer_loss"):
             target_BxA = targets(batch["answer"], batch["score"], self.answers)
@@ -184,12 +180,26 @@ class Vqa(nn.Module):
             if self.loss == "softmax":
                 share_BxA = target_BxA / jnp.maximum(total_B, 1e-9)[:, None]
                 loss_B = jax.nn.logsumexp(logits_BxA, axis=-1) - jnp.sum(share_BxA * logits_BxA, axis=-1)
-                loss = jnp.sum(jnp.where(has_B, loss_B, 0)) / jnp.maximum(has_B.sum(), 1)
+                loss_B = jnp.where(has_B, loss_B, 0)
             else:
-                loss = jnp.mean(jnp.sum(jax.nn.softplus(logits_BxA) - target_BxA * logits_BxA, axis=-1))
+                loss_B = jnp.sum(jax.nn.softplus(logits_BxA) - target_BxA * logits_BxA, axis=-1)
             best_B = jnp.argmax(logits_BxA, axis=-1)
             score_B = jnp.take_along_axis(target_BxA, best_B[:, None], axis=-1)[:, 0]
-        return loss, {"accuracy": 100 * jnp.mean(score_B), "answerable": 100 * jnp.mean(has_B)}
+        return {"loss": loss_B, "has": has_B, "score": score_B}
+
+    def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
+        """Cross-entropy over answers; metrics: `accuracy`, the score of the best answer (%), and `answerable` (%).
+
+        softmax: over examples that have a right answer, soft scores made to sum to 1. sigmoid: binary cross-entropy,
+        summed over answers, over all examples.
+        """
+        counted = jnp.maximum(made["has"].sum(), 1) if self.loss == "softmax" else made["has"].shape[0]
+        metrics = {"accuracy": 100 * jnp.mean(made["score"]), "answerable": 100 * jnp.mean(made["has"])}
+        return jnp.sum(made["loss"]) / counted, metrics
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
+        """`combine` of `local` of the whole batch."""
+        return self.combine(self.local(batch, {}, train=train), train=train)
 
 
 def targets(answer_BxK: jax.Array, score_BxK: jax.Array, answers: int) -> jax.Array:

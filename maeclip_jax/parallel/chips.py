@@ -66,6 +66,17 @@ def peak(device_kind: str) -> float | None:
     return next((found for piece, found in known if piece.lower() in device_kind.lower()), None)
 
 
+def memory(device) -> float | None:
+    """Bytes that a program may use of a jax device, at hand or of a slice that is only compiled for; None: not known
+    (a CPU)."""
+    kind = device.device_kind.lower()
+    known = [(piece, chip.hbm * 2**30) for chip in CHIPS.values() for piece in chip.kinds]
+    found = next((size for piece, size in known if device.platform == "tpu" and piece.lower() in kind), None)
+    if found or device.platform == "cpu":
+        return found
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def peak_per_device(dtype: str) -> tuple[float, str]:
     """(peak FLOP/s of one device, where the number is from): the data sheet, or measured where there is none (CPU)."""
     import jax

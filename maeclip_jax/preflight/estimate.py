@@ -20,7 +20,7 @@ from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel import sharding
 from maeclip_jax.preflight import bands, hlo, kernels, network, program, topology
 from maeclip_jax.preflight.topology import Slice, mesh_text
-from maeclip_jax.run import flops
+from maeclip_jax.run import flops, microbatch
 from maeclip_jax.run.step import TrainStep, build
 
 COUNTED = 0.98  # share of the FLOPs that must be found again: the compiler folds a product here and there
@@ -35,6 +35,15 @@ def train(built: TrainStep) -> tuple[Any, tuple]:
     """(the train step, its arguments)."""
     bad = jax.ShapeDtypeStruct((built.batch_size,), jnp.int32, sharding=next(iter(built.inputs.values())).sharding)
     return built.step, (built.abstract, built.inputs | {"_bad": bad})
+
+
+def smallest(built: TrainStep, step: Any, args: tuple, kind: str, room: float) -> tuple[int, tuple[Any, str]]:
+    """(micro-batches, (the compiled program, its text)): those that the config says, or the fewest that fit."""
+    if kind != "train" or built.microbatches != microbatch.AUTO:
+        return (built.microbatches if kind == "train" else 1), compiled_with_text(step.lower(*args))
+    return microbatch.fewest(
+        built, lambda parts: compiled_with_text(built.in_parts(parts).lower(*args)), microbatch.FILLED * room * 2**30
+    )
 
 
 def evaluate(built: TrainStep) -> tuple[Any, tuple]:
@@ -84,6 +93,7 @@ def estimate(
         "device kind": devices[0].device_kind, "compiler": topology.compiler(),
         "compiler options": sharding.compiler_options(built.mesh),
         "program": kind, "mesh": mesh_text(dict(built.mesh.shape)), "batch": built.batch_size,
+        "batch shards": sharding.batch_shards(built.mesh),
         "batch per chip": built.batch_size / where.chips, "steps": built.total_steps,
         "compute": dict(config.model.compute),
         "parameters": sum(x.size for x in jax.tree.leaves(built.abstract.params)),
@@ -94,7 +104,7 @@ def estimate(
     try:
         with jax.set_mesh(built.mesh):
             traced = step.trace(*args)
-            compiled, text = compiled_with_text(traced.lower())
+            parts, (compiled, text) = smallest(built, step, args, kind, where.chip.hbm)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e
@@ -107,7 +117,9 @@ def estimate(
         with storage.writing(text_file, len(text)), open(text_file, "w") as f:
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
-    found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())
+    memory = compiled.memory_analysis()
+    found |= {"peak HBM GiB": microbatch.needed(memory) / 2**30, "temporaries GiB": memory.temp_size_in_bytes / 2**30}
+    found |= {"micro-batches": parts, "weights": weights(built, parts)}
     module, entry = program.computations(text)
     costs, model = hlo.count(module, entry), model_flops(built, kind, step, args)
     check_whole(costs, len(devices), min(model, flops.matmul_flops(traced.jaxpr)))
@@ -211,13 +223,11 @@ def local_gib(tree: Any) -> float:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 2**30
 
 
-def peak_gib(memory: Any) -> float:
-    """Of the compiler's memory analysis: arguments, results that are not arguments, temporaries and code."""
-    parts = {
-        k: getattr(memory, f"{k}_size_in_bytes") for k in ("argument", "output", "alias", "temp", "generated_code")
-    }
-    parts["alias"] *= -1
-    return sum(parts.values()) / 2**30
+def weights(built: TrainStep, parts: int) -> str:
+    """Where the parameters of a step in parts are gathered from the devices that share them; empty if it has one."""
+    if parts == 1 or built.mesh.shape["fsdp"] == 1:
+        return ""
+    return "gathered once a step" if built.whole_weights else "gathered a block at a time, in each part"
 
 
 def needed_gib(message: str) -> float | None:

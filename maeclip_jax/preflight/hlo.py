@@ -76,7 +76,7 @@ def collective(op: Op, inside: str = "") -> str:
 def count(module: dict[str, dict[str, Op]], entry: str) -> Costs:
     """The costs of a module as computations, from its entry."""
     found, sent, loops = Costs(), {}, set()
-    for op, inside, times, fused in _walk(module, entry, 1, False, loops):
+    for op, inside, times, fused in walk(module, entry, 1, False, loops):
         here = module[inside]
         found.flops += times * _flops(op, here)
         kind = collective(op, inside)
@@ -105,7 +105,7 @@ def count(module: dict[str, dict[str, Op]], entry: str) -> Costs:
     return found
 
 
-def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, str, int, bool]]:
+def walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, str, int, bool]]:
     """Every operation that runs: itself, the name of its computation, how often, and whether inside a fusion."""
     for op in module[name].values():
         yield op, name, times, fused
@@ -113,15 +113,15 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
             turns = turns_of(op, module)
             if turns is None:
                 loops.add(op.name)
-            yield from _walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
+            yield from walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
         elif op.kind == "conditional":
             both = (op.attribute("true_computation"), op.attribute("false_computation"))
             listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
             branches = re.findall(r"[\w.\-]+", listed[1]) if listed else filter(None, both)
-            ways = [list(_walk(module, branch, times, fused, loops)) for branch in branches]
+            ways = [list(walk(module, branch, times, fused, loops)) for branch in branches]
             yield from max(ways, key=lambda way: sum(o.cycles for o, *_, f in way if not f), default=[])  # the dearest
         for called in op.calls():
-            yield from _walk(module, called, times, fused or op.kind != "call", loops)
+            yield from walk(module, called, times, fused or op.kind != "call", loops)
 
 
 def kernel_of(op: Op, here: dict) -> Kernel | None:

@@ -27,9 +27,11 @@ def rows(found: Mapping) -> dict[str, str]:
         "mesh": found["mesh"],
         "program": f"{found['program']}; {', '.join(f'{k}={v}' for k, v in found['compute'].items())}",
         "batch": f"{found['batch']:,} ({found['batch per chip']:,.4g} a chip)",
+        **({"micro-batches": micro_batches(found)} if found.get("micro-batches", 1) > 1 else {}),
         "parameters": f"{found['parameters']:,}; {found['parameters GiB']:.3f} GiB a device",
         "optimizer": f"{found['optimizer GiB']:.3f} GiB a device",
         "peak HBM (compiler)": f"{need} a device",
+        **({"of it temporaries": f"{found['temporaries GiB']:.2f} GiB"} if found["fits"] else {}),
         "verdict": verdict(found),
         "compiled in": f"{found['compile seconds']:.0f} s on this machine",
     }
@@ -75,6 +77,13 @@ def network(net: Mapping) -> str:
         f"{1e3 * net['exposed seconds']:.2f} ms at the data sheet's speed, {1e3 * net['hidden seconds']:.2f} ms hidden"
         + (f"; asynchronous: {kinds}" if kinds else "")
     )
+
+
+def micro_batches(found: Mapping) -> str:
+    """`32 parts of 64 rows a device; parameters gathered once a step`."""
+    rows = found["batch"] // found["batch shards"] // found["micro-batches"]
+    gathered = f"; parameters {found['weights']}" if found["weights"] else ""
+    return f"{found['micro-batches']} parts of {rows} rows a device{gathered}"
 
 
 def verdict(found: Mapping) -> str:

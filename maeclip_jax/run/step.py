@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from maeclip_jax.config import to_steps
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
-from maeclip_jax.run import flops, optim
+from maeclip_jax.run import flops, microbatch, optim
 from maeclip_jax.run.setup import RNG_STREAMS, setup
 
 
@@ -50,7 +50,14 @@ class TrainStep:
     abstract: State
     param_specs: Any
     init: Callable[[], State]
-    step: Callable[[State, Mapping], tuple[State, dict]]
+    microbatches: int | str  # parts of each device's rows; microbatch.AUTO: the fewest that fit
+    whole_weights: bool  # whether parts share one gathering of the parameters: see microbatch.whole_weights
+    in_parts: Callable[[int], Callable[[State, Mapping], tuple[State, dict]]]  # the step with so many
+
+    @property
+    def step(self) -> Callable[[State, Mapping], tuple[State, dict]]:
+        """The update, jitted; all at once where the number of parts is to be found."""
+        return self.in_parts(1 if self.microbatches == microbatch.AUTO else self.microbatches)
 
     @functools.cached_property
     def flops_per_step(self) -> float:
@@ -129,25 +136,30 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
         dict.fromkeys(abstract.counters, replicated),
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    step = functools.partial(update, objective, transform, rate, config.seed, tuple(config.optim.caps))
+    microbatches = microbatch.check(config, objective, mesh)
+    whole = microbatch.whole_weights(made.params, param_specs, mesh)
+
+    @functools.cache
+    def in_parts(parts: int):
+        loss = functools.partial(microbatch.loss, objective, parts=parts, mesh=mesh, specs=param_specs, whole=whole)
+        step = functools.partial(update, loss, transform, rate, config.seed, tuple(config.optim.caps))
+        return sharding.jit(step, mesh, out_shardings=(shardings, replicated), donate_argnums=0)
+
     return TrainStep(
         objective=objective, mesh=mesh, batch_size=config.batch_size, total_steps=total, rate=rate, inputs=inputs,
         abstract=abstract, param_specs=param_specs, init=jax.jit(fresh, out_shardings=shardings),
-        step=sharding.jit(step, mesh, out_shardings=(shardings, replicated), donate_argnums=0),
+        microbatches=microbatches, whole_weights=whole, in_parts=in_parts,
     )  # fmt: skip
 
 
-def update(objective, transform, rate, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
-    """One update; a non-finite loss or gradient leaves parameters and optimizer alone and is counted."""
+def update(loss, transform, rate, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
+    """One update by `loss(params, batch, rngs)`; one that is not finite changes nothing but what is counted."""
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(RNG_STREAMS)}
     bad = batch["_bad"].sum() if "_bad" in batch else 0
     batch = {k: x for k, x in batch.items() if not k.startswith("_")}
 
-    def loss_of(params):
-        return objective.apply({"params": params}, batch, train=True, rngs=rngs)
-
-    (loss, parts), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rngs)
     with jax.named_scope("optimizer"):
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -25,7 +25,7 @@ from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import evaluate, flops, log, sinks, startup, storage_bill
+from maeclip_jax.run import evaluate, flops, log, microbatch, sinks, startup, storage_bill
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
 from maeclip_jax.run.origin import Beginning
@@ -198,10 +198,10 @@ class _Run:
             with Waiting("waiting for the first batch"):
                 ahead = Feed(batches, built, clock)
             with clock.phase("compile"), Waiting("compiling the training step"):
-                step = built.step.lower(built.abstract, ahead.shapes()).compile()
+                parts, step = microbatch.compiled(built, built.abstract, ahead.shapes())
             peak, peak_source = self.peak
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
-            say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}")
+            say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}{microbatch.said(built, parts)}")
             with watchdog.Watchdog(self.limits, clock.look) as dog, self.profile:
                 return self._steps(state, first, step, ahead, dog)
         finally:

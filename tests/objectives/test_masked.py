@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.objectives.reconstruction import draw_masks, reconstruction_losses
+from maeclip_jax.objectives.reconstruction import mask_noise, masks, reconstruction_errors, reconstruction_losses
 from maeclip_jax.params import flatten
 from tests.objectives import models
 
@@ -117,11 +117,16 @@ def test_a_mask_is_a_function_of_its_seed():
 
 def test_streams_draw_their_masks_independently():
     inputs = {"image": np.zeros((8, 12, 3)), "text": np.zeros((8, 12), np.int32)}  # one length: equal noise would show
-    kept = draw_masks(jax.random.key(0), inputs, dict(image=0.5, text=0.5), "sample")
+
+    def drawn(streams, ratio, share):
+        noise = mask_noise(jax.random.key(0), dict.fromkeys(streams, 12), 8, share)
+        return masks(noise, {s: inputs[s] for s in streams}, ratio)
+
+    kept = drawn(("image", "text"), dict(image=0.5, text=0.5), "sample")
     assert (np.asarray(kept["image"].mask_BxN) != np.asarray(kept["text"].mask_BxN)).any(1).all()
-    alone = draw_masks(jax.random.key(0), {"image": inputs["image"]}, dict(image=0.5), "sample")
+    alone = drawn(("image",), dict(image=0.5), "sample")
     np.testing.assert_array_equal(alone["image"].mask_BxN, kept["image"].mask_BxN)
-    shared = draw_masks(jax.random.key(0), inputs, dict(image=0.75, text=0.5), "batch")
+    shared = drawn(("image", "text"), dict(image=0.75, text=0.5), "batch")
     assert np.asarray(shared["image"].mask_BxN).sum(1).tolist() == [9] * 8
     assert len({row.tobytes() for row in np.asarray(shared["text"].mask_BxN)}) == 1
 
@@ -144,8 +149,11 @@ def test_patches_may_count_by_their_variance():
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 4, 12)) * np.array([0.01, 1, 2, 3])[:, None] + rng.normal(size=(2, 4, 1))
     inputs, guess = {"image": jnp.asarray(image)}, {"image": jnp.asarray(rng.normal(size=(2, 4, 12)))}
-    kept = draw_masks(jax.random.key(1), inputs, dict(image=0.5), "sample")
-    loss = {w: float(reconstruction_losses(guess, inputs, kept, True, w)["image"]) for w in ("one", "variance")}
+    kept = masks(mask_noise(jax.random.key(1), {"image": 4}, 2, "sample"), inputs, dict(image=0.5), "any")
+    loss = {
+        w: float(reconstruction_losses(reconstruction_errors(guess, inputs, kept, True, w))["image"])
+        for w in ("one", "variance")
+    }
     mean, std = image.mean(-1, keepdims=True), np.sqrt(image.var(-1, keepdims=True, ddof=1) + 1e-6)
     mask = np.asarray(kept["image"].mask_BxN)
     pixels = (np.asarray(guess["image"]) * std + mean - image)[mask]

@@ -173,8 +173,8 @@ def test_views_are_drawn_as_often_as_said_and_from_the_key_alone():
 
     @jax.jit
     def function(rng, pictures):
-        crop_rng, distort_rng = jax.random.split(rng)
-        return jnp.round(views.distort(distort_rng, views.crop(crop_rng, pictures))).astype(np.uint8)
+        drawn = views.draw(rng, count)
+        return jnp.round(views.distort(drawn["look"], views.crop(drawn["box"], pictures))).astype(np.uint8)
 
     drawn = np.asarray(function(jax.random.key(3), pictures))
     assert drawn.dtype == np.uint8 and drawn.shape == pictures.shape

@@ -7,7 +7,7 @@ import numpy as np
 
 from maeclip_jax import objectives
 from maeclip_jax.nn.mask import keep_lowest
-from maeclip_jax.objectives.reconstruction import reconstruction_losses
+from maeclip_jax.objectives.reconstruction import reconstruction_errors, reconstruction_losses
 from maeclip_jax.objectives.streams import stream_inputs
 from maeclip_jax.params import flatten
 
@@ -21,7 +21,7 @@ def ours_on(found, pictures, noise):
         inputs = stream_inputs({"image": pictures}, module.image_tower, module.stats)
         tokens = module.image(inputs, kept)
         predicted = module.decoder(tokens, kept)
-        loss = reconstruction_losses(predicted, inputs, kept, module.norm_pix)["image"]
+        loss = reconstruction_losses(reconstruction_errors(predicted, inputs, kept, module.norm_pix))["image"]
         return loss, dict(tokens=tokens["image"].x, cls=tokens["image"].cls, predicted=predicted["image"], loss=loss)
 
     function = jax.jit(jax.value_and_grad(lambda p: objective.apply({"params": p}, method=run), has_aux=True))
