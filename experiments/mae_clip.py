@@ -20,7 +20,7 @@ from experiments.argument import parse_arg
 from experiments.base import base, towers
 from experiments.contrastive import contrastive
 from experiments.evaluations import evals
-from experiments.scales import scale_of
+from experiments.scales import DATA, scale_of
 from maeclip_jax import errors
 
 STREAMS = ("image", "text")
@@ -29,7 +29,7 @@ STREAMS = ("image", "text")
 def get_config(arg=None):
     arg = parse_arg(
         arg, scale="demo", size="", pool="gap", text_pool="gap", loss="softmax", keep=1.0, decode="both",
-        recipe="matched", runlocal=False,
+        recipe="matched", runlocal=False, **DATA,
     )  # fmt: skip
     config = base(arg, "mae_clip", STREAMS)
     contrastive(config, arg)
