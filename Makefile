@@ -18,8 +18,8 @@ comma  := ,
 export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report tables sweep bench bench-probe bench-input preflight preflight-all doctor \
-	test test-unit test-parity notebooks lint golden clean
+.PHONY: help install demo data train eval report tables compare sweep bench bench-probe bench-input preflight preflight-all doctor \
+	test test-unit test-parity test-lowest notebooks lint golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ report: $(STAMP)  ## write WORKDIR/report/index.html
 tables: $(STAMP)  ## write the paper's tables from the evaluations of WORKDIRS="runs/a runs/b ..." to OUT=runs/tables
 	$(PY) -m maeclip_jax.report --tables $(WORKDIRS) --out '$(OUT)'
 
+compare: $(STAMP)  ## test every number that two runs share on the same items: WORKDIRS="runs/a runs/b"
+	$(PY) -m maeclip_jax.report --compare $(WORKDIRS)
+
 sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table (ARGS=--root=gs://bucket/runs)
 	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)
 
@@ -73,7 +76,7 @@ bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillo
 	$(PY) -m maeclip_jax.bench input --images '$(IMAGES)'
 
 doctor: $(STAMP)  ## what this machine has, and whether jax uses it
-	$(PY) -m maeclip_jax.doctor
+	$(PY) -m maeclip_jax.preflight.doctor
 
 test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
@@ -85,9 +88,15 @@ test-unit:  ## lint and the tests that take seconds a file, no whole runs and no
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
 	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile -m 'not run and not pod' $(ARGS)
 
-test-parity:  ## numbers compared with transformers and open_clip, forward and gradients (installs torch into .venv)
+test-parity:  ## models and metrics compared with transformers, open_clip, torchmetrics, ... (installs torch into .venv)
 	@$(MAKE) -s install EXTRAS=test,parity
 	$(PY) -m pytest tests/parity -q $(ARGS)
+
+test-lowest:  ## all tests with the oldest versions that setup.cfg allows, in VENV=.venv-lowest (Python 3.11 or 3.12)
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -m tests.lowest > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install -q -c .venv-lowest/constraints.txt -e '.[test,tpu-compile]'
+	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks top to bottom and keep their outputs, 20 minutes on 2 cores (ARGS=4_preflight: one)
 	$(PY) -m tests.notebooks $(ARGS)

@@ -32,7 +32,8 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
         order="auto", blocks=dict(size=64, window=16, lanes=0, ahead=4, reads=64),
     )  # fmt: skip
     config.optim = dict(
-        name="adamw", lr=1e-3, lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, decay_by="lr",
+        name="adamw", lr=5e-4 if arg.scale in ("low", "high") else 2e-3,
+        lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, decay_by="lr",
         warmup=scale["warmup"], schedule="cosine", end_lr=0.0, clip_norm=1.0, mu_dtype="bfloat16" if big else "float32",
         no_decay=(r".*/(embedding|position|probe)",), freeze=(), lr_multipliers=(), caps=(),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""CLIP's towers, loss and optimizer, which its neighbours share."""
+"""CLIP's towers and loss, which its neighbours share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maeclip_jax.nn import pool as pooling
 
 
 def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
-    """Puts CLIP's towers, loss and optimizer into `config`; `arg` holds pool, text_pool, loss and keep.
+    """Puts CLIP's towers and loss into `config`; `arg` holds pool, text_pool, loss and keep.
 
     The image tower has a class token only if it is pooled: with pooling over patches it would be an unused token.
     """
@@ -36,6 +36,5 @@ def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
     )
     if arg.text_pool == "cls":
         config.tokenizer.cls = True
-    config.optim.update(lr=5e-4 if arg.scale in ("low", "high") else 2e-3)
     if arg.loss == "softmax":
         config.optim.caps = (("log_logit_scale", math.log(100)),)

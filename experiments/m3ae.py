@@ -3,13 +3,12 @@
     python -m maeclip_jax.main --config=experiments/m3ae.py:scale=demo --workdir=runs/m3ae
     python -m maeclip_jax.main --config=experiments/m3ae.py:scale=low --workdir=gs://bucket/m3ae_low
 
-Argument: scale, size, pool (of probes and features), recipe = matched | source, runlocal. From M3AE's source: 75 % of
-patches and words masked, weights 1 (pixels) and 0.5 (words), no pixel normalisation, text embedding std 1, AdamW (0.9,
-0.95), decay 0.05, lr 1.5e-4 per 256; with recipe=source batch and crops as in experiments/mae.py (captions stay as they
-are when a picture is mirrored). The source shares one mask over a batch: --config.model.mask_share=batch. As there,
-padding is kept and dropped like words, so that a short caption may show none: --config.model.mask_words=one shows one.
-Defaults of ours: one mask per sample; scale=demo, photos; recipe=matched. The paper has 52.5 % (11.3M) and 69.3 %
-(1.4B) ImageNet linear probe for M3AE.
+Argument: scale, size, pool (of probes and features), recipe = matched | source (docs/recipes.md), runlocal. From M3AE's
+source: 75 % of patches and words masked (25 % of patches at scale=demo), weights 1 (pixels) and 0.5 (words), no pixel
+normalisation, text embedding std 1. The source shares one mask over a batch: --config.model.mask_share=batch. There
+padding is kept and dropped like words, so that a short caption may show none: --config.model.mask_words=any; here each
+shows one at least (one). Defaults of ours: that, one mask per sample, everything of recipe=matched and at scale=demo
+and photos. The paper has 52.5 % (11.3M) and 69.3 % (1.4B) ImageNet linear probe for M3AE.
 
 B/16 on v5litepod-256 takes at least 0.3 h (87 chip-hours) at scale=low and 2.8 h (720) at scale=high
 (compiler-estimated, without input and waiting for the network; tpu/README.md).
@@ -17,9 +16,11 @@ B/16 on v5litepod-256 takes at least 0.3 h (87 chip-hours) at scale=low and 2.8 
 
 from __future__ import annotations
 
+from experiments import recipes
 from experiments.argument import parse_arg
 from experiments.base import base, towers
 from experiments.evaluations import evals
+from experiments.scales import scale_of
 
 STREAMS = ("image", "text")
 
@@ -33,15 +34,13 @@ def get_config(arg=None):
         text_tower=dict(vocab=text["vocab"], length=text["length"], position="sincos", std=1.0, pool="gap"),
         decoder_tower=decoder,
         streams=STREAMS,
-        mask=dict(image=0.75, text=0.75),
+        mask=dict(image=scale_of(arg)["hidden"], text=0.75),
         mask_share="sample",
-        mask_words="any",
+        mask_words="one",
         weights=dict(image=1.0, text=0.5),
         norm_pix=False,
         stats="cc12m",
     )
-    config.optim.update(lr=1.5e-4, lr_per_examples=256, b2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=0.0)
-    if arg.scale in ("demo", "photos"):
-        config.optim.update(lr=1e-3, lr_per_examples=0)
     config.evals = evals(arg, contrastive=False, generative=True, streams=STREAMS)
+    recipes.follow(config, "m3ae")
     return config

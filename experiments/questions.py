@@ -14,12 +14,13 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.workdir import CONFIG
 
 # data -> the prepared set, its splits, how many answers, and which loss. Numbers of answers: LXMERT's label files
-# (VQAv2, GQA), Johnson et al. 2017 (CLEVR), counted (scenes/demo).
+# (VQAv2, GQA), Johnson et al. 2017 (CLEVR), counted (scenes/demo). GQA's are all that occur in train and validation,
+# neither of which is what is measured; elsewhere the answers are those of train alone.
 DATA = {
     "scenes": dict(name="scenes/demo", train="train", test="test", answers=25),
     "clevr": dict(name="clevr", train="train", test="validation", answers=28),
     "vqav2": dict(name="vqav2", train="train", test="validation", answers=3129, loss="sigmoid"),
-    "gqa": dict(name="gqa", train="train", test="testdev", answers=1842),
+    "gqa": dict(name="gqa", train="train", test="testdev", answers=1842, vocabulary="train+validation"),
 }
 READ_TEXT = ("clip", "mae_clip", "m3ae", "slip")
 
@@ -58,7 +59,8 @@ def questions(row: dict, split: str) -> dict:
     of = dict(kind="tfds", dir="", name=row["name"], split=row[split])
     # The commonest answers of the training split: VQAv2's usual 3,129 were counted over train and validation together.
     top = row.get("answers", 0) if row.get("loss") else 0
-    return dict(kind="questions", of=of, vocabulary=dict(split=row["train"], min_count=1, top=top))
+    split = row.get("vocabulary", row["train"])
+    return dict(kind="questions", of=of, vocabulary=dict(split=split, min_count=1, top=top))
 
 
 def ops(image: str, length: int, blind: bool) -> str:
@@ -66,3 +68,22 @@ def ops(image: str, length: int, blind: bool) -> str:
     ops = [image, *(["blank"] if blind else [])]
     ops += [f'tokenize({length},key="question",out="text")', "answers(10)"]
     return "|".join([*ops, 'keep("image","text","answer","score","credit")'])
+
+
+def fusion(word: str, of: ml_collections.ConfigDict, depth: int) -> dict:
+    """What the model needs to fuse picture and question: see `objectives.vqa`. `of`: the pretrained run's config."""
+    errors.choose("fusion", word, dict.fromkeys(("fresh", "decoder", "joint")))
+    if word == "joint" and of.objective != "m3ae":
+        raise UserError(f"fusion=joint is M3AE's; {of.objective} encodes one stream at a time; valid: fresh")
+    decoder = of.model.get("decoder_tower")
+    if word == "decoder" and (not decoder or set(of.model.get("decode", ("image", "text"))) != {"image", "text"}):
+        raise UserError(
+            f"fusion=decoder needs a decoder of pictures and words, which this {of.objective} has not; valid: fresh"
+        )
+    image = of.model.image_tower
+    fresh = dict(
+        width=image.width, depth=depth, heads=image.heads, activation=image.get("activation", "gelu")
+    )  # fmt: skip
+    return dict(
+        fusion=word, fusion_tower=fresh if word == "fresh" else {}, decoder_tower=decoder if word == "decoder" else {}
+    )

@@ -24,15 +24,16 @@ def variant(name: str, *choices: str) -> str:
 
 
 def pictures(config: ml_collections.ConfigDict, name: str, split: str, *, resize: str = "own", **keep: str) -> dict:
-    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it) | margin
-    (the middle of one whose shorter side is 256 for a model of 224, bicubic, as MAE evaluates its linear probe).
+    """Data of pictures as the model takes them. `resize`: own (config.preprocess.image) | squash (all of it) | double
+    (all of it, twice as large) | margin (the middle of one whose shorter side is 256 for a model of 224, bicubic, as
+    MAE evaluates its linear probe).
 
     `keep`: name in the batch -> op that makes it ("" for none): label="label", mask="mask|object_classes".
     """
     side = config.model.image_tower.size
     decode, _, geometry = config.preprocess.image.partition("|")
     margin = f"resize_small({round(side * 256 / 224)})|center_crop({side})"
-    geometry = {"own": geometry, "squash": f"resize({side})", "margin": margin}[resize]
+    geometry = {"own": geometry, "squash": f"resize({side})", "double": f"resize({2 * side})", "margin": margin}[resize]
     before = [op for op in keep.values() if "mask" in op]  # a mask is cut and resized along with its picture
     after = [op for op in keep.values() if op and op not in before]
     names = ",".join(f'"{n}"' for n in ("image", *keep))
@@ -66,9 +67,19 @@ def retrieval(config, name: str, split: str, *, captions: int = 5, duplicates: s
 
 
 def dense(
-    config, title: str, name: str, split: str, *, mask="mask", templates="photos", tolerance=None, **segmentation
+    config,
+    title: str,
+    name: str,
+    split: str,
+    *,
+    mask="mask",
+    templates="photos",
+    tolerance=None,
+    sliding=False,
+    **segmentation,
 ) -> dict:
-    """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX.
+    """Zero-shot segmentation, and grounding maps under the run's own pooling, GAP and MAX; with `sliding`, segmentation
+    of pictures twice as large through a sliding window, too.
 
     `tolerance`: of the pointing game; None: its 15 pixels in pictures of 224, and the same share of smaller ones.
 
@@ -77,8 +88,15 @@ def dense(
     """
     data = pictures(config, name, split, resize="squash", mask=mask)
     shared = dict(data=data, length=length(config), templates=templates)
+    side, large = config.model.image_tower.size, {}
+    if sliding:
+        twice = pictures(config, name, split, resize="double", mask=mask)
+        large[f"{title}_segmentation_{2 * side}"] = dict(
+            type="segmentation", **shared | dict(data=twice), **segmentation, stride=side // 2, batch_size=8
+        )
     return {
         f"{title}_segmentation": dict(type="segmentation", **shared, **segmentation),
+        **large,
         f"{title}_grounding": dict(
             type="grounding",
             pools=("own", "gap", "max"),

@@ -7,13 +7,15 @@ Argument: data = scenes | clevr | vqav2 | gqa | the name of a set of maeclip_jax
 | mae_clip | m3ae | slip with scale and size, whose towers are taken (and --config.init_from: the workdir with their
 weights; without it they start from scratch); or, init = that workdir, instead of all these: objective, sizes, tokenizer
 and scale come from its config.json (scale = beside it: the recipe of another scale); pool (of either stream after
-fusion); blind (grey pictures: what the same model learns from questions alone); epochs (0: the default); runlocal.
+fusion); fusion = fresh | decoder | joint; blind (grey pictures: what the same model learns from questions alone);
+epochs (0: the default); runlocal.
 
-M3AE fuses in its own joint encoder; CLIP, MAE-CLIP and SLIP in a fresh transformer over both token streams: 2 layers
-(demo, photos) or 4, as wide as the image tower. That, whole pictures resized without a crop, and the recipe are
-defaults of ours: the paper's are unknown. From LXMERT: form of the head, 4 epochs; answers: 3,129 (VQAv2, soft targets,
-sigmoid), 1,842 (GQA), 28 (CLEVR). The paper has, after 1.4B pairs, CLEVR / VQAv2 / GQA: M3AE 96.9 / 59.9 / 53.3 %, CLIP
-87.8 / 61.8 / 55.0 %, MAE-CLIP 92.8 / 61.9 / 55.3 %.
+fusion=fresh, the same for all: a transformer that was not pretrained over the tokens of picture and question, each
+encoded on its own: 2 layers (demo, photos) or 4, as wide as the image tower. decoder: the pretrained cross-modal
+decoder of MAE-CLIP or M3AE. joint: M3AE's encoder reads both together. That, whole pictures resized without a crop,
+and the recipe are defaults of ours: the paper's are unknown. From LXMERT: form of the head, 4 epochs; answers: 3,129
+(VQAv2, soft targets, sigmoid), 1,842 (GQA, of train and validation), 28 (CLEVR). The paper has, after 1.4B pairs,
+CLEVR / VQAv2 / GQA: M3AE 96.9 / 59.9 / 53.3 %, CLIP 87.8 / 61.8 / 55.0 %, MAE-CLIP 92.8 / 61.9 / 55.3 %.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from experiments.base import base
 
 def get_config(arg=None):
     arg = parse_arg(
-        arg, data="scenes", of="clip", init="", scale="", size="", pool="gap", epochs=0.0, blind=False,
+        arg, data="scenes", of="clip", init="", scale="", size="", pool="gap", fusion="fresh", epochs=0.0, blind=False,
         runlocal=False,
     )  # fmt: skip
     if not arg.init:
@@ -37,11 +39,8 @@ def get_config(arg=None):
     config = base(arg, "vqa", ("image", "text"))
     config.arg = dict(arg) | dict(of=of.objective, scale=of.arg.scale, size=of.arg.size, pretrained_pool=image.pool)
     config.init_from, config.tokenizer = arg.init, of.tokenizer
-    activation = image.get("activation", "gelu")
-    fusion = dict(width=image.width, depth=4 if big else 2, heads=image.heads, activation=activation)
-    joint = of.objective == "m3ae"
     config.model = dict(
-        image_tower=image, text_tower=text, fusion="joint" if joint else "towers", fusion_tower={} if joint else fusion,
+        image_tower=image, text_tower=text, **questions.fusion(arg.fusion, of, depth=4 if big else 2),
         answers=data["answers"], pool=arg.pool, loss=data.get("loss", "softmax"), slots=10,
         stats=of.model.get("stats", "imagenet"), compute=config.model.compute,
     )  # fmt: skip

@@ -35,6 +35,7 @@ with _epy.lazy_api_imports(globals()):
     from maeclip_jax.objectives.masked import Masked
     from maeclip_jax.objectives.slip import Slip
     from maeclip_jax.objectives.vqa import Vqa
-    from maeclip_jax.run.model import Filled, Model
+    from maeclip_jax.run.filled import Filled
+    from maeclip_jax.run.model import Model
 
 __all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # noqa: F821 (of lazy_api_imports)

@@ -19,8 +19,8 @@ from maeclip_jax.parallel.sharding import put
 from maeclip_jax.params import flatten, unflatten
 from maeclip_jax.run import checkpoint, train
 from maeclip_jax.run.model import Model
-from maeclip_jax.run.setup import setup
-from maeclip_jax.workdir import CONFIG, read_names
+from maeclip_jax.run.setup import restored, setup
+from maeclip_jax.workdir import read_names
 
 SOURCES = (
     "a run's folder (runs/demo) or one checkpoint in it, an experiment file with its argument "
@@ -54,38 +54,38 @@ def load(
     not fit.
     """
     name, settings = os.fspath(source), dict(settings or {})
-    params, step, folder, origin = None, None, None, "fresh weights"
-    if re.search(r"\.py(:|$)", name):
-        config = experiment(name, settings)
-    elif interop.split(name):
+    if not re.search(r"\.py(:|$)", name) and not interop.split(name):
+        return _of_run(name, settings, devices, batch_size)
+    have, origin = {}, "fresh weights"
+    if kind := interop.split(name):
         towers = {k: settings[f"model.{k}_tower.heads"] for k in TOWERS if f"model.{k}_tower.heads" in settings}
-        found = interop.load(*interop.split(name), heads=towers)
-        config, params, origin = found.config, found.params, interop.split(name)[0]
+        found = interop.load(*kind, heads=towers)
+        config, have, origin = found.config, flatten(found.params), kind[0]
         try:
             config.update_from_flattened_dict(settings)
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"{name}: settings {settings} do not fit: {' '.join(str(e).split())[:200]}") from None
     else:
-        try:
-            folder = checkpoint.locate(name)
-        except UserError:
-            raise UserError(f"nothing to load at {name!r}; valid: {SOURCES}") from None
-        step, run = int(folder.name), folder.parent.parent
-        origin = f"step {step}"
-        config = experiment(run / CONFIG, settings)
+        config = experiment(name, settings)
     if not any(k.startswith("mesh.") for k in settings):
-        config.mesh = dict(replica=-1, fsdp=1, tensor=1)  # that of the training may be a pod's
+        config.mesh = dict(replica=-1, fsdp=1, tensor=1)
     made = setup(config, devices=devices)
-    if folder is not None:
-        params = checkpoint.read_params(folder, made.params)
-    else:
-        have, want = flatten(params or {}), flatten(made.params)
-        flat = {p: put(x, want[p]) for p, x in have.items()}
-        if set(want) - set(have):  # fresh weights: all, or a decoder that a file left out
-            shardings = jax.tree.map(lambda x: x.sharding, made.params)
-            with jax.set_mesh(made.mesh):
-                flat = flatten(jax.jit(made.fresh, out_shardings=shardings)()) | flat
-        params = unflatten(flat)
+    want = flatten(made.params)
+    flat = {p: put(x, want[p]) for p, x in have.items()}
+    if set(want) - set(have):  # fresh weights: all, or a decoder that a file left out
+        shardings = jax.tree.map(lambda x: x.sharding, made.params)
+        with jax.set_mesh(made.mesh):
+            flat = flatten(jax.jit(made.fresh, out_shardings=shardings)()) | flat
+    about = dict(name=name, origin=origin, step=None, names=read_names(None, config.get("resume", "")))
+    return Model(config, made.objective, made.mesh, unflatten(flat), batch_size=batch_size, **about)
+
+
+def _of_run(name: str, settings: Mapping[str, Any], devices: Sequence | None, batch_size: int) -> Model:
+    try:
+        folder = checkpoint.locate(name)
+    except UserError:
+        raise UserError(f"nothing to load at {name!r}; valid: {SOURCES}") from None
+    config, made, params = restored(folder, settings, devices=devices)
+    about = dict(name=name, origin=f"step {folder.name}", step=int(folder.name))
     names = read_names(folder, config.get("resume", ""))
-    about = dict(name=name, origin=origin, step=step, names=names)
-    return Model(config, made.objective, made.mesh, params, batch_size=batch_size, **about)
+    return Model(config, made.objective, made.mesh, params, batch_size=batch_size, names=names, **about)

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,15 +37,25 @@ TIERS = {
         "test_api.py", "test_suites.py", "test_sweep.py", "test_odd.py", "test_notebooks.py", "test_main.py",
         "bench/", "test_collection.py", "interop/test_adoption.py", "parallel/test_sharding.py",
         "prepare/test_prepare.py", "prepare/test_prepare_beam.py", "prepare/builders/test_scenes.py",
+        # Compiles models, or draws their parameters, for more than 20 seconds of a processor.
+        "nn/test_fused_attention.py", "evals/test_grounding.py", "evals/test_saliency.py", "test_golden.py",
+        "interop/test_clip_family.py", "interop/test_golden_parity.py", "interop/test_mae_family.py",
     ),
     # Several processes, servers, stand-ins of a cloud, the TPU compiler.
     "pod": (
         "run/test_bucket_run.py",
-        "run/test_processes.py", "run/test_curves.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
-        "parallel/test_pod.py", "preflight/", "test_tpu_scripts.py", "run/test_resume.py",
+        "run/test_processes.py", "parallel/test_rollcall.py", "parallel/test_watchdog.py",
+        "parallel/test_pod.py", "preflight/test_preflight", "test_tpu_scripts.py", "run/test_resume.py",
         "prepare/test_prepare_bucket.py",
     ),
 }  # fmt: skip
+
+
+def pytest_configure(config):
+    """A folder for what the workers of pytest-xdist make once for all of them (`tests.runs.whole`)."""
+    if not hasattr(config, "workerinput") and "MAECLIP_TESTS_SHARED" not in os.environ:
+        shared = os.environ["MAECLIP_TESTS_SHARED"] = tempfile.mkdtemp(prefix="maeclip-tests-shared-")
+        config.add_cleanup(lambda: (os.environ.pop("MAECLIP_TESTS_SHARED"), shutil.rmtree(shared, ignore_errors=True)))
 
 
 def pytest_collection_modifyitems(items):
@@ -56,13 +68,28 @@ def pytest_collection_modifyitems(items):
                 break
 
 
-@pytest.fixture(autouse=True)
-def nothing_waited_for(monkeypatch):
-    """A storage that an earlier test had to wait for is not waited for in the next: the watchdog would keep silent."""
-    from maeclip_jax import remote
+# What modules remember for the life of a process: what was said once, what is waited for. Module -> name -> at first.
+REMEMBERED = {
+    "maeclip_jax.remote": {"_told": lambda: float("-inf"), "_patience": lambda: None, "pending": dict},
+    "maeclip_jax.remote.outbox": {"_current": lambda: None},
+    "maeclip_jax.parallel.machine": {"_told": set},
+    "maeclip_jax.parallel.joining": {"_line": lambda: None},
+    "maeclip_jax.data.questions": {"_said": set},
+}
 
-    monkeypatch.setattr(remote, "_told", float("-inf"))
-    monkeypatch.setattr(remote.Wait, "_said", {})
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    """Each test finds modules as a fresh process does, and leaves none of its own state to the next.
+
+    A storage that one test waited for silenced the watchdog of another, which failed in some orders of the files.
+    """
+    for module, state in REMEMBERED.items():
+        if module in sys.modules:
+            for name, first in state.items():
+                monkeypatch.setattr(sys.modules[module], name, first())
+    if "maeclip_jax.remote" in sys.modules:
+        monkeypatch.setattr(sys.modules["maeclip_jax.remote"].Wait, "_said", {})
 
 
 @pytest.fixture(scope="session")

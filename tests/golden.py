@@ -2,6 +2,8 @@
 
     python -m tests.golden          (make golden) rewrites tests/golden/<experiment>-<arg>.json; review the diff
 
+and docs/recipes.md, which experiments/recipes.py makes of the recipes.
+
 Each holds the resolved config, one line a leaf, and every parameter with its shape, its spec on a mesh of 256 chips
 and whether it decays. Nothing is compiled and no device is used: shapes come from jax.eval_shape.
 """
@@ -14,8 +16,11 @@ import json
 import os
 from pathlib import Path
 
+from experiments import recipes
+
 FOLDER = Path(__file__).parent / "golden"
 ROOT = FOLDER.parent.parent
+RECIPES = ROOT / "docs" / "recipes.md"
 EXPERIMENTS = tuple(sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "def get_config(" in p.read_text()))
 ARGS = {
     "demo": "scale=demo",
@@ -122,6 +127,9 @@ def main() -> None:
         if changed:
             path(*case).write_text(text(golden(*case)), encoding="utf-8")
             print(f"wrote {path(*case).name}: {sum(1 for n in changed.splitlines() if n[0] in '+-') - 2} lines differ")
+    if RECIPES.read_text(encoding="utf-8") != recipes.page():
+        RECIPES.write_text(recipes.page(), encoding="utf-8")
+        print(f"wrote {RECIPES.relative_to(ROOT)}")
     print(f"{len(CASES)} golden files in {FOLDER.relative_to(ROOT)}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import json
+import os
 import re
 import shutil
 import socket
@@ -45,8 +47,18 @@ def run(workdir: Path, arg: str = WHOLE, devices: int = 8, **settings) -> Path:
 
 @functools.cache
 def whole(devices: int, arg: str = WHOLE) -> Path:
-    """An undisturbed run on `devices` devices, evaluations included. Look, do not touch: use `copy`."""
-    return run(folder() / f"whole-{devices}-{arg}", arg, devices)
+    """An undisturbed run on `devices` devices, evaluations included. Look, do not touch: use `copy`.
+
+    It is trained once for all workers of pytest-xdist (see tests/conftest.py); each has a copy of its own.
+    """
+    name = f"whole-{devices}-{arg}"
+    shared = Path(os.environ.get("MAECLIP_TESTS_SHARED") or folder() / "shared")
+    shared.mkdir(exist_ok=True)
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / name).exists():
+            run(shared / f"{name}.unfinished", arg, devices).rename(shared / name)
+    return copy(shared / name, folder() / name)
 
 
 def copy(workdir: Path, to: Path, step: int | None = None) -> Path:

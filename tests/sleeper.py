@@ -24,10 +24,10 @@ def main() -> int:
     from orbax.checkpoint import JsonCheckpointHandler
 
     from maeclip_jax.parallel import sleep
-    from maeclip_jax.run import checkpoint
+    from maeclip_jax.run import saving
 
     sleep.LEAST_SECONDS = LEAST
-    checkpoint.TIMEOUT_SECONDS = int(os.environ.get("TIMEOUT", checkpoint.TIMEOUT_SECONDS))
+    saving.TIMEOUT_SECONDS = int(os.environ.get("TIMEOUT", saving.TIMEOUT_SECONDS))
     write = JsonCheckpointHandler._save_fn
 
     async def held(handler, x, directory):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from experiments import recipes
 from experiments.argument import parse_arg
 from experiments.scales import SCALES
 from experiments.sizes import SIZES
@@ -113,49 +114,80 @@ def test_the_axes_of_the_paper_reach_the_model():
     assert local.model.compute.dtype == "float32" and local.batch_size <= 16 and local.data.source.kind == "scenes"
 
 
-@pytest.mark.parametrize("scale", ["demo", "low", "high"])
-def test_neighbours_are_clip_but_for_their_own_settings(scale):
-    """Whatever is not named here is compared on equal terms with CLIP."""
+def settings(name, arg):
+    return dict(leaves(config(name, arg)))
 
-    def settings(name):
-        return dict(leaves(config(name, f"scale={scale}")))
 
-    def differing(name):
-        ours, clip = settings(name), settings("clip")
-        return {k for k in {*ours, *clip} if ours.get(k) != clip.get(k) and not k.startswith("arg.")}
+def differing(a, b):
+    return {k for k in {*a, *b} if a.get(k) != b.get(k) and not k.startswith("arg.")}
 
-    big = scale != "demo"
+
+@pytest.mark.parametrize("scale", ["demo", "photos", "low", "high"])
+def test_arms_of_a_comparison_differ_in_their_objective_alone(scale):
+    """Batch, steps, optimizer, schedule, decay, crops and tokenizer are one for all; what is below is the objective."""
+    of_objective = ("objective", "model.", "evals.")
+    pictures = {"optim.caps"}  # the limit of a temperature, which there is none of
+    own = {"siglip": {"optim.caps"}, "mae": pictures | {"data.ops"}, "m3ae": pictures}
+    own["slip"] = {"data.ops"} if scale != "demo" else set()  # two more views of each picture
+    clip = settings("clip", f"scale={scale}")
+    for name in (*CONTRASTIVE, "mae", "m3ae"):
+        arm = settings(name, f"scale={scale}")
+        assert {k for k in differing(arm, clip) if not k.startswith(of_objective)} == own.get(name, set()), name
+    without = clip["data.ops"].replace("pick_caption|", "").replace(f"tokenize({clip['model.text_tower.length']})|", "")
+    assert settings("mae", f"scale={scale}")["data.ops"] == without.replace('"image","text"', '"image"')
+    assert settings("mae_clip", f"scale={scale}")["model.mask_words"] == "one"  # each caption shows a word
+
+
+def test_neighbours_are_clip_but_for_their_own_settings():
+    clip = settings("clip", "scale=low")
     towers = {
         f"model.{t}_tower.{k}" for t, k in zip(("image", "text") * 2, ("pool", "pool", "projection", "projection"))
     }
     towers |= {"model.image_tower.position", "model.image_tower.map.activation", "model.text_tower.padding"}
-    towers |= {"model.embed_width"} if big else set()  # in the demo all widths are one
-    assert differing("siglip") - {"optim.b2"} == towers | {"model.loss", "model.stats", "optim.caps"} | (
-        {"optim.lr", "optim.weight_decay", "optim.decay_by"} if big else set()
-    )
-    assert differing("flip") == {"model.keep"} | (
-        {"optim.lr", "optim.lr_per_examples", "optim.b2"} if big else set()
-    ) | ({"optim.warmup"} if scale == "high" else set())
+    own = {"model.embed_width", "model.loss", "model.stats", "optim.caps"}
+    assert differing(settings("siglip", "scale=low"), clip) == towers | own
+    assert differing(settings("flip", "scale=low"), clip) == {"model.keep"}
     head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight", "views")}
-    assert differing("slip") == {"objective"} | head | (
-        {"data.ops", "optim.lr", "optim.weight_decay", "optim.eps", "optim.end_lr"} if big else set()
-    )
+    assert differing(settings("slip", "scale=low"), clip) == {"objective", "data.ops"} | head
     assert config("flip", "keep=0.25").model.keep == 0.25  # what is said wins
 
 
-@pytest.mark.parametrize("name", ["mae", "m3ae"])
-def test_the_recipe_of_the_source_is_its_batch_crops_and_mirroring(name):
-    matched, source = (dict(leaves(config(name, f"scale=low{arg}"))) for arg in ("", ",recipe=source"))
-    assert {k for k in source if source[k] != matched[k]} == {"arg.recipe", "batch_size", "data.ops"}
-    assert source["batch_size"] == 4096
-    made = optim.schedule(config(name, "scale=low,recipe=source").optim, batch_size=4096, total=100, epoch=None)
-    assert made.peak == pytest.approx(2.4e-3)
-    parsed = ops.parse(source["data.ops"], SimpleNamespace(tokenizer=object()))
-    crop, flip = parsed.steps[1:3]
-    assert crop.function.__name__ == "random_resized_crop" and flip.function.__name__ == "flip_lr"
-    assert crop.kwargs == dict(size=(224, 224), area=(0.2, 1), antialias="exact") and flip.kwargs == {}
-    local = config(name, "scale=low,recipe=source,runlocal")
-    assert local.batch_size == 16 and "flip_lr" not in local.data.ops
+@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("scale", recipes.LARGE)
+def test_the_recipe_of_the_source_changes_what_it_names(name, scale):
+    """And nothing else; its rate at its batch is the peak that it states, and its steps can be counted."""
+    matched, c = settings(name, f"scale={scale}"), config(name, f"scale={scale},recipe=source")
+    source, recipe = dict(leaves(c)), recipes.RECIPES[name]
+    named = {"data.ops" if s.name == "crop" else s.name for s in recipe.settings}
+    assert differing(source, matched) <= named
+    assert {s.mark for s in recipe.settings} <= set(recipes.MARKS)
+    for s in recipe.settings:
+        ours = s.ours.get(scale) if isinstance(s.ours, dict) else s.ours
+        if ours is not None:
+            assert source[s.name] == ours if s.name != "crop" else ours.format(side=224) + "|" in source["data.ops"]
+    assert optim.schedule(c.optim, batch_size=c.batch_size, total=10**6, epoch=10**7).peak == pytest.approx(recipe.peak)
+    small = config(name, "scale=demo,recipe=source")  # the optimizer at its peak rate, on the scale's data
+    assert optim.schedule(small.optim, batch_size=small.batch_size, total=100, epoch=None).peak == pytest.approx(
+        recipe.peak
+    )
+    for k in ("batch_size", "total", "optim.warmup", "data.ops"):
+        assert dict(leaves(small))[k] == settings(name, "scale=demo")[k]
+
+
+def test_recipes_are_those_of_their_sources():
+    mae, m3ae, slip, siglip = (settings(n, "scale=low,recipe=source") for n in ("mae", "m3ae", "slip", "siglip"))
+    for one in (mae, m3ae):
+        assert one["batch_size"] == 4096 and one["optim.clip_norm"] == 0 and one["optim.weight_decay"] == 0.05
+        crop, flip = ops.parse(one["data.ops"], SimpleNamespace(tokenizer=object())).steps[1:3]
+        assert crop.function.__name__ == "random_resized_crop" and flip.function.__name__ == "flip_lr"
+        assert crop.kwargs == dict(size=(224, 224), area=(0.2, 1), antialias="exact") and flip.kwargs == {}
+    steps = {name: to_steps(one["total"], "total", batch_size=4096, epoch=11_300_000)
+             for name, one in dict(mae=mae, m3ae=m3ae, slip=slip).items()}  # fmt: skip
+    assert steps == dict(mae=250_244, m3ae=275_879, slip=96_558)
+    assert m3ae["model.mask_words"] == "any" and settings("m3ae", "scale=low")["model.mask_words"] == "one"
+    assert siglip["optim.decay_by"] == "schedule" and siglip["optim.weight_decay"] == 1e-4
+    local = config("m3ae", "scale=low,recipe=source,runlocal")
+    assert local.batch_size == 16 and "flip_lr" not in local.data.ops and local.total == "4 steps"
 
 
 @pytest.mark.parametrize("scale, whole", [("demo", False), ("photos", True), ("low", True), ("low,runlocal", False)])
@@ -208,7 +240,7 @@ POOLS = ", ".join(pool.NAMES)
         ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
         ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, recipe, runlocal, scale, size"),
         ("mae", "scale=low,recipe=paper", "unknown recipe 'paper'; valid: matched, source"),
-        ("m3ae", "recipe=source", "recipe=source is one of large sets; valid with it: scale=low, scale=high"),
+        ("mae_clip", "recipe=source", "how mae_clip was trained is not known; valid: recipe=matched"),
         ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(SCALES))}"),
         ("clip", "size=B/32", f"unknown size 'B/32'; valid: {', '.join(sorted(SIZES))}"),
         ("clip", "pool=mean", f"unknown pool 'mean'; valid: {POOLS}"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments import recipes
 from tests import golden
 
 HINT = "{file} no longer says what the experiment is. If that is meant: `make golden`, and review the diff.\n\n{diff}"
@@ -14,6 +15,10 @@ def test_an_experiment_is_what_was_reviewed(experiment, arg):
     diff = golden.difference(experiment, arg)
     if diff:
         pytest.fail(HINT.format(file=golden.path(experiment, arg), diff=diff), pytrace=False)
+
+
+def test_the_page_of_recipes_is_what_the_experiments_are():
+    assert golden.RECIPES.read_text(encoding="utf-8") == recipes.page(), "`make golden`, and review the diff"
 
 
 def test_there_are_no_files_of_experiments_that_are_gone():

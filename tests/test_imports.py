@@ -34,7 +34,7 @@ def test_arrows_point_down():
         ("data/order.py", "def late():\n    import maeclip_jax.run.train"),
         ("prepare/crawl.py", "from maeclip_jax.prepare.builders import manual"),
         ("prepare/formats/table.py", "from maeclip_jax.prepare import crawl"),
-        ("prepare/reading/units.py", "def late():\n    from maeclip_jax.prepare import formats"),
+        ("prepare/formats/units.py", "def late():\n    from maeclip_jax.prepare.formats import table"),
         ("new_module.py", ""),
     ],
 )

@@ -60,7 +60,7 @@ def refused():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """The folder of the data set that `data.prepare` makes of them."""
+    """The folder of the data set that `prepare` makes of them."""
     out = tmp_path_factory.mktemp("odd")
     columns = ["--image_column=file", "--caption_column=note", "--workers=1"]
     assert command.main([f"--src={ODD}", f"--out={out}", "--name=odd", *columns]) == 0

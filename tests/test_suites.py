@@ -27,8 +27,19 @@ def evaluated(workdir, devices):
 
 
 @pytest.fixture(scope="module")
-def on_one():
-    return evaluated(runs.folder() / "suite-1", 1)
+def passes():
+    """The ops of every pass over data that `on_one` makes."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def on_one(passes):
+    real = pipeline.Data.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            pipeline.Data, "evaluate", lambda self, **kw: (passes.append(self.config["ops"]), real(self, **kw))[1]
+        )
+        return evaluated(runs.folder() / "suite-1", 1)
 
 
 def assert_same(have, want):
@@ -55,13 +66,7 @@ def test_two_processes_give_what_one_gives(on_one, tmp_path):
     assert_same(runs.result(tmp_path / "two", 12), on_one)
 
 
-def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(tmp_path, monkeypatch):
-    passes = []
-    real = pipeline.Data.evaluate
-    monkeypatch.setattr(
-        pipeline.Data, "evaluate", lambda self, **kw: (passes.append(self.config["ops"]), real(self, **kw))[1]
-    )
-    evaluated(tmp_path, 1)
+def test_every_picture_of_a_data_set_is_encoded_once_for_all_who_need_it(on_one, passes):
     evals = suite.get_evals(None)
     wanted = (evals["knn"]["data"], evals["knn"]["train"], evals["grounding"]["data"])
     test, train, masked = (d["ops"] for d in wanted)
@@ -135,12 +140,14 @@ def test_suites_fit_any_objective(name, objective):
 
     from maeclip_jax import evals
     from maeclip_jax.data import ops
+    from maeclip_jax.evals.segmentation import window_places
 
     name, _, arg = name.partition(":")
-    found = main.parse(
+    config = main.parse(
         [f"--config=experiments/{objective}.py:scale=photos", "--workdir=x",
          f"--config.evals=experiments/eval/{name}.py:{arg}"]
-    ).config.evals  # fmt: skip
+    ).config  # fmt: skip
+    found, tower = config.evals, config.model.image_tower
     assert len(found) >= 4
     for entry in found.values():
         settings = entry.to_dict()
@@ -151,7 +158,10 @@ def test_suites_fit_any_objective(name, objective):
             parsed = ops.parse(settings[which]["ops"], SimpleNamespace(tokenizer=object()))
             geometry = [s for s in parsed.steps if s.function.__name__ in ("resize", "resize_small", "center_crop")]
             assert "image" in parsed.names and geometry
-            assert all(96 in np.ravel([*s.args, *s.kwargs.values()]).tolist() for s in geometry)
+            side = tower.size * (2 if "stride" in settings else 1)
+            assert all(side in np.ravel([*s.args, *s.kwargs.values()]).tolist() for s in geometry)
+        if "stride" in settings:
+            assert len(window_places(2 * tower.size, tower.size, tower.patch, settings["stride"])) == 3
 
 
 def suite_of(name, arg):

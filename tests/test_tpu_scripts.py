@@ -20,7 +20,7 @@ from tests import fake_gcloud, runs, torture
 ROOT = torture.ROOT
 TPU = ROOT / "tpu"
 SCRIPTS = sorted(TPU.glob("*.sh"))
-ARG = "steps=18,save=6,evals=false"
+ARG = "steps=12,save=3,evals=false"
 PASSED = (
     "JAX_",
     "XLA_",
@@ -126,13 +126,13 @@ def test_a_preempted_run_is_resumed_and_ends_as_if_nothing_had_been(pod, tmp_pat
     for word in ("PREEMPTED", "running", "finished"):
         assert f"pod: {word}\n" in said
     assert "continuing from" not in first
-    assert re.search(r"continuing from step (6|12) of 18", (pod.home(0) / LOG).read_text())
+    assert re.search(r"continuing from step (3|6|9) of 12", (pod.home(0) / LOG).read_text())
     assert pod.calls().count("tpu-vm create pod") == 2 and pod.calls().count("tpu-vm delete pod") == 1
-    assert len(read_metrics(workdir)) == 18
-    reference = runs.whole(8, ARG)
+    assert len(read_metrics(workdir)) == 12
+    reference = runs.whole(8, "steps=12,save=6")
     assert torture.examples(workdir) == torture.examples(reference)
     have, want = runs.series(workdir), runs.series(reference)
-    assert list(have) == list(want) == list(range(1, 19))
+    assert list(have) == list(want) == list(range(1, 13))
     np.testing.assert_allclose([*have.values()], [*want.values()], rtol=2e-5)  # as between 1 and 2 processes
     assert "worker 0.1: finished" in pod("status")
 

@@ -115,7 +115,7 @@ def same_middle(paths, side):
 
 
 def test_handed_on_to_other_libraries(walk, tmp_path):
-    """`python -m maeclip_jax.export` writes folders that transformers and open_clip load, with the same numbers."""
+    """`python -m maeclip_jax.run.export` writes folders that transformers and open_clip load, with the same numbers."""
     torch = pytest.importorskip("torch", reason="needs torch: make test-parity")
     transformers = pytest.importorskip("transformers", reason="needs transformers: make test-parity")
     open_clip = pytest.importorskip("open_clip", reason="needs open_clip: make test-parity")
@@ -124,7 +124,7 @@ def test_handed_on_to_other_libraries(walk, tmp_path):
     _, away, _ = walk
     for kind in ("hf-clip", "open_clip"):
         words = ("--workdir", away / "a", "--format", kind, "--out", tmp_path / kind)
-        said = command("maeclip_jax.export", *words, cwd=tmp_path, code=away / "clone")
+        said = command("maeclip_jax.run.export", *words, cwd=tmp_path, code=away / "clone")
         assert said.endswith(f"written: {tmp_path / kind}\n")
     model = mc.load(away / "a")
     side = model.config.model.image_tower.size

@@ -5,7 +5,17 @@ import importlib
 import pytest
 
 from maeclip_jax.config import leaves, plain
-from maeclip_jax.workdir import COMPUTED, DESCRIBED, LEARNT, LENGTH, LOOKED_AT, ORIGIN, SEED, classify, identity
+from maeclip_jax.workdir.identity import (
+    COMPUTED,
+    DESCRIBED,
+    LEARNT,
+    LENGTH,
+    LOOKED_AT,
+    ORIGIN,
+    SEED,
+    classify,
+    identity,
+)
 from tests.golden import ARGS, CASES
 
 CONFIGS = {f"{e}-{a}": (e, a) for e, a in CASES}
@@ -28,7 +38,7 @@ def changed(tree: dict, name: str) -> dict:
 def test_every_leaf_is_classified_and_identity_follows(case):
     tree = config(case)
     before, names = identity(tree), dict(leaves(tree))
-    assert [n for n in names if not classify(n)] == [], "give these a class in workdir.CLASSES"
+    assert [n for n in names if not classify(n)] == [], "give these a class in workdir.identity.CLASSES"
     for name in names:
         kind = classify(name)
         same = identity(changed(tree, name)) == before

@@ -22,7 +22,7 @@ def get_evals(config, arg=None):
     for name in filter(None, arg.classify.split("+")):
         evals |= suites.classification(config, name, (name, "train"), (name, "test"))
     for name in filter(None, arg.segment.split("+")):
-        evals |= suites.dense(config, name, name, "test")
+        evals |= suites.dense(config, name, name, "test", sliding=True)
     for name in filter(None, arg.retrieval.split("+")):
         evals[f"{name}_retrieval"] = suites.retrieval(config, name, "test")
     if not evals:

@@ -62,5 +62,5 @@ def get_evals(config, arg=None):
         data = suites.pictures(config, "coco_a", "test", labels="labels(32)")
         evals["coco_a_zero_shot"] = dict(type="zero_shot", data=data, length=length, templates="actions")
     if "voc" in chosen:
-        evals |= suites.dense(config, "voc", "voc_segmentation", "val", background_words="stuff")
+        evals |= suites.dense(config, "voc", "voc_segmentation", "val", background_words="stuff", sliding=True)
     return evals

@@ -1,9 +1,9 @@
-"""How much reconstruction helps CLIP: the weight of the pixel and word losses from none to equal, on scenes.
+"""How much reconstruction helps CLIP: the weights of the pixel and word losses times 0 to 10, on scenes.
 
 The paper's weights are not known to us; a sweep of them against data scale is missing from the literature.
 """
 
 RUNS = tuple(
-    ("mae_clip", "scale=demo,pool=max", {"model.weights.image": image, "model.weights.text": image / 2})
-    for image in (0.0, 0.01, 0.1, 1.0)
+    ("mae_clip", "scale=demo,pool=max", {"model.weights.image": 4.0 * times, "model.weights.text": 0.05 * times})
+    for times in (0.0, 0.1, 1.0, 10.0)
 )

@@ -7,6 +7,7 @@ What "the right picture" means here, for every format that is read (`FORMATS`):
 - transparency (alpha channel or transparent colour) is composited on white, as paper or a web page would show it;
 - 16-bit samples are scaled to 8 bits over their whole range, never clipped (grey rounded, colour by its high byte);
 - of animations and multi-page files the first frame is taken, of icons the largest;
+- HEIC and JPEG XL tell their orientation themselves, and decode upright: their EXIF counts for nothing;
 - colour profiles (ICC) are ignored: the numbers in the file are taken as sRGB, as torchvision and open_clip do.
 
 Pillow reads every header (about 25 us) and decodes all formats but one: 8-bit RGB and grey JPEG go through
@@ -28,6 +29,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from maeclip_jax.data import jpeg_xl
 from maeclip_jax.errors import BadRecord
 
 # Every way in which a record can be unusable; counts and reports are keyed by these names.
@@ -42,7 +44,8 @@ KINDS = {
     "no_text": "no caption, or only empty ones",
 }
 MAX_PIXELS = 2**26  # 67 million: an 8192 x 8192 picture; 200 MB once decoded
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO", "HEIF", "JXL")
+_PLUGINS = {"HEIF": "pillow-heif", "JXL": "pillow-jxl-plugin", "AVIF": "--upgrade pillow"}  # format -> for pip
 
 # Where, first bytes, format. Used only to word the refusal of a file that could not be opened.
 _SIGNATURES = (
@@ -54,9 +57,10 @@ _SIGNATURES = (
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
     (4, b"jP  ", "JPEG2000"),
-    (4, b"ftyp", "HEIF or video"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (4, b"JXL ", "JPEG XL"),
+    *((4, b"ftyp" + brand, "HEIF") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (4, b"ftyp", "video"),
+    (0, b"\xff\x0a", "JXL"),
+    (4, b"JXL ", "JXL"),
     (0, b"8BPS", "Photoshop"),
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
@@ -156,10 +160,11 @@ def probe(
     if not data:
         raise BadRecord("empty", "0 bytes")
     try:
+        if jpeg_xl.is_jxl(data):
+            _check_size(*jpeg_xl.size(data), max_pixels)
         image = Image.open(io.BytesIO(data), formats=_formats())
         width, height = image.size
-        if width * height > max_pixels:
-            raise BadRecord("too_large", f"{width}x{height} pixels; max_pixels is {max_pixels}")
+        _check_size(width, height, max_pixels)
         turned = orientation if orientation in _UPRIGHT and not _tells_orientation(image) else 1
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             jpeg = bytes(data) + b"\xff\xd9" if truncated == "fill" else data
@@ -190,18 +195,38 @@ def decode(
     return np.ascontiguousarray(picture.read(reduce_to=reduce_to))
 
 
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadRecord("too_large", f"{width}x{height} pixels; max_pixels is {max_pixels}")
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()  # a Pillow built without AVIF or JPEG 2000 still reads the rest
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        from pillow_jxl import JpegXLImagePlugin  # it registers itself
+
+        JpegXLImagePlugin.DECODE_THREADS = 0
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _tells_orientation(image: Image.Image) -> bool:
     """Whether the picture says how it is stored, upright included."""
+    if _stands_upright(image):
+        return True
     try:
         return ("exif" in image.info and 0x0112 in image.getexif()) or _orientation(image) != 1
     except Exception:
         return False
+
+
+def _stands_upright(image: Image.Image) -> bool:
+    """Whether its decoder turns it. JPEG that was packed as JPEG XL without loss is unpacked, and keeps its EXIF."""
+    return image.format == "HEIF" or (image.format == "JXL" and not image.jpeg)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -219,8 +244,9 @@ def rgb8(image: Image.Image) -> np.ndarray:
     """Any picture that Pillow opened, upright, as uint8 [H,W,3] RGB; BadRecord for pixels whose range is undefined."""
     format_, tags = image.format, getattr(image, "tag_v2", {})
     image.load()
-    with contextlib.suppress(Exception):  # broken EXIF: upright, as in `_orientation`
-        image = ImageOps.exif_transpose(image)
+    if not _stands_upright(image):
+        with contextlib.suppress(Exception):  # broken EXIF: upright, as in `_orientation`
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and format_ in ("PNG", "PPM")):
         # Pillow's own conversion clips 16-bit grey at 255, and leaves out what the TIFF tags say.
         top = (1 << min(16, tags.get(258, (16,))[0])) - 1
@@ -250,7 +276,10 @@ def _bad(error: Exception, data: bytes) -> BadRecord:
         if name is None:
             return BadRecord("not_an_image", f"{len(data)} bytes that begin with {head[:12]!r}")
         if name not in _formats():
-            return BadRecord("unsupported", f"{name}; read are: {', '.join(_formats())}")
+            remedy = (
+                f"pip install {_PLUGINS[name]} reads it" if name in _PLUGINS else f"read are: {', '.join(_formats())}"
+            )
+            return BadRecord("unsupported", f"{name}; {remedy}")
         return BadRecord("corrupt", f"a {name} signature, but no readable header after it ({len(data)} bytes)")
     text = f"{name or 'picture'}: {error}"
     if isinstance(error, EOFError) or "truncated" in str(error).lower():

@@ -2,8 +2,9 @@
 
 Start with `protocol`, which says what an evaluator is and what it may ask for. `zero_shot`, `linear_probe`, `knn`,
 `few_shot`, `retrieval`, `vqa`, `segmentation`, `grounding`, `reconstruction` and `loss` are the evaluators. They share
-`accuracy`, `recall`, `standardisation`, `logistic` (a solver), `l2_search`, `lars`, `mask_classes`, `saliency` (maps)
-and `pictures`; class names and prompt templates are in `prompts`.
+`accuracy`, `recall`, `representation`, `standardisation`, `logistic` (a solver), `l2_search`, `lars`, `mask_classes`,
+`saliency` (maps) and `pictures`; class names and prompt templates are in `prompts/`, and `prompt_lists` reads them.
+What a metric is the mean of are its `items`; `statistics` has intervals, tests and corrections.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.protocol import Context, Metric, percent
+from maeclip_jax.evals.items import Items
+from maeclip_jax.evals.protocol import Context, Metric, keys_of, percent
 
 
 def ranks(score_NxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
@@ -21,17 +22,32 @@ def ranks(score_NxC: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     return score_NxC.shape[1] - 1 - (score_NxC < own_Nx1).sum(1)
 
 
-def accuracies(rank_N: np.ndarray, label_N: np.ndarray, classes: int) -> list[Metric]:
-    """top1, mean_per_class (over the classes that have rows), top5 where there are more than 5 classes."""
+def accuracies(
+    rank_N: np.ndarray, label_N: np.ndarray, classes: int, keys: Sequence[str] | None = None
+) -> list[Metric]:
+    """top1, mean_per_class (over the classes that have rows), top5 where there are more than 5 classes.
+
+    `keys`: of the rows; the items of mean_per_class are the classes, by their number.
+    """
     seen_C = np.bincount(label_N, minlength=classes)
     right_C = np.bincount(label_N, weights=rank_N == 0, minlength=classes)
+    share_C, chance = right_C[seen_C > 0] / seen_C[seen_C > 0], 100 / classes
+    first, each = Items(100 * (rank_N == 0), keys), of_classes(share_C, seen_C)
     out = [
-        percent("top1", 100 * np.mean(rank_N == 0), chance=100 / classes),
-        percent("mean_per_class", 100 * np.mean(right_C[seen_C > 0] / seen_C[seen_C > 0]), chance=100 / classes),
+        percent("top1", 100 * np.mean(rank_N == 0), chance=chance, items=first),
+        percent("mean_per_class", 100 * np.mean(share_C), chance=chance, items=each),
     ]
     if classes > 5:
-        out.append(percent("top5", 100 * np.mean(rank_N < 5), chance=500 / classes))
+        five = Items(100 * (rank_N < 5), keys)
+        out.append(percent("top5", 100 * np.mean(rank_N < 5), chance=500 / classes, items=five))
     return out
+
+
+def of_classes(share_C: np.ndarray, seen_C: np.ndarray) -> Items:
+    """Shares 0..1 of the classes that are seen, as the items of their mean."""
+    names = [f"class {c}" for c in np.flatnonzero(seen_C)]
+    # Weights, though all the same: shares of 0 and 1 alone must not pass for draws of one share.
+    return Items(100 * np.asarray(share_C), names, weight=np.ones(len(names)))
 
 
 class Labelled:
@@ -52,6 +68,7 @@ class Labelled:
     ):
         self.context, self.who, self.data, self.pool, self.batch_size = context, who, data, pool, batch_size
         self.names, self.classes = self._names(classes), classes
+        self.keys: list[str] = []  # of the rows of `data`, once loaded
         for config in data.values():
             context.want(config, pool)
 
@@ -89,6 +106,8 @@ class Labelled:
         bad = np.count_nonzero(~np.isfinite(made["image"]).all(1))
         if bad:
             raise UserError(f"{self.who}: {bad} of {len(made['image'])} features of {what} are not finite numbers")
+        if what == "data":
+            self.keys = keys_of(made.get("key"), len(made["image"]))
         return made["image"], made["label"].astype(np.int64)
 
     def name(self, c: int) -> str:

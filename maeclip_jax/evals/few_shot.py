@@ -14,6 +14,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import logistic
 from maeclip_jax.evals.accuracy import Labelled, ranks
+from maeclip_jax.evals.items import Items
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, percent
 
 
@@ -53,18 +54,20 @@ class FewShot:
         rows, notes = [], []
         with self.context.progress("draws", len(self.shots) * self.seeds) as progress:
             for shots in self.shots:
-                found = []
+                right_SxN = []
                 for seed in range(self.seeds):
                     which = draw(own_M, classes, shots, seed)
-                    found.append(top1(bank_MxD[which], own_M[which], x_NxD, label_N, classes, self.l2))
+                    right_SxN.append(right(bank_MxD[which], own_M[which], x_NxD, label_N, classes, self.l2))
                     progress.update()
                 few = np.flatnonzero(count_C < shots)
                 all_few = f"at most {count_C.max()} a class"
                 said = "" if not len(few) else all_few if len(few) == classes else f"{len(few)} classes have fewer"
-                yield percent(f"{shots}_shot", np.mean(found), chance=100 / classes, note=said)
+                found = 100 * np.mean(right_SxN, axis=1)
+                items = Items(100 * np.mean(right_SxN, axis=0), self.labelled.keys)
+                yield percent(f"{shots}_shot", np.mean(found), chance=100 / classes, note=said, items=items)
                 if self.seeds > 1:
                     yield Metric(f"{shots}_shot_sd", float(np.std(found, ddof=1)), "%", note=said)
-                rows.append([shots, float(np.mean(found)), *found])
+                rows.append([shots, float(np.mean(found)), *found.tolist()])
                 if len(few):
                     named = ", ".join(f"{self.labelled.name(c)} {count_C[c]}" for c in few[:5])
                     notes.append(
@@ -85,9 +88,9 @@ def draw(label_M: np.ndarray, classes: int, shots: int, seed: int) -> np.ndarray
     return np.sort(np.concatenate([order[label_M == c][:shots] for c in range(classes)]))
 
 
-def top1(bank_MxD, own_M, x_NxD, label_N, classes: int, l2: float) -> float:
-    """Accuracy in percent on `x` of a classifier fitted on `bank`."""
+def right(bank_MxD, own_M, x_NxD, label_N, classes: int, l2: float) -> np.ndarray:
+    """bool [N]: which rows of `x` a classifier fitted on `bank` finds."""
     mean_D = bank_MxD.mean(0)
     length = max(float(np.sqrt(np.mean(np.sum((bank_MxD - mean_D) ** 2, axis=1)))), 1e-12)
     fit = logistic.Problem((bank_MxD - mean_D) / length, own_M, classes).solve([l2])
-    return 100 * float(np.mean(ranks(fit.scores((x_NxD - mean_D) / length), label_N) == 0))
+    return ranks(fit.scores((x_NxD - mean_D) / length), label_N) == 0

@@ -22,6 +22,7 @@ import numpy as np
 
 from maeclip_jax.errors import UserError, from_modules, unknown
 from maeclip_jax.evals import saliency
+from maeclip_jax.evals.items import Items, one_by_one
 from maeclip_jax.evals.mask_classes import check_masks, class_names, embed_prompts, make_prompts
 from maeclip_jax.evals.pictures import heat, is_flat, sheet, square, thumbnail, upsample
 from maeclip_jax.evals.protocol import (
@@ -30,6 +31,8 @@ from maeclip_jax.evals.protocol import (
     Metric,
     NotApplicable,
     Picture,
+    as_text,
+    key_rows,
     need_shared_space,
     percent,
     select,
@@ -117,9 +120,10 @@ class Grounding:
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Metrics, the table of maps, a contact sheet."""
         scores, areas, nears, several = {name: [] for name in [*self.maps, "center"]}, [], [], []
-        texts, tiles = [], []
+        texts, tiles, keys, asked = [], [], [], []
         self.flat = dict.fromkeys(METHODS, 0)
-        for image_HxWx3, mask_HxW, present, maps in self._pictures(params):
+        for image_HxWx3, mask_HxW, present, maps, key in self._pictures(params):
+            keys.append(key)
             real = ~np.isin(mask_HxW, self.ignore)
             for q, c in enumerate(present):
                 values = {n: x[min(q, len(x) - 1)] for n, x in maps.items()}
@@ -133,6 +137,7 @@ class Grounding:
                 areas.append(target_P.mean())
                 nears.append(near_P.mean())
                 several.append(len(present) > 1)
+                asked.append((len(keys) - 1, c))
                 if len(texts) < self.pictures:
                     texts.append(self.classes[c])
                     tiles += self._row(image_HxWx3, mask_HxW == c, drawn)
@@ -143,12 +148,19 @@ class Grounding:
             )
         area_M, score_M = np.array(areas), {name: np.array(s) for name, s in scores.items()}
         chance_M = {"pointing": np.array(nears), "matched_iou": area_M / (2 - area_M)}
+        keys = one_by_one(keys)
+        group = [keys[picture] for picture, _ in asked]
+        queries = [f"{keys[picture]}/{self.classes[c]}" for picture, c in asked]
         for name, values_Mx3 in score_M.items():
-            for which, value in zip(SCORES, 100 * values_Mx3.mean(0)):
+            for which, value, value_M in zip(SCORES, 100 * values_Mx3.mean(0), 100 * values_Mx3.T):
                 chance = 100 * float(chance_M[which].mean()) if which in chance_M and name != "center" else None
                 note = self._how() if which == "pointing" else ""
-                yield percent(f"{'baseline_' * (name == 'center')}{name}_{which}", value, chance=chance, note=note)
-        yield percent("baseline_whole_iou", 100 * area_M.mean())
+                items = Items(value_M, queries, group)
+                if name == "center":  # of which neither more nor less is better: it is of the data
+                    yield Metric(f"baseline_{name}_{which}", value, "%", chance=chance, note=note, items=items)
+                else:
+                    yield percent(f"{name}_{which}", value, chance=chance, note=note, items=items)
+        yield Metric("baseline_whole_iou", 100 * area_M.mean(), "%", items=Items(100 * area_M, queries, group))
         yield Detail("maps", self._table(score_M, chance_M, np.array(several)))
         if tiles:
             columns = ["image", "mask", *(self._title(*m) for m in self.maps.values())]
@@ -161,14 +173,15 @@ class Grounding:
             yield Picture("pictures", sheet(tiles, len(columns), gap))
 
     def _pictures(self, params: Any) -> Iterator[tuple]:
-        """(picture or None once no more are drawn, mask, classes asked for, {name: [Q or 1, N]}) of every picture."""
+        """(picture or None once no more are drawn, mask, classes asked for, {name: [Q or 1, N]}, key) of every one."""
         z_CxE, queries = (), 0
         if self.prompts_CxKxT is not None:
             z_CxE = (embed_prompts(self.context, params, self.prompts_CxKxT, self.batch_size),)
         for batch in self.context.batches(self.data, self.batch_size):
             held = select(batch, "image", "mask", who=WHO)
             wanted = ("image", "mask", "_valid") if queries < self.pictures else ("mask", "_valid")
-            rows = self.context.rows({name: held[name] for name in wanted})
+            key = key_rows(batch, len(held["_valid"]))
+            rows = self.context.rows({name: held[name] for name in wanted} | {"key": key})
             check_masks(rows["mask"], self.classes, self.ignore, WHO)
             asked = [self._present(mask_HxW) for mask_HxW in held["mask"]]
             phrase_BxQ = np.array([a + [0] * (self.phrases - len(a)) for a in asked], np.int32)
@@ -178,7 +191,8 @@ class Grounding:
                 present = self._present(mask_HxW)
                 queries += len(present)
                 image_HxWx3 = rows["image"][i] if "image" in rows else None
-                yield image_HxWx3, mask_HxW, present, {name: maps[name][i] for name in self.maps}
+                of_picture = {name: maps[name][i] for name in self.maps}
+                yield image_HxWx3, mask_HxW, present, of_picture, as_text(rows["key"][i])
 
     def _present(self, mask_HxW: np.ndarray) -> list[int]:
         """The classes to be asked for, largest first."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.evals import representation
 from maeclip_jax.evals.accuracy import Labelled, accuracies, ranks
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, unit_rows
 
@@ -66,10 +67,11 @@ class Knn:
             )
         notes = [f"all {len(own_M)} neighbours" if k > len(own_M) else "" for k in self.k]
         all_k = [
-            [dataclasses.replace(m, note=note) for m in accuracies(rank_N, label_N, classes)]
+            [dataclasses.replace(m, note=note) for m in accuracies(rank_N, label_N, classes, self.labelled.keys)]
             for rank_N, note in zip(rank_KxN, notes)
         ]
         yield from all_k[0]
+        yield representation.effective_rank(x_NxD)
         for k, found in zip(self.k[1:], all_k[1:]):
             yield dataclasses.replace(found[0], name=f"top1_k{k}")
         rows = [[k, top1.value, mean_per_class.value] for k, (top1, mean_per_class, *_) in zip(self.k, all_k)]

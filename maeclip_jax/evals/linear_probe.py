@@ -76,7 +76,8 @@ class LinearProbe:
         solve = self._lbfgs if self.solver == "lbfgs" else self._lars
         score_NxC, train_top1, table, about = solve(params, sets)
         label_N = sets["data"][1]
-        for metric in accuracies(ranks(score_NxC, label_N), label_N, self.labelled.classes):
+        rank_N, keys = ranks(score_NxC, label_N), self.labelled.keys
+        for metric in accuracies(rank_N, label_N, self.labelled.classes, keys):
             yield dataclasses.replace(metric, note=", ".join(filter(None, (metric.note, about))))
         yield percent("train_top1", train_top1, chance=100 / self.labelled.classes, note=about)
         yield Detail("solver", table)

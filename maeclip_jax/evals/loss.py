@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.evals.items import Items
 from maeclip_jax.evals.protocol import Context, Detail, Metric, Picture, batch_within, count_rows
 
 
@@ -34,7 +35,7 @@ class Loss:
 
     def run(self, params: Any) -> Iterator[Metric | Picture | Detail]:
         """Mean of every scalar, then how many rows went in."""
-        sums: dict[str, float] = {}
+        found: dict[str, list[float]] = {}
         batches = left_out = 0
         for n, batch in enumerate(self.context.batches(self.data, self.batch_size)):
             names = [k for k in batch if not k.startswith("_")]
@@ -44,12 +45,14 @@ class Loss:
                 continue
             arrays = {k: np.asarray(batch[k]) for k in names}
             for name, value in self.context.loss(params, arrays, self.seed + n).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
+                found.setdefault(name, []).append(float(value))
             batches += 1
         units = getattr(self.context.objective, "units", {})
-        for name, total in sums.items():
-            about = units.get(name, ("", "lower" if name == "loss" else "none"))
-            yield Metric(name, total / batches, *about, note=self.note)
+        for name, values in found.items():
+            unit, better = units.get(name, ("", "lower" if name == "loss" else "none"))
+            # Weights, though all the same: an accuracy of 0 or 100 in every batch must not pass for a share of batches.
+            items = Items(values, [f"batch {n}" for n in range(batches)], weight=[self.batch_size] * batches)
+            yield Metric(name, sum(values) / batches, unit, better, note=self.note, items=items)
         note = f"{batches} batches of {self.batch_size} rows; {left_out} rows that do not fill a batch are left out."
         yield Detail("rows", {"kind": "table", "columns": ["rows used", "rows left out"],
                               "rows": [[batches * self.batch_size, left_out]], "note": note})  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.prompts.lists import fill, read_list, read_templates
+from maeclip_jax.evals.prompt_lists import fill, read_list, read_templates
 from maeclip_jax.evals.protocol import Context, embed_texts, unit_rows
 
 

@@ -99,3 +99,10 @@ def colour_mask(mask_HxW: np.ndarray, colours_Cx3: np.ndarray) -> np.ndarray:
     padded = np.full((256, 3), 255, np.uint8)
     padded[: len(colours_Cx3)] = colours_Cx3
     return padded[mask_HxW]
+
+
+def as_picture(image_HxWx3: np.ndarray):
+    """A uint8 array [H, W, 3] as a PIL picture, which notebooks show."""
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(image_HxWx3, np.uint8))

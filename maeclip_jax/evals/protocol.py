@@ -23,7 +23,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.evals import statistics
+from maeclip_jax.evals.items import Items, one_by_one, short
 
+KEY_BYTES = 160  # keys of records travel between processes as rows of bytes; longer ones end in a digest
 Batch = Mapping[str, Any]
 BETTER = ("higher", "lower", "none")
 
@@ -33,8 +36,10 @@ class Metric:
     """A number. `unit`: "%", "nats", ...; "" for a number without one. `better`: higher | lower | none.
 
     `chance`: what guessing gives; `reference`: what a rule without a model gives (the commonest answer, a mean colour);
-    `interval`: (low, high) in which the value lies, where it is known. All in the metric's unit. `note`: what the value
-    is of, in a few words, where the data was too small for what its name says ("all 12 neighbours").
+    `interval`: (low, high) in which the value lies, at 95 %; `n`: of how many items; `how` it was found, in words. All
+    in the metric's unit. `items`: what the value is the mean of. They are kept, and the runner finds an interval by
+    them where there is none. `note`: what the value is of, in a few words, where the data was too small for what its
+    name says ("all 12 neighbours").
     """
 
     name: str
@@ -45,14 +50,24 @@ class Metric:
     reference: float | None = None
     interval: tuple[float, float] | None = None
     note: str = ""
+    n: int | None = None
+    how: str = ""
+    items: Items | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         if self.better not in BETTER:
             raise unknown(f"better of metric {self.name!r}", self.better, BETTER)
 
     def about(self) -> dict[str, Any]:
-        """All but name and value, as evals/<step>.json holds it."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "value")}
+        """All but name, value and items, as evals/<step>.json holds it."""
+        fields = (f.name for f in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if name not in ("name", "value", "items")}
+
+    def estimated(self) -> Metric:
+        """The same with an interval, if it has items and no interval yet."""
+        if self.items is None or self.interval is not None:
+            return self
+        return dataclasses.replace(self, **statistics.of_items(self.items, self.unit)._asdict())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +137,9 @@ class Context(Protocol):
 
     def features(self, params: Any, config_data: Mapping, batch_size: int, pool: str) -> dict[str, np.ndarray]:
         """A whole data set as features, made once for all evaluators: "image" float32 [N, D], and the other arrays
-        that the ops keep ("label", ...). `pool`: "own" (the tower's pooling, before any projection), a pooling word
-        without parameters ("gap", "max", "cls", ...), or "embed" (what the objective compares)."""
+        that the ops keep ("label", ...), and "key", see `keys_of`. `pool`: "own" (the tower's pooling, before any
+        projection), a pooling word without parameters ("gap", "max", "cls", ...), or "embed" (what the objective
+        compares)."""
 
     def compile(self, function: Callable) -> Callable:
         """`function(objective, params, arrays, *rest) -> tree of [B, ...]`, jitted, to be called as (params, batch,
@@ -173,6 +189,17 @@ def as_bytes(texts: Iterable[Any], width: int) -> np.ndarray:
 def as_text(row: np.ndarray) -> str:
     """The inverse of `as_bytes` for one row; a letter that was cut through becomes a replacement character."""
     return bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="replace")
+
+
+def key_rows(batch: Batch, size: int) -> np.ndarray:
+    """uint8 [B, KEY_BYTES]: the keys of a batch's records, to go through `Context.rows`."""
+    return as_bytes([short(str(key), KEY_BYTES) for key in batch.get("_key", [""] * size)], KEY_BYTES)
+
+
+def keys_of(rows: Any, count: int) -> list[str]:
+    """The keys of `count` rows of `key_rows`, no two the same; None, or a record without a key: its number."""
+    texts = [""] * count if rows is None else [as_text(row) for row in np.asarray(rows)]
+    return one_by_one(texts)
 
 
 def unit_rows(x_NxD: np.ndarray) -> np.ndarray:

@@ -17,12 +17,15 @@ left out, and a picture without captions is only a candidate.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.evals import representation
+from maeclip_jax.evals.items import Items, one_by_one
 from maeclip_jax.evals.pictures import sheet, thumbnail
 from maeclip_jax.evals.protocol import (
     Batch,
@@ -30,8 +33,8 @@ from maeclip_jax.evals.protocol import (
     Detail,
     Metric,
     Picture,
-    as_bytes,
     as_text,
+    key_rows,
     need_shared_space,
     percent,
     select,
@@ -39,7 +42,6 @@ from maeclip_jax.evals.protocol import (
 )
 from maeclip_jax.evals.recall import Places, chances, image_to_text, text_to_image
 
-KEY_BYTES = 160  # keys travel between processes as rows of bytes, cut to this length
 COLUMNS = 8  # of the sheet of thumbnails
 
 
@@ -59,7 +61,8 @@ class Retrieval:
     """`data`: its ops keep "image" and "text", [B, T] or [B, K, T] with `_captions` [B], how many of the K are real.
 
     Metrics in percent: `image_to_text_R@k`, `text_to_image_R@k`, each with its chance level; where all
-    candidates are among the first k, the number says how many there are.
+    candidates are among the first k, the number says how many there are. Then `alignment`, `uniformity_image`,
+    `uniformity_text`, `modality_gap` and `effective_rank` of the embeddings, see `representation`.
     `examples`: how many best, median and worst queries of each direction are shown, with the `shown` first finds.
     """
 
@@ -88,6 +91,13 @@ class Retrieval:
         i2t = image_to_text(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge).take(asked)
         t2i = text_to_image(g.images_NxD, g.texts_UxD, g.pairs_Mx2, self.merge)
         chance_i2t, chance_t2i = chances(g.pairs_Mx2, len(g.images_NxD), len(g.texts_UxD), self.merge)
+        key_N = np.array(one_by_one(g.keys), object)
+        key_M = key_N[g.pairs_Mx2[:, 0]]
+        turns: Counter[str] = Counter()
+        names = {
+            "image_to_text": {"key": key_N[asked]},
+            "text_to_image": {"key": [f"{key}/{_turn(turns, key)}" for key in key_M], "group": key_M},
+        }
         texts = len(g.texts_UxD) if self.merge else len(g.pairs_Mx2)
         ways = (
             ("image_to_text", i2t, chance_i2t, texts),
@@ -96,7 +106,10 @@ class Retrieval:
         for way, places, chance, candidates in ways:
             for k in self.k:
                 note = f"of {candidates} candidates" if k >= candidates else ""
-                yield percent(f"{way}_R@{k}", 100 * np.mean(places.hit(k)), chance=chance(k), note=note)
+                hit = places.hit(k)
+                items = Items(100 * hit, **names[way])
+                yield percent(f"{way}_R@{k}", 100 * np.mean(hit), chance=chance(k), note=note, items=items)
+        yield from representation.of_pairs(g.images_NxD, g.texts_UxD, g.pairs_Mx2, names["text_to_image"])
         if self.examples:
             tiles: dict[int, int] = {}  # picture -> its place on the sheet
             images, texts = pick(i2t, asked, self.examples), pick(t2i, g.pairs_Mx2[:, 0], self.examples)
@@ -144,8 +157,7 @@ class Retrieval:
         return (self.context.process_index * size + np.arange(size)).astype(np.int32)
 
     def _names(self, batch: Batch, valid_B: np.ndarray) -> dict[str, np.ndarray]:
-        key = as_bytes(batch.get("_key", [""] * len(valid_B)), KEY_BYTES)
-        return {"place": self._place(len(valid_B)), "key": key, "_valid": valid_B}
+        return {"place": self._place(len(valid_B)), "key": key_rows(batch, len(valid_B)), "_valid": valid_B}
 
     def _captions(self, batch: Batch) -> dict[str, np.ndarray]:
         """Texts flattened to [B * K, T], the place of their picture, and which are real."""
@@ -205,6 +217,12 @@ class Retrieval:
             if len(out) == len(tiles):
                 break
         return [out[place] for place in range(len(tiles))]
+
+
+def _turn(turns: Counter[str], name: str) -> int:
+    """How often a name has come before."""
+    turns[name] += 1
+    return turns[name] - 1
 
 
 def place(places: Places, query: int) -> float:

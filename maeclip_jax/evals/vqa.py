@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.evals.items import Items
 from maeclip_jax.evals.protocol import (
     Context,
     Detail,
@@ -23,6 +24,8 @@ from maeclip_jax.evals.protocol import (
     Picture,
     as_bytes,
     as_text,
+    key_rows,
+    keys_of,
     percent,
     select,
 )
@@ -36,9 +39,9 @@ class Vqa:
 
     Their source is of kind "questions"; the ops keep "image", "text" (the question), "answer", "score", "credit".
     Metrics in percent: `accuracy`, whose reference is the best of the text-only baselines (all of them in the table);
-    `accuracy_<kind>` where the data set tells kinds of questions apart; and `answerable`, the accuracy of somebody who
-    always picks the best answer of the vocabulary. At most `questions` training questions are read, in runs of
-    neighbours that are evenly spread.
+    `text_only`, that baseline's own accuracy; `accuracy_<kind>` where the data set tells kinds of questions apart; and
+    `answerable`, the accuracy of somebody who always picks the best answer of the vocabulary. At most `questions`
+    training questions are read, in runs of neighbours that are evenly spread.
     """
 
     def __init__(
@@ -74,7 +77,8 @@ class Vqa:
         for batch in self.context.batches(self.data, self.batch_size):
             arrays = select(batch, "image", "text", "answer", "credit", who="vqa")
             kind = as_bytes(batch.get("_kind", [""] * len(arrays["text"])), KIND_BYTES)
-            rows = self.context.rows({k: arrays[k] for k in ("text", "answer", "credit", "_valid")} | {"kind": kind})
+            held = {k: arrays[k] for k in ("text", "answer", "credit", "_valid")}
+            rows = self.context.rows(held | {"kind": kind, "key": key_rows(batch, len(kind))})
             logits = self.logits(params, {k: arrays[k] for k in ("image", "text", "_valid")})
             rows["guess"] = logits.argmax(axis=1).astype(np.int32) if len(logits) else np.zeros(0, np.int32)
             parts.append(rows)
@@ -92,10 +96,15 @@ class Vqa:
             table += [[f"text only: {name}", len(right_N), 100 * float(s.mean())] for name, s in scores.items()]
             best_N = max(scores.values(), key=np.mean)
         reference = max((row[2] for row in table[1:]), default=None)
-        yield percent("accuracy", 100 * right_N.mean(), reference=reference)
+        keys = keys_of(rows["key"], len(right_N))
+        yield percent("accuracy", 100 * right_N.mean(), reference=reference, items=asked(keys, right_N))
         for kind, here in kinds.items():
-            yield percent(f"accuracy_{kind}", 100 * right_N[here].mean())
-        yield percent("answerable", 100 * rows["credit"].max(axis=1).mean(dtype=np.float64))
+            items = asked(np.array(keys)[here], right_N[here])
+            yield percent(f"accuracy_{kind}", 100 * right_N[here].mean(), items=items)
+        most_N = rows["credit"].max(axis=1).astype(np.float64)
+        yield Metric("answerable", 100 * most_N.mean(), "%", items=asked(keys, most_N))
+        if self.train is not None:
+            yield Metric("text_only", 100 * best_N.mean(), "%", items=asked(keys, best_N))
         for kind, here in kinds.items():
             table.append([f"the model, {kind} questions", int(here.sum()), 100 * float(right_N[here].mean())])
             if self.train is not None:
@@ -130,6 +139,11 @@ class Vqa:
         if not ids:
             raise UserError("vqa: `train` has no question with an answer of the vocabulary")
         return np.stack(ids), np.array(right)
+
+
+def asked(keys: Sequence[str], credit_N: np.ndarray) -> Items:
+    """Questions, those of a picture together: the key of a question is its picture's, a slash, its own."""
+    return Items(100 * credit_N, keys, group=[key.rpartition("/")[0] or key for key in keys])
 
 
 def _spread(length: int, count: int) -> np.ndarray:

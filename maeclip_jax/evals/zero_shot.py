@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates, set_of_prompts
+from maeclip_jax.evals.accuracy import of_classes
+from maeclip_jax.evals.items import Items
+from maeclip_jax.evals.prompt_lists import class_names, fill, read_templates, set_of_prompts
 from maeclip_jax.evals.protocol import (
     Context,
     Detail,
     Metric,
     Picture,
     embed_texts,
+    keys_of,
     need_shared_space,
     percent,
     unit_rows,
@@ -101,13 +104,16 @@ class ZeroShot:
         seen_C = right_NxC.sum(0)
         hit_C = (right_NxC & (guess_N[:, None] == np.arange(len(z_CxD)))).sum(0)
         guessing = chance(right_NxC.sum(1), count, 1)
-        yield percent("top1", 100 * np.mean(rank_N == 0), chance=guessing, note=self.words)
+        keys = np.array(keys_of(found.get("key"), len(has_N)), object)[has_N]
+        first = Items(100 * (rank_N == 0), keys)
+        yield percent("top1", 100 * np.mean(rank_N == 0), chance=guessing, note=self.words, items=first)
         if one:
             each = hit_C[seen_C > 0] / seen_C[seen_C > 0]
-            yield percent("mean_per_class", 100 * np.mean(each), chance=guessing, note=self.words)
+            classes = of_classes(each, seen_C)
+            yield percent("mean_per_class", 100 * np.mean(each), chance=guessing, note=self.words, items=classes)
         if count > 5:
-            five = chance(right_NxC.sum(1), count, 5)
-            yield percent("top5", 100 * np.mean(rank_N < 5), chance=five, note=self.words)
+            five, among = chance(right_NxC.sum(1), count, 5), Items(100 * (rank_N < 5), keys)
+            yield percent("top5", 100 * np.mean(rank_N < 5), chance=five, note=self.words, items=among)
         yield Detail("classes", self._table(right_NxC, guess_N, seen_C, hit_C, int((~has_N).sum()), count))
 
     def _right(self, found: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -33,7 +33,7 @@ WRITTEN = ("hf-clip", "hf-siglip", "open_clip", "hf-vit-mae", "hf-vision")
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """`config`: objective, model, tokenizer and evaluation ops that these weights need, enough for `program.model`;
+    """`config`: objective, model, tokenizer and evaluation ops that these weights need, enough for `run.setup.setup`;
     `params`: float32 arrays as that model has them; `report`: what became of every array (`convert.Report`).
     """
 
@@ -184,7 +184,7 @@ def _resized(described: Mapping, size: int, length: int) -> dict:
 
 
 def _config(described: Mapping):
-    """A config that objectives, `program.model` and the preprocessing of pictures read as one of a run."""
+    """A config that objectives, `run.setup.setup` and the preprocessing of pictures read as one of a run."""
     import ml_collections
 
     config = ml_collections.ConfigDict({k: described[k] for k in ("objective", "model")})

@@ -61,6 +61,13 @@ def keep_lowest(noise_BxN: jax.Array, keep: int) -> Kept:
     return Kept(jnp.sort(shuffle_BxN[:, :keep], axis=1), restore_BxN, mask_BxN)
 
 
+def hidden_ids(kept: Kept) -> jax.Array:
+    """Ids of the masked tokens in ascending order [B, N - K]."""
+    length = kept.mask_BxN.shape[1]
+    places_BxN = jnp.where(kept.mask_BxN, jnp.arange(length)[None], length)
+    return jnp.sort(places_BxN, axis=1)[:, : length - kept.keep_BxK.shape[1]]
+
+
 def take(x: jax.Array, ids_BxK: jax.Array) -> jax.Array:
     """Rows `ids_BxK` of `x` [B, N] or [B, N, D] -> [B, K] or [B, K, D]."""
     index = ids_BxK if x.ndim == 2 else ids_BxK[:, :, None]

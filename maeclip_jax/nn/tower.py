@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
-from maeclip_jax.nn.mask import Kept, restore, take
+from maeclip_jax.nn.mask import Kept, hidden_ids, restore, take
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 
@@ -116,7 +116,8 @@ class Decoder(nn.Module):
 
     `image`: dict(size, patch); `text`: dict(vocab, length); a stream that is None is not decoded. `projection`: one
     Dense into the decoder for all streams ("shared", M3AE and MAE) or one per encoder ("per_stream", two towers).
-    Fixed sine-cosine positions; modality embeddings with two streams. `eps`: of every LayerNorm.
+    Fixed sine-cosine positions; modality embeddings with two streams. `eps`: of every LayerNorm. `predict`: False
+    leaves out mask tokens and heads, for all tokens are there and what comes out are tokens.
     """
 
     width: int
@@ -128,14 +129,22 @@ class Decoder(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     eps: float = 1e-6
+    predict: bool = True
     compute: Mapping | None = None
 
     @nn.compact
     def __call__(
-        self, tokens: Mapping[str, Tokens], kept: Mapping[str, Kept], pad_BxT: jax.Array | None = None
+        self,
+        tokens: Mapping[str, Tokens],
+        kept: Mapping[str, Kept] | None = None,
+        pad_BxT: jax.Array | None = None,
+        hidden_words: bool = False,
     ) -> dict[str, jax.Array]:
         """-> image: predicted patches [B, N, P], text: logits [B, T, vocab], both float32.
 
+        `hidden_words`: logits of the masked words alone, [B, M, vocab] in their order: the product with the vocabulary
+        is the dearest of the decoder, and only they are in a loss.
+        Without `predict`, `kept` is not needed, and each stream is its tokens [B, N, D] after the final norm.
         `pad_BxT` is the padding of the whole text, needed if the text is decoded: no token attends to padding.
         """
         compute = dict(self.compute or {})
@@ -157,13 +166,15 @@ class Decoder(nn.Module):
             parts.append(project(streams[0], first.cls[:, None]))
             pads.append(jnp.zeros((first.x.shape[0], 1), bool))
         for stream in streams:
-            fill_D = self.param(f"mask_{stream}", _normal(), (self.width,))
-            x_BxNxD = restore(project(stream, tokens[stream].x), fill_D, kept[stream].restore_BxN)
+            x_BxNxD = project(stream, tokens[stream].x)
+            if self.predict:
+                fill_D = self.param(f"mask_{stream}", _normal(), (self.width,))
+                x_BxNxD = restore(x_BxNxD, fill_D, kept[stream].restore_BxN)
             x_BxNxD += jnp.asarray(self._positions(stream))[None, : x_BxNxD.shape[1]].astype(dtype)
             if len(streams) > 1:
                 x_BxNxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
             parts.append(x_BxNxD)
-            pads.append(pad_BxT if stream == "text" else jnp.zeros(kept[stream].mask_BxN.shape, bool))
+            pads.append(pad_BxT if stream == "text" else jnp.zeros(x_BxNxD.shape[:2], bool))
             sizes[stream] = x_BxNxD.shape[1]
         pad = jnp.concatenate(pads, axis=1) if "text" in streams else None
         shape = dict(mlp_ratio=self.mlp_ratio, activation=self.activation, eps=self.eps)
@@ -172,13 +183,20 @@ class Decoder(nn.Module):
 
         out, at = {}, x.shape[1] - sum(sizes.values())
         for stream, size in sizes.items():
+            if not self.predict:
+                out[stream] = x[:, at : at + size]
+                at += size
+                continue
             head = nn.Dense(
                 self._outputs(stream),
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=dtype,
                 name=f"predict_{stream}",
             )
-            out[stream] = head(x[:, at : at + size]).astype(jnp.float32)
+            x_BxNxD = x[:, at : at + size]
+            if stream == "text" and hidden_words:
+                x_BxNxD = take(x_BxNxD, hidden_ids(kept[stream]))
+            out[stream] = head(x_BxNxD).astype(jnp.float32)
             at += size
         return out
 

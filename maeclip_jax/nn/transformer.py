@@ -157,7 +157,7 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """`depth` blocks. Parameters: `blocks/...` with a leading layer axis when scanned, `block_00/...` when unrolled.
 
-    `paths.stack_layers` and `paths.unstack_layers` convert losslessly between the two.
+    `params.stack_layers` and `params.unstack_layers` convert losslessly between the two.
     """
 
     depth: int

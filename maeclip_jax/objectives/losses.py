@@ -6,6 +6,8 @@ Each has a scope of its name, by which a profile shows it.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -36,17 +38,18 @@ def contrastive_softmax(
     logit for each text, and its target is that logit either way. What remains is a loss of log n at least, and top-1.
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
+    prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
 
     def part(columns, own_BxC):
-        text_CxD, captions_CxT = columns
+        text_CxD, prints_CxK = columns
         logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
-        same_BxC = _equal(captions_BxT, captions_CxT, own_BxC)
+        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, captions_BxT), parts)
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
         positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
@@ -74,17 +77,18 @@ def contrastive_sigmoid(
     the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
     spread = _spread(duplicates, captions_BxT)
+    prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
 
     def part(columns, own_BxC):
-        text_CxD, captions_CxT = columns
+        text_CxD, prints_CxK = columns
         logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
-        same_BxC = _equal(captions_BxT, captions_CxT, own_BxC)
+        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, captions_BxT), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -98,11 +102,32 @@ def _spread(duplicates: str, captions_BxT: jax.Array | None) -> bool:
     return duplicates == "positive"
 
 
-def _equal(captions_BxT: jax.Array | None, captions_CxT: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
+def _equal(prints_BxK: jax.Array | None, prints_CxK: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
     """bool [B, C]: captions with the same ids in all places, padding (id 0) included; without captions, the own."""
-    if captions_BxT is None:
+    if prints_BxK is None:
         return own_BxC
-    return jnp.all(captions_BxT[:, None] == captions_CxT[None], axis=-1)
+    pairs = zip(prints_BxK.T, prints_CxK.T)
+    return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in pairs))
+
+
+def fingerprints(captions_BxT: jax.Array) -> jax.Array:
+    """uint32 [B, 3]: 96 bits that equal captions share, and two others with a chance of 2^-96.
+
+    Comparing these takes three operations a pair instead of one for each token, and what other devices need of a batch
+    is 12 bytes a caption. Each token is mixed with its place (the finaliser of MurmurHash3, A. Appleby, public domain).
+    """
+    places_T = jnp.arange(captions_BxT.shape[1], dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+
+    def mixed(x):
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            x = (x ^ (x >> shift)) * jnp.uint32(factor)
+        return x ^ (x >> 16)
+
+    tokens_BxT = mixed(captions_BxT.astype(jnp.uint32) + places_T[None])
+    seeds = (0x2545F491, 0x6A09E667, 0xBB67AE85)
+    return jnp.stack(
+        [jnp.sum(mixed(tokens_BxT ^ jnp.uint32(seed)), axis=1, dtype=jnp.uint32) for seed in seeds], axis=1
+    )
 
 
 def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:
@@ -192,13 +217,18 @@ def reconstruction_text(
 ) -> tuple[jax.Array, jax.Array]:
     """(cross entropy, accuracy in percent) on tokens that are masked and no padding.
 
-    Averaged over the tokens of a sample, then over all samples (M3AE); a sample with none counts as 0.
+    Averaged over the tokens of a sample, then over all samples (M3AE); a sample with none counts as 0. A token whose
+    logit is the largest is right; of n largest ones, which bfloat16 makes, 1/n is. That takes a maximum and a count,
+    which the cross entropy reads the logits for anyway, in place of an argmax.
     """
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
     true_BxT = jnp.take_along_axis(logits_BxTxV, text_BxT[..., None], axis=-1)[..., 0]
     entropy_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - true_BxT
+    still_BxTxV = jax.lax.stop_gradient(logits_BxTxV)
+    best_BxT = jnp.max(still_BxTxV, axis=-1)
+    ties_BxT = jnp.sum(still_BxTxV == best_BxT[..., None], axis=-1)
     counts_BxT = mask_BxT & ~pad_BxT
     per_sample_B = jnp.sum(entropy_BxT * counts_BxT, axis=1) / jnp.maximum(jnp.sum(counts_BxT, axis=1), 1)
-    right_BxT = counts_BxT & (jnp.argmax(logits_BxTxV, axis=-1) == text_BxT)
+    right_BxT = jnp.where(counts_BxT & (jax.lax.stop_gradient(true_BxT) == best_BxT), 1 / ties_BxT, 0)
     accuracy = 100 * jnp.sum(right_BxT) / jnp.maximum(jnp.sum(counts_BxT), 1)
     return jnp.mean(per_sample_B), accuracy

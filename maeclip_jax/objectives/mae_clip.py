@@ -19,7 +19,7 @@ class MaeClip(Clip):
     """CLIP's towers used twice. `decode`: streams the masked pass covers, ("image", "text") or ("image",).
 
     `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share masked out. `weights`: contrast, image, text.
-    `mask_words`: any | one, see `draw_masks`.
+    `mask_words`: any | one, see `draw_masks`; `norm_pix`, `patch_weight`: see `reconstruction_losses`.
     """
 
     decoder_tower: Mapping | None = None
@@ -28,6 +28,7 @@ class MaeClip(Clip):
     decode: tuple[str, ...] = ("image", "text")
     mask_words: str = "any"
     norm_pix: bool = True
+    patch_weight: str = "one"
 
     generative = True
     units = Clip.units | UNITS
@@ -42,18 +43,18 @@ class MaeClip(Clip):
             image=picture, text=shape, projection="per_stream", compute=self.compute, **self.decoder_tower
         )
 
-    def _predict(self, inputs: Mapping[str, jax.Array]):
+    def _predict(self, inputs: Mapping[str, jax.Array], hidden_words: bool = False):
         inputs = {s: inputs[s] for s in self.decode}
         kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share, self.mask_words)
         tokens = {s: getattr(self, s)({s: x}, {s: kept[s]})[s] for s, x in inputs.items()}
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
-        return self.decoder(tokens, kept, pad_BxT), inputs, kept
+        return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
         """w_contrast * contrastive + w_image * image + w_text * text; metrics of CLIP and of the reconstruction."""
         inputs = self._inputs(batch)
         contrast, metrics = self._contrast(inputs, train)
-        parts = reconstruction_losses(*self._predict(inputs), self.norm_pix)
+        parts = reconstruction_losses(*self._predict(inputs, hidden_words=True), self.norm_pix, self.patch_weight)
         loss = self.weights["contrast"] * contrast + sum(self.weights[s] * parts[s] for s in self.decode)
         return loss, metrics | parts
 

@@ -24,7 +24,8 @@ class Masked(nn.Module):
     `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...) of the encoder; `text_tower`: dict(vocab,
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
     masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see
-    `draw_masks`. `norm_pix`: per-patch normalised targets. `compute`: dtype, layers, remat, attention.
+    `draw_masks`. `norm_pix`: per-patch normalised targets, `patch_weight`: one | variance, see
+    `reconstruction_losses`. `compute`: dtype, layers, remat, attention.
     """
 
     image_tower: Mapping
@@ -36,6 +37,7 @@ class Masked(nn.Module):
     mask_share: str = "sample"
     mask_words: str = "any"
     norm_pix: bool = True
+    patch_weight: str = "one"
     stats: str = "imagenet"
     compute: Mapping | None = None
 
@@ -70,16 +72,16 @@ class Masked(nn.Module):
     def _encoder(self) -> Encoder:
         return self.image_text if "text" in self.streams else self.image
 
-    def _predict(self, batch):
+    def _predict(self, batch, hidden_words: bool = False):
         inputs = self._inputs(batch)
         kept = draw_masks(self.make_rng("mask"), inputs, self.mask, self.mask_share, self.mask_words)
         tokens = self._encoder()(inputs, kept)
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
-        return self.decoder(tokens, kept, pad_BxT), inputs, kept
+        return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
         """Weighted sum of reconstruction losses; metrics `image`, `text` (nats per word) and `text_accuracy` (%)."""
-        parts = reconstruction_losses(*self._predict(batch), self.norm_pix)
+        parts = reconstruction_losses(*self._predict(batch, hidden_words=True), self.norm_pix, self.patch_weight)
         loss = sum(self.weights[s] * parts[s] for s in self.streams)
         if self.is_initializing():
             self.embed(batch)  # a pooling with parameters exists from the start, so that probes find it

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import Kept, keep_count, random_keep
+from maeclip_jax.nn.mask import Kept, hidden_ids, keep_count, random_keep, take
 from maeclip_jax.objectives import losses
 
 WORDS = ("any", "one")  # what a caption shows of its words in a masked pass
+WEIGHTS = ("one", "variance")  # what a masked patch counts
 # Metric of a reconstruction -> (unit, which direction is better).
 UNITS = {
     "loss": ("", "lower"), "image": ("MSE of targets", "lower"), "text": ("nats per word", "lower"),
@@ -38,17 +39,35 @@ def draw_masks(
 
 
 def reconstruction_losses(
-    predicted: Mapping[str, jax.Array], inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept], norm_pix: bool
+    predicted: Mapping[str, jax.Array],
+    inputs: Mapping[str, jax.Array],
+    kept: Mapping[str, Kept],
+    norm_pix: bool,
+    patch_weight: str = "one",
 ) -> dict[str, jax.Array]:
-    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted."""
+    """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of what was predicted.
+
+    `predicted`: every patch [B, N, P], and the masked words alone [B, M, V].
+    `patch_weight`, with `norm_pix`: one (each masked patch counts the same: MAE) | variance (as much as its variance:
+    the error of the pixels that the prediction stands for, so that a patch of nothing but grain counts for little).
+    ValueError for another word, or for weights of targets that are not normalised.
+    """
+    if patch_weight not in WEIGHTS:
+        raise ValueError(f"unknown patch_weight {patch_weight!r}; valid: {', '.join(WEIGHTS)}")
+    if patch_weight == "variance" and not norm_pix:
+        raise ValueError("patch_weight=variance is of targets that norm_pix normalises; valid without it: one")
     out = {}
     if "image" in predicted:
-        target = losses.patch_normalise(inputs["image"])[0] if norm_pix else inputs["image"]
-        out["image"] = losses.reconstruction_image(predicted["image"], target, kept["image"].mask_BxN)
+        target, guess = inputs["image"], predicted["image"]
+        if norm_pix:
+            target, _, std_BxNx1 = losses.patch_normalise(target)
+            if patch_weight == "variance":
+                target, guess = target * std_BxNx1, guess * std_BxNx1
+        out["image"] = losses.reconstruction_image(guess, target, kept["image"].mask_BxN)
     if "text" in predicted:
-        text_BxT = inputs["text"]
+        words_BxM = take(inputs["text"], hidden_ids(kept["text"]))
         out["text"], out["text_accuracy"] = losses.reconstruction_text(
-            predicted["text"], text_BxT, kept["text"].mask_BxN, text_BxT == 0
+            predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
         )
     return out
 

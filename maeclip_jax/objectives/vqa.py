@@ -1,9 +1,15 @@
 """Visual question answering as classification over a fixed list of answers: finetunes the towers of any objective.
 
-`fusion="joint"`: M3AE's own encoder reads picture and question together. `fusion="towers"`: the towers of CLIP or
-MAE-CLIP, and a small fresh transformer over both token streams (our choice; the paper does not say how it fuses).
-Sub-trees are called as in pretraining (`image`, `text`, `image_text`), so weights load by path. The answer head has
-the form of LXMERT's: Dense, GELU, LayerNorm, Dense.
+How the two come together, `fusion` (our choice; the paper does not say):
+
+- "fresh": a small transformer that was not pretrained, over the tokens of both. Every objective can have it: one with
+  two towers, and M3AE, whose joint encoder then reads one stream at a time. So objectives are compared by what their
+  encoders have learnt.
+- "decoder": the pretrained cross-modal decoder of MAE-CLIP or M3AE, all tokens visible, without its heads.
+- "joint": M3AE's own encoder reads picture and question together.
+
+Sub-trees are called as in pretraining (`image`, `text`, `image_text`, `decoder`), so weights load by path. The answer
+head has the form of LXMERT's: Dense, GELU, LayerNorm, Dense.
 """
 
 from __future__ import annotations
@@ -16,12 +22,12 @@ import jax.numpy as jnp
 
 from maeclip_jax.nn.pool import Tokens, pooled
 from maeclip_jax.nn.pool import features as pool_features
-from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.nn.tower import Decoder, Encoder
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 from maeclip_jax.objectives.clip import two_towers
 from maeclip_jax.objectives.streams import example, split_tower, stream_inputs
 
-FUSIONS, LOSSES = ("joint", "towers"), ("softmax", "sigmoid")
+FUSIONS, LOSSES = ("fresh", "decoder", "joint"), ("softmax", "sigmoid")
 
 
 class Fusion(nn.Module):
@@ -69,16 +75,18 @@ class AnswerHead(nn.Module):
 class Vqa(nn.Module):
     """`image_tower`, `text_tower`: as of the pretrained objective (their `pool` does not matter here).
 
-    `answers`: how many there are to choose from. `fusion`: joint | towers, with `fusion_tower` dict(width, depth,
-    heads) for towers. `pool`: of either stream after fusion, a word without parameters. `loss`: softmax (one right
-    answer) | sigmoid (soft targets of several). `slots`: right answers an example may have.
+    `answers`: how many there are to choose from. `fusion`: fresh, with `fusion_tower` dict(width, depth, heads) |
+    decoder, with the `decoder_tower` of pretraining | joint. `pool`: of either stream after fusion, a word without
+    parameters. `loss`: softmax (one right answer) | sigmoid (soft targets of several). `slots`: right answers an
+    example may have.
     """
 
     image_tower: Mapping
     text_tower: Mapping
     answers: int
-    fusion: str = "towers"
+    fusion: str = "fresh"
     fusion_tower: Mapping | None = None
+    decoder_tower: Mapping | None = None
     pool: str = "gap"
     loss: str = "softmax"
     slots: int = 10
@@ -96,14 +104,30 @@ class Vqa(nn.Module):
                 raise ValueError(f"unknown {name} {word!r}; valid: {', '.join(valid)}")
         if self.answers < 2:
             raise ValueError(f"model.answers is {self.answers}; set it to the number of answers in the vocabulary")
-        if self.fusion == "joint":
-            picture, tower, _ = split_tower(self.image_tower)
-            text_embed, _, _ = split_tower(self.text_tower)
+        if self.fusion == "joint" and not self._one_encoder:
+            raise ValueError("fusion 'joint' needs one encoder of pictures and words, as M3AE's; valid: fresh, decoder")
+        if self.fusion == "decoder" and not self.decoder_tower:
+            raise ValueError("fusion 'decoder' needs the decoder_tower of pretraining; without one, valid: fresh")
+        picture, tower, _ = split_tower(self.image_tower)
+        text_embed, _, _ = split_tower(self.text_tower)
+        if self._one_encoder:
             self.image_text = Encoder(image=picture, text=text_embed, compute=self.compute, **tower)
         else:
             self.image, self.text = two_towers(self.image_tower, self.text_tower, self.compute)
+        if self.fusion == "fresh":
             self.fuse = Fusion(compute=self.compute, **self.fusion_tower)
+        elif self.fusion == "decoder":
+            shape = {k: self.text_tower[k] for k in ("vocab", "length")}
+            self.decoder = Decoder(
+                image={k: self.image_tower[k] for k in ("size", "patch")}, text=shape, predict=False,
+                projection="shared" if self._one_encoder else "per_stream", compute=self.compute, **self.decoder_tower,
+            )  # fmt: skip
         self.head = AnswerHead(self.answers)
+
+    @property
+    def _one_encoder(self) -> bool:
+        """Whether one trunk reads both streams: then the words have an embedding and no tower of their own."""
+        return "depth" not in self.text_tower
 
     def inputs(self) -> dict[str, jax.ShapeDtypeStruct]:
         """What one example must hold: `answer` are ids (-1: none) and `score` what each is worth."""
@@ -122,8 +146,14 @@ class Vqa(nn.Module):
         inputs = stream_inputs(batch, self.image_tower, self.stats)
         if self.fusion == "joint":
             return self.image_text(inputs)
-        tokens = {s: getattr(self, s)({s: x})[s] for s, x in inputs.items()}
-        return self.fuse(tokens) if len(tokens) == 2 else tokens
+        tokens = {s: (self.image_text if self._one_encoder else getattr(self, s))({s: x})[s] for s, x in inputs.items()}
+        if len(tokens) < 2:
+            return tokens
+        if self.fusion == "fresh":
+            return self.fuse(tokens)
+        pad_BxT = batch["text"] == 0
+        pads = {"image": None, "text": pad_BxT}
+        return {s: Tokens(x, pads[s]) for s, x in self.decoder(tokens, None, pad_BxT).items()}
 
     def embed(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Pooled tokens per stream."""

@@ -1,8 +1,9 @@
-"""What is known of chips: one table of TPUs, the peak FLOP/s of GPUs, and the peak of the devices at hand."""
+"""What is known of chips: one table of TPUs, their prices, the peak FLOP/s of GPUs, and that of the devices at hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -13,11 +14,13 @@ class Chip:
     known.
 
     `clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
-    `bandwidth` bytes/s to it; `ici` bytes/s out of a device (data sheets; None: none published); `axes` of its torus;
-    `most` chips of a slice; `devices` of jax in a chip (of v2 and v3, a device is a core).
+    `bandwidth` bytes/s to it; `ici` bytes/s out of a device over all its links, half of what the data sheets give for
+    both ways (None: none published); `axes` of its torus; `most` chips of a slice; `devices` of jax in a chip (of v2,
+    v3 and tpu7x, a device is a core).
 
-    Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them.
-    Largest slices: the types, shapes and pods listed under cloud.google.com/tpu/docs/v2, .../v3, ... and .../v6e.
+    Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them; that
+    of tpu7x is inferred from such matmuls, as none is published.
+    Largest slices: the types, shapes and pods of docs.cloud.google.com/tpu/docs/v2, .../v3 and so on to .../tpu7x.
     """
 
     peak: float
@@ -40,11 +43,19 @@ CHIPS = {
     "v4": Chip(275e12, ("v4",), 1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
     "v5e": Chip(197e12, ("v5 lite", "v5e"), 1.50e9, 15.75, 819e9, 200e9, 2, 256),
     "v5p": Chip(459e12, ("v5p", "v5"), 1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
-    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 448e9, 2, 256),
+    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256),
+    # Of a chip: 2,307e12 FLOP/s in bf16, 192 GiB, 7,380e9 bytes/s, 600e9 bytes/s out.
+    "tpu7x": Chip(1153.5e12, ("tpu7x", "7x"), 2.20e9, 94.74, 3690e9, 300e9, 3, 9216, devices=2, cores_in_name=True),
 }
-# Bytes/s a chip of the data centre network, over which hosts read storage: that of a pod, over its 256 chips
-# (cloud.google.com/tpu/docs/v5e and .../v6e, 2026-11-29).
-NETWORK = {"v5e": 6.4e12 / 8 / 256, "v6e": 25.6e12 / 8 / 256}
+# Dollars of a chip-hour on demand, in the cheapest region of the USA: Google's list prices as SkyPilot's catalogue has
+# them (github.com/skypilot-org/skypilot-catalog, catalogs/v8/gcp/vms.csv at 006059e, read on 2026-11-29). It has none
+# of tpu7x.
+PRICES = {"v2": 1.50, "v3": 2.00, "v4": 3.22, "v5e": 1.20, "v5p": 4.20, "v6e": 2.70}
+PRICED = "on demand in the USA, list price read 2026-11-29 in SkyPilot's catalogue"
+# Bytes/s a chip of the data centre network, over which hosts read storage and slices talk: that of a pod, over its 256
+# chips, of v5e and v6e; of a chip, v5p (docs.cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e, 2026-11-29).
+NETWORK = {"v5e": 6.4e12 / 8 / 256, "v5p": 50e9 / 8, "v6e": 25.6e12 / 8 / 256}
+PATIENCE = 20  # products without a faster one that end the search for a CPU's peak
 # bf16 peak FLOP/s of a GPU, dense, by a piece of jax's device_kind (NVIDIA's data sheets).
 GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
@@ -67,7 +78,12 @@ def peak_per_device(dtype: str) -> tuple[float, str]:
     return _measured(jnp.dtype(dtype)), f"{kind}: measured here on a {dtype} matmul of 1024 x 1024 x 1024"
 
 
+@functools.cache
 def _measured(dtype) -> float:
+    """The fastest product, found until PATIENCE more in a row gain less than 1 %, or a second is over.
+
+    The first ones of a process are slow: threads start, pages are mapped and clocks rise.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -75,10 +91,12 @@ def _measured(dtype) -> float:
     x = jax.device_put(jnp.ones((n, n), dtype), jax.local_devices()[0])
     matmul = jax.jit(lambda a: a @ a)
     matmul(x).block_until_ready()
-    best = math.inf
-    for _ in range(5):
+    best, since, begun = math.inf, 0, time.perf_counter()
+    while since < PATIENCE and time.perf_counter() - begun < 1:
         start = time.perf_counter()
         matmul(x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
+        took = time.perf_counter() - start
+        since = 0 if took < 0.99 * best else since + 1
+        best = min(best, took)
     # Devices that are slices of one CPU share its cores; a device's share of the peak is then smaller.
     return 2.0 * n**3 / best / len(jax.local_devices())

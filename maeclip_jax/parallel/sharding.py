@@ -6,6 +6,7 @@ Axes: `replica` and `fsdp` (the batch is split over both, parameters over `fsdp`
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,14 @@ BATCH = ("replica", "fsdp")
 # the gathering of large matrices. Ours are small beside a device's activations, whose layout such loops change again
 # and again: never.
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}}
+# Chips whose compiler makes every collective block the core unless it is told to give them to the SparseCores, by a
+# piece of jax's device_kind. OFFLOAD=0 in the environment leaves them to the core.
+OFFLOADED = ("v6 lite",)
+OFFLOAD = "MAECLIP_SPARSE_CORE_COLLECTIVES"
+OFFLOADING = {
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True
+    for kind in ("all_gather", "reduce_scatter", "all_reduce")
+} | {"xla_tpu_use_tc_device_shape_on_sc": True}
 
 # (path regex, spec of the TRAILING axes); a leading layer axis of scanned blocks is never split. First match wins.
 RULES: tuple[tuple[str, tuple], ...] = (
@@ -128,8 +137,16 @@ def named(tree_of_specs: Any, mesh: Mesh) -> Any:
 
 
 def jit(function: Callable, mesh: Mesh, **kwargs) -> Any:
-    """`jax.jit` with the COMPILER_OPTIONS of the mesh's devices."""
-    return jax.jit(function, compiler_options=COMPILER_OPTIONS.get(mesh.devices.flat[0].platform), **kwargs)
+    """`jax.jit` with the compiler's options for the mesh's devices."""
+    return jax.jit(function, compiler_options=compiler_options(mesh), **kwargs)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any] | None:
+    """What the compiler is told of a program for these devices; None for nothing."""
+    device = mesh.devices.flat[0]
+    options = COMPILER_OPTIONS.get(device.platform)
+    several = mesh.size > 1 and any(piece in device.device_kind for piece in OFFLOADED)
+    return options | OFFLOADING if options and several and os.environ.get(OFFLOAD, "1") != "0" else options
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -5,12 +5,21 @@
         [--epoch_examples=11300000] [--record_bytes=10000] [--data_files=512] [--workdir=gs://...]
         [--json | --json=FILE] [--text=FILE]
     python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
+    python -m maeclip_jax.preflight --sweep --config=... [--slices=v5e-64,v6e-64] [--batches=...] [--computes=...]
+        [--meshes=...] [--hours=24] [--dollars=1000] [--json=FILE]
+    python -m maeclip_jax.preflight --calibrate=WORKDIR [--topology=...] [--calibrations=FILE]
 
 --topology is a slice as people name it (v4-128 counts cores, v5litepod-256 chips) or as libtpu does (v4:4x4x4).
 --compare pre-flights a second config on the same slice, with the same overrides. --text leaves the compiled program's
 text in FILE, that of the second in FILE.2. --all prints the table of the shipped experiments, those whose name and
-slice match --select. --price is that of a chip-hour. No data is read: the length of an epoch is --epoch_examples, or
-known by the set's name, or taken as 1,000,000. Ends with 1 if something does not fit.
+slice match --select. --price is that of a chip-hour; without it the list price of the chip, if one is known. No data
+is read: the length of an epoch is --epoch_examples, or known by the set's name, or taken as 1,000,000. Ends with 1 if
+something does not fit.
+
+--sweep compiles the experiment on every one of --slices, with every one of --batches (a chip), --computes (layers and
+remat: unroll+none, scan+full) and --meshes (fsdp, or fsdp x tensor: 8, 8x2), and names the cheapest that finishes
+within --hours and the fastest within --dollars. --calibrate puts the measured steps of a run beside its estimate, and
+keeps the ratio in --calibrations, where every later estimate finds the band of its chip.
 
 Of --program=train it also says what requests to storage cost: data in a bucket (MAECLIP_DATA_DIR or
 config.data.source.dir=gs://...) of --record_bytes a record in --data_files files, and a workdir in a bucket, unless
@@ -32,19 +41,20 @@ from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.errors.storage import writing
 from maeclip_jax.parallel import machine
-from maeclip_jax.preflight import storage, table, topology
+from maeclip_jax.parallel.chips import PRICED, PRICES
+from maeclip_jax.preflight import bands, calibration, storage, sweep, table, topology
 
 # Examples of an epoch, by data set: CC12M as downloaded (paper), DataComp-1B.
 EPOCHS = {"cc12m": 11_300_000, "datacomp_1b": 1_400_000_000}
 ASSUMED = 1_000_000
-NOT_WITH_ALL = ("source", "topology", "num_slices", "compare", "text")
+NOT_WITH_ALL = ("source", "topology", "num_slices", "compare", "text", "calibrate", "sweep")
 # What --all pre-flights: experiments with the slices they are meant for. B/16 is the same program at both scales.
 SHIPPED = (
     *(
         (f"experiments/{experiment}.py:scale={scale},size={size}", where, 1)
         for scale, size in (("low", "B/16"), ("high", "L/16"), ("high", "H/14"))
         for experiment in ("clip", "mae_clip", "m3ae", "mae")
-        for where in ("v4-128", "v5litepod-256", "v5p-256", "v6e-256")
+        for where in ("v4-128", "v5litepod-256", "v5p-256", "v6e-256", "tpu7x-128")
     ),
     ("experiments/mae_clip.py:scale=low,size=B/16", "v5litepod-256", 2),
 )
@@ -84,7 +94,7 @@ def parser() -> cli.ExperimentParser:
     add("--num_slices", type=at_least(1, int), default=1, help="how many such slices (%(default)s)")
     add("--program", default="train", help="train, evaluate or embed (%(default)s)")
     add("--compare", default="", metavar="CONFIG", help="a second config for the same slice")
-    add("--price", type=at_least(0, float), default=0.0, help="of a chip-hour")
+    add("--price", type=at_least(0, float), help="of a chip-hour (default: its list price)")
     add("--epoch_examples", type=at_least(1, int), default=0, help="examples of an epoch")
     add("--record_bytes", type=at_least(1, int), default=storage.RECORD, help="mean size of a record (%(default)s)")
     add("--data_files", type=at_least(1, int), default=0, help="files of the data set (default: one for 256 MB)")
@@ -93,6 +103,9 @@ def parser() -> cli.ExperimentParser:
     add("--text", default="", metavar="FILE", help="leave the compiled program's text in FILE")
     add("--all", action="store_true", help="the table of the shipped experiments")
     add("--select", default="", metavar="REGEX", help="of --all, those whose name and slice match")
+    add("--calibrate", default="", metavar="WORKDIR", help="put a run's steps beside its estimate")
+    add("--calibrations", default=bands.FILE, metavar="FILE", help="the ratios that were found (%(default)s)")
+    sweep.add_flags(made, at_least)
     cli.add_machine(made)
     made.set_defaults(platform="cpu", cache="")  # no cache: jax cannot read programs for absent devices back from it
     return made
@@ -102,13 +115,14 @@ def check(args: argparse.Namespace) -> None:
     """UserError, before minutes of compiling, for flags that exclude each other and files that cannot be written."""
     made = parser()
     flags = [name for name in vars(args) if made.get_default(name) is not None]
-    wrong = [n for n in NOT_WITH_ALL if getattr(args, n) != (made.get_default(n) or "")]
+    wrong = [n for n in NOT_WITH_ALL if getattr(args, n) not in (made.get_default(n), "")]
     if args.all and wrong:
-        valid = ", ".join(f"--{n}" for n in flags if n not in (*NOT_WITH_ALL, "all"))
+        valid = ", ".join(f"--{n}" for n in flags if n not in (*NOT_WITH_ALL, *sweep.FLAGS, "all"))
         name = wrong[0].replace("source", "config")
         raise UserError(f"--{name} does not go with --all, the shipped experiments on their slices; valid: {valid}")
     if args.select and not args.all:
         raise UserError("--select goes with --all only")
+    sweep.check(args, made)
     if args.price and args.program != "train":
         raise UserError(f"--price is that of a whole run; valid with it: --program=train, not {args.program}")
     for name, path in ((n, getattr(args, n)) for n in ("json", "text") if getattr(args, n) not in ("", "yes")):
@@ -124,15 +138,22 @@ def preflight(source: str, args: argparse.Namespace, where: topology.Slice, text
     from maeclip_jax.preflight import estimate
 
     epoch, known = epoch_of(config, args.epoch_examples)
-    found = estimate.estimate(config, where, epoch=epoch, kind=args.program, text_file=text)
+    found = estimate.estimate(
+        config, where, epoch=epoch, kind=args.program, text_file=text, calibrations=args.calibrations
+    )
     if args.program == "train":
         found["storage"] = storage.figures(config, args, found, epoch)
     return found | {"epoch": f"{epoch:,} examples ({known})"}
 
 
-def with_cost(found: dict, price: float) -> dict:
-    """Figures and, of a run whose price is known, its cost."""
-    return found | ({"cost": price * found["chip-hours"]} if price and found["fits"] else {})
+def with_cost(found: dict, asked: float | None) -> dict:
+    """Figures and, of a run whose price is known, its cost in dollars: as estimated, and the band's ends."""
+    price = PRICES.get(found["chip"]) if asked is None else asked
+    if not price or not found["fits"] or found["program"] != "train":
+        return found
+    said = f"{price:g} a chip-hour, {'--price' if asked is not None else PRICED}"
+    ends = {f"cost {end}": price * found["chips"] * found[f"hours {end}"] for end in ("low", "high")}
+    return found | {"price": said, "cost": price * found["chip-hours"]} | ends
 
 
 def run(argv: Sequence[str]) -> int:
@@ -144,8 +165,12 @@ def run(argv: Sequence[str]) -> int:
     machine.configure_jax(args.platform, args.cpu_devices, args.cache)
     if args.all:
         return every(args)
+    if args.calibrate:
+        return calibrated(args)
     if not source:
         raise UserError("--config is missing: name an experiment file, such as --config=experiments/clip.py:scale=low")
+    if args.sweep:
+        return swept(source, args)
     if not args.topology:
         raise UserError(f"--topology is missing; valid: {topology.EXAMPLES}")
     where, columns = topology.parse(args.topology, args.num_slices), []
@@ -153,7 +178,7 @@ def run(argv: Sequence[str]) -> int:
         text = f"{args.text}.{i}" if args.text and i > 1 else args.text
         columns.append((config, with_cost(preflight(config, args, where, text), args.price)))
     if args.json != "yes":
-        print(table.full(columns, args.price))
+        print(table.full(columns))
         for name, found in columns:
             print(f"epoch{f' of {name}' if args.compare else ''}: {found['epoch']}", flush=True)
     write(args.json, [{"config": name} | found for name, found in columns] if args.compare else columns[0][1])
@@ -184,9 +209,36 @@ def every(args: argparse.Namespace) -> int:
         found.append({"config": config} | figures)
         print(f"{i}/{len(chosen)} {name}: {cells[-1][-1]}", file=sys.stderr, flush=True)
         write(args.json if args.json != "yes" else "", found)
-    brackets = f" In brackets: at {args.price:g} a chip-hour." if args.price else ""
-    print(json.dumps(found) if args.json == "yes" else f"{table.markdown(cells)}\n\n{table.NOTE}{brackets}")
+    prices = sorted({figures["price"] for figures in found if "price" in figures})
+    dollars = f" Dollars: at {'; '.join(prices)}." if prices else ""
+    print(json.dumps(found) if args.json == "yes" else f"{table.markdown(cells)}\n\n{table.NOTE}{dollars}")
     return int(bad > 0)
+
+
+def calibrated(args: argparse.Namespace) -> int:
+    """A run beside its estimate, printed and kept."""
+    source = os.path.join(args.calibrate, "config.json")
+    line = calibration.calibrate(
+        args.calibrate, lambda where: preflight(source, args, where), args.topology, args.calibrations
+    )
+    write(args.json, line)
+    if args.json != "yes":
+        print(calibration.text(line, args.calibrations))
+    return 0
+
+
+def swept(source: str, args: argparse.Namespace) -> int:
+    """The table of a sweep, printed as it is done; 1 if nothing of it fits or is within the limits."""
+
+    def one(settings: dict[str, str], where: topology.Slice) -> dict:
+        asked = argparse.Namespace(**vars(args) | {"settings": args.settings | settings})
+        return with_cost(preflight(source, asked, where), args.price)
+
+    found = sweep.run(args, configs.load(source, args.settings, args.suite), one)
+    write(args.json, found)
+    if args.json != "yes":
+        print(sweep.text(found, args))
+    return int(None in sweep.chosen(found, args).values())
 
 
 def short(name: str) -> str:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from maeclip_jax import errors
 from maeclip_jax.errors import UserError, storage
 from maeclip_jax.parallel import sharding
-from maeclip_jax.preflight import hlo, kernels
+from maeclip_jax.preflight import bands, hlo, kernels, network, program, topology
 from maeclip_jax.preflight.topology import Slice, mesh_text
 from maeclip_jax.run import flops
 from maeclip_jax.run.step import TrainStep, build
 
+COUNTED = 0.98  # share of the FLOPs that must be found again: the compiler folds a product here and there
 TIGHT = 0.9  # share of the memory that a remedy aims for
 UNITS = {"": 2**-30, "K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10}
 # The share of the activations that remat=full leaves, a cautious bound: estimates are 0.30 in a two-tower B/16 of 12
 # layers and 0.41 in tiny towers, where the logits of a large batch weigh more.
 REMAT_LEAVES = 1 / 2
-# Bytes that leave a device per byte of the whole array, on rings; all-reduce passes the data twice.
-TRAFFIC = {"all-reduce": 2.0}
 
 
 def train(built: TrainStep) -> tuple[Any, tuple]:
@@ -57,11 +59,20 @@ def embed(built: TrainStep) -> tuple[Any, tuple]:
 PROGRAMS = {"train": train, "evaluate": evaluate, "embed": embed}
 
 
-def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", text_file: str = "") -> dict:
+def estimate(
+    config,
+    where: Slice,
+    *,
+    epoch: int | None,
+    kind: str = "train",
+    text_file: str = "",
+    calibrations: str = bands.FILE,
+) -> dict:
     """Figures of the program `kind` of `config` on a slice, by name; sizes in GiB a device, times in seconds.
 
     A program without room has `fits` False, what it would need if the compiler told, and a `remedy` as overrides of
-    the config. `text_file`: where to leave the compiled program's text. Raises UserError for what cannot be built.
+    the config. `text_file`: where to leave the compiled program's text; `calibrations`: see `bands`. Raises UserError
+    for what cannot be built.
     """
     errors.choose("--program", kind, PROGRAMS)
     devices = where.devices()
@@ -70,7 +81,8 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     found = {
         "slice": str(where), "chip": where.kind, "chips": where.chips,
         "processes": len({d.process_index for d in devices}), "devices": len(devices),
-        "device kind": devices[0].device_kind,
+        "device kind": devices[0].device_kind, "compiler": topology.compiler(),
+        "compiler options": sharding.compiler_options(built.mesh),
         "program": kind, "mesh": mesh_text(dict(built.mesh.shape)), "batch": built.batch_size,
         "batch per chip": built.batch_size / where.chips, "steps": built.total_steps,
         "compute": dict(config.model.compute),
@@ -81,7 +93,8 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
     start = time.perf_counter()
     try:
         with jax.set_mesh(built.mesh):
-            compiled, text = compiled_with_text(step.lower(*args))
+            traced = step.trace(*args)
+            compiled, text = compiled_with_text(traced.lower())
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e
@@ -95,35 +108,91 @@ def estimate(config, where: Slice, *, epoch: int | None, kind: str = "train", te
             f.write(text)
     found |= {"compile seconds": time.perf_counter() - start, "fits": True, "remedy": {}}
     found["peak HBM GiB"] = peak_gib(compiled.memory_analysis())
-    return found | speed(hlo.costs(text), built, where, len(devices), model_flops(built, kind, step, args))
+    module, entry = program.computations(text)
+    costs, model = hlo.count(module, entry), model_flops(built, kind, step, args)
+    check_whole(costs, len(devices), min(model, flops.matmul_flops(traced.jaxpr)))
+    waits = waiting(module, entry, where, list(built.mesh.devices.flat))
+    return found | speed(costs, waits, built, where, model, bands.band(where.kind, calibrations))
+
+
+def waiting(module: dict, entry: str, where: Slice, devices: list) -> network.Waits | None:
+    """What the network costs a program; None if nothing is known of the slice's."""
+    links = network.links(where, devices)
+
+    def seconds(op, here: dict) -> float:
+        kernel = hlo.kernel_of(op, here) if op.kind == "custom-call" and not op.cycles else None
+        return kernels.of_call(kernel, where)[0] if kernel else op.cycles / where.chip.clock
+
+    return network.waits(module, entry, seconds, links.seconds) if links else None
+
+
+def check_whole(costs: hlo.Costs, devices: int, least: float) -> None:
+    """UserError if a program was counted with fewer FLOPs than it has: then its time is too low as well.
+
+    `least`: those of the model, or of the traced program where inputs need no gradient. Calls without an estimate may
+    hide some, and are reported.
+    """
+    if costs.flops * devices < COUNTED * least and not costs.uncosted:
+        raise UserError(
+            f"the compiled program was counted with {costs.flops * devices:.4g} FLOPs, {least:.4g} are the model's: "
+            "some of its text was not understood, so there is no estimate; --text=FILE keeps the text"
+        )
 
 
 def compiled_with_text(lowered: Any) -> tuple[Any, str]:
     """(the compiled program, its text with the costs, as the compiler writes it to a file).
 
     jaxlib 0.10.2 cannot read large v6e programs of libtpu 0.0.52 back, so the program itself is asked only if nothing
-    was written, as when it came out of jax's cache.
+    was written.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_cache():
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
         written = list(Path(folder).glob("*.after_codegen.txt"))
         return compiled, written[0].read_text() if len(written) == 1 else compiled.as_text()
 
 
-def speed(costs: hlo.Costs, built: TrainStep, where: Slice, devices: int, model: float) -> dict:
-    """What follows from a compiled program's costs: time, MFU, traffic, profile."""
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """jax 0.10.2 keeps programs for a topology in its cache, and cannot read them again where that chip is missing.
+
+    Every pre-flight would leave megabytes there, and the second one of a program would warn.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # jax decides once, at its first program, whether there is a cache
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def speed(
+    costs: hlo.Costs, waits: network.Waits | None, built: TrainStep, where: Slice, model: float, band: bands.Band
+) -> dict:
+    """What follows from a compiled program's costs: time, MFU, traffic, profile.
+
+    `step seconds` and what is made of them are those of a core that never waits; `low` and `high` are the band of
+    published or calibrated ratios around the step with its waits.
+    """
+    devices = built.mesh.size
     own = kernels.priced(costs.kernels, where)
     seconds = costs.cycles / where.chip.clock + sum(k["seconds"] for k in own)
     peak = where.chip.peak
     top = [(m, c / where.chip.clock) for m, c in costs.top()] + [(k["kernel"], k["seconds"]) for k in own]
     hours = built.total_steps * seconds / 3600
-    traffic = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in costs.collectives.items())
+    exposed = waits.exposed if waits else 0.0
+    low, high = (ratio * (seconds + exposed) for ratio in (band.low, band.high))
+    of_run = built.total_steps / 3600
     return {
         "model FLOPs": model, "counted FLOPs": costs.flops * devices, "step seconds": seconds,
         "MFU": model / (seconds * devices * peak), "images/s": built.batch_size / seconds,
         "hours": hours, "chip-hours": hours * where.chips,
+        "band": {"low": band.low, "high": band.high, "source": band.source},
+        "step seconds low": low, "step seconds high": high,
+        "hours low": low * of_run, "hours high": high * of_run,
         "collectives": dict(costs.collectives),
-        "collective seconds": traffic / where.chip.ici if where.chip.ici and where.count == 1 else None,
+        "network": waits and waits.told(),
         "kernels": own, "custom calls without an estimate": dict(costs.uncosted),
         "loops of unknown length": costs.unknown_loops,
         "top": [

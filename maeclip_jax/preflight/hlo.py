@@ -13,50 +13,24 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from maeclip_jax.preflight.program import Op, computations
+
 # Of one element, by the name of its type.
 BYTES = {"pred": 1} | {f"{kind}{n}": n / 8 for kind in ("s", "u", "f", "bf", "c") for n in (2, 4, 8, 16, 32, 64)}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+PIECE = "async_collective_fusion_config"  # in a collective that runs under several fusions
 SCATTER = "all-reduce-scatter"  # how libtpu names a reduce-scatter: a fusion of an all-reduce and of taking one's part
 # Custom calls that are notes to the compiler or parts of something counted elsewhere, and take no time themselves.
 FREE = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding",
         "AsyncCollectiveStart", "AsyncCollectiveDone", "MoveToHost", "MoveToDevice", "SPMDFullToShardShape",
-        "SPMDShardToFullShape")  # fmt: skip
-_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_NAME = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
+        "SPMDShardToFullShape", "SliceId", "PrepareAsyncCallStart", "PrepareAsyncCallDone")  # fmt: skip
+KERNEL = re.compile(r"(\w+)/pallas_call$")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
 # What jax wraps around the names of modules.
 _WRAPPERS = re.compile(
     r"^(jit|pjit|vmap|jvp|transpose|remat|checkpoint|custom_vjp)\(|^(while|body|cond|branch_\d+_fun|closed_call|"
     r"eval_jaxpr|checkpoint|rematted_computation|remat|core_call|shard_map|custom_vjp_call)$"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """One line: `name = shape kind(operands), rest`."""
-
-    name: str
-    shape: str
-    kind: str
-    operands: tuple[str, ...]
-    rest: str
-    root: bool
-
-    def attribute(self, name: str) -> str:
-        """`calls` -> the computation named there; empty without."""
-        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
-        return found[1] if found else ""
-
-    @functools.cached_property
-    def cycles(self) -> int:
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-        return int(found[1]) if found else 0
-
-    @property
-    def source(self) -> str:
-        """The traced path: `jit(_step)/transpose(jvp(Clip))/.../mlp/up/dot_general`."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,28 +64,38 @@ class Costs:
 
 def costs(text: str) -> Costs:
     """The costs of a module given as optimised HLO text."""
-    module, entry = computations(text)
+    return count(*computations(text))
+
+
+def collective(op: Op, inside: str = "") -> str:
+    """Its kind; empty for other operations and for the end of one. `inside`: the computation that it stands in."""
+    kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), "")
+    return "reduce-scatter" if kind and inside.startswith(SCATTER) else kind
+
+
+def count(module: dict[str, dict[str, Op]], entry: str) -> Costs:
+    """The costs of a module as computations, from its entry."""
     found, sent, loops = Costs(), {}, set()
     for op, inside, times, fused in _walk(module, entry, 1, False, loops):
         here = module[inside]
         found.flops += times * _flops(op, here)
-        kind = next((k for k in COLLECTIVES if op.kind in (k, f"{k}-start")), None)
+        kind = collective(op, inside)
         if kind:
             key = (kind, op.name)
-            if inside.startswith(SCATTER):
-                key = ("reduce-scatter", op.name)
-            elif fused:  # an asynchronous one stands in several fusions, piece by piece
+            if fused and PIECE in op.rest:  # stands in several fusions, which hide it bit by bit
                 key = (kind, op.attribute("channel_id") or op.name, op.source)
-            sent[key] = max(sent.get(key, 0), times * _payload(op, here))
+            sent[key] = max(sent.get(key, 0), times * payload(op, here))
+        if op.unestimated and op.kind != "custom-call":  # work given to a SparseCore
+            found.uncosted[f"{op.kind} without an estimate"] += times
         if fused:  # its cycles are the fusion's
             continue
         found.cycles += times * op.cycles
         found.modules[module_of(op.source) or op.kind] += times * op.cycles
-        target = re.search(r'custom_call_target="([^"]*)"', op.rest) if op.kind == "custom-call" else None
-        if target and not op.cycles and target[1] not in FREE:
-            kernel = _kernel(op, here)
+        if op.target and not op.cycles and op.target not in FREE and not op.calls():
+            kernel = kernel_of(op, here)
             if kernel is None:
-                found.uncosted[target[1]] += times
+                named = KERNEL.search(op.source)
+                found.uncosted[f"{op.target} {named[1]}" if named else op.target] += times
             else:
                 found.kernels[kernel] += times
                 found.flops += times * kernel.flops
@@ -121,52 +105,12 @@ def costs(text: str) -> Costs:
     return found
 
 
-def computations(text: str) -> tuple[dict[str, dict[str, Op]], str]:
-    """({computation: {operation: Op}}, name of the entry)."""
-    module, entry, here = {}, "", None
-    for line in text.splitlines():
-        if here is None:
-            head = _HEAD.match(line)
-            if head:
-                here = module.setdefault(head[2], {})
-                entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            here = None
-        elif op := _parse(line):
-            here[op.name] = op
-    return module, entry
-
-
-def _parse(line: str) -> Op | None:
-    head = _NAME.match(line)
-    if not head:
-        return None
-    at = head.end()
-    end = _closing(line, at) + 1 if line[at] == "(" else line.index(" ", at)
-    begin = line.index("(", end)
-    close = _closing(line, begin)
-    operands = tuple(re.findall(r"%([\w.\-#]+)", line[begin:close]))
-    # What stands in the parentheses of a constant and a parameter is a number.
-    rest = line[close + 1 :] if operands else line[begin:]
-    return Op(head[2], line[at:end], line[end:begin].strip(), operands, rest, bool(head[1]))
-
-
-def _closing(line: str, at: int) -> int:
-    """Where the parenthesis that opens at `at` closes."""
-    depth = 0
-    for found in re.compile(r"[()]").finditer(line, at):
-        depth += 1 if found[0] == "(" else -1
-        if not depth:
-            return found.start()
-    return len(line) - 1
-
-
 def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> Iterator[tuple[Op, str, int, bool]]:
     """Every operation that runs: itself, the name of its computation, how often, and whether inside a fusion."""
     for op in module[name].values():
         yield op, name, times, fused
         if op.kind == "while":
-            turns = _turns(op, module)
+            turns = turns_of(op, module)
             if turns is None:
                 loops.add(op.name)
             yield from _walk(module, op.attribute("body"), times * (turns or 1), fused, loops)
@@ -176,15 +120,13 @@ def _walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> 
             branches = re.findall(r"[\w.\-]+", listed[1]) if listed else filter(None, both)
             ways = [list(_walk(module, branch, times, fused, loops)) for branch in branches]
             yield from max(ways, key=lambda way: sum(o.cycles for o, *_, f in way if not f), default=[])  # the dearest
-        elif op.kind in ("fusion", "call", "async-start"):
-            called = op.attribute("calls") or op.attribute("to_apply")
-            if called in module:
-                yield from _walk(module, called, times, fused or op.kind == "fusion", loops)
+        for called in op.calls():
+            yield from _walk(module, called, times, fused or op.kind != "call", loops)
 
 
-def _kernel(op: Op, here: dict) -> Kernel | None:
+def kernel_of(op: Op, here: dict) -> Kernel | None:
     """The Pallas kernel that a custom call is; None for other calls, and for kernels without a cost estimate."""
-    name = re.search(r"(\w+)/pallas_call$", op.source)
+    name = KERNEL.search(op.source)
     costs = dict(re.findall(r'"(flops|bytes_accessed)":"(\d+)"', op.rest))
     if not name or len(costs) < 2:
         return None
@@ -192,7 +134,7 @@ def _kernel(op: Op, here: dict) -> Kernel | None:
     return Kernel(name[1], shapes, float(costs["flops"]), float(costs["bytes_accessed"]))
 
 
-def _turns(loop: Op, module: dict) -> int | None:
+def turns_of(loop: Op, module: dict) -> int | None:
     """How often a while runs: what XLA notes of it, or the bound of a counter that starts at 0, by its step."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
@@ -262,7 +204,12 @@ def _bytes(shape: str) -> float:
     )
 
 
-def _payload(op: Op, here: dict) -> float:
+def sent(op: Op, here: dict) -> float:
+    """Bytes of the first operand."""
+    return _bytes((_operand_shapes(op, here) or [""])[0])
+
+
+def payload(op: Op, here: dict) -> float:
     """Bytes of the whole arrays that a collective works on: the larger of what goes in and what comes out."""
     given = sum(map(_bytes, _operand_shapes(op, here)))
     made = _bytes(op.shape)

@@ -32,14 +32,17 @@ def priced(kernels: Mapping[Kernel, int], where: Slice) -> list[dict]:
     """Per kernel: its name, `calls`, `seconds` of all of them, and `how` that is known; the dearest first."""
     found = []
     for kernel, calls in kernels.items():
-        bundles = schedule(kernel, where.name)
-        memory = kernel.bytes / where.chip.bandwidth
-        work = kernel.flops / where.chip.peak if bundles is None else bundles / where.chip.clock
-        found.append(
-            {"kernel": kernel.name, "calls": calls, "seconds": calls * max(work, memory),
-             "how": ROOFLINE if bundles is None else SCHEDULE}
-        )  # fmt: skip
+        seconds, how = of_call(kernel, where)
+        found.append({"kernel": kernel.name, "calls": calls, "seconds": calls * seconds, "how": how})
     return sorted(found, key=lambda k: -k["seconds"])
+
+
+def of_call(kernel: Kernel, where: Slice) -> tuple[float, str]:
+    """(seconds of one call of a kernel, how that is known)."""
+    bundles = schedule(kernel, where.name)
+    memory = kernel.bytes / where.chip.bandwidth
+    work = kernel.flops / where.chip.peak if bundles is None else bundles / where.chip.clock
+    return max(work, memory), ROOFLINE if bundles is None else SCHEDULE
 
 
 @functools.cache

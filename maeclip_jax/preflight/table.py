@@ -10,18 +10,20 @@ from maeclip_jax.run import flops
 NOTE = (
     "Compiler-estimated: cycles of the TPU compiler's cost model over the clock, on no TPU; kernels of ours by the "
     "compiler's schedule of them. Not in it: time spent waiting for collectives, custom calls without an estimate, and "
-    "the input."
+    "the input. Bands: such estimates with the waits for collectives, times what published or calibrated measurements "
+    "of a chip allow."
 )
 # Of a program without a backward pass.
 FORWARD = flops.FORMULA.replace("3 x forward", "forward").replace(", remat not counted", "")
 
 
-def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
+def rows(found: Mapping) -> dict[str, str]:
     """What is printed of one pre-flight, label -> text."""
     memory, room = found["peak HBM GiB"], found["HBM GiB"]
     need = "the compiler does not tell" if memory is None else f"{memory:.2f} GiB of {room:.2f} ({memory / room:.0%})"
     out = {
         "slice": f"{found['slice']}, {found['devices']} devices {found['device kind']}",
+        "compiler": "; ".join([found["compiler"], *(f"{k}={v}" for k, v in (found["compiler options"] or {}).items())]),
         "mesh": found["mesh"],
         "program": f"{found['program']}; {', '.join(f'{k}={v}' for k, v in found['compute'].items())}",
         "batch": f"{found['batch']:,} ({found['batch per chip']:,.4g} a chip)",
@@ -34,9 +36,9 @@ def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
     if not found["fits"]:
         return out | {"compiler says": found["compiler says"]}
     moved = ", ".join(f"{k} {size / 2**20:,.1f} MiB" for k, size in sorted(found["collectives"].items())) or "none"
+    net, band = found["network"], found["band"]
     custom = found["custom calls without an estimate"]
     ratio = found["counted FLOPs"] / found["model FLOPs"] if found["model FLOPs"] else 0.0
-    seconds = found["collective seconds"]
     out |= {
         "model FLOPs a step": f"{found['model FLOPs']:.4g}",
         "FLOPs in the program": f"{found['counted FLOPs']:.4g} ({ratio:.1%} of the model's; above 100 %: recomputed)",
@@ -44,9 +46,9 @@ def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
         "MFU (compiler-estimated)": f"{found['MFU']:.1%}",
         "images/s (compiler-estimated)": f"{found['images/s']:,.0f} ({found['images/s'] / found['chips']:,.0f} a chip)",
         "collectives a step": moved,
-        "collectives alone": "no data sheet"
-        if seconds is None
-        else f"{1e3 * seconds:.2f} ms at the data sheet's speed",
+        "network, exposed (estimated)": network(net) if net else "no data sheet",
+        "step, band": f"{1e3 * found['step seconds low']:.1f} to {1e3 * found['step seconds high']:.1f} ms: "
+        f"{band['low']:.3g} to {band['high']:.3g} times the step with its waits ({band['source']})",
         "kernels of ours": "; ".join(
             f"{k['calls']} x {k['kernel']} {1e3 * k['seconds']:.2f} ms ({k['how']})" for k in found["kernels"]
         )
@@ -58,9 +60,21 @@ def rows(found: Mapping, price: float = 0.0) -> dict[str, str]:
     if found["program"] == "train":
         out["whole run (compiler-estimated)"] = (
             f"{found['steps']:,} steps: {found['hours']:,.2f} h, {found['chip-hours']:,.1f} chip-hours"
-            + (f", {price * found['chip-hours']:,.2f} at {price:g} a chip-hour" if price else "")
+            + (f", {found['cost']:,.2f} dollars at {found['price']}" if "cost" in found else "")
         )
+        low, high = (found[f"hours {end}"] for end in ("low", "high"))
+        cost = f", {found['cost low']:,.2f} to {found['cost high']:,.2f} dollars" if "cost" in found else ""
+        out["whole run, band"] = f"{low:,.2f} to {high:,.2f} h{cost}"
     return out
+
+
+def network(net: Mapping) -> str:
+    """Waits for the network, what is hidden, and how many calls of each kind go on while the core works."""
+    kinds = ", ".join(f"{of['asynchronous']} of {of['calls']} {kind}" for kind, of in sorted(net["kinds"].items()))
+    return (
+        f"{1e3 * net['exposed seconds']:.2f} ms at the data sheet's speed, {1e3 * net['hidden seconds']:.2f} ms hidden"
+        + (f"; asynchronous: {kinds}" if kinds else "")
+    )
 
 
 def verdict(found: Mapping) -> str:
@@ -71,9 +85,9 @@ def verdict(found: Mapping) -> str:
     return f"DOES NOT FIT; try {flags} (guessed: run again with it)" if flags else "DOES NOT FIT; take a larger slice"
 
 
-def full(columns: Sequence[tuple[str, Mapping]], price: float = 0.0) -> str:
+def full(columns: Sequence[tuple[str, Mapping]]) -> str:
     """(name, figures) of one pre-flight or of several, side by side, and the dearest operations of each."""
-    texts = [rows(found, price) for _, found in columns]
+    texts = [rows(found) for _, found in columns]
     labels = list(dict.fromkeys(label for text in texts for label in text))
     cells = [["", *(name for name, _ in columns)]] if len(columns) > 1 else [["config", columns[0][0]]]
     cells += [[label, *(text.get(label, "-") for text in texts)] for label in labels]
@@ -95,7 +109,7 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 HEADER = ("experiment", "slice", "batch/chip", "mesh", "layers, remat", "HBM GiB", "step ms", "MFU", "images/s",
-          "hours", "chip-hours", "verdict")  # fmt: skip
+          "waits ms", "band ms", "hours", "chip-hours", "dollars", "verdict")  # fmt: skip
 
 
 def line(name: str, found: Mapping) -> tuple[str, ...]:
@@ -111,17 +125,20 @@ def line(name: str, found: Mapping) -> tuple[str, ...]:
         memory,
     )
     if not found["fits"]:
-        return (*front, *("-",) * 5, verdict(found))
+        return (*front, *("-",) * 8, verdict(found))
+    net = found["network"]
     return (
         *front, f"{1e3 * found['step seconds']:.1f}", f"{found['MFU']:.1%}", f"{found['images/s']:,.0f}",
-        *(hours(found) if found["program"] == "train" else ("-", "-")), verdict(found),
+        f"{1e3 * net['exposed seconds']:.1f}" if net else "-",
+        f"{1e3 * found['step seconds low']:.0f} to {1e3 * found['step seconds high']:.0f}",
+        *(hours(found) if found["program"] == "train" else ("-", "-", "-")), verdict(found),
     )  # fmt: skip
 
 
-def hours(found: Mapping) -> tuple[str, str]:
-    """Hours of a whole run, and chip-hours with their cost, if it is known, in brackets."""
-    cost = f" ({found['cost']:,.2f})" if "cost" in found else ""
-    return f"{found['hours']:,.1f}", f"{found['chip-hours']:,.0f}{cost}"
+def hours(found: Mapping) -> tuple[str, str, str]:
+    """Hours of a whole run, chip-hours, and what they cost if a price is known; the first and the last as bands."""
+    cost = f"{found['cost low']:,.0f} to {found['cost high']:,.0f}" if "cost" in found else "-"
+    return f"{found['hours low']:,.1f} to {found['hours high']:,.1f}", f"{found['chip-hours']:,.0f}", cost
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:

@@ -19,8 +19,8 @@ INSTALL = "pip install -e '.[tpu-compile]'"
 
 # All the shapes of slices that there are of v5e and v6e (the same pages).
 SHAPES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
-EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, or libtpu's v4:4x4x4, v5e:16x16"
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e", "v7x": "tpu7x", "ironwood": "tpu7x"}
+EXAMPLES = "v4-128, v5litepod-256, v5p-256, v6e-256, tpu7x-128, or libtpu's v4:4x4x4, v5e:16x16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,21 @@ def installed() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("libtpu") is not None
+
+
+def compiler() -> str:
+    """The compiler here, and the one that a pod takes which installs the extra `tpu` with this jax."""
+    import re
+    from importlib.metadata import requires, version
+
+    pinned = [r for r in requires("jax") or () if r.startswith("libtpu") and "tpu" in r.partition(";")[2]]
+    found = re.search(r"libtpu\s*\(?([=<>!~\d.,*a-z ]+)", pinned[0]) if pinned else None
+    here, jax = version("libtpu"), version("jax")
+    pod = found[1].strip().removeprefix("==") if found else "unknown"
+    same = pod.rstrip("*").rstrip(".") and here.startswith(pod.rstrip("*").rstrip("."))
+    return f"libtpu {here}, jax {jax}" + (
+        "" if same else f"; a pod with jax[tpu] {jax} has libtpu {pod}, which may differ"
+    )
 
 
 def parse(name: str, count: int = 1) -> Slice:

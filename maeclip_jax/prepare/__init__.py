@@ -2,7 +2,6 @@
 
 `command` is `python -m maeclip_jax.prepare`. `crawl` finds out what a source is and divides it into units of work, and
 `records` reads a unit. Both ask `formats`, which has a file for each layout: it recognises it, cuts it and reads it.
-Formats stand on `reading`: files and buckets, tables and tars, captions and pictures, units and raw records.
 `image_text` checks and stores a pair. `assembly` writes units (`unit_folder`) with several processes, packs their
 records into shards (`packing`) where the data set will be (`outlet`), and survives being killed; `image_text_beam` does
 the same on Apache Beam. `manifest` counts. `vocabulary` trains a tokenizer. `builders` has a TFDS builder for each

@@ -22,11 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from maeclip_jax import errors
-from maeclip_jax.prepare import image_text, manifest, outlet, packing, unit_folder
+from maeclip_jax.prepare import (
+    image_text,
+    manifest,
+    outlet,
+    packing,
+    repeats,
+    sample,
+    sheet,
+    suspects,
+    unit_folder,
+)
+from maeclip_jax.prepare.formats import img2dataset
+from maeclip_jax.prepare.formats.units import Plan, Unit
 from maeclip_jax.prepare.image_text import Storing
 from maeclip_jax.prepare.manifest import Counting, Tally
-from maeclip_jax.prepare.reading import img2dataset
-from maeclip_jax.prepare.reading.units import Plan, Unit
+from maeclip_jax.prepare.near import Near
 from maeclip_jax.prepare.unit_folder import Job
 
 _EARLY = 10_000  # records after which too many bad ones end the work before all is read
@@ -34,10 +45,11 @@ _EARLY = 10_000  # records after which too many bad ones end the work before all
 
 def run(plan: Plan, storing: Storing, *, out: Path, name: str, workers: int, max_bad: float,
         identity: dict, progress: Callable, counting: Counting | None = None,
-        scratch: Path | None = None) -> dict:  # fmt: skip
+        scratch: Path | None = None, near: Near | None = None, drop_same: bool = False) -> dict:  # fmt: skip
     """Assembles `plan` into the TFDS folder `out` and returns its manifest.
 
-    `scratch`: where unfinished work lies, if `out` is in a bucket. `progress(total, what)` gives a tqdm bar. Raises
+    `scratch`: where unfinished work lies, if `out` is in a bucket. `near`: pictures of an evaluation set. `drop_same`:
+    whether pictures with the bytes of an earlier one are dropped. `progress(total, what)` gives a tqdm bar. Raises
     UserError when `out` is being written by another process, was begun with other options or from another source, or
     when more than `max_bad` (a share) of the records are bad.
     """
@@ -50,13 +62,15 @@ def run(plan: Plan, storing: Storing, *, out: Path, name: str, workers: int, max
         place = {"out": str(out)} if scratch else {}  # beside the data set it may move, with all
         _claim(folder / "identity.json", {**identity, "options": identity["options"] | place})
         to.begin()
-        job = Job(plan.reading, storing, str(folder / "units"), counting)
+        states = {path: unit_folder.state(plan.reading, path) for path in plan.files}
+        job = Job(plan.reading, storing, str(folder / "units"), counting, near, states)
         Path(job.folder).mkdir(exist_ok=True)
         for leftover in Path(job.folder).glob("*.tmp*"):
             shutil.rmtree(leftover, ignore_errors=True)
         _read_units(plan, job, workers, max_bad, progress)
-        unit_folder.drop_repeated(job, plan.units)
-        finished = _assemble(plan, job, to, name, workers, max_bad, identity, progress)
+        same = repeats.settle(job, plan.units, drop_same)
+        shown = sample.taken(job, plan.units, repeats.dropped(job, plan.units, drop_same))
+        finished = _assemble(plan, job, to, name, workers, max_bad, identity, progress, same, shown)
     shutil.rmtree(folder)
     return finished
 
@@ -84,7 +98,7 @@ def _read_units(plan: Plan, job: Job, workers: int, max_bad: float, progress: Ca
 def _check_share(tally: Tally, max_bad: float, job: Job, done: Sequence[Unit]) -> None:
     """As `manifest.check_share`; the account of what was read so far is written first, for the message names it."""
     path = Path(job.folder).with_name(manifest.ACCOUNT)
-    if tally.dropped.total() > max_bad * tally.records or not tally.kept.total():
+    if tally.bad > max_bad * tally.records or not tally.kept.total():
         _write_account(job, done, path)
     manifest.check_share(tally, max_bad, path)
 
@@ -204,10 +218,11 @@ def _work(item) -> None:
 
 
 def _assemble(plan: Plan, job: Job, to, name: str, workers: int, max_bad: float, identity: dict,
-              progress: Callable) -> dict:  # fmt: skip
+              progress: Callable, same: int, shown: dict[str, list]) -> dict:  # fmt: skip
     """Puts all shards where they belong, with their metadata for TFDS and for readers; returns the manifest."""
     summaries = {u: job.summary(u) for u in plan.units}
     tally = Tally.sum(Tally.from_json(s["tally"]) for s in summaries.values())
+    tally.suspects[suspects.SAME] += same
     _check_share(tally, max_bad, job, plan.units)
     planned = {}
     for split in sorted(tally.kept):
@@ -219,9 +234,11 @@ def _assemble(plan: Plan, job: Job, to, name: str, workers: int, max_bad: float,
     entries = _pack([s for split in planned.values() for s in split], to, workers, progress)
     shards = {split: [entries[s.file] for s in found] for split, found in planned.items()}
     _write_account(job, plan.units, final / manifest.ACCOUNT)
+    repeats.write_suspects(job, plan.units, final / suspects.FILE)
     image_text.write_metadata(final, plan, shards)
     tree = manifest.build(name, identity, tally, shards, img2dataset.upstream_total(plan))
     (final / "report.txt").write_text(manifest.report(tree), encoding="utf-8")
+    (final / sheet.FILE).write_text(sheet.page(tree, shown), encoding="utf-8")
     (final / "manifest.json").write_text(manifest.dump(tree), encoding="utf-8")
     to.finish()
     return tree

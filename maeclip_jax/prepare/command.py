@@ -27,6 +27,7 @@ from maeclip_jax.errors import storage
 from maeclip_jax.prepare import crawl, formats
 
 RUNNERS = ("local", "beam")
+CHOICES = ("keep", "drop")
 
 
 def parser() -> cli.Parser:
@@ -51,6 +52,15 @@ def parser() -> cli.Parser:
     p.add_argument("--short_side", type=int, default=0, help="shrink larger pictures to it, e.g. 256 (0: keep sizes)")
     p.add_argument("--quality", type=int, default=92, help="JPEG quality of re-encoded pictures (%(default)s)")
     p.add_argument("--max_pixels", type=int, default=1 << 26, help="larger pictures are dropped (%(default)s)")
+    p.add_argument(
+        "--same_bytes", default="keep", help="keep or drop pictures with the bytes of an earlier one (%(default)s)"
+    )
+    p.add_argument(
+        "--not_in", default="", help="an evaluation set, a folder of pictures or FOLDER:SPLIT: drop what looks like it"
+    )
+    p.add_argument(
+        "--near_duplicates", default="drop", help="drop what looks like --not_in, or keep and count it (%(default)s)"
+    )
     p.add_argument("--unit_records", type=int, default=0, help="records of a unit of work (0: 1/64; a tar is one)")
     p.add_argument("--max_bad", type=float, default=0.5, help="share of bad records that is an error (%(default)s)")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
@@ -59,7 +69,7 @@ def parser() -> cli.Parser:
     p.add_argument("--tokenizer", default="", help="count captions that it cuts: bytes, bert:FILE, clip:FILE, ...")
     p.add_argument("--text_length", type=int, default=0, help="tokens at which --tokenizer cuts a caption")
     p.add_argument(
-        "--check", action="store_true", help="read a sample of every shard, say what would be, write nothing"
+        "--check", action="store_true", help="read a sample of every shard and say what would be; prepare nothing"
     )
     p.add_argument("--overwrite", action="store_true", help="replace an existing data set of this name and version")
     return p
@@ -78,20 +88,19 @@ def prepare(args: argparse.Namespace) -> dict:
         split=args.split,
         unit_records=args.unit_records,
     )
-    from maeclip_jax.prepare import image_text, manifest
+    from maeclip_jax.prepare import image_text, manifest, near
 
-    if args.check:
-        from maeclip_jax.prepare import dry_run
-
-        for note in plan.notes:
-            print(note)
-        print(dry_run.report(plan, image_text.Storing(args.short_side, args.quality, args.max_pixels), args.max_bad))
-        return {}
     storing = image_text.Storing(args.short_side, args.quality, args.max_pixels)
+    close = near.read(args.not_in, args.near_duplicates == "drop") if args.not_in else None
+    if args.check:
+        return _dry_run(plan, storing, close, args)
     counting = manifest.Counting(args.tokenizer, args.text_length) if args.tokenizer else None
     reading = dataclasses.asdict(plan.reading)
     source = {name: reading.pop(name) for name in ("format", "root")} | {"files": plan.files}
     options = reading | dataclasses.asdict(storing) | {"unit_records": args.unit_records, "runner": args.runner}
+    options |= {"same_bytes": args.same_bytes}
+    if close:
+        options |= {"not_in": f"{args.not_in} {close.digest()}", "near_duplicates": args.near_duplicates}
     if counting:
         options |= dataclasses.asdict(counting)
     identity = {"options": options, "source": source}
@@ -105,6 +114,7 @@ def prepare(args: argparse.Namespace) -> dict:
     for note in plan.notes:
         print(note, file=sys.stderr)
     arguments = {"out": out, "name": args.name, "max_bad": args.max_bad, "identity": identity}
+    arguments |= {"near": close, "drop_same": args.same_bytes == "drop"}
     then = "the same command continues when it can be written" if args.runner == "local" else ""
     with storage.writing(out, then=then):
         if args.runner == "beam":
@@ -126,11 +136,22 @@ def prepare(args: argparse.Namespace) -> dict:
     return tree
 
 
+def _dry_run(plan, storing, close, args: argparse.Namespace) -> dict:
+    from maeclip_jax.prepare import dry_run
+
+    for note in plan.notes:
+        print(note)
+    page = crawl.located(args.out) / args.name / dry_run.FILE
+    print(dry_run.report(plan, storing, args.max_bad, page, close))
+    return {}
+
+
 def _check(args: argparse.Namespace) -> None:
     if args.ignore_split and args.split_column:
         raise errors.UserError(f"--ignore_split and --split_column={args.split_column} exclude each other; give one")
-    if args.runner not in RUNNERS:
-        raise errors.unknown("runner", args.runner, RUNNERS)
+    for name, valid in (("runner", RUNNERS), ("same_bytes", CHOICES), ("near_duplicates", CHOICES)):
+        if getattr(args, name) not in valid:
+            raise errors.unknown(name, getattr(args, name), valid)
     if bool(args.tokenizer) != (args.text_length > 0):
         raise errors.UserError(
             f"--tokenizer={args.tokenizer} and --text_length={args.text_length} go together; valid: both, such as "
@@ -174,7 +195,7 @@ def _scratch(args: argparse.Namespace) -> Path | None:
 
 def _remove(out: epath.Path, scratch: Path | None, name: str) -> None:
     from maeclip_jax.prepare import assembly
-    from maeclip_jax.prepare.reading import remote
+    from maeclip_jax.prepare.formats import remote
 
     if scratch:
         remote.remove(out)

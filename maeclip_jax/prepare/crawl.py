@@ -1,7 +1,7 @@
 """Inspects a source of image-text pairs: its format, its columns, and the units of work that it divides into.
 
 The formats are in `formats`, one a file. All but `files` are also read from gs:// and other remote file systems
-(`reading.remote`).
+(`formats.remote`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.prepare import formats
-from maeclip_jax.prepare.reading import listing, names, remote
-from maeclip_jax.prepare.reading.units import Plan, Reading
+from maeclip_jax.prepare.formats import listing, names, remote
+from maeclip_jax.prepare.formats.units import Plan, Reading
 
 
 def plan(

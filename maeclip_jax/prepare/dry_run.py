@@ -1,43 +1,47 @@
-"""What a preparation would do, by a sample of every unit of work: nothing is written."""
+"""What a preparation would do, by a sample of every unit of work: no data set is written."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections import Counter, defaultdict
 
-import numpy as np
+from etils import epath
 
-from maeclip_jax.data import decode
-from maeclip_jax.prepare import formats, image_text
+from maeclip_jax.errors import storage
+from maeclip_jax.prepare import formats, image_text, manifest, sheet, suspects
+from maeclip_jax.prepare.formats import captions
+from maeclip_jax.prepare.formats.units import Plan
 from maeclip_jax.prepare.image_text import Kept, Storing
 from maeclip_jax.prepare.manifest import Tally
-from maeclip_jax.prepare.reading import captions
-from maeclip_jax.prepare.reading.units import Plan
+from maeclip_jax.prepare.near import Near
 
+FILE = "check.html"
 _RECORDS = 2000  # of all units together, but at least
 _LEAST = 4  # of each
 _MOST = 64
-_LOOKED_AT = 200  # pictures that are looked at for white bars
-_WHITE = 250
 
 
-def report(plan: Plan, storing: Storing, max_bad: float) -> str:
-    """The account of the sample, for people."""
+def report(plan: Plan, storing: Storing, max_bad: float, page: epath.Path, near: Near | None = None) -> str:
+    """The account of the sample, for people. The contact sheet of the sample is written to `page`."""
     each = min(_MOST, max(_LEAST, _RECORDS // len(plan.units)))
     tally, examples, places = Tally(), {}, defaultdict(set)
-    looked, bars, white = 0, 0, 0
+    kept: list[tuple[int, Kept]] = []
+    dropped, digests = sheet.Dropped(), set()
     for unit in plan.units:
-        for outcome in itertools.islice(image_text.outcomes(plan.reading, storing, unit), each):
+        for outcome in itertools.islice(image_text.outcomes(plan.reading, storing, unit, near), each):
             tally.add(outcome)
             if not isinstance(outcome, Kept):
                 examples.setdefault(outcome.kind, f"{outcome.source}, {outcome.key}: {outcome.detail}")
+                dropped.add(outcome)
                 continue
             places[outcome.key].add(outcome.example["source"])
-            if looked < _LOOKED_AT:
-                looked += 1
-                kind = _looks(outcome.stored.image)
-                bars += kind == "bars"
-                white += kind == "white"
+            tally.suspects[suspects.SAME] += outcome.digest in digests
+            digests.add(outcome.digest)
+            order = sheet.name_hash(outcome.example["source"], outcome.key)
+            if len(kept) < sheet.MOST or order < kept[-1][0]:
+                bisect.insort(kept, (order, outcome), key=lambda one: one[0])
+                del kept[sheet.MOST :]
     lines = [f"A sample of up to {each} records of each of {len(plan.units)} units of work:", ""]
     lines += _counts(plan, tally)
     for kind, count in sorted(tally.dropped.items()):
@@ -49,17 +53,19 @@ def report(plan: Plan, storing: Storing, max_bad: float) -> str:
     repeated = [key for key, found in places.items() if len(found) > 1]
     if repeated:
         lines.append(f"{len(repeated)} keys are in several shards, such as {repeated[0]}; both records are kept.")
-    if bars > looked / 4:
-        lines.append(
-            f"{bars} of {looked} pictures have white bars, as img2dataset's --resize_mode border makes them; "
-            "--resize_mode keep_ratio makes none."
-        )
-    if white:
-        lines.append(f"{white} of {looked} pictures are all white, as 16-bit pictures are that were clipped.")
-    bad = tally.dropped.total()
-    if bad > max_bad * max(1, tally.records):
+    for kind, count in sorted(tally.suspects.items()):
+        if count:
+            lines.append(f"{count} of {tally.kept.total()} pictures: {suspects.KINDS[kind]}.")
+    if tally.bad > max_bad * max(1, tally.records):
         lines.append(f"More than max_bad={max_bad:g} of the sample is bad: a preparation would end with an error.")
-    lines.append("Nothing was written; the same command without --check prepares the data set.")
+    identity = {"options": {}, "source": {"format": plan.reading.format, "root": plan.reading.root}}
+    tree = manifest.build(page.parent.name, identity, tally, {}, Counter())
+    shown = {"kept": [sheet.kept(k.example, k.split) for _, k in kept], "dropped": dropped.chosen()}
+    said = [f"This is a sample of up to {each} records of each of {len(plan.units)} units of work.", *plan.notes]
+    with storage.writing(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(sheet.page(tree, shown, said))
+    lines.append(f"{page} shows some of the pictures. No data set was written; the same command without --check does.")
     return "\n".join(lines)
 
 
@@ -95,13 +101,3 @@ def _captions(plan: Plan) -> list[str]:
     if lacking:
         lines.append(f"Fields that only some shards have: {', '.join(lacking[:8])}.")
     return lines
-
-
-def _looks(image: bytes) -> str:
-    """ "white", "bars" (above and below, or on both sides, of a square) or ""."""
-    pixels = decode.decode(image)
-    if np.mean(pixels) > _WHITE:
-        return "white"
-    edges = (pixels[0], pixels[-1]), (pixels[:, 0], pixels[:, -1])
-    square = pixels.shape[0] == pixels.shape[1]
-    return "bars" if square and any(min(a.mean(), b.mean()) > _WHITE for a, b in edges) else ""

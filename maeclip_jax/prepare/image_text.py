@@ -7,6 +7,7 @@ Apache Beam (`image_text_beam`) run the same.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ from etils import epath
 from maeclip_jax import errors
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare import records
-from maeclip_jax.prepare.reading import names
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
+from maeclip_jax.prepare import records, suspects
+from maeclip_jax.prepare.formats import names
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
+from maeclip_jax.prepare.near import Near
 
 VERSION = "1.0.0"
+_SHOWN = 1 << 23  # bytes of a dropped picture that may be on the contact sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Stored:
     source_height: int
     verbatim: bool
     turned: bool = False  # as the source's own account says, for the picture itself does not
+    suspect: tuple[tuple[str, str], ...] = ()  # (kind of `suspects.KINDS`, detail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +70,13 @@ class Kept:
     rows: int
     empty_captions: int  # empty ones beside others that are kept
     extras: int = 0  # further pictures and texts of the sample, left out
+    digest: int = 0  # 64 bits of the SHA-256 of the picture in the source
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
+    """`image`: the bytes, where there are any, for the contact sheet; the account does not have them."""
+
     key: str
     source: str
     kind: str
@@ -78,9 +85,10 @@ class Dropped:
     records: int = 1
     url: str = ""
     status: str = ""  # of a download that failed
+    image: bytes = dataclasses.field(default=b"", repr=False, compare=False)
 
     def json(self) -> dict:
-        entry = {name: value for name, value in dataclasses.asdict(self).items() if value != ""}
+        entry = {name: value for name, value in vars(self).items() if value != "" and name != "image"}
         return entry | {"detail": printable(self.detail)[:300]}
 
 
@@ -127,12 +135,13 @@ def parse(data: bytes) -> dict:
     }
 
 
-def store(data: bytes, storing: Storing, orientation: int = 0) -> Stored:
+def store(data: bytes, storing: Storing, orientation: int = 0, near: Near | None = None) -> Stored:
     """The picture in `data` as JPEG, fully decoded once so that whatever is stored is known to decode.
 
     JPEG that is upright, grey or RGB, and small enough stays byte for byte. The rest is shrunk (area average, after
     libjpeg's own halving where that still leaves more than is needed) and encoded upright at `quality`, without EXIF.
-    `orientation`: how the source says that the picture is stored. Raises BadRecord with a kind of `decode.KINDS`.
+    `orientation`: how the source says that the picture is stored. `near`: pictures that it is compared with. Raises
+    BadRecord with a kind of `decode.KINDS`.
     """
     picture = decode.probe(data, max_pixels=storing.max_pixels, orientation=orientation)
     height, width = picture.height, picture.width
@@ -140,14 +149,21 @@ def store(data: bytes, storing: Storing, orientation: int = 0) -> Stored:
     verbatim = target == (height, width) and picture.plain
     # Bytes that are kept are decoded at the smallest scale: that reads all of them, and shows whether they are whole.
     # Half-scale decoding by libjpeg costs 6 dB where it leaves less than twice what is needed.
-    pixels = picture.read(reduce_to=(1, 1) if verbatim else (2 * target[0], 2 * target[1]))
+    least = near.side if near else 1
+    pixels = picture.read(reduce_to=(least, least) if verbatim else (2 * target[0], 2 * target[1]))
+    suspect = _suspect(pixels, near)
     if verbatim:
-        return Stored(data, width, height, width, height, True)
+        return Stored(data, width, height, width, height, True, suspect=suspect)
     if pixels.shape[:2] != target:
         pixels = cv2.resize(pixels, target[::-1], interpolation=cv2.INTER_AREA)
     pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, storing.quality))[1]
-    return Stored(encoded.tobytes(), target[1], target[0], width, height, False, picture.turned)
+    return Stored(encoded.tobytes(), target[1], target[0], width, height, False, picture.turned, suspect)
+
+
+def _suspect(pixels: np.ndarray, near: Near | None) -> tuple[tuple[str, str], ...]:
+    kind, close = suspects.look(pixels), near.said(pixels) if near else ""
+    return (((kind, ""),) if kind else ()) + (((suspects.NEAR, close),) if close else ())
 
 
 def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -157,8 +173,11 @@ def _target(height: int, width: int, short_side: int) -> tuple[int, int]:
     return tuple(short_side if side == short else round(side * short_side / short) for side in (height, width))
 
 
-def example(record: Raw, storing: Storing) -> Kept:
-    """A raw record as an example of `features()`. Raises BadRecord with a kind of `raw.KINDS` or `decode.KINDS`."""
+def example(record: Raw, storing: Storing, near: Near | None = None) -> Kept:
+    """A raw record as an example of `features()`.
+
+    Raises BadRecord with a kind of `raw.KINDS`, `decode.KINDS` or `suspects.ON_REQUEST`.
+    """
     if record.error:
         raise record.error
     if not names.is_split(record.split):
@@ -171,7 +190,11 @@ def example(record: Raw, storing: Storing) -> Kept:
     full = [t for t in texts if t]
     if not full:
         raise BadRecord("empty_caption", f"{len(texts)} of {len(texts)} are empty")
-    stored = store(record.image, storing, record.orientation)
+    stored = store(record.image, storing, record.orientation, near)
+    if near and near.drops:
+        for kind, detail in stored.suspect:
+            if kind == suspects.NEAR:
+                raise BadRecord(kind, detail)
     fields = {
         "key": record.key,
         "image": stored.image,
@@ -181,15 +204,16 @@ def example(record: Raw, storing: Storing) -> Kept:
         "source": printable(record.source),
     }
     source_bytes, empty = len(record.image), len(texts) - len(full)
-    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty, record.extras)
+    digest = int.from_bytes(hashlib.sha256(record.image).digest()[:8], "little")
+    return Kept(record.split, record.key, fields, stored, source_bytes, record.rows, empty, record.extras, digest)
 
 
-def outcomes(reading: Reading, storing: Storing, unit: Unit) -> Iterator[Kept | Dropped]:
+def outcomes(reading: Reading, storing: Storing, unit: Unit, near: Near | None = None) -> Iterator[Kept | Dropped]:
     """What becomes of each record of a unit, in order. A key that came before in the unit is dropped."""
     seen = set()
     for record in records.read(reading, unit):
         try:
-            kept = example(record, storing)
+            kept = example(record, storing, near)
             if record.key in seen:
                 raise BadRecord("duplicate_key", f"came before in {record.source}")
             seen.add(record.key)
@@ -197,12 +221,16 @@ def outcomes(reading: Reading, storing: Storing, unit: Unit) -> Iterator[Kept | 
         except BadRecord as bad:
             source = printable(record.source)
             entry = (record.key, source, bad.kind, bad.detail, record.rows, record.lost)
-            yield Dropped(*entry, url=record.url, status=record.status)
+            image = record.image if len(record.image) <= _SHOWN else b""
+            yield Dropped(*entry, url=record.url, status=record.status, image=image)
 
 
-def duplicate(kept: Kept) -> Dropped:
-    """The entry for a record whose key an earlier unit has."""
-    return Dropped(kept.key, kept.example["source"], "duplicate_key", "came before in another unit", kept.rows)
+def left_out(kept: Kept, first: str = "") -> Dropped:
+    """The entry for a record whose key an earlier unit has, or whose picture is that of `first`."""
+    kind, detail = (
+        (suspects.SAME, f"the same bytes as {first}") if first else ("duplicate_key", "came before in another unit")
+    )
+    return Dropped(kept.key, kept.example["source"], kind, detail, kept.rows, image=kept.example["image"])
 
 
 def write_metadata(folder: Path, plan: Plan, shards: dict[str, list[dict]]) -> None:

@@ -18,7 +18,8 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.data import tokenizer as tokenizers
-from maeclip_jax.prepare.reading.raw import FAILED
+from maeclip_jax.prepare import suspects
+from maeclip_jax.prepare.formats.raw import FAILED
 
 QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 QUANTITIES = {
@@ -68,6 +69,7 @@ class Tally:
         self.kept: Counter[str] = Counter()  # by split
         self.dropped: Counter[str] = Counter()  # by kind
         self.failed: Counter[str] = Counter()  # downloads that failed before, by status
+        self.suspects: Counter[str] = Counter()  # kept, by kind of `suspects.KINDS`
         self.histograms: dict[str, Counter[int]] = {name: Counter() for name in QUANTITIES}
 
     @property
@@ -76,12 +78,17 @@ class Tally:
         return self.kept.total() + self.dropped.total()
 
     @property
+    def bad(self) -> int:
+        """Records that were dropped without having been asked for."""
+        return sum(n for kind, n in self.dropped.items() if kind not in suspects.ON_REQUEST)
+
+    @property
     def seen(self) -> int:
         """Records that went in, and downloads that had failed before."""
         return self.records + self.failed.total()
 
     def add(self, outcome) -> None:
-        """Counts a `Kept` or `Dropped` of `builders.image_text`."""
+        """Counts a `Kept` or `Dropped` of `image_text`."""
         self.totals["rows"] += outcome.rows
         if not hasattr(outcome, "stored"):
             if outcome.kind == FAILED:
@@ -93,6 +100,7 @@ class Tally:
         self.kept[outcome.split] += 1
         self.totals["kept_verbatim"] += stored.verbatim
         self.totals["turned_upright"] += stored.turned
+        self.suspects.update(kind for kind, _ in stored.suspect)
         self.totals["empty_captions_left_out"] += outcome.empty_captions
         self.totals["further_members_left_out"] += outcome.extras
         self.totals["source_picture_bytes"] += outcome.source_bytes
@@ -125,20 +133,20 @@ class Tally:
         return total
 
     def _counters(self) -> list[Counter]:
-        return [self.totals, self.kept, self.dropped, self.failed, *self.histograms.values()]
+        return [*self._parts().values(), *self.histograms.values()]
+
+    def _parts(self) -> dict[str, Counter]:
+        return {name: getattr(self, name) for name in ("totals", "kept", "dropped", "failed", "suspects")}
 
     def json(self) -> dict:
-        parts = {"totals": self.totals, "kept": self.kept, "dropped": self.dropped, "failed": self.failed}
-        parts = {name: _sorted(counter) for name, counter in parts.items()}
+        parts = {name: _sorted(counter) for name, counter in self._parts().items()}
         return {**parts, "histograms": {name: _sorted(h) for name, h in self.histograms.items()}}
 
     @classmethod
     def from_json(cls, tree: dict) -> Tally:
         tally = cls()
-        tally.totals.update(tree["totals"])
-        tally.kept.update(tree["kept"])
-        tally.dropped.update(tree["dropped"])
-        tally.failed.update(tree["failed"])
+        for name, counter in tally._parts().items():
+            counter.update(tree[name])
         for name, histogram in tree["histograms"].items():
             tally.histograms[name].update({int(v): n for v, n in histogram.items()})
         return tally
@@ -175,9 +183,11 @@ def build(name: str, identity: dict, tally: Tally, shards: dict[str, list[dict]]
         "records": {
             "in": tally.seen,
             "kept": tally.kept.total(),
+            "kept_by_split": _sorted(tally.kept),
             "dropped": tally.dropped.total(),
             "dropped_by_kind": _sorted(tally.dropped),
             "failed_downloads": _sorted(tally.failed),
+            "suspects": _sorted(tally.suspects),
         },
         "totals": _sorted(tally.totals),
         "splits": {
@@ -209,7 +219,10 @@ def report(manifest: dict) -> str:
         lines.append(f"{count:>12,} downloads had failed before: {status}")
     share = records["dropped"] / max(1, records["in"] - failed)
     what = "dropped in all ({share:.2%}), failed downloads apart" if failed else "dropped in all ({share:.2%})"
-    lines += [f"{records['dropped']:>12,} {what.format(share=share)}; each is named in {ACCOUNT}", ""]
+    lines.append(f"{records['dropped']:>12,} {what.format(share=share)}; each is named in {ACCOUNT}")
+    for kind, count in records["suspects"].items():
+        lines.append(f"{count:>12,} kept, but look at them: {suspects.KINDS[kind]}")
+    lines += [f"{'':12s} {suspects.FILE} names each"] * bool(records["suspects"]) + [""]
     verbatim = totals.get("kept_verbatim", 0)
     lines.append(f"{verbatim:>12,} pictures stored byte for byte, {records['kept'] - verbatim:,} encoded anew")
     if totals.get("turned_upright"):
@@ -236,10 +249,12 @@ def check_share(tally: Tally, max_bad: float, account: object = "") -> None:
 
     `account`: the file that names each of them.
     """
-    bad, records = tally.dropped.total(), tally.records
+    bad, records = tally.bad, tally.records
     if bad <= max_bad * records and tally.kept.total():
         return
     kinds = ", ".join(f"{kind} {n}" for kind, n in tally.dropped.most_common()) or "the source is empty"
+    if not tally.kept.total():
+        bad = tally.dropped.total()
     limit = f"more than max_bad={max_bad:g}" if tally.kept.total() else "so nothing is left"
     where = f"; {account} names each" if account else ""
     raise errors.UserError(

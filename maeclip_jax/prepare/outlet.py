@@ -15,7 +15,7 @@ from pathlib import Path
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare.reading import remote
+from maeclip_jax.prepare.formats import remote
 
 _LAST = "dataset_info.json"
 _MARK = "unfinished.txt"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from maeclip_jax.prepare import formats
-from maeclip_jax.prepare.reading.raw import Raw
-from maeclip_jax.prepare.reading.units import Reading, Unit
+from maeclip_jax.prepare.formats.raw import Raw
+from maeclip_jax.prepare.formats.units import Reading, Unit
 
 
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:

@@ -4,6 +4,7 @@ python -m maeclip_jax.report WORKDIR...                     report/index.html an
 python -m maeclip_jax.report WORKDIR... --out DIR           one table, a row a run: DIR/index.html and DIR/report.md
 python -m maeclip_jax.report --tables WORKDIR... --out DIR  the paper's tables, seeds taken together, with curves and
                                                             pictures: DIR/index.html and DIR/report.md
+python -m maeclip_jax.report --compare FIRST SECOND         every number that two runs share, tested on the same items
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from etils import epath
 from maeclip_jax import remote
 from maeclip_jax.workdir import REPORT
 
-__all__ = ["collect", "compare", "write"]
+__all__ = ["collect", "compare", "differences", "write"]
 
 
 def write(workdir: epath.PathLike) -> epath.Path:
@@ -36,6 +37,18 @@ def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Pa
 
     out = epath.Path(out)
     return page.write(comparison.view([run.read(w) for w in workdirs], out), "comparison", out)
+
+
+def differences(first: epath.PathLike, second: epath.PathLike) -> str:
+    """Every number that two runs share: the second's minus the first's, with its interval and tests, as text.
+
+    UserError where they share none, or were evaluated on different items.
+    """
+    from maeclip_jax.report import paired, run
+
+    for workdir in (first, second):
+        remote.check_scheme(workdir, "workdir")
+    return paired.text(run.read(first), run.read(second))
 
 
 def collect(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> epath.Path:

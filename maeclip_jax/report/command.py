@@ -15,10 +15,15 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of a run (its --workdir)")
     parser.add_argument("--tables", action="store_true", help="write the paper's tables over all WORKDIRs to --out")
     parser.add_argument("--out", metavar="DIR", help="write one table over all WORKDIRs to DIR, instead of a page each")
+    parser.add_argument("--compare", action="store_true", help="test the numbers of two WORKDIRs on the same items")
     args = parser.parse_args(argv)
+    if args.compare and (len(args.workdirs) != 2 or args.tables or args.out):
+        raise UserError(f"--compare takes two workdirs and got {len(args.workdirs)}; valid: --compare FIRST SECOND")
     if args.tables and not args.out:
         raise UserError("--tables needs a folder to write to; valid: --tables WORKDIR... --out DIR")
-    if args.tables:
+    if args.compare:
+        print(report.differences(*args.workdirs))
+    elif args.tables:
         print(report.collect(args.workdirs, args.out))
     elif args.out:
         print(report.compare(args.workdirs, args.out))

@@ -1,37 +1,49 @@
-"""One table over runs: what each is, and its newest evaluation numbers; chance in the header."""
+"""One table over runs: what each is, and its newest evaluation numbers; chance in the header.
+
+The best of a column is bold if tests on the items of all runs separate it from each other run.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from maeclip_jax.report import cost
-from maeclip_jax.report.page import amount, between
+from maeclip_jax.report.cells import separated
+from maeclip_jax.report.page import amount, measured
+from maeclip_jax.report.paired import Shelf
 from maeclip_jax.report.run import Number, Run, number, readable
 from maeclip_jax.workdir import REPORT
 
 
+class Measured(NamedTuple):
+    """A number, and where it is from."""
+
+    run: Run
+    step: int
+    evaluator: str
+    metric: Number
+
+
 def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     """`columns`: (evaluator, label, chance); `rows`: name, link, facts, cells (text, whether it is the best)."""
-    found: list[dict[tuple[str, str], Number]] = []
+    found: list[dict[tuple[str, str], Measured]] = []
     for run in runs:
-        metrics = [m for r in run.results() for m in r.metrics if m.shown]
-        found.append({(m.evaluator, m.name): m for m in metrics})
+        made = [Measured(run, r.step, m.evaluator, m) for r in run.results() for m in r.metrics if m.shown]
+        found.append({(one.evaluator, one.metric.name): one for one in made})
+    shelf = Shelf()
     keys = list(dict.fromkeys(k for one in found for k in one))
     columns = []
     for key in keys:
-        held = [one[key] for one in found if key in one]
+        held = [one[key].metric for one in found if key in one]
         columns.append((readable(key[0]), held[0].label, _chance(held)))
-    best = {k: _best([one[k] for one in found if k in one]) for k in keys}
+    best = {k: _best([one[k] for one in found if k in one], shelf) for k in keys}
     rows = []
     for run, one in zip(runs, found):
-        cells = [
-            (amount(one[k].value, one[k].unit) + between(one[k]), one[k].value == best[k]) if k in one else ("", False)
-            for k in keys
-        ]
+        cells = [(measured(one[k].metric), one[k] is best[k]) if k in one else ("", False) for k in keys]
         hours = cost.chip_hours(run)
         rows.append({
             "name": run.workdir.name, "link": link(run, out), "objective": run.objective, "pool": run.pool,
@@ -51,11 +63,15 @@ def _chance(metrics: Sequence[Number]) -> str:
     return f"{metrics[0].kind} {shown[0]}" + (f" to {shown[-1]}" if len(shown) > 1 else "")
 
 
-def _best(metrics: Sequence[Number]) -> float | None:
-    """The best value of a column of several."""
-    values = [m.value for m in metrics if number(m.value)]
-    best = {"lower": min, "higher": max}.get(metrics[0].better)
-    return best(values) if best and len(values) > 1 else None
+def _best(several: Sequence[Measured], shelf: Shelf) -> Measured | None:
+    """The best of a column of several, if it is more than noise that makes it so."""
+    several = [one for one in several if number(one.metric.value)]
+    best = {"lower": min, "higher": max}.get(several[0].metric.better) if len(several) > 1 else None
+    if best is None:
+        return None
+    first = best(several, key=lambda one: one.metric.value)
+    apart = all(separated([first], [one], shelf) for one in several if one is not first)
+    return first if apart else None
 
 
 def link(run: Run, out: epath.Path) -> str:

@@ -23,6 +23,7 @@ LOSSES = {
 }
 MOST_POINTS = 600  # of a curve; more are thinned out
 Series = list[tuple[float, float]]
+Bounds = tuple[float, float] | None  # of a point's interval
 Draw = Callable[[Any], None]  # puts lines on a matplotlib axes
 
 
@@ -66,7 +67,7 @@ def accuracies(run: Run) -> list[tuple[str, Draw]]:
 
     What was measured once only is left to the tables, and so are grounding scores other than pointing.
     """
-    panels: dict[tuple[str, str, str], dict[str, tuple[str, Series, Series]]] = {}
+    panels: dict[tuple[str, str, str], dict[str, tuple[str, Series, Series, list[Bounds]]]] = {}
     for step, m in run.history():
         if (m.own or (m.unit == "%" and m.shown)) and math.isfinite(m.value):
             if not m.own and re.search("_(matched_)?iou$", m.name):
@@ -74,11 +75,12 @@ def accuracies(run: Run) -> list[tuple[str, Draw]]:
             way = re.sub(r"_?R@\d+$|top\d$|mean_per_class$|\d+_shot$|.*_(?=pointing$)", "", m.name)
             group = panels.setdefault((m.evaluator, way, m.unit), {})
             label = m.name.rsplit("_", 1)[1] if "_R@" in m.name else m.label
-            _, values, chance = group.setdefault(label, (m.kind, [], []))
+            _, values, chance, bounds = group.setdefault(label, (m.kind, [], [], []))
             values.append((run.examples(step), m.value))
+            bounds.append(m.interval)
             if m.reference is not None:
                 chance.append((run.examples(step), m.reference))
-    panels = {k: lines for k, lines in panels.items() if any(len(values) > 1 for _, values, _ in lines.values())}
+    panels = {k: lines for k, lines in panels.items() if any(len(values) > 1 for _, values, *_ in lines.values())}
     out = []
     for (evaluator, way, unit), lines in sorted(panels.items(), key=lambda p: next(iter(p[1].values()))[0] != "chance"):
         title = readable(evaluator) + (f": {way.replace('_to_', ' → ').replace('_', ' ')}" if way else "")
@@ -86,9 +88,18 @@ def accuracies(run: Run) -> list[tuple[str, Draw]]:
     return out
 
 
-def _accuracy(lines: dict[str, tuple[str, Series, Series]], unit: str, ax) -> None:
-    for i, (label, (kind, values, chance)) in enumerate(lines.items()):
+def band(ax, series: Series, bounds: Sequence[Bounds], colour: str) -> None:
+    """Shades the intervals of a curve's points, those that have one."""
+    known = [(x, *two) for (x, _), two in zip(series, bounds) if two is not None and all(map(math.isfinite, two))]
+    if known:
+        x, low, high = zip(*known)
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _accuracy(lines: dict[str, tuple[str, Series, Series, list[Bounds]]], unit: str, ax) -> None:
+    for i, (label, (kind, values, chance, bounds)) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]
+        band(ax, values, bounds, colour)
         ax.plot(*zip(*values), color=colour, linewidth=1.8, marker="o", markersize=4, label=label)
         # One point draws no line, so it gets a dash of its own.
         style = {"color": colour, "linestyle": "--", "linewidth": 1.2, "marker": "_" if len(chance) == 1 else None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from maeclip_jax.config import leaves
 from maeclip_jax.errors import UserError
 from maeclip_jax.report import paper
 from maeclip_jax.report.run import OBJECTIVES, Number, Result, Run, read
-from maeclip_jax.workdir import identity
+from maeclip_jax.workdir.identity import identity
 
 # Where a finetuned run began: seeds of the pretrained one differ in it.
 BEGAN = ("resume", "init_from", "init_rules", "init_adopted", "arg.init")
@@ -54,6 +55,12 @@ class Model:
     def examples(self) -> list[float]:
         """Examples seen before the newest evaluation (or at all, if there is none): one number unless seeds differ."""
         return sorted({r.examples(r.evals[-1]["step"] if r.evals else r.step) for r in self.runs})
+
+    @functools.cached_property
+    def pairs(self) -> float | None:
+        """Different examples read before the newest evaluation, the most of its seeds; None if it is not known."""
+        counts = [r.pairs(r.evals[-1]["step"] if r.evals else r.step) for r in self.runs]
+        return max(counts) if counts and None not in counts else None
 
     @property
     def order(self) -> tuple:

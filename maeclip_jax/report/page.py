@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from maeclip_jax.errors import storage
+from maeclip_jax.evals.statistics import said
 from maeclip_jax.report import cost, details, figures
 from maeclip_jax.report.details import Picture
 from maeclip_jax.report.run import Number, Run, readable
@@ -108,10 +110,18 @@ def amount(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip() if abs(value) < 1e5 else f"{value:,.0f} {unit}".strip()
 
 
-def between(m: Number) -> str:
-    """` [60.1, 63.5] (all 12 neighbours)`, the interval and the note of a number that has them."""
-    ends = [amount(x, m.unit).removesuffix(f" {m.unit}") for x in m.interval or ()]
-    return (f" [{', '.join(ends)}]" if ends else "") + (f" ({m.note})" if m.note else "")
+def measured(m: Number) -> str:
+    """`61.8 ± 1.9 % (n=640) (all 12 neighbours)`: with the interval and the note of a number that has them."""
+    known = m.interval is not None and all(map(math.isfinite, (m.value, *m.interval)))
+    return (said(m.value, m.unit, m.interval, m.n) if known else amount(m.value, m.unit)) + (
+        f" ({m.note})" if m.note else ""
+    )
+
+
+def bounds(m: Number) -> str:
+    """`59.9 to 63.6 %`."""
+    low, high = (amount(x, m.unit).removesuffix(f" {m.unit}") for x in m.interval or (m.value, m.value))
+    return f"{low} to {high} {m.unit}".strip()
 
 
 def times(m: Number) -> str:
@@ -158,7 +168,14 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
         files[name] = p.file or p.data
         return Markdown(name)
 
-    common = {"amount": amount, "times": times, "between": between, "readable": readable, "duration": cost.duration}
+    common = {
+        "amount": amount,
+        "times": times,
+        "measured": measured,
+        "bounds": bounds,
+        "readable": readable,
+        "duration": cost.duration,
+    }
     source = {p.name: p.read_text() for p in TEMPLATES.iterdir() if p.name.endswith(".j2")}
     setting = {"loader": jinja2.DictLoader(source), "trim_blocks": True, "lstrip_blocks": True}
     html = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, **setting)

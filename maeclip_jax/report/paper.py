@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 MARK = "slides"
 SCALES = {"low": "11.3M", "high": "1.4B"}  # image-text pairs that the models were pretrained on
+PAIRS = {"low": 11.3e6, "high": 1.4e9}  # the same as numbers
+NEAR = 1.25  # as a factor: addresses of a web data set die, so that nobody has quite the paper's number of pairs
 OBJECTIVES = ("MAE", "M3AE", "CLIP", "MAE-CLIP")
 # What a run must be to stand beside a number of the paper. The size is how the paper is remembered, not in the slides.
 SETTING = {"size": "B/16", "keep": 1.0, "loss": "softmax", "decode": "both", "runlocal": False}
@@ -72,6 +74,12 @@ TABLES = {
         "1.4B) nor what the set in its last two columns is: read as COCO-a, visual actions, which is a guess; check "
         "the paper before quoting these two columns."),
 }  # fmt: skip
+
+
+def scale_of(pairs: float | None) -> str:
+    """The scale whose number of different pairs this is, or nearly; "" if it is none's, or not known."""
+    near = [s for s, wanted in PAIRS.items() if pairs and wanted / NEAR <= pairs <= NEAR * wanted]
+    return near[0] if near else ""
 
 
 def number(column: Column, objective: str, pool: str, scale: str, split: str) -> float | None:

@@ -10,8 +10,9 @@ from typing import Any
 from etils import epath
 
 from maeclip_jax import remote
+from maeclip_jax.config import to_steps
 from maeclip_jax.errors import UserError
-from maeclip_jax.workdir import CONFIG, COSTS, EVALS, read_lines, read_object, read_results
+from maeclip_jax.workdir import CONFIG, COSTS, DATA, EVALS, read_lines, read_object, read_results
 
 OBJECTIVES = {
     "mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "slip": "SLIP", "vqa": "VQA finetuning"
@@ -34,6 +35,8 @@ class Number:
     baseline: float | None = None
     interval: tuple[float, float] | None = None
     note: str = ""
+    n: int | None = None
+    how: str = ""
     own: bool = False
 
     @property
@@ -65,6 +68,8 @@ class Number:
             "top5": "top-5 accuracy",
             "mean_per_class": "mean per-class accuracy",
             "masked_mse": "masked-pixel error",
+            "patch_mean_mse": "masked-pixel error of mean colours",
+            "visible_mean_mse": "masked-pixel error of what is visible",
             "token_accuracy": "masked-word accuracy",
             "miou": "mean IoU",
         }
@@ -87,7 +92,8 @@ class Result:
 class Run:
     """A workdir as read. `rows`: one dict a logged step, by step. `evals`: the evals/<step>.json, by step.
 
-    `older`: names of files in evals/ that are left out, see `workdir.read_results`.
+    `older`: names of files in evals/ that are left out, see `workdir.read_results`. `data`: data.json, what the
+    training data were, by component.
     """
 
     workdir: epath.Path
@@ -97,6 +103,7 @@ class Run:
     evals: list[dict]
     unreadable_rows: int
     older: list[str]
+    data: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
 
     def find(self, *paths: str) -> Any:
         """The first of the '.'-joined paths that the config holds and that is not empty; or None."""
@@ -151,6 +158,27 @@ class Run:
             near = min(logged, key=lambda r: abs(r["step"] - step))
             return near["progress/examples_seen"] / near["step"] * step
         return step * float(self.costs.get("batch_size") or self.find("batch_size") or 1)
+
+    @property
+    def records(self) -> int | None:
+        """How many different records the training data have; None if that is not known, or if they never end."""
+        counts = [part.get("records") for part in self.data.values()]
+        return sum(counts) if counts and all(counts) else None
+
+    def pairs(self, step: int) -> float | None:
+        """How many different examples were read up to a step: all of them after an epoch; None if it is not known."""
+        source = self.find("data.source") or {}
+        if source.get("kind") == "scenes" and not source.get("count"):  # drawn on the fly, and never twice
+            return self.examples(step)
+        return None if self.records is None else min(self.records, self.examples(step))
+
+    def planned(self, total: str) -> float | None:
+        """Examples of a duration ("30 epochs") with this run's batch and data; None if that cannot be known."""
+        batch = int(self.find("batch_size") or 0)
+        try:
+            return batch * to_steps(total, "total", batch_size=batch, epoch=self.records) if batch else None
+        except UserError:
+            return None
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """(examples seen, value) of a logged scalar, without what is not a finite number."""
@@ -243,4 +271,5 @@ def read(workdir: epath.PathLike) -> Run:
     evals, older = read_results(folder)
     costs = read_object(folder / COSTS) if (folder / COSTS).exists() else {}
     by_step = [rows[step] for step in sorted(rows)]
-    return Run(folder, read_object(folder / CONFIG), costs, by_step, evals, unreadable, [p.name for p in older])
+    data = read_object(folder / DATA, missing={})
+    return Run(folder, read_object(folder / CONFIG), costs, by_step, evals, unreadable, [p.name for p in older], data)

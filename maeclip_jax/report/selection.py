@@ -30,7 +30,7 @@ def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     return {
         "runs": len(runs), "tables": made, "absent": absent, "everything": tables.everything(found, numbers),
         "examples": curves("examples", trends.against_examples(found)),
-        "scales": curves("scales", trends.against_scale(numbers)),
+        "scales": curves("scales", trends.against_pairs(numbers)),
         "sheets": _sheets(found, notes), "models": [_facts(m, r, out) for m in found for r in (*m.runs, *m.finetuned)],
         "paper": tables.of_paper(), "mark": paper.MARK, "notes": notes,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from maeclip_jax.report import paper
 from maeclip_jax.report.cells import Cell, cell, line, mark_best, settle
 from maeclip_jax.report.figures import compact
 from maeclip_jax.report.models import Entry, Model
+from maeclip_jax.report.paired import Shelf
 from maeclip_jax.report.paper import Column
 from maeclip_jax.report.run import Number, readable
 
@@ -40,9 +41,11 @@ class Table:
     rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
 
 
-def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[list[Table], list[str]]:
+def paper_tables(
+    models: Sequence[Model], entries: Sequence[Entry], shelf: Shelf | None = None
+) -> tuple[list[Table], list[str]]:
     """T1 to T4 and those of segmentation, grounding and VTAB; and the titles of those that no run measured."""
-    own = [e for e in entries if not e.finetuned]
+    own, shelf = [e for e in entries if not e.finetuned], shelf or Shelf()
     probe = [e for e in own if e.type == "linear_probe" and e.metric.name == "top1"]
     tasks, probe = [e for e in probe if _task(e)], [e for e in probe if not _task(e)]
     zero = [e for e in own if e.type == "zero_shot" and e.metric.name == "top1" and e.data != "coco_a"]
@@ -56,18 +59,18 @@ def paper_tables(models: Sequence[Model], entries: Sequence[Entry]) -> tuple[lis
         ("T3. Pooling: zero-shot and linear probe", [*zero, *probe], f"Top-1 accuracy in percent. {own_pool}"),
         ("T4. Zero-shot retrieval and visual actions", [*recall, *actions], "R@1 and top-k accuracy in percent."),
     )  # fmt: skip
-    tables += [_columns(title, note, models, found, _of_paper(title)) for title, found, note in columns]
+    tables += [_columns(title, note, models, found, _of_paper(title), shelf) for title, found, note in columns]
     few = [e for e in own if e.type == "knn" and e.metric.name == "top1"]
     few += [e for e in own if e.type == "few_shot" and e.metric.name.endswith("_shot")]
     others = (
         ("Nearest neighbours and few shots", few, f"Top-1 accuracy in percent. {own_pool}"),
         ("Zero-shot segmentation", [e for e in own if e.type == "segmentation"], "Percent; patches against prompts."),
     )
-    tables += [_columns(title, note, models, found, ()) for title, found, note in others]
-    tables.append(_grounding(models, [e for e in own if e.type == "grounding"]))
+    tables += [_columns(title, note, models, found, (), shelf) for title, found, note in others]
+    tables.append(_grounding(models, [e for e in own if e.type == "grounding"], shelf))
     tables.append(_vtab(models, tasks))
     brought = [e for e in own if e.metric.own]
-    tables.append(_columns("Evaluators of your own", "Each number in its own unit.", models, brought, ()))
+    tables.append(_columns("Evaluators of your own", "Each number in its own unit.", models, brought, (), shelf))
     return [_annotated(t) for t in tables if t.rows], [t.title for t in tables[:-1] if not t.rows]
 
 
@@ -100,10 +103,12 @@ def everything(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
 
 
 def _scales(models: Sequence[Model], entries: Sequence[Entry], note: str) -> Table:
-    """T1: rows are data set, objective, pooling, size; columns are scales of pretraining."""
-    scales = sorted({e.model.scale for e in entries}, key=lambda s: (s in paper.SCALES, s != "low", s))
+    """T1: rows are data set, objective, pooling, size; columns are how many different pairs were read."""
+    counts = {e.model.pairs: read(e.model.pairs) for e in entries}
+    scales = list(dict.fromkeys(counts[n] for n in sorted(counts, key=lambda n: n or 0)))
     if any(e.data == paper.PROBE.data for e in entries):
-        scales = [s for s in scales if s not in paper.SCALES] + list(paper.SCALES)
+        ours = [s for s in scales if s not in paper.SCALES.values()]
+        scales = ours + list(paper.SCALES.values())
     rows = []
     for data in _ordered({e.data for e in entries}, [paper.PROBE.data]):
         measured = [e for e in entries if e.data == data]
@@ -111,12 +116,12 @@ def _scales(models: Sequence[Model], entries: Sequence[Entry], note: str) -> Tab
         for key in keys:
             same = [m for m in models if (m.objective, m.pool, m.size, m.note) == key]
             mine = [e for e in measured if e.model in _Same(same)]
-            chance, cells = settle([cell([e for e in mine if e.model.scale == s]) for s in scales])
+            chance, cells = settle([cell([e for e in mine if read(e.model.pairs) == s]) for s in scales])
             objective, pool, size, more = key
             rows.append(((data_name(data), objective, pool.upper(), size, more, chance), tuple(cells)))
-    columns = tuple((s or "scale unknown", f"{paper.SCALES[s]} pairs" if s in paper.SCALES else "", "") for s in scales)
+    columns = tuple((f"{s} pairs", "", "") for s in scales)
     heads = ("data", "objective", "pooling", "size", "", "compared with")
-    note = f"Top-1 accuracy in percent; columns: scale of pretraining. {note}"
+    note = f"Top-1 accuracy in percent; columns: different pairs that were read in pretraining. {note}"
     return _trim(Table("T1. Linear probe", note, heads, columns, tuple(rows)))
 
 
@@ -137,7 +142,7 @@ def _of(models: Sequence[Model], entries: Sequence[Entry]) -> list[Model]:
 
 
 def _columns(
-    title: str, note: str, models: Sequence[Model], entries: Sequence[Entry], first: Sequence[Column]
+    title: str, note: str, models: Sequence[Model], entries: Sequence[Entry], first: Sequence[Column], shelf: Shelf
 ) -> Table:
     """Rows are models, columns what was measured; all of the paper's columns if any of them was."""
     found = list(dict.fromkeys(e.column for e in entries))
@@ -147,16 +152,22 @@ def _columns(
     settled = []  # column by column
     for c in columns:
         made = [cell([e for e in entries if e.model is m and e.column == c]) for m in several]
-        settled.append(settle(mark_best(several, made, [e.metric for e in entries if e.column == c])))
+        settled.append(settle(mark_best(several, made, [e.metric for e in entries if e.column == c], shelf)))
     heads = tuple((data_name(c.data), _head(c), chance) for c, (chance, _) in zip(columns, settled))
     rows = tuple((_who(m), tuple(cells[n] for _, cells in settled)) for n, m in enumerate(several))
-    return _trim(Table(title, note, ("objective", "pooling", "scale", "size", "", "examples seen"), heads, rows))
+    return _trim(Table(title, note, ("objective", "pooling", "pairs read", "size", "", "examples seen"), heads, rows))
 
 
 def _who(m: Model) -> tuple[str, ...]:
     """What the first columns say of a model."""
     seen = " to ".join(dict.fromkeys(compact(n) for n in (m.examples[:1] + m.examples[-1:]) if n))
-    return m.objective, m.pool.upper(), m.scale, m.size, m.note, seen
+    pairs = read(m.pairs) if m.pairs or m.scale in paper.SCALES else m.scale
+    return m.objective, m.pool.upper(), pairs, m.size, m.note, seen
+
+
+def read(pairs: float | None) -> str:
+    """How many different pairs were read: the paper's name for a number near one of its own, else the number."""
+    return paper.SCALES.get(paper.scale_of(pairs)) or (compact(pairs) if pairs else "unknown")
 
 
 def _head(column: Column) -> str:
@@ -170,13 +181,13 @@ def metric_name(name: str) -> str:
     return SHORT.get(name, Number("", name, 0).label)
 
 
-def _grounding(models: Sequence[Model], entries: Sequence[Entry]) -> Table:
+def _grounding(models: Sequence[Model], entries: Sequence[Entry], shelf: Shelf) -> Table:
     """Rows are scores of maps, columns are models."""
     several = _of(models, entries)
     rows = []
     for c in dict.fromkeys(e.column for e in entries):
         made = [cell([e for e in entries if e.model is m and e.column == c]) for m in several]
-        chance, cells = settle(mark_best(several, made, [e.metric for e in entries if e.column == c]))
+        chance, cells = settle(mark_best(several, made, [e.metric for e in entries if e.column == c], shelf))
         score, shown = score_of_map(c.metric)
         rows.append(((data_name(c.data), score, shown, chance), tuple(cells)))
     rows.sort(key=lambda row: (row[0][0], SCORES.index(row[0][1]) if row[0][1] in SCORES else len(SCORES)))

@@ -18,7 +18,8 @@ from maeclip_jax.config import content, digest, named_files, with_leaves
 from maeclip_jax.data import source
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.errors.storage import StorageError
-from maeclip_jax.evals import Detail, Metric, Picture
+from maeclip_jax.evals import Detail, Metric, Picture, items
+from maeclip_jax.evals.statistics import said
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import outbox
@@ -29,15 +30,15 @@ from maeclip_jax.workdir import (
     CONFIG,
     EVALS,
     RESULTS_FORMAT,
-    find_files,
+    items_file,
     make_workdir,
-    other_words,
     read_config,
     read_names,
     result_files,
     write_bytes,
     write_text,
 )
+from maeclip_jax.workdir.claim import find_files, other_words
 
 SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "seconds", "settings")
 
@@ -59,6 +60,7 @@ class Runner:
         self.show: Callable[[int, str, np.ndarray], None] = lambda step, name, pixels_HxWx3: None
         self.settings: dict[str, dict] = {}
         self._known: dict[str, Any] = {}
+        self._items: dict[str, dict[str, items.Items]] = {}  # of the step that is known: evaluator -> metric -> items
         self.context = Surroundings(objective, mesh, tokenizer, names)
         for name, entry in config.evals.items():
             settings = source.plain(entry)
@@ -85,6 +87,7 @@ class Runner:
             before = json.loads(remote.read_text(path) or "{}")
             if before.get("format") != RESULTS_FORMAT:  # of a version whose numbers had no units: made again
                 before = {}
+            self._items = {}
             self._known = {"step": step, "format": RESULTS_FORMAT} | {name: {} for name in SECTIONS} | before
         return self._known
 
@@ -93,6 +96,7 @@ class Runner:
         if jax.process_index() == 0:
             for later in [p for p in result_files(self.workdir) if int(p.stem) > step]:
                 remote.delete(later)
+                remote.delete(items_file(self.workdir, int(later.stem)))
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -132,7 +136,7 @@ class Runner:
             result["settings"][name] = self.settings[name]
             new |= {full: metric.value for full, metric in metrics.items()}
             shown = ", ".join(
-                f"{m.name} {m.value:.4g} {m.unit}".strip() + (f" ({m.note})" if m.note else "")
+                " ".join(filter(None, (m.name, said(m.value, m.unit, m.interval, m.n), m.note and f"({m.note})")))
                 for m in metrics.values()
             )
             say(f"eval {name} at step {step} ({result['seconds'][name]:.1f}s): {shown}")
@@ -142,7 +146,7 @@ class Runner:
         return new
 
     def _keep(self, name: str, step: int, result: dict) -> None:
-        """Writes evals/<step>.json, with what another command has measured of the step in the meantime.
+        """Writes evals/<step>.json and its items, with what another command has measured of the step in the meantime.
 
         Where that cannot be done, the evaluation that ran last has failed.
         """
@@ -156,9 +160,25 @@ class Runner:
                 others = {k: v for k, v in theirs[part].items() if k.partition("/")[0] not in self.settings}
                 result[part] = others | result[part]
         try:
+            self._keep_items(step)
             write_text(path, json.dumps(result, indent=1))
         except StorageError as e:
             self._fail(name, e)
+
+    def _keep_items(self, step: int) -> None:
+        """Writes evals/<step>.items.parquet: what is there of other evaluators, and what this run has measured."""
+        if jax.process_index() or not self._items:
+            return
+        path, mine = items_file(self.workdir, step), {}
+        for of_evaluator in self._items.values():
+            mine |= of_evaluator
+        made = items.table(mine)
+        try:
+            before = remote.read(path)
+            made = items.join(items.without(items.from_bytes(before), self._items), made) if before else made
+        except (StorageError, ValueError) as e:
+            warn(f"{path} is made anew, without the items of other evaluations: {e}")
+        write_bytes(path, items.to_bytes(made))
 
     def _fail(self, name: str, error: Exception) -> None:
         said = " ".join(str(error).split())
@@ -175,12 +195,15 @@ class Runner:
 
     def _run(self, name: str, params: Any, step: int, result: dict) -> dict[str, Metric]:
         metrics, self.context.running, unwritten = {}, name, None
+        self._items[name] = {}
         for part in ("metrics", "about", "details", "pictures"):  # of other settings, if there were any
             result[part] = {k: v for k, v in result[part].items() if not k.startswith(f"{name}/")}
         for found in self._values(name, params):
             full = f"{name}/{getattr(found, 'name', '')}"
             if isinstance(found, Metric):
-                metrics[full] = found
+                metrics[full] = found.estimated()
+                if found.items is not None:
+                    self._items[name][full] = found.items
             elif isinstance(found, Detail):
                 result["details"][full] = found.value
             elif isinstance(found, Picture):

@@ -16,7 +16,7 @@ import numpy as np
 from maeclip_jax import errors
 from maeclip_jax.data import pipeline, source
 from maeclip_jax.data.ahead import scan
-from maeclip_jax.evals.protocol import select
+from maeclip_jax.evals.protocol import key_rows, select
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.terminal import Progress
 
@@ -117,7 +117,7 @@ class Surroundings:
         wanted += [p for p in pools if p not in wanted]
 
     def features(self, params: Any, config_data: Mapping, batch_size: int, pool: str) -> dict[str, np.ndarray]:
-        """A whole data set: "image" float32 [N, D], pooled, and what else the ops keep besides pictures and texts."""
+        """A whole data set: "image" float32 [N, D], pooled, "key", what else the ops keep but pictures and texts."""
         if self._held_params is not params:
             self.forget()
             self._held_params = params
@@ -142,7 +142,8 @@ class Surroundings:
         for batch in self.batches(config_data, batch_size):
             image = select(batch, "image", who=self.running)
             others = {k: v for k, v in batch.items() if k not in ("image", "text") and not k.startswith("_")}
-            rows = self.rows(others | {"_valid": image["_valid"]}) if others else {}
+            key = key_rows(batch, len(image["_valid"]))
+            rows = self.rows(others | {"key": key, "_valid": image["_valid"]})
             with errors.from_modules():
                 made = function(params, image)
             parts.append(

@@ -20,7 +20,12 @@ FORMULA = (
 
 def forward_matmul_flops(function: Callable, *args) -> float:
     """Matmul FLOPs of one call of `function` on the WHOLE (unsharded) arguments; arrays or ShapeDtypeStructs."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return matmul_flops(jax.make_jaxpr(function)(*args))
+
+
+def matmul_flops(traced) -> float:
+    """Matmul FLOPs of a program that is traced already (a ClosedJaxpr), on whole arrays."""
+    return _count(traced.jaxpr)
 
 
 def _count(jaxpr) -> float:

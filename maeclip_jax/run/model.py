@@ -7,7 +7,6 @@ numpy arrays.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ from maeclip_jax import errors, objectives
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.preprocess import Preprocess, is_one, is_one_text
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals import mask_classes, pictures, reconstruction, saliency
+from maeclip_jax.evals import mask_classes, pictures, saliency
 from maeclip_jax.nn.pool import Tokens, parse
 from maeclip_jax.run.features import Surroundings
+from maeclip_jax.run.filled import Filled
 
 # Method -> (what an objective must have, in what words one that has not is refused).
 _shared = (lambda o: getattr(o, "contrastive", False), "has no space that pictures and texts share")
@@ -39,38 +39,8 @@ NEEDS: dict[str, tuple[Callable, str]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Filled:
-    """What a decoder made of one example. `original`, `masked` (hidden patches grey), `image` (visible patches as they
-    were, hidden ones as predicted): uint8 [S, S, 3]; `image_mask`: bool [N], True = was hidden; None without a picture.
-    `tokens`: one dict a token, {"true": word}, with "filled" where it was hidden; () without a text.
-    """
-
-    original: np.ndarray | None = None
-    masked: np.ndarray | None = None
-    image: np.ndarray | None = None
-    image_mask: np.ndarray | None = None
-    tokens: tuple[dict, ...] = ()
-
-    @property
-    def caption(self) -> str:
-        """The words, those that were hidden as `[filled in]`, with the true one behind it where it is another."""
-        out = []
-        for w in self.tokens:
-            right = w.get("filled") == w["true"]
-            out.append(f"[{w['filled']}]" + ("" if right else f" ({w['true']})") if "filled" in w else w["true"])
-        return " ".join(out)
-
-    def show(self, scale: int = 2):
-        """A PIL picture: original, what the model saw, what it filled in; enlarged by a whole factor."""
-        tiles = [x.repeat(scale, 0).repeat(scale, 1) for x in (self.original, self.masked, self.image) if x is not None]
-        if not tiles:
-            raise UserError("no picture was reconstructed; see `caption`")
-        return as_picture(pictures.sheet(tiles, len(tiles), gap=4))
-
-
 class Model:
-    """An objective with its parameters, preprocessing and tokenizer. `library.load` makes one.
+    """An objective with its parameters, preprocessing and tokenizer. `maeclip_jax.load` makes one.
 
     Public: `config`, `objective` (a flax.linen Module), `params`, `mesh`, `preprocess`, `origin` (of the parameters),
     `step` (None: not of a run), `names` (vocabularies it was trained with). Jitted: a method compiles once for each of
@@ -196,7 +166,8 @@ class Model:
         call = self._compiled("reconstruct", tuple(sorted(mask.items())))
         out = self._over(call, batches, np.int32(seed))
         rows = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-        made = [self._filled({k: v[i] for k, v in (rows | {f"made_{n}": x for n, x in out.items()}).items()})
+        rows |= {f"made_{name}": x for name, x in out.items()}
+        made = [Filled.of({k: v[i] for k, v in rows.items()}, self.preprocess.tokenizer)
                 for i in range(len(next(iter(rows.values()))))]  # fmt: skip
         return made[0] if _one_pair(*(given[s] if s in streams else None for s in ("image", "text"))) else made
 
@@ -255,8 +226,10 @@ class Model:
             logging.getLogger("maeclip_jax").warning("overlay: the map is flat; its values differ by rounding only")
         from PIL import Image
 
-        seen = np.asarray(as_picture(self.preprocess.picture(image)).resize((side, side), Image.Resampling.BICUBIC))
-        return as_picture(pictures.heat(seen, pictures.upsample(values, side, side)))
+        seen = np.asarray(
+            pictures.as_picture(self.preprocess.picture(image)).resize((side, side), Image.Resampling.BICUBIC)
+        )
+        return pictures.as_picture(pictures.heat(seen, pictures.upsample(values, side, side)))
 
     # How.
 
@@ -326,24 +299,6 @@ class Model:
             )
         return (a | b for a, b in zip(*found))
 
-    def _filled(self, row: Mapping[str, np.ndarray]) -> Filled:
-        found = {}
-        if "made_image" in row:
-            mask_HxW = pictures.pixels_of_patches(row["made_image_mask"][None], *row["image"].shape[:2])[0]
-            found = dict(
-                zip(("original", "masked", "image"), reconstruction.triptych(row["image"], row["made_image"], mask_HxW))
-            )
-            found["image_mask"] = row["made_image_mask"]
-        if "made_text" in row:
-            token = self.preprocess.tokenizer.token
-            rows = zip(*(row[k].tolist() for k in ("text", "made_text", "made_text_mask")))
-            found["tokens"] = tuple(
-                {"true": token(true)} | ({"filled": token(made)} if hidden else {})
-                for true, made, hidden in rows
-                if true
-            )
-        return Filled(**found)
-
     def _given(self, images: Any, texts: Any) -> None:
         if images is None and texts is None:
             raise UserError("nothing was given; valid: images=..., texts=..., or both")
@@ -357,13 +312,6 @@ class Model:
                 f"{method} is not to be had of {self.config.objective!r}: this objective {why}; "
                 f"objectives that can: {', '.join(able)}"
             )
-
-
-def as_picture(image_HxWx3: np.ndarray):
-    """A uint8 array [H, W, 3] as a PIL picture, which notebooks show."""
-    from PIL import Image
-
-    return Image.fromarray(np.asarray(image_HxWx3, np.uint8))
 
 
 def _alone(tree: Any, one: bool) -> Any:

@@ -6,16 +6,20 @@ No data and no optimizer are needed, and no device is touched: evaluation, a loa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from maeclip_jax import errors, objectives
+from maeclip_jax.config import load
 from maeclip_jax.parallel import sharding
+from maeclip_jax.run import checkpoint
+from maeclip_jax.workdir import CONFIG
 
 # Streams of randomness, named by meaning; derived from (seed, step), so results do not depend on devices or restarts.
 RNG_STREAMS = ("mask", "dropout")
@@ -52,3 +56,18 @@ def setup(config, *, devices: Sequence | None = None) -> Setup:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, sharding.named(specs, mesh)
     )
     return Setup(objective, mesh, split, specs, fresh)
+
+
+def restored(
+    folder: epath.Path, settings: Mapping[str, Any] | None = None, *, devices: Sequence | None = None
+) -> tuple[Any, Setup, Any]:
+    """(config, setup, parameters) of the run whose checkpoint `.../checkpoints/<step>` is `folder`.
+
+    `settings`: leaves of its config to change. Unless they name a mesh, parameters are whole on each of `devices`: that
+    of the training may be a pod's. UserError for what does not fit, and for files that cannot be read.
+    """
+    config = load(folder.parent.parent / CONFIG, settings)
+    if not any(name.startswith("mesh.") for name in settings or ()):
+        config.mesh = dict(replica=-1, fsdp=1, tensor=1)
+    made = setup(config, devices=devices)
+    return config, made, checkpoint.read_params(folder, made.params)

@@ -13,46 +13,41 @@ from collections.abc import Mapping, Sequence
 import jax
 from etils import epath
 
-from maeclip_jax import interop, remote
-from maeclip_jax.config import FILES, plain, to_steps
+from maeclip_jax import remote
+from maeclip_jax.config import plain, to_steps
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
 from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.errors.storage import StorageError
-from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import sleep, watchdog
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import checkpoint, evaluate, flops, log, sinks, startup, storage_bill
-from maeclip_jax.run.clock import Clock
+from maeclip_jax.run import evaluate, flops, log, sinks, startup, storage_bill
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
-from maeclip_jax.run.optim import other_length
+from maeclip_jax.run.origin import Beginning
 from maeclip_jax.run.owner import Owner
 from maeclip_jax.run.profile import Profile
+from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.step import State, build
 from maeclip_jax.run.stop import GRACE_SECONDS, StopSignal, leave
-from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table
+from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table, slow_dtype
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
-from maeclip_jax.run.warm_start import init_params
 from maeclip_jax.workdir import (
     CHECKPOINTS,
     CONFIG,
-    claim,
-    claim_data,
-    find_files,
     make_workdir,
-    other_words,
     read_config,
     read_names,
     read_results,
     write_names,
     write_text,
 )
+from maeclip_jax.workdir.claim import claim, claim_data, find_files
 
 _FLUSH_SECONDS = 10.0  # how long a checkpoint waits for rows that are on their way into a bucket
 
@@ -113,7 +108,7 @@ class _Run:
             raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
-        self.saved = checkpoint.Checkpoints(
+        self.saved = Checkpoints(
             workdir / CHECKPOINTS,
             keep_last=config.checkpoint.keep_last,
             keep_every=steps(config.checkpoint.keep_every, "checkpoint.keep_every"),
@@ -132,7 +127,6 @@ class _Run:
         self.bill = storage_bill.of_run(
             config, data, built, self.runner, self.save_every, processes=jax.process_count(), workdir=workdir
         )
-        self.asked = storage_bill.Meter()
 
     def loop(self) -> None:
         """The whole run. UserError for what stops it, StorageError with what is saved and how to go on.
@@ -152,7 +146,8 @@ class _Run:
         self.runner.raise_failures()
 
     def _loop(self) -> None:
-        state, self.clock = self._start()
+        begin = Beginning(self.config, self.built, self.data.length, self.tokenizer, self.saved, self.before)
+        state, self.clock, self.asked = begin.state(self.start)
         first = int(state.step)
         self.runner.forget_after(first)
         self.under_way = True
@@ -172,6 +167,8 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if slow := slow_dtype(built.mesh, self.config.model.compute.dtype):
+            warn(slow)
         # A run that is continued has the data and the words of before, which `claim` has compared.
         if self.tokenizer and not self.before and first < built.total_steps and jax.process_index() == 0:
             with Waiting("counting the tokens of captions"):
@@ -186,68 +183,6 @@ class _Run:
         self._write_costs(int(state.step))
         self.saved.close()
         self.log.close()
-
-    # Start: workdir checkpoint, then config.resume, then config.init_from, then scratch.
-
-    def _start(self) -> tuple[State, Clock]:
-        built, config = self.built, self.config
-        clock = Clock(start=self.start)
-        latest = self.saved.latest()
-        if latest is not None or config.resume:
-            folder = checkpoint.locate(config.resume) if latest is None else self.saved.folder(latest)
-            if self.tokenizer and latest is None and (other := other_words(config, folder.parent.parent)):
-                raise UserError(
-                    f"config.resume={config.resume} was trained with other words: {other}; name its own, which are "
-                    f"kept in {folder.parent.parent / FILES}, or begin from its parameters with config.init_from"
-                )
-            start = sleep.awake()
-            with Waiting(f"reading {folder}"):
-                state, meta = checkpoint.read(folder, built.abstract)
-            step = meta["step"]
-            if meta["batch_size"] != built.batch_size:
-                raise UserError(
-                    f"checkpoint {folder} was trained with batch_size {meta['batch_size']}, the config says "
-                    f"{built.batch_size}: schedules and data order would change; set batch_size={meta['batch_size']}, "
-                    "or start a new --workdir with config.init_from"
-                )
-            if meta["seed"] != config.seed:
-                raise UserError(
-                    f"checkpoint {folder} was trained with seed {meta['seed']}, the config says {config.seed}: "
-                    f"the data order would change; set seed={meta['seed']}, or start a new --workdir"
-                )
-            if step > built.total_steps:
-                raise UserError(
-                    f"checkpoint {folder} is past the end: total={config.total!r} is {built.total_steps} steps; "
-                    "raise total, or start a new --workdir"
-                )
-            clock = Clock(meta["seconds"], self.start)
-            self.asked = storage_bill.Meter(meta.get("asked", ()))
-            clock.add("restore", sleep.awake() - start)
-            say(f"continuing from step {step} of {built.total_steps} ({folder})")
-            self._say_schedule(step, folder)
-            return state, clock
-        with Waiting("making the parameters"):
-            state = built.init()
-        if config.init_from:
-            if self.tokenizer and not interop.split(config.init_from):
-                other = other_words(config, checkpoint.locate(config.init_from).parent.parent)
-                if other:
-                    warn(f"config.init_from={config.init_from}: it was trained with other words: {other}")
-            with Waiting(f"reading {config.init_from}"):
-                have, said = adoption.parameters(config, state.params)
-            if said:
-                say(said)
-            params, report = init_params(config.init_from, tuple(config.init_rules), state.params, have)
-            say(report)
-            state = state.replace(params=params)
-        return state, clock
-
-    def _say_schedule(self, step: int, folder: epath.Path) -> None:
-        """Says what another length does to the learning rate: it follows the new length, from the first step on."""
-        before = self.before or read_config(folder.parent.parent)
-        size, total = self.built.batch_size, self.built.total_steps
-        if said := other_length(self.config, before, step=step, batch_size=size, total=total, epoch=self.data.length):
-            say(said)
 
     # The loop proper.
 

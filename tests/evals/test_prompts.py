@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from maeclip_jax.evals.prompts.lists import FOLDER, class_names, read_templates, set_of_prompts
+from maeclip_jax.errors import UserError
+from maeclip_jax.evals.prompt_lists import FOLDER, class_names, read_templates, set_of_prompts
 
 
 def test_every_class_of_imagenet_has_a_name_of_its_own():
@@ -34,6 +35,20 @@ def test_labels_are_the_sorted_synsets():
 def test_every_packaged_list_says_where_its_words_come_from(path):
     value = json.loads(path.read_text(encoding="utf-8"))
     assert "this project" in value["source"] and ("classes" not in value or "WordNet" in value["source"])
+
+
+def test_published_lists_are_read_as_they_are(tmp_path):
+    """OpenAI's 80 prompts and 1,000 names are handed on in files of several data sets, with "{c}" or "{}"."""
+    prompts, names, other = (tmp_path / f"{name}.json" for name in ("prompts", "names", "other"))
+    prompts.write_text('{"cifar10": ["a {c}."], "imagenet1k": ["a bad photo of a {c}.", "itap of a {c}."]}')
+    names.write_text('{"imagenet": ["tench", "goldfish"], "cars": ["Audi"]}')
+    other.write_text('{"cifar10": ["a {c}."], "cars": ["a {c}."]}')
+    assert read_templates(str(prompts)) == ["a bad photo of a {}.", "itap of a {}."]
+    assert class_names(str(names), ["n01440764", "n01443537"]) == ["tench", "goldfish"]
+    assert re.fullmatch(r"prompts prompts.json \(2, \w{8}\), names names.json \(\w{8}\)",
+                        set_of_prompts(str(prompts), str(names)))  # fmt: skip
+    with pytest.raises(UserError, match=r"holds templates of cifar10, cars; valid: those of imagenet1k or imagenet"):
+        read_templates(str(other))
 
 
 def test_a_set_of_prompts_has_a_name(tmp_path):

@@ -42,23 +42,26 @@ def checker(n):
 def test_pixel_error_and_pasting(fake):
     context = filler(fake, {"image": checker(5)}, image=0.0)
     got = values(Reconstruction(context, data={}, batch_size=2, pictures=3, seed=7).run(None))
-    assert got["masked_mse"] == pytest.approx(1.0) and got["baseline_masked_mse"] == pytest.approx(0.8**2)
+    assert got["masked_mse"] == pytest.approx(1.0) and got["visible_mean_mse"] == pytest.approx(0.8**2)
+    assert got["baseline_masked_mse"] == got["patch_mean_mse"] == 0  # each patch here is of one colour
     assert context.calls == [7, 8, 9]  # the same masks every time, other ones for each batch
-    # 3 rows of 3 tiles of 4 pixels with gaps of 2.
-    assert got["pictures"].shape == (3 * 4 + 2 * 2, 3 * 4 + 2 * 2, 3)
-    original, masked, filled = (got["pictures"][0, x] for x in (0, 6, 12))
-    assert original[0] == 255 and masked[0] == 128 and filled[0] == 0
-    assert (got["pictures"][3, [0, 6, 12]] == 51).all()  # visible patches as they are
+    # 3 rows of 4 tiles of 4 pixels with gaps of 2.
+    assert got["pictures"].shape == (3 * 4 + 2 * 2, 4 * 4 + 3 * 2, 3)
+    original, masked, filled, mean = (got["pictures"][0, x, 0] for x in (0, 6, 12, 18))
+    assert (original, masked, filled, mean) == (255, 128, 0, 255)
+    assert (got["pictures"][3, [0, 6, 12, 18]] == 51).all()  # visible patches as they are
     json.dumps(got["sheet"])
 
 
-def test_normalised_targets_are_held_against_the_true_patch_mean(fake):
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_the_patch_s_own_mean_colour_is_what_pixels_are_compared_with(fake, norm_pix):
+    """Per channel, whatever the targets are; what normalised ones are told is said beside the pictures."""
     image = checker(1)
-    image[0, 0, 0] = 0
-    context = filler(fake, {"image": image}, image=0.0, norm_pix=True)
+    image[0, 0, 0] = 0, 255, 255
+    context = filler(fake, {"image": image}, image=0.0, norm_pix=norm_pix)
     got = values(Reconstruction(context, data={}, batch_size=1).run(None))
-    assert got["baseline_masked_mse"] == pytest.approx(np.var([0, 1, 1, 1]))
-    assert "true mean colour" in got["sheet"]["note"]
+    assert got["baseline_masked_mse"] == got["patch_mean_mse"] == pytest.approx(np.var([0, 1, 1, 1]) / 3)
+    assert ("told how light" in got["sheet"]["note"]) == norm_pix
 
 
 def test_words(fake):

@@ -7,7 +7,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.evals import NotApplicable
-from maeclip_jax.evals.segmentation import Segmentation, confusion, metrics, per_class, read_words
+from maeclip_jax.evals.segmentation import Segmentation, confusion, metrics, per_class, read_words, window_places
 from tests.evals.found import values
 
 NAMES = ["background", "cat", "dog", "bird"]
@@ -169,3 +169,53 @@ def test_names_of_the_source(fake):
     context = stand_in(fake, SEEN, blocks(*TRUE))
     context.source = lambda config: SimpleNamespace(mask_classes=["background", "big_cat"])
     assert make(context, classes=None).classes == ["background", "big cat"]
+
+
+def test_windows_slide_over_larger_pictures(fake):
+    """A picture of 4 x 4 patches and a model of 2 x 2: where windows overlap, a patch has the mean of its cosines."""
+    random = np.random.default_rng(0)
+    seen = random.integers(0, 4, (2, 4, 4))
+    image = seen.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8)
+
+    class Crowded(Patches):
+        """A patch looks like itself, and a little like the first patch of its window: so windows differ."""
+
+        image_tower = dict(size=4, patch=2)
+
+        def apply(self, variables, batch, method):
+            value = batch["image"][:, ::2, ::2, 0].reshape(-1, 4)
+            return {"image": jnp.asarray(EYE)[value] + 0.5 * jnp.asarray(EYE)[value[:, :1]]}
+
+    context = fake(
+        {"image": np.repeat(image[..., None], 3, -1), "mask": image}, text=EYE[[7, 0, 1, 2, 3]], objective=Crowded()
+    )
+    for word in NAMES:
+        context.tokenizer(word, 1)
+    evaluator = make(context, background="none", stride=2)
+    (batch,) = context.batches({}, 2)
+    score = evaluator.scores(None, {"image": batch["image"], "_valid": batch["_valid"]}, EYE[:4])
+    want = np.zeros((2, 4, 4, 4))
+    times = np.zeros((4, 4))
+    for y in range(3):
+        for x in range(3):
+            part = seen[:, y : y + 2, x : x + 2]
+            found = np.eye(4)[part] + 0.5 * np.eye(4)[part[:, :1, :1]]
+            want[:, :, y : y + 2, x : x + 2] += np.moveaxis(found, -1, 1)
+            times[y : y + 2, x : x + 2] += 1
+    np.testing.assert_allclose(score.reshape(2, 4, 4, 4), want / times, atol=1e-6)
+    found = list(evaluator.run(None))
+    assert found[0].note.endswith("background: none, 9 windows of 4 in 8 pixels")
+    assert found[0].estimated().n == 2
+
+
+@pytest.mark.parametrize("pixels, stride", [(8, 3), (8, 0), (10, 4), (2, 2), (8, 6)])
+def test_a_stride_that_does_not_suit_is_refused(pixels, stride):
+    with pytest.raises(UserError, match=rf"stride={stride} does not suit pictures of {pixels} pixels"):
+        window_places(pixels, 4, 2, stride)
+
+
+def test_one_window_is_the_plain_way(fake):
+    plain = values(make(stand_in(fake, SEEN, blocks(*TRUE))).run(None))
+    context = stand_in(fake, SEEN, blocks(*TRUE))
+    context.objective.image_tower = dict(size=4, patch=2)
+    assert values(make(context, stride=2).run(None))["miou"] == plain["miou"]

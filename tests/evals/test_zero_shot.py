@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals.prompts.lists import class_names, fill, read_templates
+from maeclip_jax.evals.prompt_lists import class_names, fill, read_templates
 from maeclip_jax.evals.zero_shot import ZeroShot
 from tests.evals.found import notes, values
 

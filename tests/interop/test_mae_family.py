@@ -11,7 +11,7 @@ from maeclip_jax import interop, objectives
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import convert, files, mae
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mask import keep_lowest
+from maeclip_jax.nn.mask import hidden_ids, keep_lowest, take
 from maeclip_jax.objectives.reconstruction import reconstruction_losses
 from maeclip_jax.objectives.streams import stream_inputs
 from maeclip_jax.params import flatten, unflatten
@@ -89,7 +89,8 @@ def test_m3ae_in_float64(tmp_path):
     def run(module):
         inputs = stream_inputs(dict(image=PICTURES, text=text), module.image_tower, module.stats)
         predicted = module.decoder(module.image_text(inputs, kept), kept, inputs["text"] == 0)
-        parts = reconstruction_losses(predicted, inputs, kept, module.norm_pix)
+        hidden = predicted | {"text": take(predicted["text"], hidden_ids(kept["text"]))}
+        parts = reconstruction_losses(hidden, inputs, kept, module.norm_pix)
         return parts["image"] + parts["text"], (predicted, parts)
 
     ours = jax.jit(jax.value_and_grad(lambda p: objective.apply({"params": p}, method=run), has_aux=True))

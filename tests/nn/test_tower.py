@@ -142,6 +142,17 @@ def test_a_decoder_predicts_every_token_in_its_place():
     assert not np.allclose(out["image"][0, a], out["image"][0, b])
 
 
+def test_masked_words_alone_are_predicted_as_among_all():
+    module = decoder()
+    params = random_parameters(module.init, TOKENS, KEPT, WORDS == 0)
+    run = jax.jit(lambda few: module.apply({"params": params}, TOKENS, KEPT, WORDS == 0, few), static_argnums=0)
+    every, few = run(False), run(True)
+    masked = np.asarray(KEPT["text"].mask_BxN)
+    assert masked.sum(1).tolist() == [few["text"].shape[1]] * 2
+    np.testing.assert_allclose(few["text"].reshape(-1, 11), np.asarray(every["text"])[masked], atol=1e-6)
+    np.testing.assert_array_equal(few["image"], every["image"])
+
+
 def test_every_prediction_depends_on_both_streams_and_on_no_pad():
     module = decoder(projection="per_stream")
     params = random_parameters(module.init, TOKENS, KEPT, WORDS == 0)

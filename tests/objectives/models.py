@@ -72,18 +72,19 @@ def apply(module, params, batch, **kwargs):
 @functools.cache
 def _compiled(module, train):
     def outputs(params, batch, seed):
-        (loss, metrics), kept = apply(
-            module, params, batch, train=train, seed=seed, capture_intermediates=lambda m, _: isinstance(m, Decoder)
-        )
+        loss, metrics = apply(module, params, batch, train=train, seed=seed)
         out = {
             "loss": loss,
             "metrics": metrics,
             "encode": apply(module, params, batch, method="encode"),
             "embed": apply(module, params, batch, method="embed"),
         }
-        if module.generative:  # one seed, one mask: what was predicted for the loss is what is shown
+        if module.generative:  # one seed, one mask: what was predicted for the loss is among what is shown
+            out["reconstruct"], kept = apply(
+                module, params, batch, method="reconstruct", seed=seed,
+                capture_intermediates=lambda m, _: isinstance(m, Decoder),
+            )  # fmt: skip
             out["predicted"] = kept["intermediates"]["decoder"]["__call__"][0]
-            out["reconstruct"] = apply(module, params, batch, method="reconstruct", seed=seed)
         return out
 
     return jax.jit(outputs)

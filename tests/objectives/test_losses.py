@@ -276,6 +276,13 @@ def test_words_count_where_they_are_masked_and_no_padding():
     assert (np.abs(gradient[0, :2]).max(-1) > 1e-4).all()
 
 
+def test_largest_logits_that_are_equal_share_a_right_answer():
+    logits = jnp.asarray([[[1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 1.0, 0.0, 0.0]]])
+    everything = jnp.ones((1, 3), bool)
+    accuracy = losses.reconstruction_text(logits, jnp.asarray([[2, 1, 1]]), everything, ~everything)[1]
+    assert float(accuracy) == pytest.approx(100 * (1 / 2 + 1 / 4 + 0) / 3)
+
+
 def test_losses_are_float32_whatever_comes_in():
     half = jnp.asarray(ZI, jnp.bfloat16)
     assert losses.contrastive_softmax(half, half, jnp.asarray(1.0))[0].dtype == jnp.float32
@@ -283,3 +290,14 @@ def test_losses_are_float32_whatever_comes_in():
     assert losses.reconstruction_image(*args).dtype == jnp.float32
     words = (jnp.zeros((1, 2, 3), jnp.bfloat16), jnp.ones((1, 2), jnp.int32), jnp.ones((1, 2), bool))
     assert losses.reconstruction_text(*words, jnp.zeros((1, 2), bool))[0].dtype == jnp.float32
+
+
+def test_fingerprints_are_equal_exactly_where_captions_are():
+    rng = np.random.default_rng(0)
+    captions = rng.integers(0, 4, (600, 6)).astype(np.int32)  # 4,096 possible ones: some are equal
+    captions[1] = captions[0][::-1]  # the same tokens in another order
+    prints = np.asarray(losses.fingerprints(jnp.asarray(captions)))
+    assert prints.shape == (600, 3) and prints.dtype == np.uint32
+    same = (captions[:, None] == captions[None]).all(-1)
+    assert same.sum() > 600 and ((prints[:, None] == prints[None]).all(-1) == same).all()
+    assert all(len(np.unique(prints[:, k])) == len(np.unique(captions, axis=0)) for k in range(3))

@@ -1,11 +1,12 @@
 """MAE and M3AE: the loss recomputed in float64 from what was predicted, and what may reach a prediction."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.objectives.reconstruction import draw_masks
+from maeclip_jax.objectives.reconstruction import draw_masks, reconstruction_losses
 from maeclip_jax.params import flatten
 from tests.objectives import models
 
@@ -138,6 +139,20 @@ def test_a_caption_may_be_made_to_show_a_word(name):
     assert any(hidden["any"]) and not any(hidden["one"])
 
 
+def test_patches_may_count_by_their_variance():
+    """The loss then is the error of the pixels that a prediction stands for, in units of `stats`."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 4, 12)) * np.array([0.01, 1, 2, 3])[:, None] + rng.normal(size=(2, 4, 1))
+    inputs, guess = {"image": jnp.asarray(image)}, {"image": jnp.asarray(rng.normal(size=(2, 4, 12)))}
+    kept = draw_masks(jax.random.key(1), inputs, dict(image=0.5), "sample")
+    loss = {w: float(reconstruction_losses(guess, inputs, kept, True, w)["image"]) for w in ("one", "variance")}
+    mean, std = image.mean(-1, keepdims=True), np.sqrt(image.var(-1, keepdims=True, ddof=1) + 1e-6)
+    mask = np.asarray(kept["image"].mask_BxN)
+    pixels = (np.asarray(guess["image"]) * std + mean - image)[mask]
+    assert loss["variance"] == pytest.approx(np.mean(pixels**2), rel=1e-5)
+    assert loss["one"] == pytest.approx(np.mean((pixels / std[mask]) ** 2), rel=1e-5) != loss["variance"]
+
+
 def test_inputs_and_parameters():
     mae, m3ae = models.build("mae"), models.build("m3ae")
     assert {k: (v.shape, v.dtype) for k, v in mae.inputs().items()} == {"image": ((16, 16, 3), np.uint8)}
@@ -172,6 +187,8 @@ def test_what_does_not_fit_is_refused():
     refused("mae", r"^mask ratio must lie in \[0, 1\), got 1.0$", mask=dict(image=1.0))
     refused("mae", r"^unknown share 'all'; valid: sample, batch$", mask_share="all")
     refused("m3ae", r"^unknown mask_words 'all'; valid: any, one$", mask_words="all")
+    refused("mae", r"^unknown patch_weight 'all'; valid: one, variance$", patch_weight="all")
+    refused("mae", r"^patch_weight=variance is of targets that norm", patch_weight="variance", norm_pix=False)
     refused("mae", r"^unknown pixel statistics 'coco'; valid: cc12m, ", stats="coco")
     small = {"image": np.zeros((4, 12, 16, 3), np.uint8)}
     refused("mae", r"^pictures are 12x16, the image tower takes 16x16$", batch=small)

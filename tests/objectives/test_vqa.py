@@ -1,5 +1,7 @@
 """Answering: targets, both fusions, weights of any pretrained objective by path, what the loss counts."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +24,44 @@ JOINT = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pretrained, changes", [("clip", {}), ("mae_clip", {}), ("m3ae", JOINT)])
-def test_towers_of_pretraining_load_by_path(pretrained, changes):
+ONE_ENCODER = {k: v for k, v in JOINT.items() if k.endswith("_tower") and v} | dict(pool="gap")
+DECODER = dict(fusion="decoder", fusion_tower=None, decoder_tower=models.DECODER)
+
+
+@pytest.mark.parametrize("pretrained, changes, fresh", [
+    ("clip", {}, "fuse"), ("mae_clip", {}, "fuse"), ("m3ae", ONE_ENCODER, "fuse"), ("m3ae", JOINT, ""),
+    ("mae_clip", DECODER, ""), ("m3ae", ONE_ENCODER | DECODER, ""),
+])  # fmt: skip
+def test_towers_of_pretraining_load_by_path(pretrained, changes, fresh):
     mine = flatten(models.parameters(build(**changes)))
     theirs = flatten(models.parameters(models.build(pretrained)))
     towers = [p for p in theirs if p.split("/")[0] in ("image", "text", "image_text")]
     assert towers and all(mine[p].shape == theirs[p].shape for p in towers)
-    assert {p.split("/")[0] for p in mine if p not in theirs} == ({"head"} if changes else {"head", "fuse"})
+    assert {p.split("/")[0] for p in mine if p not in theirs} == {"head", fresh} - {""}
+    if changes.get("fusion") == "decoder":
+        taken = {p for p in mine if p.startswith("decoder/")}
+        assert taken == {p for p in theirs if p.startswith("decoder/") and not re.search("/(predict|mask)_", p)}
+        assert all(mine[p].shape == theirs[p].shape for p in taken)
+
+
+def test_the_decoder_makes_of_visible_tokens_what_it_made_in_pretraining():
+    """The same weights on the same tokens: its heads on ours give the predictions of a pass that hides nothing."""
+    pretrained = models.build("mae_clip", mask=dict(image=0.0, text=0.0))
+    theirs = models.parameters(pretrained)
+    module = build(**DECODER)
+    mine = flatten(models.parameters(module))
+    params = unflatten({p: flatten(theirs).get(p, x) for p, x in mine.items()})
+    out = module.apply({"params": params}, BATCH, method="encode")
+
+    def predicted(self, batch):
+        return self._predict(self._inputs(batch))[0]
+
+    want = pretrained.apply({"params": theirs}, BATCH, rngs={"mask": jax.random.key(0)}, method=predicted)
+    for stream, tokens in out.items():
+        head = theirs["decoder"][f"predict_{stream}"]
+        got = tokens.x @ head["kernel"] + head["bias"][None, None]
+        real = np.ones(got.shape[:2], bool) if tokens.pad is None else ~np.asarray(tokens.pad)
+        np.testing.assert_allclose(np.asarray(got)[real], np.asarray(want[stream])[real], atol=2e-5)
 
 
 def test_targets_are_scores_at_their_ids():
@@ -56,7 +89,9 @@ def test_loss_is_what_numpy_says(kind):
     assert metrics["answerable"] == 75
 
 
-@pytest.mark.parametrize("changes", [{}, JOINT], ids=["towers", "joint"])
+@pytest.mark.parametrize(
+    "changes", [{}, ONE_ENCODER, JOINT, DECODER], ids=["fresh", "fresh over one encoder", "joint", "decoder"]
+)
 def test_the_answer_hears_both_picture_and_question(changes):
     module = build(**changes)
     params = models.parameters(module)
@@ -73,8 +108,9 @@ def test_the_answer_hears_both_picture_and_question(changes):
     assert np.abs(tokens["a"] - tokens["b"]).max() > 1e-5
 
 
-def test_padding_of_a_question_changes_nothing():
-    module = build()
+@pytest.mark.parametrize("changes", [{}, DECODER], ids=["fresh", "decoder"])
+def test_padding_of_a_question_changes_nothing(changes):
+    module = build(**changes)
     params = models.parameters(module)
     text = np.array(BATCH["text"])
     assert (text == 0).any()
@@ -90,7 +126,9 @@ def test_padding_of_a_question_changes_nothing():
 
 
 @pytest.mark.parametrize("changes, words", [
-    (dict(fusion="late"), "unknown fusion 'late'; valid: joint, towers"),
+    (dict(fusion="late"), "unknown fusion 'late'; valid: fresh, decoder, joint"),
+    (dict(fusion="joint"), "fusion 'joint' needs one encoder of pictures and words, as M3AE's; valid: fresh, decoder"),
+    (dict(fusion="decoder"), "fusion 'decoder' needs the decoder_tower of pretraining; without one, valid: fresh"),
     (dict(loss="l2"), "unknown loss 'l2'; valid: softmax, sigmoid"),
     (dict(answers=0), "model.answers is 0"),
     (dict(pool="map"), "pool 'map' has parameters"),

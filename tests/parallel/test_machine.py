@@ -51,7 +51,7 @@ def test_a_command_on_a_machine_without_a_tpu_says_nothing_of_tpus():
     if machine.accelerator():
         pytest.skip("this machine has an accelerator")
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
-    command = [sys.executable, "-m", "maeclip_jax.doctor"]
+    command = [sys.executable, "-m", "maeclip_jax.preflight.doctor"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0 and done.stderr == ""
 

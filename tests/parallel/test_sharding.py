@@ -1,4 +1,4 @@
-"""The mesh, the specs, what a device holds, and that none of it changes a loss."""
+"""The mesh, the specs and what a device holds. That none of it changes a loss: run/test_curves.py."""
 
 import re
 from types import SimpleNamespace
@@ -144,25 +144,8 @@ def test_no_device_ever_sees_all_logits(loss, parts):
     assert "[48,48]" not in text
 
 
-MESHES = {
-    "1 device": (1, {}),
-    "fsdp 8": (8, {"mesh.replica": 1, "mesh.fsdp": 8}),
-    "replica 2 x fsdp 4": (8, {"mesh.replica": 2, "mesh.fsdp": 4}),
-    "fsdp 4 x tensor 2": (8, {"mesh.replica": 1, "mesh.fsdp": 4, "mesh.tensor": 2}),
-}
-
-
-@pytest.mark.parametrize("mesh", MESHES)
-def test_losses_are_the_same_on_every_mesh(mesh, tmp_path):
-    """Twelve steps of MAE-CLIP with random masks, compared with eight replicas."""
-    devices, settings = MESHES[mesh]
-    want = runs.series(runs.whole(8, "steps=12,save=6"))
-    have = runs.series(runs.run(tmp_path / "run", "steps=12,save=6,evals=false", devices, **settings))
-    np.testing.assert_allclose([*have.values()], [*want.values()], rtol=2e-5)
-
-
 def test_sigmoid_losses_are_the_same_on_1_and_8_devices(tmp_path):
-    arg = "objective=clip,steps=6,save=6,evals=false"
+    arg = "objective=clip,steps=3,save=3,evals=false"
     one, eight = (
         runs.series(runs.run(tmp_path / str(n), arg, n, **{"model.loss": "sigmoid", "model.keep": 0.5})) for n in (1, 8)
     )

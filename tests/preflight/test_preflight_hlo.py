@@ -19,6 +19,12 @@ TEXT = """HloModule jit_step, is_scheduled=true
   ROOT %all-gather.9 = bf16[32,4]{1,0} all-gather(%p), channel_id=7, dimensions={0}
 }
 
+%add (l: f32[], r: f32[]) -> f32[] {
+  %l = f32[] parameter(0)
+  %r = f32[] parameter(1)
+  ROOT %sum = f32[] add(%l, %r)
+}
+
 %body (state: (s32[], bf16[32,64])) -> (s32[], bf16[32,64]) {
   %state = (s32[]{:T(128)}, bf16[32,64]{1,0}) parameter(0)
   %x = bf16[32,64]{1,0} get-tuple-element(%state), index=1
@@ -26,6 +32,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %fusion.1 = bf16[32,128]{1,0} fusion(%x, %w), kind=kOutput, calls=%inner, metadata={op_name="jit(_step)/transpose(jvp(Clip))/Clip._contrast/text/trunk/while/body/closed_call/checkpoint/blocks/mlp/up/dot_general"}, backend_config={"window_config":{"estimated_cycles":"1000"}}
   %all-reduce.1 = f32[10]{0} all-reduce(%g), channel_id=3, to_apply=%add
   %g = f32[10]{0} constant({...})
+  %i = s32[] get-tuple-element(%state), index=0
   ROOT %tuple = (s32[], bf16[32,64]{1,0}) tuple(%i, %x)
 }
 
@@ -61,9 +68,9 @@ def test_a_loop_counts_its_turns():
 def test_a_loop_counts_by_its_step(kind, step, turns):
     """Products in windows of sharded arrays go over an unsigned counter by twos."""
     text = TEXT.replace("s32[]", f"{kind}[]").replace(
-        "  ROOT %tuple = ",
+        f"  %i = {kind}[] get-tuple-element(%state), index=0\n",
         f"  %i.0 = {kind}[] get-tuple-element(%state), index=0\n  %by = {kind}[] constant({step})\n"
-        f"  %i = {kind}[] add(%i.0, %by)\n  ROOT %tuple = ",
+        f"  %i = {kind}[] add(%i.0, %by)\n",
     )
     found = hlo.costs(text)
     assert (found.cycles, found.unknown_loops) == (turns * 1000 + 50, 0)
@@ -79,6 +86,7 @@ def test_every_reduce_scatter_counts_though_they_share_a_channel():
     """libtpu fuses them of an all-reduce and a slice; it numbers all of them 1, and other collectives outside loops."""
     scatter = """%all-reduce-scatter.N (g.N: f32[64,10]) -> f32[8,10] {
   %g.N = f32[64,10]{1,0} parameter(0)
+  %o.N = s32[] constant(0)
   %all-reduce.N0 = f32[64,10]{1,0} all-reduce(%g.N), channel_id=1, to_apply=%add
   ROOT %mine.N = f32[8,10]{1,0} dynamic-slice(%all-reduce.N0, %o.N), dynamic_slice_sizes={8,10}
 }
@@ -88,7 +96,8 @@ def test_every_reduce_scatter_counts_though_they_share_a_channel():
     for n in "78":
         call = f"  %scatter.{n} = f32[8,10]{{1,0}} fusion(%s), kind=kCustom, calls=%all-reduce-scatter.{n}\n"
         text = text.replace("  %note =", f"{call}  %note =")
-    text = text.replace("  %note =", "  %sum = f32[3]{0} all-reduce(%s3), channel_id=1, to_apply=%add\n  %note =")
+    last = "  %s3 = f32[3]{0} constant({...})\n  %sum = f32[3]{0} all-reduce(%s3), channel_id=1, to_apply=%add\n"
+    text = text.replace("  %note =", f"{last}  %note =")
     found = hlo.costs(text).collectives
     assert found == {"all-reduce": 12 * 10 * 4 + 3 * 4, "all-gather": 32 * 4 * 2, "reduce-scatter": 2 * 64 * 10 * 4}
 
@@ -102,7 +111,7 @@ def test_kernels_are_told_with_what_they_say_of_themselves():
 
 def test_an_operand_may_be_a_part_of_a_tuple():
     """jax 0.11 writes `%fusion.1#1` for what was an operation of its own."""
-    one = "%fusion.1 = (f32[1000]{0:T(8,128)}, /*index=1*/f32[10]{0}) fusion(%x, %w), kind=kLoop, calls=%none"
+    one = "%fusion.1 = (f32[1000]{0:T(8,128)}, /*index=1*/f32[10]{0}) fusion(%x, %w), kind=kLoop, calls=%inner"
     text = TEXT.replace("%g = f32[10]{0} constant({...})", one).replace("all-reduce(%g)", "all-reduce(%fusion.1#1)")
     assert hlo.costs(text).collectives["all-reduce"] == 12 * 4 * 10
 

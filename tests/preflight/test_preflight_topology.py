@@ -25,6 +25,8 @@ needs_libtpu = pytest.mark.skipif(not topology.installed(), reason=f"libtpu is n
         ("v4-8192", "v4:16x16x16", 4096),
         ("v3-2048", "v3:32x32", 1024),
         ("v2-512", "v2:16x16", 256),
+        ("tpu7x-128", "tpu7x:4x4x4", 64),
+        ("ironwood:16x24x24", "tpu7x:16x24x24", 9216),
     ],
 )
 def test_names(name, libtpu, chips):
@@ -55,6 +57,7 @@ def test_several_slices_and_cores_are_told():
         ("v4-9", 1, "counts cores (two a chip), a power of two from 8"),
         ("v4:4x4", 1, "a v4 slice has 3 axes"),
         ("v7-8", 1, "unknown TPU 'v7'"),
+        ("tpu7x-32768", 1, "a tpu7x slice has up to 9216 chips, 18432 cores"),
         ("big", 1, "is not a slice; valid: v4-128, v5litepod-256"),
         ("v4-8", 0, "--num_slices=0: at least 1"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.prepare import command, crawl, records
-from maeclip_jax.prepare.reading.raw import Raw
+from maeclip_jax.prepare.formats.raw import Raw
 
 STATUSES = ("success", "failed_to_download", "failed_to_resize")
 
@@ -125,8 +125,10 @@ def hugging_face(root: Path, splits: dict[str, int], column: str = "image") -> P
         path = str(folder / "data-00000-of-00001.arrow")
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=2)
-        (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-        (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split or None}
+        state |= {"_fingerprint": "0", "_format_columns": None, "_format_kwargs": {}, "_format_type": None}
+        (folder / "state.json").write_text(json.dumps(state | {"_output_all_columns": False}))
+        (folder / "dataset_info.json").write_text(json.dumps({}))
     if "" not in splits:
         (root / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
     return root

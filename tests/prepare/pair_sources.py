@@ -1,4 +1,4 @@
-"""Small image-text sources in the layouts that `data.prepare` reads; the pictures are noise, so all differ."""
+"""Small image-text sources in the layouts that `prepare` reads; the pictures are noise, so all differ."""
 
 import csv
 import io

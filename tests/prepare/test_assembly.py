@@ -74,8 +74,10 @@ def test_repeated_keys_are_dropped_from_later_units_and_counted(source, tmp_path
     out = tmp_path / "out" / "1.0.0"
     tree = _run(source, out)
     records = tree["records"]
-    assert records.pop("failed_downloads") == {}
-    assert records == {"in": 11, "kept": 8, "dropped": 3, "dropped_by_kind": {"duplicate_key": 3}}
+    assert records == {
+        "in": 11, "kept": 8, "kept_by_split": {"train": 5, "val": 3}, "dropped": 3,
+        "dropped_by_kind": {"duplicate_key": 3}, "failed_downloads": {}, "suspects": {},
+    }  # fmt: skip
     dropped = [json.loads(line) for line in (out / "account.jsonl").read_text().splitlines()]
     assert Counter(d["key"] for d in dropped) == {"0.jpg": 2, "1.jpg": 1}
     assert tree["splits"]["val"]["records"] == 3 and tree["totals"]["rows"] == 11

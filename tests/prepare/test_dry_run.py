@@ -1,4 +1,4 @@
-"""`prepare --check` says what would be, and writes nothing."""
+"""`prepare --check` says what would be, and writes nothing but a page."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from maeclip_jax.prepare import command
 def _checked(capsys, tmp_path, src, *options) -> str:
     capsys.readouterr()
     assert command.main([str(a) for a in ("--src", src, "--out", tmp_path / "out", "--check", *options)]) == 0
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["check.html"]
     return capsys.readouterr().out
 
 
@@ -31,7 +31,10 @@ def test_what_would_be_kept_and_dropped_and_why(tmp_path, capsys):
     assert "           2 downloads had failed before: failed_to_resize\n" in said
     assert "Fields with text: txt ('caption of 0'), url ('http://x/0.jpg')" in said
     assert "3 keys are in several shards, such as 000000000; both records are kept." in said
-    assert said.endswith("Nothing was written; the same command without --check prepares the data set.\n")
+    assert said.endswith("No data set was written; the same command without --check does.\n")
+    page = (tmp_path / "out" / "my_pairs" / "check.html").read_text()
+    assert page.count("<img ") == 7 and "caption of 0" in page  # the picture without a caption too
+    assert "HTTP Error 404: Not Found" in page and "dropped: missing_image" in page
 
 
 def test_white_bars_and_white_pictures_are_noticed(tmp_path, capsys):
@@ -46,8 +49,17 @@ def test_white_bars_and_white_pictures_are_noticed(tmp_path, capsys):
     rows = dump_sources.downloads(4, 0)
     src = dump_sources.img2dataset(tmp_path / "src", "files", [rows], pictures=picture)
     said = _checked(capsys, tmp_path, src)
-    assert "3 of 4 pictures have white bars, as img2dataset's --resize_mode border makes them; --resize_mode" in said
-    assert "1 of 4 pictures are all white, as 16-bit pictures are that were clipped." in said
+    assert "3 of 4 pictures: a square with white bars, as img2dataset's --resize_mode border makes them" in said
+    assert "1 of 4 pictures: all white, as 16-bit pictures are that were clipped." in said
+    tree, account, found = dump_sources.prepared(src, tmp_path / "data")
+    assert tree["records"]["suspects"] == {"same_bytes": 2, "white": 1, "white_bars": 3}
+    assert not account and len(found["train"]) == 4
+    folder = tmp_path / "data" / "n" / "1.0.0"
+    named = [json.loads(line) for line in (folder / "suspects.jsonl").read_text().splitlines()]
+    assert sorted((e["key"][-1], e["kind"]) for e in named) == [
+        ("0", "white_bars"), ("1", "same_bytes"), ("1", "white_bars"), ("2", "same_bytes"), ("2", "white_bars"),
+        ("3", "white"),
+    ]  # fmt: skip
 
 
 def test_too_many_bad_records_and_fields_that_some_shards_lack_are_said(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_all_orientations_that_the_tool_names(number, words):
     from PIL import Image
 
     from maeclip_jax.prepare import image_text
-    from maeclip_jax.prepare.reading import img2dataset
+    from maeclip_jax.prepare.formats import img2dataset
 
     assert img2dataset.orientation(json.dumps({"Image Orientation": words})) == number
     exif = Image.Exif()

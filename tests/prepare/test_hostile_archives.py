@@ -54,8 +54,7 @@ def test_a_header_that_claims_ten_gigabytes_costs_no_memory(kind, tmp_path):
 def test_endless_members_and_endless_compression_are_bounded(tmp_path, monkeypatch):
     import gzip
 
-    from maeclip_jax.prepare.formats import webdataset
-    from maeclip_jax.prepare.reading import tarball
+    from maeclip_jax.prepare.formats import tarball, webdataset
 
     monkeypatch.setattr(tarball, "MOST_MEMBERS", 50)
     (tmp_path / "x.tar").write_bytes(b"".join(_header(f"{i}.txt", 0) for i in range(100)))
@@ -71,7 +70,7 @@ def test_tars_of_any_writer_are_indexed_as_the_library_does(tmp_path):
     import io
     import tarfile
 
-    from maeclip_jax.prepare.reading import tarball
+    from maeclip_jax.prepare.formats import tarball
 
     for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         path = tmp_path / f"{format}.tar"
@@ -115,3 +114,81 @@ def test_damage_anywhere_is_an_account_or_one_line(layout, tmp_path):
             assert "\n" not in str(error)
         else:
             assert all(raw.image or raw.error for raw in found)
+
+
+def test_nothing_outside_the_data_set_is_written(tmp_path):
+    names = ("../../up.jpg", "/tmp/../absolute.jpg", "../0.txt", "link.jpg", "..\\windows.jpg", "a/\0b.jpg")
+    body = b"".join(_header(n, 0, b"2" if n == "link.jpg" else b"0") for n in names)
+    good = b"".join(_header(n, len(d)) + d + bytes(-len(d) % 512) for n, d in pair_sources.pair("0", 0))
+    (tmp_path / "a" / "b" / "src").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "src" / "x.tar").write_bytes(body + good + bytes(1024))
+    before = pair_sources.digests(tmp_path)
+    here = tmp_path / "a" / "b"
+    tree, account, found = dump_sources.prepared(here / "src", here / "out", "--max_bad", 1)
+    assert len(found["train"]) == 1 and len(account) == tree["records"]["dropped"] >= 4
+    after = {n: d for n, d in pair_sources.digests(tmp_path).items() if not n.startswith("a/b/out/n/1.0.0/")}
+    assert after == before
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "large"])
+def test_pictures_that_are_not_plain_files_are_named(what, tmp_path, monkeypatch):
+    from maeclip_jax.prepare.formats import pictures
+
+    src = pair_sources.table(tmp_path / "src", [{"image": f"{i}.jpg", "caption": "c"} for i in range(3)])
+    path = src / "images" / "1.jpg"
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(bytes(5000))
+        monkeypatch.setattr(pictures, "LARGEST", 4000)
+    found = dump_sources.read(src)
+    assert dump_sources.kinds(found)[::2] == ["", ""]
+    said = {"pipe": "is a pipe or a device", "device": "is a pipe or a device", "folder": "is a folder"}
+    assert said.get(what, "has 5,000 bytes; at most 4,000 are read") in found[1].error.detail
+
+
+def test_json_that_is_nested_too_deeply_is_a_bad_record(tmp_path):
+    deep = b'{"caption": ' + b"[" * 100_000
+    jpg = pair_sources.picture(0)
+    members = [("0.jpg", jpg), ("0.json", b'{"caption": "c"}'), ("1.jpg", jpg), ("1.json", deep)]
+    pair_sources.write_tar(tmp_path / "tar" / "x.tar", members)
+    assert dump_sources.kinds(dump_sources.read(tmp_path / "tar")) == ["", "unreadable_row"]
+    src = pair_sources.table(tmp_path / "table", [{"image": "0.jpg", "caption": "c"}])
+    with open(src / "captions.jsonl", "ab") as file:
+        file.write(deep + b"\n")
+    assert dump_sources.kinds(dump_sources.read(src)) == ["", "unreadable_row"]
+
+
+@pytest.mark.parametrize("change", ["grows", "is replaced", "is removed"])
+def test_a_source_that_changes_while_it_is_read_is_one_line(change, tmp_path, monkeypatch, capsys):
+    from maeclip_jax.prepare import command, records
+
+    src = tmp_path / "src"
+    for shard in range(3):
+        pair_sources.write_tar(src / f"{shard}.tar", pair_sources.pair(f"{shard}", shard))
+    argv = [str(a) for a in ("--src", src, "--out", tmp_path / "out", "--name", "n", "--workers", 1)]
+    whole, read = (src / "1.tar").read_bytes(), records.read
+
+    def changing(reading, unit):
+        yield from read(reading, unit)
+        if unit.path == "1.tar" and change == "grows":
+            (src / "1.tar").write_bytes(whole + bytes(512))
+        elif unit.path == "0.tar" and change == "is replaced":  # by one of its size
+            (src / "1.tar").write_bytes(whole)
+        elif unit.path == "1.tar" and change == "is removed":
+            (src / "1.tar").unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "read", changing)
+        assert command.main(argv) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    what = "was removed" if change == "is removed" else "changed"
+    assert len(said) == 1 and said[0].startswith(f"error: 1.tar {what} while it was read; valid: the same command when")
+    assert not (tmp_path / "out" / "n" / "1.0.0").exists()
+    (src / "1.tar").write_bytes(whole)
+    assert command.main(argv) == 0

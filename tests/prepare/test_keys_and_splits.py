@@ -5,7 +5,7 @@ import pair_sources
 import pytest
 
 from maeclip_jax.prepare import crawl
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 
 def test_keys_with_dots_are_not_lost(tmp_path):

@@ -50,7 +50,8 @@ def test_img2dataset_becomes_a_tfds_data_set_with_an_account(tmp_path, capsys):
     assert "15 count, 3 failed to download, 12 successes" in report
     tree = json.loads((out / "manifest.json").read_text())
     assert tree["records"] == {
-        "in": 15, "kept": 12, "dropped": 0, "dropped_by_kind": {}, "failed_downloads": {"failed_to_download": 3}
+        "in": 15, "kept": 12, "kept_by_split": {"train": 12}, "dropped": 0, "dropped_by_kind": {},
+        "failed_downloads": {"failed_to_download": 3}, "suspects": {},
     }  # fmt: skip
     assert tree["quantiles"]["source_short_side"]["0.5"] == 30 and tree["quantiles"]["caption_words"]["1"] == 3
     import hashlib

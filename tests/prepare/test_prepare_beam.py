@@ -65,6 +65,34 @@ def test_beam_and_local_agree_on_splits_duplicates_and_drops(tmp_path):
     assert dropped[0] == dropped[1]
 
 
+@pytest.mark.parametrize("what", ["keep", "drop"])
+def test_beam_and_local_agree_on_the_same_bytes_and_show_the_same_pictures(what, tmp_path):
+    for shard, numbers in enumerate(((0, 1, 1), (2, 0), (1, 3))):
+        members = [m for i, n in enumerate(numbers) for m in pair_sources.pair(f"{shard}{i}", n)]
+        pair_sources.write_tar(tmp_path / "src" / f"{shard}.tar", [*members, (f"{shard}.jpg", b"no picture")])
+    local, beam = _both(tmp_path, tmp_path / "src", "--same_bytes", what)
+    assert _records(local) == _records(beam)
+    accounts = [json.loads((f / "manifest.json").read_text())["records"] for f in (local, beam)]
+    assert accounts[0] == accounts[1] and accounts[0]["kept"] == (7 if what == "keep" else 4)
+    for name, count in (("suspects.jsonl", 3 if what == "keep" else 0), ("account.jsonl", 3 if what == "keep" else 6)):
+        lines = [sorted((f / name).read_text().splitlines()) for f in (local, beam)]
+        assert lines[0] == lines[1] and len(lines[0]) == count
+    pages = [(f / "account.html").read_text() for f in (local, beam)]
+    assert pages[0] == pages[1] and pages[0].count("<img ") == 7
+
+
+def test_a_runner_that_cannot_be_fetched_is_one_line(tmp_path, monkeypatch, capsys):
+    from maeclip_jax.prepare import image_text_beam
+
+    def refuse(self, **_):
+        raise RuntimeError("Unable to fetch remote job server jar at https://x: no name\nmore")
+
+    monkeypatch.setattr(image_text_beam.ImageText, "download_and_prepare", refuse)
+    src = pair_sources.webdataset(tmp_path / "src")
+    assert command.main(["--src", str(src), "--out", str(tmp_path / "out"), "--runner", "beam"]) == 2
+    assert "error: Unable to fetch remote job server jar at https://x: no name more; valid:" in capsys.readouterr().err
+
+
 def test_too_many_bad_records_leave_no_data_set(tmp_path, capsys):
     src = pair_sources.table(tmp_path / "src", [{"image": f"{i}.jpg", "caption": "c"} for i in range(4)], pictures=1)
     argv = ["--src", str(src), "--out", str(tmp_path / "out"), "--name", "pairs", "--runner", "beam"]

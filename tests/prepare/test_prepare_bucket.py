@@ -9,7 +9,7 @@ import pair_sources
 import pytest
 
 from maeclip_jax.prepare import command, crawl, packing, records, vocabulary
-from maeclip_jax.prepare.reading import remote
+from maeclip_jax.prepare.formats import remote
 
 
 def _main(*argv) -> int:

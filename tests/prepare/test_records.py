@@ -7,8 +7,8 @@ import pytest
 
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import crawl, records
-from maeclip_jax.prepare.reading import captions
-from maeclip_jax.prepare.reading.raw import KINDS
+from maeclip_jax.prepare.formats import captions
+from maeclip_jax.prepare.formats.raw import KINDS
 
 
 def _read(src, **options):

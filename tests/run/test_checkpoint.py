@@ -13,9 +13,9 @@ from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers, with_layers_like
 from maeclip_jax.run import checkpoint, train
-from maeclip_jax.run.checkpoint import Checkpoints
+from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.warm_start import init_params
-from maeclip_jax.workdir import identity
+from maeclip_jax.workdir.identity import identity
 from tests import runs, torture
 
 ARG = "steps=12,save=6"
@@ -154,10 +154,10 @@ def test_locate(tmp_path):
 
 
 def test_layers_are_unrolled_on_the_way_and_nothing_changes(tmp_path, capsys):
-    """Scanned for six steps, then unrolled: the same losses to float tolerance; and back, bit-equal."""
+    """Scanned on eight devices, from step 6 on unrolled on one: the same losses to float tolerance; back, bit-equal."""
     reference = runs.whole(8, ARG)
     run = runs.copy(reference, tmp_path / "run", step=6)
-    runs.run(run, ARG.replace("save", "evals=false,save"), **{"model.compute.layers": "unroll"})
+    runs.run(run, ARG.replace("save", "evals=false,save"), 1, **{"model.compute.layers": "unroll"})
     assert "laid out the other way: converting" in capsys.readouterr().out
     have, want = runs.series(run), runs.series(reference)
     np.testing.assert_allclose([*have.values()], [*want.values()], rtol=2e-5)

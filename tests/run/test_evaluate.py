@@ -1,6 +1,7 @@
 """Evaluations alone give the numbers written in training, whatever the devices; every example counts once."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -14,7 +15,7 @@ from maeclip_jax.evals import Metric
 from maeclip_jax.run import checkpoint, evaluate, train
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.step import build
-from maeclip_jax.workdir import read_evals, read_metrics
+from maeclip_jax.workdir import items_file, read_evals, read_items, read_metrics
 from tests import runs
 
 ARG = "steps=12,save=6"
@@ -48,6 +49,48 @@ def test_what_is_there_is_not_computed_again(tmp_path, capsys):
     assert "12.json has all results of step 12; delete it to evaluate again" in capsys.readouterr().out
     (workdir / "evals" / "12.json").unlink()
     assert evaluate.run(runs.config(ARG), workdir) == runs.metrics(runs.whole(8, ARG), 12)
+
+
+def test_every_number_is_the_mean_of_the_items_that_are_kept_and_has_its_interval(tmp_path):
+    reference = runs.whole(8, ARG)
+    result, kept = runs.result(reference, 12), read_items(reference, 12)
+    assert len(kept) > 7
+    for name in result["metrics"].keys() - kept.keys():  # of all features at once, not a mean of items
+        assert re.search("uniformity|modality_gap|effective_rank", name) and "jackknife" in result["about"][name]["how"]
+    for name, items in kept.items():
+        about = result["about"][name]
+        assert items.mean() == pytest.approx(result["metrics"][name], rel=1e-6), name
+        assert about["n"] == len(set(items.units)) and about["how"], name
+        if about["n"] > 1:
+            low, high = about["interval"]
+            assert low <= result["metrics"][name] <= high, name
+    pictures, captions = (kept[f"retrieval/{way}_R@1"] for way in ("image_to_text", "text_to_image"))
+    assert set(captions.group) == set(pictures.key)
+    evaluate.run(runs.config(ARG, resume=str(reference)), tmp_path)
+    assert (tmp_path / "evals" / "12.items.parquet").read_bytes() == items_file(reference, 12).read_bytes()
+
+
+def test_items_of_an_evaluation_that_goes_on_and_of_other_commands_stay(tmp_path):
+    workdir, config = runs.copy(runs.whole(8, ARG), tmp_path / "run"), runs.config(ARG)
+    before = read_items(workdir, 12)
+    config.evals = {"again": config.evals.reconstruction.to_dict()}
+    evaluate.run(config, workdir)  # another command, of the same step
+    after = read_items(workdir, 12)
+    assert set(after) == {
+        *before,
+        *(n.replace("reconstruction", "again") for n in before if n.startswith("reconstruction/")),
+    }
+    path = workdir / "evals" / "12.json"
+    known = json.loads(path.read_text())
+    del known["seconds"]["retrieval"]  # killed before it was known
+    path.write_text(json.dumps(known))
+    evaluate.run(runs.config(ARG), workdir)
+    assert {n: list(x.value) for n, x in read_items(workdir, 12).items()} == {
+        n: list(x.value) for n, x in after.items()
+    }
+    evaluate.items_file(workdir, 12).write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"12.items.parquet.*: not a parquet file.*; delete it and evaluate again"):
+        read_items(workdir, 12)
 
 
 @pytest.mark.parametrize("resume, step, found", [("began", 6, "run"), ("elsewhere", 12, "elsewhere"), ("", 6, "run")])

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import peak_per_device
-from maeclip_jax.run import flops
+from maeclip_jax.run import flops, summary
 from tests.objectives import models
 
 WIDTH, DEPTH, BATCH = 32, 3, 2
@@ -99,3 +99,8 @@ def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
         assert found == peak and where == f"{kind} data sheet, bf16"
     found, where = peak_per_device("float32")
     assert 1e8 < found < 1e14 and "measured here on a float32 matmul" in where
+
+
+def test_bfloat16_on_a_cpu_is_warned_of():
+    mesh = sharding.make_mesh({"replica": -1}, jax.devices()[:1])
+    assert "13 s in float32" in summary.slow_dtype(mesh, "bfloat16") and not summary.slow_dtype(mesh, "float32")

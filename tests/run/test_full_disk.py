@@ -114,15 +114,15 @@ def test_a_workdir_that_becomes_read_only(disk):
     code = f"""
 import subprocess, sys
 from maeclip_jax import cli, main
-from maeclip_jax.run import checkpoint
-save = checkpoint.Checkpoints.save
+from maeclip_jax.run import saving
+save = saving.Checkpoints.save
 def then(self, step, *rest):
     if step == 6:
         self.wait()
         for how in (["--bind", {str(there)!r}], ["-o", "remount,ro,bind"]):
             subprocess.run(["mount", *how, {str(there)!r}], check=True)
     return save(self, step, *rest)
-checkpoint.Checkpoints.save = then
+saving.Checkpoints.save = then
 cli.leave(lambda: main.main(sys.argv[1:]))
 """
     program = [sys.executable, "-c", code, *torture.command(folder / "run", CONFIG)[3:]]
@@ -279,7 +279,7 @@ def test_results_that_cannot_be_written_are_named_at_the_end(config, tmp_path, m
 
 
 def test_a_report_and_an_export_that_cannot_be_written(reference, tmp_path):
-    from maeclip_jax import export
+    from maeclip_jax.run import export
 
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=f"^cannot write {tmp_path}/file: File exists$"):

@@ -9,10 +9,11 @@ from etils import epath
 
 import maeclip_jax as mc
 from maeclip_jax import config as configs
-from maeclip_jax import workdir as workdirs
 from maeclip_jax.data.tokenizer import PACKAGED
 from maeclip_jax.errors import UserError
 from maeclip_jax.run import evaluate, train
+from maeclip_jax.workdir.claim import claim_data
+from maeclip_jax.workdir.identity import identity
 from tests import runs
 
 ARG = "objective=clip,steps=6,save=3,examples=false,evals=false"
@@ -82,16 +83,16 @@ def test_a_copy_that_was_changed_is_refused(words):
 
 
 def test_identity_is_of_content(words, tmp_path):
-    def identity(name):
+    def of(name):
         train.run(config(total="1 steps"), name)
-        return workdirs.identity(json.loads((tmp_path / name / "config.json").read_text()))
+        return identity(json.loads((tmp_path / name / "config.json").read_text()))
 
-    first = identity("a")
+    first = of("a")
     (tmp_path / "b.txt").write_text(words.read_text())
     train.run(config(total="1 steps", **{"tokenizer.path": str(tmp_path / "b.txt")}), "b")
-    assert workdirs.identity(json.loads((tmp_path / "b" / "config.json").read_text())) == first
+    assert identity(json.loads((tmp_path / "b" / "config.json").read_text())) == first
     other(words)
-    assert identity("c") != first
+    assert of("c") != first
 
 
 def test_run_of_a_version_that_kept_no_files_goes_on_and_keeps_them(words, tmp_path):
@@ -162,8 +163,8 @@ def test_another_length_says_what_it_does_to_the_learning_rate(words, capsys):
 
 def test_data_that_changed_under_the_same_name_are_refused(tmp_path):
     account = {"": {"name": "photos/1.0.0:train", "records": 100, "bytes": 5000, "manifest": "abc"}}
-    workdirs.claim_data(account, epath.Path(tmp_path), continued=False)
-    workdirs.claim_data(account, epath.Path(tmp_path), continued=True)
+    claim_data(account, epath.Path(tmp_path), continued=False)
+    claim_data(account, epath.Path(tmp_path), continued=True)
     grown = {"": account[""] | {"records": 120, "manifest": "abd"}}
     with pytest.raises(UserError, match=r"changed since .*: manifest is abd, not abc; records is 120, not 100; use"):
-        workdirs.claim_data(grown, epath.Path(tmp_path), continued=True)
+        claim_data(grown, epath.Path(tmp_path), continued=True)

@@ -56,7 +56,7 @@ def test_it_is_shown_with_its_unit_and_chooses_the_best_checkpoint(module, tmp_p
     written = json.loads((workdir / "evals" / "4.json").read_text())
     assert written["about"]["noise/level"] == {
         "unit": "dB", "better": "lower", "chance": None, "reference": None, "interval": [31.0, 33.0],
-        "note": "of 3 rows",
+        "note": "of 3 rows", "n": None, "how": "",
     }  # fmt: skip
     for make, where in (
         (lambda out: report.write(workdir), "the page of the run"),

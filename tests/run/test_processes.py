@@ -1,4 +1,7 @@
-"""Two processes of four devices each, joined on localhost: the run of eight devices in one process, in every number."""
+"""Two processes of four devices each, joined on localhost: the run of eight devices in one process, in every number.
+
+Parameters are split over all of them, in that run they are whole on each.
+"""
 
 import json
 import os
@@ -11,18 +14,19 @@ import time
 import numpy as np
 import pytest
 
-from maeclip_jax.workdir import read_metrics
+from maeclip_jax.workdir import read_items, read_metrics
 from tests import runs, torture
 from tests.golden import ROOT
 
 ARG = "steps=12,save=6"
+FSDP = ("--config.mesh.replica=1", "--config.mesh.fsdp=8")
 
 
 @pytest.fixture(scope="module")
 def stopped():
     """A run on two processes, one of which got SIGTERM after step 3: (workdir, exit codes)."""
     workdir = runs.folder() / "two"
-    processes = runs.together(workdir, ARG)
+    processes = runs.together(workdir, ARG, *FSDP)
     while len(read_metrics(workdir)) < 3 and processes[0].poll() is None:
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)
@@ -55,7 +59,7 @@ def test_sigterm_to_one_of_two_saves_the_same_step_on_both(stopped):
 
 def test_continued_on_two_processes_it_is_the_run_of_one(stopped, tmp_path):
     workdir = runs.copy(stopped[0], tmp_path / "run")
-    assert runs.wait(runs.together(workdir, ARG)) == [0, 0], said(workdir)
+    assert runs.wait(runs.together(workdir, ARG, *FSDP)) == [0, 0], said(workdir)
     reference = runs.whole(8, ARG)
     assert torture.examples(workdir) == torture.examples(reference)
     assert_same_run(workdir, reference, steps=12)
@@ -83,6 +87,11 @@ def test_evaluated_alone_on_two_processes_the_numbers_are_the_same(tmp_path):
     for name, value in want["metrics"].items():
         np.testing.assert_allclose(have["metrics"][name], value, rtol=1e-4, err_msg=name)
     assert have["details"]["val/rows"] == want["details"]["val/rows"]
+    mine, theirs = read_items(tmp_path / "alone", 12), read_items(reference, 12)
+    assert mine.keys() == theirs.keys() and "reconstruction/masked_mse" in mine
+    for name, items in theirs.items():
+        assert list(mine[name].key) == list(items.key), name
+        np.testing.assert_allclose(mine[name].value, items.value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from maeclip_jax import report
 from maeclip_jax.parallel import sleep
-from maeclip_jax.run import checkpoint, clock
+from maeclip_jax.run import checkpoint, clock, saving
 from maeclip_jax.run.throughput import Throughput
 from tests import runs, torture
 
@@ -93,7 +93,7 @@ def slow(tmp_path, monkeypatch):
     """Checkpoints whose first save lasts until orbax's patience is over; the machine slept meanwhile for slow.slept."""
     from orbax.checkpoint import JsonCheckpointHandler
 
-    monkeypatch.setattr(checkpoint, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(saving, "TIMEOUT_SECONDS", 1)
     write, saves = JsonCheckpointHandler._save_fn, []
 
     async def late(handler, x, directory):
@@ -103,11 +103,11 @@ def slow(tmp_path, monkeypatch):
         return await write(handler, x, directory)
 
     monkeypatch.setattr(JsonCheckpointHandler, "_save_fn", late)
-    made = checkpoint.Checkpoints(tmp_path)
+    made = saving.Checkpoints(tmp_path)
     made.slept = 0.0
     monkeypatch.setattr(sleep, "slept", lambda: made.slept)
     made.save(1, {"a": jnp.full(3, 1.0)}, {"step": 1})
-    monkeypatch.setattr(checkpoint, "TIMEOUT_SECONDS", 600)
+    monkeypatch.setattr(saving, "TIMEOUT_SECONDS", 600)
     return made
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from maeclip_jax.data import blocks, folder, pipeline, shards
 from maeclip_jax.data.shards import Asked
-from maeclip_jax.run import checkpoint, storage_bill, storage_traffic
+from maeclip_jax.run import checkpoint, saving, storage_bill, storage_traffic
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.storage_prices import PRICES
 from maeclip_jax.run.storage_traffic import SPILLED, DataSet
@@ -140,7 +140,7 @@ def test_a_save_and_a_restore_are_as_counted(fresh_bucket):
 
     state = {f"params/a{i}": jax.numpy.ones(100) for i in range(10)}
     where = epath.Path(fresh_bucket.url("bill-run")) / "checkpoints"
-    saved = checkpoint.Checkpoints(where, keep_last=1)
+    saved = saving.Checkpoints(where, keep_last=1)
     saved.save(1, state, {"step": 1})
     saved.wait()
     fresh_bucket.reset()

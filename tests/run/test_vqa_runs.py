@@ -82,6 +82,30 @@ def test_towers_of_a_pretrained_run_are_taken_over(objective, arg, tmp_path, cap
     )
 
 
+def test_the_pretrained_decoder_is_taken_over(tmp_path, capsys):
+    """The paper's arm with a decoder of its own need not throw it away."""
+    pretrained = runs.copy(runs.whole(8, "steps=12,save=6"), tmp_path / "pretrained")
+    made = vqa.get_config(f"init={pretrained},runlocal,fusion=decoder")
+    made.total, made.evals = "1 steps", ConfigDict()
+    train.run(made, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert re.search(r"(\d+) of \d+ parameters loaded; fresh: \d+ \(head\)", said), said
+
+
+def test_every_arm_fuses_alike_unless_told(tmp_path):
+    made = {of: vqa.get_config(f"of={of}").model for of in ("clip", "mae_clip", "m3ae", "slip")}
+    assert len({(m.fusion, str(m.fusion_tower)) for m in made.values()}) == 1 and made["clip"].fusion == "fresh"
+    assert vqa.get_config("of=m3ae,fusion=joint").model.fusion == "joint"
+    assert vqa.get_config("of=mae_clip,fusion=decoder").model.decoder_tower.depth > 0
+
+
+def test_gqa_has_the_answers_of_train_and_validation():
+    made = vqa.get_config("data=gqa,of=clip,scale=low")
+    assert made.data.source.vocabulary.split == "train+validation" and made.model.answers == 1842
+    assert made.data.source.of.split == "train" and made.evals.vqa.data.source.of.split == "testdev"
+    assert vqa.get_config("data=clevr,of=clip,scale=low").data.source.vocabulary.split == "train"
+
+
 def test_a_pretrained_run_says_its_scale(tmp_path):
     """Recipe, precision and layers are those of a run of that scale and size, unless the argument names another."""
     pretrained = clip.get_config("scale=high,size=H/14")
@@ -100,6 +124,9 @@ def test_a_pretrained_run_says_its_scale(tmp_path):
 @pytest.mark.parametrize("argument, text", [
     ("init=runs/nowhere", "init='runs/nowhere' is not a workdir: it has no config.json; valid: a run's --workdir"),
     ("of=mae", "unknown of 'mae' (did you mean 'm3ae'?); valid: clip, m3ae, mae_clip, slip"),
+    ("of=clip,fusion=joint", "fusion=joint is M3AE's; clip encodes one stream at a time; valid: fresh"),
+    ("of=slip,fusion=decoder", "fusion=decoder needs a decoder of pictures and words, which this slip has not; valid"),
+    ("fusion=late", "unknown fusion 'late'; valid: decoder, fresh, joint"),
     ("data=nowhere", "no data set 'nowhere' at "),
 ])  # fmt: skip
 def test_a_mistake_in_the_argument_is_one_line(argument, text, capfd):

@@ -18,7 +18,7 @@ from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError
 from maeclip_jax.prepare.builders import manual
 from maeclip_jax.prepare.builders.archive import Archive
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 CLASSES = "classes.txt"

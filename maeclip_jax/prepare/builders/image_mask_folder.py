@@ -21,7 +21,7 @@ from maeclip_jax.data import decode, mask_ops
 from maeclip_jax.errors import BadRecord, UserError
 from maeclip_jax.prepare.builders import image_folder, manual
 from maeclip_jax.prepare.builders.archive import Archive
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 UNLABELLED = ("unlabeled", "unlabelled", "void", "ignore")
 LAYOUT = f"""\

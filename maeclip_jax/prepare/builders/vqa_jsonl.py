@@ -29,7 +29,7 @@ from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError, unknown
 from maeclip_jax.prepare.builders import manual, question_sets
 from maeclip_jax.prepare.builders.archive import Archive
-from maeclip_jax.prepare.reading import names
+from maeclip_jax.prepare.formats import names
 
 COLUMNS = ("answers", "answer")
 _PAGE = "see --help"

@@ -12,6 +12,11 @@ A format is a module with
 
 `wanted` holds the columns that were asked for by role (image, caption, split; "" where none was). A layout more is one
 file more, and its line in `FORMATS`.
+
+What layouts share is here, too. `listing` lists a source, `names` knows what names of files tell, and `remote` opens
+files in buckets. `table_rows`, `json_arrays`, `batches`, `tarball`, `members` and `columnar` take rows and samples out
+of files. `img2dataset` knows what that tool writes beside its shards, `captions` which field holds captions, `pictures`
+how to fetch pictures that rows only name. `units` has a source divided, `raw` a record as it is read.
 """
 
 from __future__ import annotations
@@ -19,12 +24,22 @@ from __future__ import annotations
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare.formats import arrow, files, parquet, table, tfrecord, webdataset
-from maeclip_jax.prepare.reading import img2dataset, names, remote
-from maeclip_jax.prepare.reading.listing import Listing
+from maeclip_jax.prepare.formats import (
+    arrow,
+    files,
+    img2dataset,
+    names,
+    parquet,
+    remote,
+    table,
+    tfrecord,
+    url_list,
+    webdataset,
+)
+from maeclip_jax.prepare.formats.listing import Listing
 
 # In this order when the format is to be found.
-FORMATS = {module.NAME: module for module in (webdataset, arrow, tfrecord, table, files, parquet)}
+FORMATS = {module.NAME: module for module in (webdataset, arrow, tfrecord, table, url_list, files, parquet)}
 
 
 def valid() -> str:

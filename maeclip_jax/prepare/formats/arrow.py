@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare.formats import columnar
-from maeclip_jax.prepare.reading import batches, names, pictures, remote
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, lost_records
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats import batches, columnar, names, pictures, remote
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, lost_records
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
 
 NAME = "arrow"
 SAID = "folders of datasets' save_to_disk"

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import captions, img2dataset, pictures, tables
-from maeclip_jax.prepare.reading.raw import Raw, key_prefix, printable
-from maeclip_jax.prepare.reading.units import Reading, Unit, split_of
+from maeclip_jax.prepare.formats import captions, img2dataset, pictures, table_rows
+from maeclip_jax.prepare.formats.raw import Raw, key_prefix, printable
+from maeclip_jax.prepare.formats.units import Reading, Unit, split_of
 
 FACTS = ("key", "__key__", "exif", "status", "error_message", "url")
 
@@ -27,20 +27,20 @@ def image_columns(schema) -> tuple[list[str], list[str]]:
         return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
     encoded = [f.name for f in schema if holds_bytes(f.type)]
-    paths = [f.name for f in schema if holds_text(f.type) and f.name.lower() in tables.IMAGE_COLUMNS]
+    paths = [f.name for f in schema if holds_text(f.type) and f.name.lower() in table_rows.IMAGE_COLUMNS]
     return encoded, paths
 
 
 def columns(wanted: Mapping, names: list[str], encoded: list[str], paths: list[str], row: Mapping, where: str) -> dict:
-    """As `tables.columns`, for a source whose picture column holds bytes or paths. `row`: its first one."""
+    """As `table_rows.columns`, for a source whose picture column holds bytes or paths. `row`: its first one."""
     if wanted["image"] and wanted["image"] not in names:
         raise errors.unknown("image_column", wanted["image"], encoded or paths or ("none: no column holds bytes",))
     if wanted["image"] and encoded and wanted["image"] not in encoded:
         raise errors.unknown("image_column", wanted["image"], encoded)
-    usual = [c for c in tables.IMAGE_COLUMNS if c in encoded]
+    usual = [c for c in table_rows.IMAGE_COLUMNS if c in encoded]
     image = wanted["image"] or (usual or encoded or paths)[0]
     first = {name: row.get(name, "") for name in names}
-    return tables.columns({**wanted, "image": image}, first, where)
+    return table_rows.columns({**wanted, "image": image}, first, where)
 
 
 def needed(reading: Reading, names: Iterable[str]) -> list[str]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import img2dataset, members, names, remote
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, splits_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats import img2dataset, members, names, pictures, remote
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, splits_of, unit_goal, unit_split
 
 NAME = "files"
 SAID = "KEY.jpg with KEY.txt or KEY.json"
@@ -88,7 +88,9 @@ def _pairs(reading: Reading, unit: Unit) -> Iterator[Raw]:
         parts, error = {}, None
         for name in found[key]:
             try:
-                parts[names.key_and_extension(name)[1]] = Path(folder, name).read_bytes()
+                parts[names.key_and_extension(name)[1]] = pictures.local(Path(folder, name))
+            except BadRecord as problem:
+                error = problem
             except OSError as problem:
                 error = BadRecord("unreadable_image", problem.strerror or str(problem))
         raw = members.joined(printable(prefix + key), parts, [], reading, unit)

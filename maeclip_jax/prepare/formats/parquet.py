@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax import errors
-from maeclip_jax.prepare.formats import columnar, table
-from maeclip_jax.prepare.reading import batches, captions, img2dataset, names, pictures, remote
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, lost_records
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats import batches, captions, columnar, img2dataset, names, pictures, remote, table
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, lost_records
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
 
 NAME = "parquet"
 SAID = "with a column of pictures or of their paths"

@@ -13,10 +13,10 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.reading import captions, img2dataset, json_arrays, names, pictures, remote, tables
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit, group_of, split_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats import captions, img2dataset, json_arrays, names, pictures, remote, table_rows
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, group_of, split_of, unit_goal, unit_split
 
 NAME = "table"
 SAID = "jsonl, csv, tsv or a json array with picture paths and captions; COCO's captions"
@@ -32,8 +32,9 @@ def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
     here = [path for path in found if "/" not in path]
     candidates = here or found
     if not candidates:
-        jsons = [p for p in look.with_suffix(".json") if "/" not in p and not img2dataset.is_side(look, p)]
-        candidates = [path for path in jsons if _is_json_table(look, path)]
+        jsons = [p for p in look.with_suffix(".json") if _may_be_table(p) and not img2dataset.is_side(look, p)]
+        told = [path for path in jsons if names.stem(path).startswith("captions")]  # COCO has boxes and poses beside
+        candidates = [path for path in told or jsons if _is_json_table(look, path)]
     good, reasons = [], []
     for path in candidates:
         reason = _reason(look.root / path, wanted)
@@ -60,6 +61,12 @@ def _several(look: Listing, paths: list[str]) -> str:
     return f"source {source!r} holds several tables; valid: point --src at one of {', '.join(paths)}"
 
 
+def _may_be_table(path: str) -> bool:
+    """Whether a json may be one by its place: in the source itself, or captions in COCO's `annotations/`."""
+    folder, _, base = path.rpartition("/")
+    return not folder or (folder == "annotations" and base.startswith("captions"))
+
+
 def _is_json_table(look: Listing, path: str) -> bool:
     try:
         json_arrays.syntax(look.root / path)
@@ -71,8 +78,8 @@ def _is_json_table(look: Listing, path: str) -> bool:
 def _reason(path: epath.Path, wanted: dict) -> str:
     """Why a table cannot be read, with what to do; "" if it can."""
     try:
-        syntax = tables.syntax(path)
-        row = tables.first_row(path, syntax)
+        syntax = table_rows.syntax(path)
+        row = table_rows.first_row(path, syntax)
         cells = [*map(str, row), *(v for v in row.values() if isinstance(v, str))]
         kind = {"": "jsonl", "\t": "tsv"}.get(syntax, "csv")
         if syntax not in json_arrays.SYNTAXES and syntax and any(_ADDRESS.match(name) for name in map(str, row)):
@@ -82,7 +89,7 @@ def _reason(path: epath.Path, wanted: dict) -> str:
             columns = {n: v for n, v in row.items() if isinstance(v, str) and _ADDRESS.match(v)}
             if not _paths(row, columns):
                 return _addresses(path, next(iter(columns)), captions.usual(row) or "caption", kind)
-        found = tables.columns(wanted, row, path.name)
+        found = table_rows.columns(wanted, row, path.name)
         value = row.get(found["image_column"])
         if isinstance(value, str) and _ADDRESS.match(value):
             return _addresses(path, found["image_column"], found["caption_column"], kind)
@@ -94,7 +101,7 @@ def _reason(path: epath.Path, wanted: dict) -> str:
 def _paths(row: dict, addresses: dict) -> bool:
     """Whether a usual column of a row with addresses holds a path all the same."""
     small = {str(name).lower(): name for name in row if name not in addresses}
-    return any(isinstance(row[small[c]], str) and row[small[c]] for c in tables.IMAGE_COLUMNS if c in small)
+    return any(isinstance(row[small[c]], str) and row[small[c]] for c in table_rows.IMAGE_COLUMNS if c in small)
 
 
 def addresses_said(name: str, path: object, url: str, caption: str, kind: str) -> str:
@@ -129,8 +136,8 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
     found, splits = [], set()
     for path in paths:
         full = look.root / path
-        syntax = tables.syntax(full)
-        columns = tables.columns(wanted, tables.first_row(full, syntax), path)
+        syntax = table_rows.syntax(full)
+        columns = table_rows.columns(wanted, table_rows.first_row(full, syntax), path)
         if not found:
             reading = dataclasses.replace(reading, **columns)
         elif columns != {name: getattr(reading, name) for name in columns}:
@@ -154,7 +161,7 @@ def _scan(full: epath.Path, path: str, syntax: str, reading: Reading, split: str
     with remote.opened(full) as file:
         mark = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     starts, rows, previous, stop = array("q"), array("q"), None, 0
-    for number, start, stop, row in tables.rows(full, syntax):  # noqa: B007 (the last one ends the last unit)
+    for number, start, stop, row in table_rows.rows(full, syntax):  # noqa: B007 (the last one ends the last unit)
         group = group_of(row, reading)
         if group is None or group != previous:
             starts.append(start)
@@ -165,13 +172,13 @@ def _scan(full: epath.Path, path: str, syntax: str, reading: Reading, split: str
 
 
 def fields(reading: Reading, unit: Unit) -> dict:
-    return tables.first_row(epath.Path(reading.root) / unit.path, unit.syntax)
+    return table_rows.first_row(epath.Path(reading.root) / unit.path, unit.syntax)
 
 
 def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     """Records of a table: consecutive rows that name the same picture (and split) are one record."""
     path = epath.Path(reading.root) / unit.path
-    found = tables.rows(path, unit.syntax, unit.start, unit.stop)
+    found = table_rows.rows(path, unit.syntax, unit.start, unit.stop)
     # A row without a picture is a record of its own: its number keeps it from joining with the next.
     groups = itertools.groupby(found, lambda item: group_of(item[3], reading) or item[0])
     folders = pictures.folders(reading, unit)

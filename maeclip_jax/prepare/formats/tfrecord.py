@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.prepare.formats import columnar
-from maeclip_jax.prepare.reading import img2dataset, pictures, remote
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, lost_records
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
+from maeclip_jax.prepare.formats import columnar, img2dataset, pictures, remote
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, lost_records
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
 
 NAME = "tfrecord"
 SAID = "tf.train.Example with encoded pictures"

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from etils import epath
 
 from maeclip_jax.errors import BadRecord, UserError
-from maeclip_jax.prepare.reading import img2dataset, members, names, remote, tarball
-from maeclip_jax.prepare.reading.listing import Listing
-from maeclip_jax.prepare.reading.raw import Raw, key_prefix, lost_records, printable
-from maeclip_jax.prepare.reading.units import Plan, Reading, Unit
+from maeclip_jax.prepare.formats import img2dataset, members, names, remote, tarball
+from maeclip_jax.prepare.formats.listing import Listing
+from maeclip_jax.prepare.formats.raw import Raw, key_prefix, lost_records, printable
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit
 
 NAME = "webdataset"
 SAID = "*.tar, .tar.gz or .tar.zst, such as those of img2dataset"
@@ -53,6 +53,14 @@ def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:
             raise UserError(
                 f"{path} holds archives and no pictures; valid: unpack it first: mkdir shards && tar -xf "
                 f"{look.root / path} -C shards"
+            )
+        pictures = [m for m in found.members if names.key_and_extension(m.name)[1] in names.PICTURES]
+        videos = sorted(found.others & {*names.VIDEOS})
+        if videos and not pictures:
+            raise UserError(
+                f"{path} holds videos and no pictures; valid: frames of them, such as video2dataset's FrameSubsampler "
+                f"makes, or: mkdir frames && tar -xf {look.root / path} -C frames && for f in frames/*{videos[0]}; "
+                f'do ffmpeg -i "$f" -frames:v 1 "${{f%.*}}.jpg"; done'
             )
         samples = list(tarball.samples(found.members))[:-1][:4] or list(tarball.samples(found.members))
         return [{e: os.pread(file.fileno(), m.size, m.start) for e, m in s.parts.items()} for s in samples]

@@ -10,8 +10,8 @@ from PIL import Image
 from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord, UserError
 from maeclip_jax.prepare import crawl, image_text, records
+from maeclip_jax.prepare.formats.raw import KINDS, Raw
 from maeclip_jax.prepare.image_text import Dropped, Kept, Storing
-from maeclip_jax.prepare.reading.raw import KINDS, Raw
 
 SHARED = Path(os.environ.get("MAECLIP_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 

@@ -1,0 +1,126 @@
+"""Time on the network: links that a group has, and what the schedule of a program hides; worked out by hand."""
+
+import itertools
+
+import pytest
+
+from maeclip_jax.parallel.chips import CHIPS
+from maeclip_jax.preflight import hlo, network, program, topology
+from tests import programs
+
+
+def torus(kind: str, *grid: int) -> network.Links:
+    """A slice whose devices are in the order of their places, as many on each chip as jax has."""
+    chip = CHIPS[kind]
+    places = [p for p in itertools.product(*map(range, grid)) for _ in range(chip.devices)]
+    return network.Links(chip, grid, tuple(places))
+
+
+@pytest.mark.parametrize(
+    "kind, grid, group, links",
+    [
+        ("v5e", (16, 16), range(256), 4),  # two rings
+        ("v5e", (16, 16), range(16), 2),  # one
+        ("v5e", (16, 16), range(8), 1),  # half a row is open at its ends
+        ("v5e", (16, 16), [0, 1, 2, 3, 16, 17, 18, 19], 2),  # 2 x 4 chips
+        ("v5e", (16, 16), range(0, 256, 2), 3),  # every other of a row: two groups share its links
+        ("v5e", (4, 4), range(16), 2),  # no rings in small slices
+        ("v4", (4, 4, 4), range(64), 6),
+        ("v5p", (4, 4, 8), range(128), 6),
+    ],
+)
+def test_a_group_has_the_links_among_its_chips(kind, grid, group, links):
+    chip = CHIPS[kind]
+    assert torus(kind, *grid).speed(list(group)) == pytest.approx(links * chip.ici / (2 * len(grid)))
+
+
+def test_two_devices_share_the_links_of_their_chip():
+    whole = torus("tpu7x", 4, 4, 4)
+    assert whole.speed(range(128)) == pytest.approx(300e9)  # half of six links of 100e9
+    assert whole.speed([0, 1]) == 300e9  # within a chip
+
+
+@pytest.mark.parametrize(
+    "text, group",
+    [
+        ("replica_groups={{0,1},{2,3}}", (0, 1)),
+        ("replica_groups=[4,2]<=[8]", (0, 1)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("source_target_pairs={{3,5},{1,2}}", (3, 5)),
+        ("", tuple(range(8))),
+    ],
+)
+def test_groups_as_texts_write_them(text, group):
+    assert network.group_of(f", channel_id=1, {text}, dimensions={{0}}", 8) == group
+
+
+TEXT = """HloModule m, is_scheduled=true
+
+%body (s: (s32[], f32[100])) -> (s32[], f32[100]) {
+  %s = (s32[], f32[100]) parameter(0)
+  %x = f32[100] get-tuple-element(%s), index=1
+  %i = s32[] get-tuple-element(%s), index=0
+  %wait = f32[100] all-reduce(%x), replica_groups={{0,1}}
+  %work = f32[100] negate(%wait), backend_config={"estimated_cycles":"3"}
+  ROOT %t = (s32[], f32[100]) tuple(%i, %work)
+}
+
+%condition (s.1: (s32[], f32[100])) -> pred[] {
+  %s.1 = (s32[], f32[100]) parameter(0)
+  %n = s32[] constant(5)
+  %i.1 = s32[] get-tuple-element(%s.1), index=0
+  ROOT %lt = pred[] compare(%i.1, %n), direction=LT
+}
+
+ENTRY %main (a: f32[25]) -> f32[100] {
+  %a = f32[25] parameter(0)
+  %zero = s32[] constant(0)
+  %start = (f32[25], f32[100]) all-gather-start(%a), replica_groups={{0,1}}
+  %first = f32[25] negate(%a), backend_config={"estimated_cycles":"30"}
+  %done = f32[100] all-gather-done(%start)
+  %again = (f32[25], f32[100]) all-gather-start(%first), replica_groups={{0,1}}
+  %second = f32[25] negate(%first), backend_config={"estimated_cycles":"500"}
+  %gone = f32[100] all-gather-done(%again)
+  %state = (s32[], f32[100]) tuple(%zero, %gone)
+  %loop = (s32[], f32[100]) while(%state), condition=%condition, body=%body
+  ROOT %out = f32[100] get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_work_between_start_and_end_hides_a_collective():
+    module, entry = program.computations(TEXT)
+    # A byte takes a second, a cycle too: gathers of 400 s behind 30 s and 500 s of work, five blocking sums.
+    found = network.waits(module, entry, lambda op, _: op.cycles, lambda kind, size, op: size)
+    assert found.exposed == 370 + 0 + 5 * 400 and found.hidden == 30 + 400
+    assert found.told()["kinds"] == {
+        "all-gather": {"calls": 2, "asynchronous": 2, "bytes": 800, "seconds": 800},
+        "all-reduce": {"calls": 5, "asynchronous": 0, "bytes": 2000, "seconds": 2000},
+    }
+
+
+def test_collectives_that_run_under_fusions_or_on_sparse_cores_are_asynchronous():
+    asynchronous = {}
+    for name in ("v5e-two-slices", "tpu7x-fsdp", "v6e-fsdp-kernels"):
+        text, _ = programs.read(name)
+        module, entry = program.computations(text)
+        found = network.waits(module, entry, lambda op, _: op.cycles, lambda kind, size, op: size)
+        told = found.told()["kinds"]
+        asynchronous[name] = told["all-gather"]["asynchronous"], told["all-gather"]["calls"]
+        for kind, size in hlo.count(module, entry).collectives.items():
+            assert told[kind]["bytes"] == size  # both count the same
+        assert found.exposed + found.hidden == pytest.approx(sum(of["seconds"] for of in told.values()))
+    # v5e: 12 in the entry, 6 in bodies of loops over two layers.
+    assert asynchronous == {"v5e-two-slices": (24, 39), "tpu7x-fsdp": (35, 35), "v6e-fsdp-kernels": (0, 35)}
+    assert (
+        network.SLICES
+        in network.waits(
+            *program.computations(programs.read("v5e-two-slices")[0]), lambda *_: 0.0, lambda *_: 0.0
+        ).told()["kinds"]
+    )
+
+
+def test_nothing_is_said_of_a_network_without_a_data_sheet():
+    assert network.links(topology.parse("v3-32"), []) is None

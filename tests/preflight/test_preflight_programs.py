@@ -1,0 +1,80 @@
+"""Compiled programs of every chip, kept as texts (tests/programs.py), are read whole: nothing of them is lost."""
+
+import pytest
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.preflight import estimate, hlo, program
+from tests import programs
+
+
+@pytest.fixture(scope="module", params=programs.PROGRAMS)
+def kept(request):
+    return request.param, *programs.read(request.param)
+
+
+def test_every_operation_is_read_and_every_flop_is_found(kept):
+    name, text, known = kept
+    module, entry = program.computations(text)
+    lines = [line for line in text.splitlines() if line.startswith(("  %", "  ROOT %"))]
+    assert entry and sum(map(len, module.values())) == len(lines) > 300
+    found = hlo.costs(text)
+    ratio = found.flops * known["devices"] / known["model FLOPs"]
+    least = 1.1 if "remat" in name else 0.96  # pictures need no gradient; recomputation does work again
+    assert least < ratio < 1.2 and not found.unknown_loops
+    estimate.check_whole(found, known["devices"], 0.96 * known["model FLOPs"])
+
+
+def test_calls_without_an_estimate_are_named(kept):
+    name, text, _ = kept
+    called = hlo.costs(text).uncosted
+    expected = {
+        "v5e-splash": {f"tpu_custom_call splash_mha_{part}" for part in (
+            "fwd_residuals", "dq_no_residuals", "dkv_no_residuals")},
+        "v5e-two-slices": {"ZeroCrop"},
+        "tpu7x-fsdp": {"fusion without an estimate"},  # a scatter on a SparseCore
+    }  # fmt: skip
+    assert set(called) == expected.get(name, set())
+
+
+def test_collectives_of_a_sparse_core_count_as_those_of_a_core():
+    """tpu7x gives the gathers of the same program to its SparseCores, as custom calls that name a computation."""
+    text = programs.read("tpu7x-fsdp")[0]
+    assert text.count("TODO(b/522284627)") == 36
+    sparse, core = (hlo.costs(programs.read(name)[0]).collectives for name in ("tpu7x-fsdp", "v6e-fsdp-kernels"))
+    assert sparse["all-gather"] == core["all-gather"] > 200_000
+
+
+def test_metadata_of_a_kernel_that_goes_on_over_lines_is_read():
+    text = programs.read("v5e-splash")[0]
+    assert text.count("\n}}, metadata=") == 8
+    _, known = programs.read("v5e-splash")
+    assert hlo.costs(text).flops == known["model FLOPs"]  # all of the loop's body, three times
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("\n}}, metadata=", "\n}, metadata=", "is no operation"),  # as if a computation ended there
+        ("\n}\n", "\n", "is no operation"),
+        ("  ROOT %", "  ", "is no operation"),
+        ("  ROOT %", "  %", "has no result"),
+        ("ENTRY ", "", "there is no ENTRY"),
+        ("{\n  %", "\n  %", "it is in no computation"),
+    ],
+)
+def test_a_text_that_is_not_understood_is_one_line_and_no_estimate(old, new, said):
+    text = programs.read("v5e-splash")[0]
+    assert old in text
+    with pytest.raises(UserError) as e:
+        hlo.costs(text.replace(old, new, 1))
+    assert "was not understood at line" in str(e.value) and "\n" not in str(e.value)
+    assert said in str(e.value)
+
+
+def test_lost_flops_stop_a_preflight():
+    text, known = programs.read("v4-scan")
+    found = hlo.costs(text)
+    with pytest.raises(UserError, match="some of its text was not understood"):
+        estimate.check_whole(found, known["devices"], 1.1 * known["model FLOPs"])
+    found.uncosted["mystery"] = 1  # it may hold the rest, and is reported
+    estimate.check_whole(found, known["devices"], 1.1 * known["model FLOPs"])
