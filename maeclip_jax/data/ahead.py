@@ -20,6 +20,7 @@ from maeclip_jax.data.blocks import Window
 
 SAY, RACE = 15.0, 30.0  # seconds after which a wait is said, and a read is raced by a second one
 _EVERY = 60.0
+THREAD = "reading ahead"  # the name of its threads, which a read that hangs may outlive everything else in
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +312,7 @@ class Reading:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _start(self, run) -> None:
-        thread = threading.Thread(target=run, daemon=True, name="reading ahead")
+        thread = threading.Thread(target=run, daemon=True, name=THREAD)
         self._running.append(thread)
         thread.start()
 
