@@ -47,7 +47,7 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     config = _changed(config, settings or {})
     for name, value in leaves(config):
         if isinstance(value, str) and _PLACE.search(name):
-            remote.check_scheme(value, f"--config.{name}")
+            remote.check_scheme(value, f"--config.{name}", "checkpoints" if name == "resume" else "")
     if follows:
         from maeclip_jax.data import tokenizer
 

@@ -59,7 +59,7 @@ def make(config):
 def data_dir(directory: str | None = None) -> str:
     """Where data sets live: `directory`, else $MAECLIP_DATA_DIR, else $TFDS_DATA_DIR, else `data`."""
     found = directory or os.environ.get("MAECLIP_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "data"
-    remote.check_scheme(found, "the folder of data sets")
+    remote.check_scheme(found, "the folder of data sets", "records")
     return os.path.expanduser(found)
 
 
