@@ -4,7 +4,8 @@ VENV   ?= .venv
 # CPU set by default; EXTRAS=test,tpu or EXTRAS=test,gpu on machines that have one.
 EXTRAS ?= test
 PY      = $(VENV)/bin/python
-DATA   ?= $(or $(MAECLIP_DATA_DIR),$(TFDS_DATA_DIR),data)
+FOLDER := $(or $(MAECLIP_DATA_DIR),$(TFDS_DATA_DIR),data)
+DATA   ?= $(FOLDER)
 CONFIG ?= experiments/mae_clip.py:scale=demo,pool=max
 WORKDIR ?= runs/mine
 WORKDIRS ?= $(WORKDIR)
@@ -59,6 +60,19 @@ compare: $(STAMP)  ## test every number that two runs share on the same items: W
 
 sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table (ARGS=--root=gs://bucket/runs)
 	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)
+
+# Axes of a study by the names of its flags; those that are not given have the command's defaults.
+AXES = $(foreach axis,SIZES DIVERSITY ARMS POOL SEEDS MATCH WEIGHTS EXAMPLES SCALE BUDGET PRICE OUTCOME TUNE,$(if \
+	$($(axis)),--$(shell echo $(axis) | tr A-Z a-z)='$($(axis))'))
+STUDY = $(if $(filter command line,$(origin OUT)),$(OUT),results/study)
+
+study: export MAECLIP_DATA_DIR := $(FOLDER)
+study: $(STAMP)  ## size x diversity x objective x pooling: plan, train JOBS=2 side by side, page (ARGS=--dry_run: the plan)
+	$(PY) -m maeclip_jax.study --data='$(if $(filter command line,$(origin DATA)),$(DATA),scenes)' $(strip $(AXES)) \
+		--topology='$(if $(filter command line,$(origin TOPOLOGY)),$(TOPOLOGY),cpu)' --jobs=$(JOBS) --out='$(STUDY)' $(ARGS)
+
+study-report: $(STAMP)  ## the page, figure and numbers of the study in OUT=results/study anew, from its results alone
+	$(PY) -m maeclip_jax.study --report --out='$(STUDY)'
 
 bench: $(STAMP)  ## step time, images/s, MFU, memory, input speed of CONFIG, as table and JSON
 	$(PY) -m maeclip_jax.bench step --config='$(CONFIG)' $(ARGS)

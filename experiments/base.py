@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from experiments.scales import ops, scale_of, source, vocabulary, whole_picture
+from experiments.scales import DATA, ops, scale_of, source, vocabulary, whole_picture
 from experiments.sizes import COMPUTE, SIZES
 
 
@@ -14,7 +14,8 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     big = arg.scale in ("low", "high") and not arg.runlocal
     config = ml_collections.ConfigDict()
     config.objective = objective
-    config.arg = dict(arg) | dict(size=scale["size"])  # what the report calls this run
+    said = {k: v for k, v in arg.items() if k not in DATA or arg.data}
+    config.arg = said | dict(size=scale["size"])  # what the report calls this run
     config.seed = 0
     config.batch_size = scale["batch"]  # global
     config.microbatches = "1"  # parts of a device's rows, one after the other; auto: the fewest that fit

@@ -5,7 +5,7 @@
 
 Argument: scale, size, pool (pictures: gap max cls map logsumexp(tau) topk(k)), text_pool, loss = softmax | sigmoid
 (SigLIP), keep (share of patches seen in training: FLIP when below 1), recipe = matched | source (docs/recipes.md),
-runlocal. From the paper: BERT-like
+data, pairs, diversity (scales.py), runlocal. From the paper: BERT-like
 bidirectional text tower, GAP or MAX over the picture's tokens. Defaults of ours: text_pool=gap, pooling after the
 final norm and before the projection, AdamW (0.9, 0.98), decay 0.2, lr 5e-4 at batch 16,384, scale=demo and photos.
 The paper has, at 1.4B: zero-shot 61.8 % (GAP) and 63.7 % (MAX), linear probe 75.9 % and 77.5 %.
@@ -21,6 +21,7 @@ from experiments.argument import parse_arg
 from experiments.base import base
 from experiments.contrastive import contrastive
 from experiments.evaluations import evals
+from experiments.scales import DATA
 
 STREAMS = ("image", "text")
 
@@ -36,6 +37,7 @@ def get_config(arg=None, method="clip"):
         keep=1.0,
         recipe="matched",
         runlocal=False,
+        **DATA,
     )
     config = base(arg, "clip", STREAMS)
     contrastive(config, arg)

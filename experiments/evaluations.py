@@ -15,7 +15,8 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
     batch = 16 if arg.runlocal else min(batch, 100 if arg.scale == "photos" else batch)
 
     def data(split, **kwargs) -> dict:
-        return dict(source=source(scale, split), ops=ops(scale, kwargs.pop("streams", streams), train=False, **kwargs))
+        made = source(scale, split, **kwargs.pop("part", {}))
+        return dict(source=made, ops=ops(scale, kwargs.pop("streams", streams), train=False, **kwargs))
 
     found = dict(val=dict(type="loss", every="10%", data=data(val), batch_size=batch))
     if generative:
@@ -25,14 +26,11 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
         # Drawn pictures may share a caption word for word; photos do not (the COCO and Flickr protocol).
         duplicates = "merge" if words_are_scenes(scale) else "apart"
         found["retrieval"] = dict(type="retrieval", every="25%", data=captions, batch_size=batch, duplicates=duplicates)
-        if classify:
-            pictures = data(classify, streams=("image",), label=True)
-            found["zero_shot"] = dict(
-                type="zero_shot",
-                every="10%",
-                data=pictures,
-                length=scale["length"],
-                templates="scenes",
-                batch_size=batch,
-            )
+        parts = {"zero_shot": {}}
+        if "pairs" in arg and arg.data == "scenes":  # combinations that training may show, and those that it never does
+            parts = {f"zero_shot_{among}": {"among": among, "truth": "all"} for among in ("seen", "unseen")}
+        for name, part in parts.items() if classify else ():
+            pictures = data(classify, streams=("image",), label=True, part=part)
+            settings = dict(length=scale["length"], templates="scenes", batch_size=batch)
+            found[name] = dict(type="zero_shot", every="10%", data=pictures, **settings)
     return found

@@ -20,13 +20,13 @@ from experiments import recipes
 from experiments.argument import parse_arg
 from experiments.base import base, towers
 from experiments.evaluations import evals
-from experiments.scales import scale_of
+from experiments.scales import DATA, scale_of
 
 STREAMS = ("image",)
 
 
 def get_config(arg=None):
-    arg = parse_arg(arg, scale="demo", size="", pool="cls", recipe="matched", runlocal=False)
+    arg = parse_arg(arg, scale="demo", size="", pool="cls", recipe="matched", runlocal=False, **DATA)
     config = base(arg, "mae", STREAMS)
     image, _, decoder, _ = towers(arg)
     scale = scale_of(arg)

@@ -18,7 +18,7 @@ SCALES = {
     "demo": dict(
         source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24,
         tokenizer=dict(type="bert", path="scenes"), crop=None,
-        batch=64, total="6 epochs", warmup="5%", splits=("val", "test", "classify"),
+        batch=64, total="5 epochs", warmup="5%", splits=("val", "test", "classify"),
         # Of 16 patches with few objects: 12 visible ones say what is in the others, 4 do not. Four in ten patches are
         # background, whose grain nobody can tell; counted by their variance, patches of objects are learnt (LOG.md).
         hidden=0.25, patch_weight="variance",
@@ -48,6 +48,37 @@ LOCAL = dict(
 )  # fmt: skip
 
 
+# data=scenes: the drawn pictures of scale=demo, as many as `pairs` says (0: no end), of the share `diversity` of the
+# combinations of colour and shape; as many examples as the demo sees, however few the pictures are. A file
+# that ends in .json is a subset of a prepared set, made by maeclip_jax.study.subsets; the scale tests its own splits.
+DATA = dict(data="", pairs=0, diversity=1.0)
+SCENES = dict(resolution=64, objects=(1, 2), textures=2, heldout_pairs=4)
+PICTURES = {"val": 1000, "test": 1000, "classify": 1280}  # of the splits that are tested
+
+
+def _data(arg: ml_collections.ConfigDict, scale: dict) -> dict:
+    """What `data=`, `pairs=` and `diversity=` change in a row of SCALES. UserError for what does not go together."""
+    if "pairs" not in arg:  # an experiment whose `data` is another matter
+        return {}
+    name = arg.data
+    if name != "scenes" and (arg.pairs or arg.diversity != 1.0):
+        raise errors.UserError(f"pairs= and diversity= are of data=scenes, not of {f'data={name}' if name else 'none'}")
+    if not name:
+        return {}
+    if name.endswith(".json"):
+        return dict(source=dict(kind="subset", path=name), held=scale["source"])
+    if name != "scenes":
+        raise errors.unknown("data", name, ("scenes", "a subset's file, which ends in .json"))
+    if arg.scale != "demo":
+        raise errors.UserError(f"data=scenes has words and pictures of scale=demo, not of scale={arg.scale}")
+    if arg.pairs < 0:
+        raise errors.UserError(f"pairs={arg.pairs}; valid: the number of pictures, or 0 for pictures without end")
+    drawn = SCENES | dict(resolution=SIZES[scale["size"]]["side"], diversity=arg.diversity)
+    train = dict(kind="scenes", seed=0, split="train", count=arg.pairs or None) | drawn
+    total = scale["total"] if arg.runlocal else "140k examples"
+    return dict(source=train, splits=tuple(PICTURES), total=total)
+
+
 def scale_of(arg: ml_collections.ConfigDict) -> dict:
     """The row of SCALES that `arg` names, with what `size=` and `runlocal` change in it."""
     scale = dict(errors.choose("scale", arg.scale, SCALES))
@@ -56,7 +87,7 @@ def scale_of(arg: ml_collections.ConfigDict) -> dict:
     if arg.runlocal:
         scale |= LOCAL
     errors.choose("size", scale["size"], SIZES)
-    return scale
+    return scale | _data(arg, scale)
 
 
 def words_are_scenes(scale: dict) -> bool:
@@ -64,11 +95,21 @@ def words_are_scenes(scale: dict) -> bool:
     return scale["tokenizer"].get("path") == "scenes"
 
 
-def source(scale: dict, split: str) -> dict:
-    """Where the pictures and words of a split come from; a stream of scenes has no splits but another seed."""
-    if scale["source"]["kind"] == "scenes":
-        return scale["source"] | (dict() if split == "train" else dict(seed=1, count=64))
-    return scale["source"] | dict(dir="", split=split)
+def source(scale: dict, split: str, **more) -> dict:
+    """Where the pictures and words of a split come from; a stream of scenes has no splits but another seed.
+
+    `more`: of scenes that the argument asks for, what is different in a part of the split.
+    """
+    drawn = scale["source"]
+    if drawn["kind"] == "subset":
+        drawn = drawn if split == "train" else scale["held"]
+    if drawn["kind"] == "scenes" and "split" in drawn:
+        local = drawn["resolution"] < SCENES["resolution"]
+        count = PICTURES.get(split, 0) // (16 if local else 1)
+        return drawn if split == "train" else drawn | dict(seed=0, split=split, count=count) | more
+    if drawn["kind"] == "scenes":
+        return drawn | (dict() if split == "train" else dict(seed=1, count=64))
+    return drawn if drawn["kind"] == "subset" else drawn | dict(dir="", split=split)
 
 
 def whole_picture(side: int) -> str:

@@ -7,6 +7,7 @@ A command makes a `Parser`, adds its own flags, and runs under `guarded`. Comman
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 from maeclip_jax import config as configs
 from maeclip_jax import remote
+from maeclip_jax.data.ahead import THREAD as READING
 from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.parallel import joining, machine, rollcall
 from maeclip_jax.parallel.terminal import warn
@@ -231,4 +233,8 @@ def leave(command: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except OSError:  # a full disk takes no more of it; Python would try again and end with a code of its own
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if any(t.name == READING or t.name.startswith("read gs://") for t in threading.enumerate()):
+        # Google's C++ client, which has not given up on a read of before an outage, would abort the process here.
+        atexit._run_exitfuncs()  # jax's among them, which several processes end together with
+        os._exit(code)
     sys.exit(code)

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -47,7 +47,7 @@ def load(source: str | os.PathLike, settings: Mapping[str, Any] | None = None, s
     config = _changed(config, settings or {})
     for name, value in leaves(config):
         if isinstance(value, str) and _PLACE.search(name):
-            remote.check_scheme(value, f"--config.{name}")
+            remote.check_scheme(value, f"--config.{name}", "checkpoints" if name == "resume" else "")
     if follows:
         from maeclip_jax.data import tokenizer
 
@@ -279,19 +279,28 @@ def _setting_error(error: Exception, settings: Mapping[str, Any], config) -> Use
     return UserError(text)
 
 
-# Durations: one string, one conversion. "200 steps", "30 epochs", "12.8B examples", "5%".
+# Durations: one string, one conversion. "200 steps", "30 epochs", "12.8B examples", "5%", "2.1e19 FLOPs".
 
-UNITS = ("steps", "epochs", "examples", "%")
+UNITS = ("steps", "epochs", "examples", "FLOPs", "%")
 _PREFIX = {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}
 _FORM = re.compile(
-    r"\s*(?P<number>\d+(?:\.\d*)?(?:e\d+)?)\s*(?:%|(?P<prefix>[kMB]?)\s*(?P<unit>step|epoch|example)s?)\s*"
+    r"\s*(?P<number>\d+(?:\.\d*)?(?:e\+?\d+)?)\s*(?:%|(?P<prefix>[kMB]?)\s*(?P<unit>step|epoch|example|FLOP)s?)\s*"
 )
 
 
-def to_steps(duration: str, what: str, *, batch_size: int, epoch: int | None = None, total: int | None = None) -> int:
+def to_steps(
+    duration: str,
+    what: str,
+    *,
+    batch_size: int,
+    epoch: int | None = None,
+    total: int | None = None,
+    flops: Callable[[], float] | None = None,
+) -> int:
     """Number of steps (rounded, never below 1 unless the duration is 0) of `duration`.
 
-    `epoch` examples make an epoch (None: endless data), `total` steps make 100 %. Raises UserError naming `what`.
+    `epoch` examples make an epoch (None: endless data), `total` steps make 100 %, a step is `flops()` model FLOPs.
+    Raises UserError naming `what`.
     """
     m = _FORM.fullmatch(duration) if isinstance(duration, str) else None
     if not m:
@@ -308,6 +317,12 @@ def to_steps(duration: str, what: str, *, batch_size: int, epoch: int | None = N
         if epoch is None:
             raise UserError(f"{what}={duration!r}, but endless data has no epochs; use steps or examples")
         steps = number * epoch / batch_size
+    elif unit == "FLOP":
+        if flops is None:
+            raise UserError(f"{what}={duration!r}: FLOPs of a step are not counted here; use steps, examples or %")
+        steps = number / flops()
+        if number and steps < 1:
+            raise UserError(f"{what}={duration!r} is {steps:.2g} steps of {flops():.4g} FLOPs; valid: one step or more")
     else:
         if total is None:
             raise UserError(f"{what}={duration!r}: a percentage needs a total; use steps, epochs or examples")

@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     args = parser.parse_args(rest)
     if len(args.sweep) != 1 or source or suite:
         raise UserError(f"name one sweep; here are: {', '.join(sorted(glob.glob(f'{FOLDER}/*.py')))}")
-    remote.check_scheme(args.root, "--root")
+    remote.check_scheme(args.root, "--root", "checkpoints")
     overrides = [f"--config.{n}={x}" for n, x in settings.items()]
     overrides += [f"--{n}={x}" for n in ("platform", "cpu_devices") if (x := getattr(args, n))]
     name = os.path.basename(args.sweep[0]).removesuffix(".py")

@@ -37,7 +37,7 @@ def test_what_is_no_duration_is_refused(wrong):
     with pytest.raises(UserError) as error:
         to_steps(wrong, "checkpoint.every", batch_size=256, epoch=1000, total=1000)
     assert str(error.value) == (
-        f"checkpoint.every={wrong!r} is not a duration; valid: a number and one of steps, epochs, examples, %, "
+        f"checkpoint.every={wrong!r} is not a duration; valid: a number and one of steps, epochs, examples, FLOPs, %, "
         "such as '30 epochs'"
     )
 
@@ -49,6 +49,24 @@ def test_units_that_need_what_is_not_there_are_refused():
     with pytest.raises(UserError) as error:
         to_steps("3%", "total", batch_size=8, epoch=100)
     assert str(error.value) == "total='3%': a percentage needs a total; use steps, epochs or examples"
+
+
+@pytest.mark.parametrize(
+    "duration, steps", [("2.1e19 FLOPs", 2_100_000), ("2.1e+19 FLOPs", 2_100_000), ("15000B FLOPs", 2), ("0 FLOPs", 0)]
+)
+def test_flops_are_steps_of_the_counted_size(duration, steps):
+    assert to_steps(duration, "total", batch_size=8, flops=lambda: 1e13) == steps
+
+
+def test_flops_that_are_not_a_step_or_not_counted_are_refused():
+    with pytest.raises(UserError) as error:
+        to_steps("5e12 FLOPs", "total", batch_size=8, flops=lambda: 1e13)
+    assert str(error.value) == "total='5e12 FLOPs' is 0.5 steps of 1e+13 FLOPs; valid: one step or more"
+    with pytest.raises(UserError) as error:
+        to_steps("5e12 FLOPs", "optim.warmup", batch_size=8)
+    assert str(error.value) == (
+        "optim.warmup='5e12 FLOPs': FLOPs of a step are not counted here; use steps, examples or %"
+    )
 
 
 WORDS = ["[PAD]", "[UNK]", "a", "red", "disc"]

@@ -237,8 +237,8 @@ POOLS = ", ".join(pool.NAMES)
 @pytest.mark.parametrize(
     "name, arg, text",
     [
-        ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: keep, loss, pool, "),
-        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: pool, recipe, runlocal, scale, size"),
+        ("clip", "pol=max", "unknown experiment argument 'pol' (did you mean 'pool'?); valid: data, "),
+        ("mae", "loss=softmax", "unknown experiment argument 'loss'; valid: data, diversity, pairs, "),
         ("mae", "scale=low,recipe=paper", "unknown recipe 'paper'; valid: matched, source"),
         ("mae_clip", "recipe=source", "how mae_clip was trained is not known; valid: recipe=matched"),
         ("clip", "scale=huge", f"unknown scale 'huge'; valid: {', '.join(sorted(SCALES))}"),

@@ -36,6 +36,11 @@ def printed(*words, **environment):
         (["report"], [PLACE]),
         (["tables", "WORKDIRS=a b", "OUT=my tables"], ["--tables", "a", "b", "--out", "my tables"]),
         (["sweep", "SWEEP=paper_pooling", "ARGS=--root=gs://x"], ["paper_pooling", "--root=gs://x"]),
+        (
+            ["study", "SIZES=1k,4k", "SEEDS=2", "DATA=cc12m", "OUT=my study", "ARGS=--dry_run"],
+            ["--data=cc12m", "--sizes=1k,4k", "--seeds=2", "--topology=cpu", "--out=my study", "--dry_run"],
+        ),
+        (["study-report", "OUT=my study"], ["--report", "--out=my study"]),
         (["bench", "ARGS=--steps=3"], [f"--config={ARGUMENT}", "--steps=3"]),
         (["preflight"], [f"--config={ARGUMENT}", "--topology=v5litepod-256"]),
         (["bench-input", "IMAGES=my photos"], ["--images", "my photos"]),

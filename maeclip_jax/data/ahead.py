@@ -20,6 +20,7 @@ from maeclip_jax.data.blocks import Window
 
 SAY, RACE = 15.0, 30.0  # seconds after which a wait is said, and a read is raced by a second one
 _EVERY = 60.0
+THREAD = "reading ahead"  # the name of its threads, which a read that hangs may outlive everything else in
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class _Span:
 
     def __init__(self, begin: int, end: int):
         self.begin, self.end = begin, end
+        self.asked, self.raced = time.monotonic(), False
         self.ready = threading.Event()
         self.records: list[bytes | None] = []
         self.error: BaseException | None = None
@@ -208,6 +210,22 @@ class ReadAhead:
         except BaseException as e:  # raised where the record is taken
             span.put(None, e)
 
+    def _read_again(self, span: _Span) -> None:
+        """Reads what another thread is still reading. If the storage answers, all that waits for as long is raced, too.
+
+        After an outage the reads of before it pause for minutes before they try again.
+        """
+        self._read(span)
+        if span.error is not None:
+            return
+        with self._lock:
+            old = (s for s in self._spans.values() if not (s.ready.is_set() or s.raced) and _is_old(s))
+            late = list(itertools.islice(old, self.reading.threads))
+            for other in late:
+                other.raced = True
+        for other in late:
+            self.reading.race(lambda other=other: self._read_again(other))
+
     def _wait(self, span: _Span) -> None:
         if not span.ready.is_set():
             begun, say, race = time.monotonic(), SAY, RACE
@@ -219,7 +237,7 @@ class ReadAhead:
                     log.warning("waiting for %s: %d s", self._name(span), waited)
                 if waited >= race:
                     race += _EVERY
-                    self.reading.race(lambda: self._read(span))
+                    self.reading.race(lambda: self._read_again(span))
         if span.error is not None:
             raise span.error
 
@@ -228,6 +246,10 @@ class ReadAhead:
         if parts is None:
             return f"records {span.begin} to {span.end}"
         return " and ".join(f"records {a} to {b} of {path}" for path, a, b in parts(span.begin, span.end))
+
+
+def _is_old(span: _Span) -> bool:
+    return time.monotonic() - span.asked > RACE
 
 
 def _ended() -> RuntimeError:
@@ -290,7 +312,7 @@ class Reading:
             thread.join(max(0.0, end - time.monotonic()))
 
     def _start(self, run) -> None:
-        thread = threading.Thread(target=run, daemon=True, name="reading ahead")
+        thread = threading.Thread(target=run, daemon=True, name=THREAD)
         self._running.append(thread)
         thread.start()
 

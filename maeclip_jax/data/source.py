@@ -59,7 +59,7 @@ def make(config):
 def data_dir(directory: str | None = None) -> str:
     """Where data sets live: `directory`, else $MAECLIP_DATA_DIR, else $TFDS_DATA_DIR, else `data`."""
     found = directory or os.environ.get("MAECLIP_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "data"
-    remote.check_scheme(found, "the folder of data sets")
+    remote.check_scheme(found, "the folder of data sets", "records")
     return os.path.expanduser(found)
 
 
@@ -143,20 +143,33 @@ class SceneSource:
 
     knobs: the fields of `data.scenes.SceneSpec` (resolution, diversity, ...). count: stop after so many records,
     which makes the source finite (shuffled in epochs, fit for evaluation). truth: "captions", or "all" for what
-    `data.scenes.scene` knows (questions, objects, `mask`, ...), which is drawn a little slower.
+    `data.scenes.scene` knows (questions, objects, `mask`, ...), which is drawn a little slower. among: of the split
+    `classify`, the pictures of "all" classes, of those "seen" in training with these knobs, or of those "unseen".
     """
 
-    def __init__(self, seed: int = 0, split: str = "train", count: int | None = None, truth: str = "captions", **knobs):
-        from maeclip_jax.scenes import SceneSpec, SceneStream
+    def __init__(
+        self,
+        seed: int = 0,
+        split: str = "train",
+        count: int | None = None,
+        truth: str = "captions",
+        among: str = "all",
+        **knobs,
+    ):
+        from maeclip_jax.scenes import SceneSpec, SceneStream, combinations
 
         fields = [f.name for f in dataclasses.fields(SceneSpec)]
         for name in knobs:
             if name not in fields:
-                raise unknown("argument of source 'scenes':", name, ["seed", "split", "count", "truth", *fields])
+                own = ["seed", "split", "count", "truth", "among"]
+                raise unknown("argument of source 'scenes':", name, [*own, *fields])
         if truth not in ("captions", "all"):
             raise unknown("truth of source 'scenes':", truth, ("captions", "all"))
+        if count is not None and count < 1:
+            raise UserError(f"count of source 'scenes' is {count}; valid: 1 or more, or None for no end")
         spec = SceneSpec(**knobs)
         self.name, self.endless, self.count = f"scenes/{split}-{seed}", count is None, count
+        self.classes_of = combinations(spec, among, split)
         self.classes, self.mask_classes = list(spec.classes), ["background", *spec.classes]
         self.stream, self.truth = SceneStream(spec, seed, split), truth
 
@@ -164,6 +177,9 @@ class SceneSource:
         return ENDLESS if self.count is None else self.count
 
     def __getitem__(self, index: int) -> dict:
+        if self.classes_of:  # every class of the split has its turn; the others' are passed over
+            turn, place = divmod(index, len(self.classes_of))
+            index = turn * len(self.classes) + self.classes_of[place]
         record = self.stream[index] if self.truth == "captions" else self.stream.scene(index)
         if "objects" in record:
             of = [f"{thing['colour']} {thing['shape']}" for thing in record["objects"]]
@@ -225,4 +241,16 @@ def _questions(of, vocabulary=None):
     return QuestionSource(of, vocabulary)
 
 
-KINDS = {"tfds": TfdsSource, "scenes": SceneSource, "noise": NoiseSource, "questions": _questions}
+def _subset(path, dir=None):
+    from maeclip_jax.data.subset import SubsetSource
+
+    return SubsetSource(path, dir)
+
+
+KINDS = {
+    "tfds": TfdsSource,
+    "scenes": SceneSource,
+    "noise": NoiseSource,
+    "questions": _questions,
+    "subset": _subset,
+}

@@ -26,7 +26,7 @@ class Knn:
 
     Metrics in percent: `top1`, `mean_per_class`, `top5` (more than 5 classes), `top1_k<k>` of the other k; each
     with its chance level. Where k is more than the training pictures, all of them vote, and the number says so. A class
-    that ties with the right one counts as before it.
+    that ties with the right one counts as before it. `effective_rank` of the tested pictures: see `representation`.
     """
 
     def __init__(

@@ -6,7 +6,8 @@ say), for this one set of weights: seeds of training are another source, see `of
 - A share of independent items that are right: Clopper and Pearson 1934, exact.
 - Any other mean: bootstrap over items, or over groups of them (Efron 1979), with percentiles moved outwards as
   Student's distribution asks for (the expanded percentile interval of Hesterberg 2015, section 4.5), since plain
-  percentiles are too narrow for few items.
+  percentiles are too narrow for few items. Of fewer than 10, resampling says little: there Student's interval with the
+  jackknife's error over single items (Tukey 1958), which of a plain mean is the usual t interval.
 - What is not a mean of items (an effective rank): jackknife over 20 blocks, with Student's quantile (Kott 2001).
 - Two numbers of the same items: the same bootstrap of their difference, both drawn alike; accuracies are tested by
   McNemar's exact test (McNemar 1947). Families of tests: Holm 1979.
@@ -26,6 +27,7 @@ LEVEL = 0.95
 DRAWS = 1000  # of an interval
 PAIRED_DRAWS = 10_000  # of a comparison, whose p may have to be small to survive the correction for many
 BLOCKS = 20  # of the jackknife
+LEAST = 10  # units that are resampled; fewer are left out one by one
 _FEW = 64  # different rows of sums that are drawn by their counts
 _AT_ONCE = 1 << 22  # numbers drawn at a time
 
@@ -79,6 +81,10 @@ def of_items(items: Items, unit: str = "%", seed: int = 0) -> Estimate:
     how = f"bootstrap over {len(names)} {'items' if items.group is None else 'groups'}"
     if len(names) < 2 or not np.isfinite(total).all():
         return Estimate(None, len(names), how)
+    if len(names) < LEAST:
+        value = float(ratio(total.sum(0), weight.sum(0)))
+        half = _quantile(len(names)) * _error(_left_out(total, weight))
+        return Estimate((value - half, value + half), len(names), how.replace("bootstrap", "jackknife"))
     return Estimate(_spread(_draws([(total, weight)], DRAWS, seed)[0], len(names)), len(names), how)
 
 
@@ -111,14 +117,25 @@ def paired_means(
     value = float(np.mean(whole[size:]) - np.mean(whole[:size]))
     if n < 2:
         return Difference(value, (-math.inf, math.inf), 1.0, n, "one item says nothing")
+    exact = len(parts) == 2 and unit == "%" and all(one.proportion for one in (*first, *second))
+    if n < LEAST and not exact:
+        left = [_left_out(total, weight) for total, weight in parts]
+        return _few(value, _error(np.mean(left[size:], axis=0) - np.mean(left[:size], axis=0)), n)
     drawn = _draws(parts, draws, seed)
     change = np.mean(drawn[size:], axis=0) - np.mean(drawn[:size], axis=0)
-    if len(parts) == 2 and unit == "%" and all(one.proportion for one in (*first, *second)):
+    if exact:
         right_a, right_b = (total[:, 0] > 0 for total, _ in parts)
-        p, how = mcnemar(right_a, right_b), "McNemar, exact"
-    else:
-        p, how = _p(change, n), "paired bootstrap"
-    return Difference(value, _spread(change, n), p, n, how)
+        return Difference(value, _spread(change, n), mcnemar(right_a, right_b), n, "McNemar, exact")
+    return Difference(value, _spread(change, n), _p(change, n), n, "paired bootstrap")
+
+
+def _few(value: float, error: float, n: int) -> Difference:
+    """By Student's distribution; where all items differ by the same, without doubt."""
+    from scipy import stats
+
+    half = _quantile(n) * error
+    p = 2 * float(stats.t.sf(abs(value) / error, n - 1)) if error > 0 else float(value == 0)
+    return Difference(value, (value - half, value + half), p, n, "paired jackknife")
 
 
 def mcnemar(first_N: np.ndarray, second_N: np.ndarray) -> float:
@@ -178,6 +195,23 @@ def jackknife(parts: Sequence[Any], function: Callable[[list], float], n: int) -
     left = np.array([function([p for i, p in enumerate(parts) if i != b]) for b in range(count)], np.float64)
     half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
     return value, Estimate((value - float(half), value + float(half)), n, how)
+
+
+def _left_out(total_UxS: np.ndarray, weight_UxS: np.ndarray) -> np.ndarray:
+    """[U]: what the metric is without each unit."""
+    return ratio(total_UxS.sum(0) - total_UxS, weight_UxS.sum(0) - weight_UxS)
+
+
+def _error(left_U: np.ndarray) -> float:
+    """The jackknife's standard error."""
+    n = len(left_U)
+    return float(np.sqrt((n - 1) / n * np.nansum((left_U - np.nanmean(left_U)) ** 2)))
+
+
+def _quantile(n: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 def _draws(several: Sequence[tuple[np.ndarray, np.ndarray]], draws: int, seed: int) -> list[np.ndarray]:

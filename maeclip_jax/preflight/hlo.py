@@ -265,6 +265,6 @@ def module_of(source: str) -> str:
     `text/trunk/blocks/mlp/up dot_general, backward`.
     """
     parts = [p for p in source.split("/") if p and not _WRAPPERS.search(p)]
-    parts = [p for p in parts if not re.match(r"[A-Z]\w*\._", p)]  # methods of the objective
+    parts = [p for p in parts if not re.match(r"[A-Z]\w*\.\w", p)]  # methods of the objective
     when = ", recomputed" if "rematted_computation" in source else ", backward" if "transpose(" in source else ""
     return ("/".join(parts[:-1]) + " " + parts[-1]).strip() + when if parts else ""

@@ -93,7 +93,7 @@ def computations(text: str) -> tuple[dict[str, dict[str, Op]], str]:
         elif line.strip():
             op = parse(line)
             if op is None:
-                raise _unread(number, line, f"it is no operation of {name}")
+                raise _unread(number, line, f"it is not an operation of {name}")
             here[op.name] = op
     if here is not None or not entry:
         raise _unread(number, "the end", f"{name} is not closed" if here is not None else "there is no ENTRY")

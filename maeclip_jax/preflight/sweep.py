@@ -67,7 +67,7 @@ def ways(args: argparse.Namespace) -> list[tuple[int | None, dict[str, str]]]:
     for text in _listed(args.meshes):
         found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
         if not found or 0 in map(int, filter(None, found.groups())):
-            raise UserError(f"--meshes={args.meshes}: {text!r} is no fsdp, or fsdp x tensor; valid: 1,8,8x2")
+            raise UserError(f"--meshes={args.meshes}: {text!r} is neither fsdp nor fsdp x tensor; valid: 1,8,8x2")
         meshes.append({"mesh.fsdp": found[1], "mesh.tensor": found[2] or "1", "mesh.replica": "-1"})
     return [
         (batch, compute | mesh)

@@ -31,7 +31,7 @@ def rows(found: Mapping) -> dict[str, str]:
         "parameters": f"{found['parameters']:,}; {found['parameters GiB']:.3f} GiB a device",
         "optimizer": f"{found['optimizer GiB']:.3f} GiB a device",
         "peak HBM (compiler)": f"{need} a device",
-        **({"of it temporaries": f"{found['temporaries GiB']:.2f} GiB"} if found["fits"] else {}),
+        **({"of it temporaries": f"{found['temporaries GiB']:.2f} GiB"} if "temporaries GiB" in found else {}),
         "verdict": verdict(found),
         "compiled in": f"{found['compile seconds']:.0f} s on this machine",
     }

@@ -152,6 +152,9 @@ def _check(args: argparse.Namespace) -> None:
     for name, valid in (("runner", RUNNERS), ("same_bytes", CHOICES), ("near_duplicates", CHOICES)):
         if getattr(args, name) not in valid:
             raise errors.unknown(name, getattr(args, name), valid)
+    if args.near_duplicates != "drop" and not args.not_in:
+        given = f"--near_duplicates={args.near_duplicates} needs an evaluation set"
+        raise errors.UserError(f"{given}; valid: --not_in=FOLDER or --not_in=FOLDER:SPLIT beside it")
     if bool(args.tokenizer) != (args.text_length > 0):
         raise errors.UserError(
             f"--tokenizer={args.tokenizer} and --text_length={args.text_length} go together; valid: both, such as "

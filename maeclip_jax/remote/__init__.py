@@ -36,8 +36,11 @@ def is_remote(path: object) -> bool:
     return found
 
 
-def check_scheme(path: object, what: str) -> None:
-    """UserError if `path` begins with a scheme that no library here knows, or whose library is not installed."""
+def check_scheme(path: object, what: str, google: str = "") -> None:
+    """UserError if `path` begins with a scheme that no library here knows, or whose library is not installed.
+
+    google: what of Google's libraries (orbax, array_record) is to lie there, which know gs:// and folders alone.
+    """
     scheme, found, _ = str(path).partition("://")
     if not found:
         return
@@ -45,6 +48,8 @@ def check_scheme(path: object, what: str) -> None:
     valid = f"valid: {', '.join(f'{s}://' for s in SCHEMES)} or a folder"
     if scheme not in SCHEMES:
         raise UserError(f"{what}: unknown scheme {scheme}:// in {str(path)!r}; {valid}")
+    if google and scheme != "gs":
+        raise UserError(f"{what}: {google} lie in gs:// or a folder, not in {str(path)!r}; valid: gs://bucket/folder")
     package = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}[scheme]
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{what}: {str(path)!r} needs the package {package}: pip install {package}; {valid}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from maeclip_jax import workdir
@@ -133,10 +134,13 @@ def text(first: Run, second: Run) -> str:
 
 def _row(pair: Pair) -> Sequence[str]:
     unit, found = pair.first.unit, pair.found
-    number, _ = statistics.plus_minus(found.value, found.interval, unit)
-    places = len(number.partition(".")[2])
-    low, high = (f"{x:+.{places}f}" for x in found.interval)
-    change = f"{found.value:+.{places}f} [{low}, {high}] {unit}".strip().replace("-", "−")
+    change = f"{found.value:+.3g} {unit}".strip()
+    if all(map(math.isfinite, (found.value, *found.interval))):
+        number, _ = statistics.plus_minus(found.value, found.interval, unit)
+        places = len(number.partition(".")[2])
+        low, high = (f"{x:+.{places}f}" for x in found.interval)
+        change = f"{found.value:+.{places}f} [{low}, {high}] {unit}".strip()
+    change = change.replace("-", "−")
     values = [amount(m.value, unit).removesuffix(f" {unit}") for m in (pair.first, pair.second)]
     return pair.name, *values, change, f"{found.n:,}", _p(found.p), _p(pair.holm), pair.verdict
 

@@ -174,9 +174,10 @@ class Run:
 
     def planned(self, total: str) -> float | None:
         """Examples of a duration ("30 epochs") with this run's batch and data; None if that cannot be known."""
-        batch = int(self.find("batch_size") or 0)
+        batch, flops = int(self.find("batch_size") or 0), self.costs.get("flops_per_step")
+        known = {"epoch": self.records, "flops": (lambda: flops) if flops else None}
         try:
-            return batch * to_steps(total, "total", batch_size=batch, epoch=self.records) if batch else None
+            return batch * to_steps(total, "total", batch_size=batch, **known) if batch else None
         except UserError:
             return None
 

@@ -155,7 +155,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 def locate(source: epath.PathLike) -> epath.Path:
     """The checkpoint meant by `source`: a workdir (its newest complete one) or `.../checkpoints/<step>` itself."""
-    remote.check_scheme(source, "checkpoint")
+    remote.check_scheme(source, "checkpoint", "checkpoints")
     path = absolute(source)
     there = remote.names(path)
     if STATE in there:

@@ -213,8 +213,8 @@ def said(built, parts: int) -> str:
     if parts == 1:
         return "; all rows at once, which fit" if built.microbatches == AUTO else ""
     rows = built.batch_size // sharding.batch_shards(built.mesh)
-    how = "parameters gathered once a step" if built.whole_weights else "parameters gathered block by block in each"
-    return f"; {parts} parts of {rows // parts} rows a device, {how}"
+    how = ", parameters gathered once a step" if built.whole_weights else ", parameters gathered block by block in each"
+    return f"; {parts} parts of {rows // parts} rows a device{how if built.mesh.shape['fsdp'] > 1 else ''}"
 
 
 def _memory_here() -> float:

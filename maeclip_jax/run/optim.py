@@ -69,14 +69,16 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
     return Rate(peak, shape)
 
 
-def other_length(config, before: Mapping, *, step: int, batch_size: int, total: int, epoch: int | None) -> str:
+def other_length(
+    config, before: Mapping, *, step: int, batch_size: int, total: int, epoch: int | None, flops: Callable[[], float]
+) -> str:
     """What another length than that of `before` does to the learning rate at `step`, in words; "" if it is the same.
 
-    `config` and `before`: those of now and of then. The rate follows the new length, `total` steps.
+    `config` and `before`: those of now and of then. The rate follows the new length, `total` steps. flops: of a step.
     """
     if "optim" not in before or "total" not in before or before["total"] == config.total:
         return ""
-    old = to_steps(before["total"], "total", batch_size=batch_size, epoch=epoch)
+    old = to_steps(before["total"], "total", batch_size=batch_size, epoch=epoch, flops=flops)
     optim = ConfigDict(config.optim.to_dict() | before["optim"])  # which may lack settings that came later
     then = float(schedule(optim, batch_size=batch_size, total=old, epoch=epoch)(step))
     now = float(schedule(config.optim, batch_size=batch_size, total=total, epoch=epoch)(step))

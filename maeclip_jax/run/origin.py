@@ -77,6 +77,8 @@ class Beginning:
                 f"checkpoint {folder} was trained with seed {meta['seed']}, the config says {config.seed}: "
                 f"the data order would change; set seed={meta['seed']}, or start a new --workdir"
             )
+        was = (self.before or read_config(folder.parent.parent)).get("total")
+        built.check_length(config.total, was, meta.get("total_steps"), folder)
         if step > built.total_steps:
             raise UserError(
                 f"checkpoint {folder} is past the end: total={config.total!r} is {built.total_steps} steps; "
@@ -105,6 +107,7 @@ class Beginning:
     def _say_schedule(self, step: int, folder: epath.Path) -> None:
         """Says what another length does to the learning rate: it follows the new length, from the first step on."""
         before = self.before or read_config(folder.parent.parent)
-        size, total = self.built.batch_size, self.built.total_steps
-        if said := other_length(self.config, before, step=step, batch_size=size, total=total, epoch=self.epoch):
+        built = self.built
+        known = dict(batch_size=built.batch_size, total=built.total_steps, epoch=self.epoch)
+        if said := other_length(self.config, before, step=step, flops=lambda: built.flops_per_step, **known):
             say(said)

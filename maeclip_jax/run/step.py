@@ -62,14 +62,35 @@ class TrainStep:
     @functools.cached_property
     def flops_per_step(self) -> float:
         """Model FLOPs of one training step on the global batch (see flops.FORMULA)."""
+        return model_flops(self.objective, self.abstract.params, self.inputs)
 
-        def forward(params, batch):
-            rngs = {name: jax.random.key(0) for name in RNG_STREAMS}
-            return self.objective.apply({"params": params}, batch, train=True, rngs=rngs)[0]
+    def steps(self, duration: str, what: str, *, epoch: int | None) -> int:
+        """A duration of the config in steps (see config.to_steps). UserError naming `what`."""
+        counted = functools.partial(getattr, self, "flops_per_step")
+        known = dict(batch_size=self.batch_size, total=self.total_steps, flops=counted)
+        return to_steps(duration, what, epoch=epoch, **known)
 
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.abstract.params)
-        batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in self.inputs.items()}
-        return 3 * flops.forward_matmul_flops(forward, params, batch)
+    def check_length(self, total: str, was: str | None, steps: int | None, folder: Any) -> None:
+        """UserError if the same `total` in FLOPs was another number of `steps` when the checkpoint `folder` was made.
+
+        Another version, or another way to compute attention, may count a step otherwise; the schedule would change.
+        """
+        if steps and "FLOP" in total and total == was and steps != self.total_steps:
+            raise UserError(
+                f"checkpoint {folder} was trained for {steps} steps; total={total!r} is {self.total_steps} steps here, "
+                f"where a step counts {self.flops_per_step:.6g} FLOPs: set total='{steps} steps' to go on as before"
+            )
+
+
+def model_flops(objective: nn.Module, params: Any, inputs: Mapping) -> float:
+    """Model FLOPs of a training step of `objective` on a batch; `params`, `inputs`: arrays or shapes of them."""
+
+    def forward(params, batch):
+        rngs = {name: jax.random.key(0) for name in RNG_STREAMS}
+        return objective.apply({"params": params}, batch, train=True, rngs=rngs)[0]
+
+    params, batch = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x) for x in (params, dict(inputs)))
+    return 3 * flops.forward_matmul_flops(forward, params, batch)
 
 
 def build(config, *, epoch: int | None, devices: Sequence | None = None) -> TrainStep:
@@ -85,14 +106,19 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
             f"batch_size {config.batch_size}: {config.objective} compares each pair with the others of its batch, and "
             "there are none; valid: 2 or more"
         )
-    total = to_steps(config.total, "total", batch_size=config.batch_size, epoch=epoch)
-    rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
     on_batch = sharding.batch_sharding(mesh)
     inputs = {
         name: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype, sharding=on_batch)
         for name, x in objective.inputs().items()
     }
 
+    @functools.cache
+    def counted() -> float:
+        with jax.set_mesh(mesh):
+            return model_flops(objective, made.params, inputs)
+
+    total = to_steps(config.total, "total", batch_size=config.batch_size, epoch=epoch, flops=counted)
+    rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
     transform = optim.make(config.optim, made.params, rate)
 
     def fresh() -> State:

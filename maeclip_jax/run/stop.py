@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-import jax
-
 from maeclip_jax.parallel import joining
 from maeclip_jax.parallel.rollcall import LOST
 from maeclip_jax.remote import outbox
@@ -32,6 +30,8 @@ class StopSignal:
         self._called, self._over = threading.Event(), threading.Event()
 
     def __enter__(self) -> StopSignal:
+        import jax
+
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
         if self.grace:
@@ -57,6 +57,8 @@ class StopSignal:
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after `step`, the same answer on every process."""
+        import jax
+
         if jax.process_count() == 1:
             return self._asked
         from jax.experimental import multihost_utils

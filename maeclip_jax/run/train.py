@@ -14,7 +14,7 @@ import jax
 from etils import epath
 
 from maeclip_jax import remote
-from maeclip_jax.config import plain, to_steps
+from maeclip_jax.config import plain
 from maeclip_jax.data import caption_length, pipeline
 from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
@@ -98,7 +98,7 @@ class _Run:
         self.start, self.limits = start or startup.Startup(0), limits or watchdog.Limits()
 
         def steps(duration: str, what: str) -> int:
-            return to_steps(duration, what, batch_size=built.batch_size, epoch=data.length, total=built.total_steps)
+            return built.steps(duration, what, epoch=data.length)
 
         self.doubted, self.under_way = False, False
         self.profile = Profile(workdir, profile, built.total_steps)
@@ -310,6 +310,7 @@ class _Run:
             "examples_seen": step * self.built.batch_size,
             "batch_size": self.built.batch_size,
             "seed": self.config.seed,
+            "total_steps": self.built.total_steps,
             "seconds": self.clock.seconds,
             "asked": self.asked.sums,
         }

@@ -136,6 +136,27 @@ def pairs(spec: SceneSpec) -> Pairs:
     return Pairs(tuple(train), tuple(known), tuple(heldout))
 
 
+AMONG = ("all", "seen", "unseen")
+
+
+def combinations(spec: SceneSpec, among: str, split: str) -> tuple[int, ...]:
+    """Numbers of the classes that `train` shows ("seen") or never shows ("unseen"), in order; () for "all".
+
+    UserError for another word, for a split that is not balanced over classes, and where there is no such class.
+    """
+    if among not in AMONG:
+        raise unknown("among of scenes", among, AMONG)
+    if among == "all":
+        return ()
+    if split != "classify":
+        raise UserError(f"scenes: among={among} is of split='classify', which shows all classes, not of {split!r}")
+    shown = {colour * spec.shapes + shape for colour, shape in pairs(spec).train}
+    found = tuple(k for k in range(len(spec.classes)) if (k in shown) == (among == "seen"))
+    if not found:
+        raise UserError("scenes: training shows every class; valid: heldout_pairs >= 1 or a diversity below 1")
+    return found
+
+
 class Tape:
     """Lots for one purpose: integers read off the raw numbers of a Philox generator.
 

@@ -42,7 +42,7 @@ def make_workdir(workdir: epath.PathLike) -> epath.Path:
 
     Folders of a bucket need not be made: the first file makes them.
     """
-    remote.check_scheme(workdir, "--workdir")
+    remote.check_scheme(workdir, "--workdir", "checkpoints")
     path = epath.Path(workdir)
     if remote.is_remote(workdir):
         return path

@@ -103,6 +103,31 @@ def test_a_stalled_read_is_said_and_raced(monkeypatch, caplog):
     reading.close()
 
 
+def test_one_raced_read_that_answers_frees_all_that_wait_as_long(monkeypatch):
+    """After an outage reads pause for minutes: one by one, each would hold up a step for as long as a race takes."""
+    monkeypatch.setattr(ahead, "RACE", 0.3)
+    never, raced = threading.Event(), []
+
+    class Stalled(Source):
+        def read(self, begin, end):
+            first = (begin, end) not in self.reads
+            self.reads.append((begin, end))
+            if first:
+                never.wait(600)
+            return [b"%d" % i for i in range(begin, end)]
+
+    source = Stalled()
+    reading, read = reader(source, blocks.Blocks(1000, 0, size=8, window=4, lanes=1), threads=8)
+    race = reading.race
+    monkeypatch.setattr(reading, "race", lambda job: (raced.append(threading.current_thread().name), race(job)))
+    order = read.order
+    for position in range(32):
+        assert read.take(order(position), position, 0) == b"%d" % order(position)
+    assert len(raced) >= 4 and raced.count(threading.main_thread().name) == 1  # the rest was freed by that one
+    never.set()
+    reading.close()
+
+
 def test_closing_ends_every_wait():
     source, order = Source(delay=0.5), blocks.InOrder(100, batch_size=10, offset=0, rows=10, size=10)
     reading, read = reader(source, order, threads=1)

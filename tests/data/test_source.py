@@ -231,7 +231,7 @@ def test_data_directory_comes_from_the_environment(root, monkeypatch):
     "config, message",
     [
         ({"kind": "tar"}, "unknown source kind 'tar'"),
-        ({"dir": "x"}, "unknown source kind None; valid: noise, questions, scenes, tfds"),
+        ({"dir": "x"}, "unknown source kind None; valid: noise, questions, scenes, subset, tfds"),
         ({"kind": "tfds", "path": "x"}, "unknown argument of source 'tfds': 'path'; valid: dir, name, split, features"),
         ("scenes", "a source is a dict with a kind"),
     ],

@@ -103,6 +103,23 @@ def test_a_paired_bootstrap_is_close_to_the_t_test_where_that_is_right():
     assert difference.p == pytest.approx(test.pvalue, abs=0.01)
 
 
+def test_of_few_items_the_t_test_is_taken():
+    """Four batches, say: were they resampled, any four differences of one sign would count."""
+    random, found = np.random.default_rng(9), 0
+    a, b = random.normal(size=4), random.normal(size=4)
+    difference, test = paired(Items(a), Items(b), unit=""), stats.ttest_rel(b, a)
+    bounds = test.confidence_interval()
+    assert difference.interval == pytest.approx((bounds.low, bounds.high)) and difference.p == pytest.approx(
+        test.pvalue
+    )
+    bounds = stats.ttest_1samp(a, 0).confidence_interval()
+    assert of_items(Items(a), "").interval == pytest.approx((bounds.low, bounds.high))
+    for _ in range(TIMES):
+        found += paired(Items(random.normal(size=4)), Items(random.normal(size=4)), unit="").p < 0.05
+    assert found / TIMES <= 0.09
+    assert paired(Items([1, 2]), Items([1, 2]), unit="").p == 1 and paired(Items([1, 2]), Items([2, 3]), unit="").p == 0
+
+
 def test_other_items_are_not_compared():
     with pytest.raises(ValueError, match="2 of 3 items are not those of both"):
         paired(Items([1, 2], ["a", "b"]), Items([1, 2], ["a", "c"]))

@@ -54,7 +54,7 @@ def test_the_decoder_makes_of_visible_tokens_what_it_made_in_pretraining():
     out = module.apply({"params": params}, BATCH, method="encode")
 
     def predicted(self, batch):
-        return self._predict(self._inputs(batch))[0]
+        return self._predict(self._inputs(batch), self.draw(batch, train=False))[0]
 
     want = pretrained.apply({"params": theirs}, BATCH, rngs={"mask": jax.random.key(0)}, method=predicted)
     for stream, tokens in out.items():

@@ -297,7 +297,7 @@ HERE = (f"--config={CONFIG}", "--topology=v5e-4")
         ([*HERE, "--hours=3"], "--hours goes with --sweep only"),
         ([*HERE, "--sweep"], "--topology does not go with --sweep; valid: --slices"),
         ([HERE[0], "--sweep", "--computes=rolled+none"], "unknown 'rolled+none'; valid: unroll+none, unroll+full"),
-        ([HERE[0], "--sweep", "--meshes=8x"], "'8x' is no fsdp, or fsdp x tensor; valid: 1,8,8x2"),
+        ([HERE[0], "--sweep", "--meshes=8x"], "'8x' is neither fsdp nor fsdp x tensor; valid: 1,8,8x2"),
         ([HERE[0], "--sweep", "--batches=many"], "'many' is not a number of pictures a chip"),
         ([HERE[0], "--sweep", "--slices=v5e-3"], "a power of two"),
         (["--calibrate=/no/such/run"], "cannot read '/no/such/run/costs.json'"),

@@ -54,9 +54,9 @@ def test_metadata_of_a_kernel_that_goes_on_over_lines_is_read():
 @pytest.mark.parametrize(
     "old, new, said",
     [
-        ("\n}}, metadata=", "\n}, metadata=", "is no operation"),  # as if a computation ended there
-        ("\n}\n", "\n", "is no operation"),
-        ("  ROOT %", "  ", "is no operation"),
+        ("\n}}, metadata=", "\n}, metadata=", "is not an operation"),  # as if a computation ended there
+        ("\n}\n", "\n", "is not an operation"),
+        ("  ROOT %", "  ", "is not an operation"),
         ("  ROOT %", "  %", "has no result"),
         ("ENTRY ", "", "there is no ENTRY"),
         ("{\n  %", "\n  %", "it is in no computation"),

@@ -373,7 +373,7 @@ LAYOUTS = {  # name -> (writer, what another reader counts, the splits)
     "csv of Flickr8k, five rows a picture": (_flickr8k, in_lines, "train"),
     "tsv of open_clip": (_open_clip, in_lines, "train"),
     "train.csv and val.csv": (_tables_of_splits, in_lines, "train, val"),
-    "imagefolder, metadata.csv a split": (_image_folder, in_lines, "test, train"),
+    "imagefolder, a table a split": (_image_folder, in_lines, "test, train"),
     "imagefolder, metadata.jsonl": (_image_folder_lines, in_lines, "train"),
     "LLaVA, json array": (_llava, in_lines, "train"),
     "ShareGPT4V, json array": (_sharegpt4v, in_lines, "train"),

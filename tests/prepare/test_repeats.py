@@ -158,3 +158,5 @@ def test_another_evaluation_set_is_not_continued_with(tmp_path, capsys):
     assert "was prepared with not_in=" in capsys.readouterr().err
     assert command.main([*argv, "--same_bytes", "no"]) == 2
     assert "unknown same_bytes" in capsys.readouterr().err
+    assert command.main([*argv[:4], "--near_duplicates", "keep"]) == 2
+    assert "--near_duplicates=keep needs an evaluation set; valid: --not_in=FOLDER" in capsys.readouterr().err

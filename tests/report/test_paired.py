@@ -94,6 +94,14 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, capsys):
     assert "not a parquet file" in refused(capsys, a, other)
 
 
+def test_one_item_and_values_that_are_no_numbers_say_nothing(tmp_path, capsys):
+    a = make(tmp_path / "a", [top1([1]), error([np.nan] + [1.0] * 20)])
+    b = make(tmp_path / "b", [top1([0]), error([2.0] * 21)])
+    assert command.main(["--compare", str(a), str(b)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("zero/")]
+    assert len(rows) == 2 and all(row.endswith("within noise") and "1.000" in row for row in rows)
+
+
 def test_how_it_was_measured_differently_is_said(tmp_path):
     a = make(tmp_path / "a", [top1([1, 0, 1]), top1([1, 1, 1], "top5")])
     b = make(tmp_path / "b", [top1([1, 1, 1])], step=20, settings=SETTINGS | {"templates": "photos", "batch_size": 16})

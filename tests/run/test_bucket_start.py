@@ -113,6 +113,18 @@ def test_a_data_set_that_is_not_there(start):
     ("settings", "said"),
     [
         (dict(workdir="foo://b/run"), "--workdir: unknown scheme foo:// in 'foo://b/run'; {valid}"),
+        (
+            dict(workdir="s3://b/run"),
+            "--workdir: checkpoints lie in gs:// or a folder, not in 's3://b/run'; valid: gs://bucket/folder",
+        ),
+        (
+            dict(data="s3://b/data"),
+            "the folder of data sets: records lie in gs:// or a folder, not in 's3://b/data'; valid: gs://bucket/folder",
+        ),
+        (
+            dict(more=["--config.resume=az://b/run"]),
+            "--config.resume: checkpoints lie in gs:// or a folder, not in 'az://b/run'; valid: gs://bucket/folder",
+        ),
         (dict(workdir="gs://"), "--workdir: 'gs://' names no bucket; valid: gs://bucket/folder"),
         (dict(config="foo://b/config.json"), "--config: unknown scheme foo:// in 'foo://b/config.json'; {valid}"),
         (dict(more=["--config.resume=foo://b/a"]), "--config.resume: unknown scheme foo:// in 'foo://b/a'; {valid}"),

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 
+from maeclip_jax.errors import UserError
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import peak_per_device
-from maeclip_jax.run import flops, summary
+from maeclip_jax.run import flops, step, summary, train
+from tests import runs
 from tests.objectives import models
 
 WIDTH, DEPTH, BATCH = 32, 3, 2
@@ -99,6 +101,21 @@ def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
         assert found == peak and where == f"{kind} data sheet, bf16"
     found, where = peak_per_device("float32")
     assert 1e8 < found < 1e14 and "measured here on a float32 matmul" in where
+
+
+def test_a_total_in_flops_is_kept_when_a_run_goes_on(tmp_path, monkeypatch):
+    config = runs.config("objective=clip,steps=4,save=2,evals=False")
+    flops_a_step = step.build(config, epoch=40, devices=jax.devices()[:1]).flops_per_step
+    config.total = f"{4.4 * flops_a_step:.6e} FLOPs"
+    train.run(config, tmp_path, devices=jax.devices()[:1])
+    assert max(runs.series(tmp_path)) == 4
+    train.run(config, tmp_path, devices=jax.devices()[:1])  # all is done
+    monkeypatch.setattr(step, "model_flops", lambda *_: flops_a_step / 2)
+    with pytest.raises(UserError, match=r"was trained for 4 steps; total='.* FLOPs' is 9 steps here.*total='4 steps'"):
+        train.run(config, tmp_path, devices=jax.devices()[:1])
+    config.total = "4 steps"  # what it advises
+    train.run(config, tmp_path, devices=jax.devices()[:1])
+    assert max(runs.series(tmp_path)) == 4
 
 
 def test_bfloat16_on_a_cpu_is_warned_of():

@@ -28,10 +28,9 @@ CASES = {
     "sigmoid, heads over devices, kernel": (
         "clip", dict(loss="sigmoid", compute=dict(attention="fused_interpret")), TENSOR, (4,), True
     ),
-    "one mask for all, gathered by the compiler": ("m3ae", dict(mask_share="batch"), FSDP, (4,), False),
+    "one mask for all, gathered by the compiler": ("m3ae", dict(mask_share="batch"), {"fsdp": 2}, (16,), False),
     "views": ("slip", {}, {"replica": 2}, (4,), True),
     "questions without an answer": ("vqa", {}, {"replica": 2}, (4,), True),
-    "one device": ("mae", {}, {}, (16,), True),
 }  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""Plans a study, trains its runs and writes its page; the same command goes on where it was.
+
+    python -m maeclip_jax.study --data=scenes --sizes=1k,4k,20k --diversity=0.25,1 --arms=clip,mae_clip --pool=gap,max
+        --seeds=3 --match=examples,flops --weights=0.1 --topology=cpu --budget=10h --out=results/study [--dry_run]
+    python -m maeclip_jax.study --report --out=results/study
+
+The first arm is what the others are compared with. --dry_run prints the plan and writes nothing. The plan becomes
+study.json in --out before the first run and is never changed; results are small files beside it; what training leaves
+is in --runs. --match=flops gives every arm the FLOPs of the dearest. --tune="optim.lr=1e-3,2e-3" tries a grid for each
+arm first. --topology is cpu (this machine, measured) or a slice such as v6e-256 (estimated; only with --dry_run).
+--config.x=y changes every run. --data may be a prepared set: its subsets are drawn into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from maeclip_jax import cli
+from maeclip_jax.errors import UserError
+from maeclip_jax.study import design, plan, spending
+from maeclip_jax.study.subsets import number
+
+EVERY = 60.0  # seconds between two pages
+
+
+def parser() -> cli.ExperimentParser:
+    """The flags."""
+    made = cli.ExperimentParser("maeclip_jax.study", __doc__)
+    add, default = made.add_argument, design.Axes
+
+    def several(kind):
+        return lambda text: tuple(kind(word) for word in text.split(",") if word.strip())
+
+    add("--data", default=default.data, help="scenes, or a prepared set (%(default)s)")
+    add("--sizes", type=several(number), default=default.sizes, help="unique pairs, such as 1k,4k,20k")
+    add("--diversity", type=several(float), default=default.diversities, help="shares, such as 0.25,1")
+    add("--arms", type=several(str), default=default.arms, help="experiments; the first is the baseline")
+    add("--pool", type=several(str), default=default.pools, help="of the picture; the last is the primary one")
+    add("--seeds", type=int, default=default.seeds, help="how many (%(default)s)")
+    add("--match", type=several(str), default=default.match, help="examples, flops or both")
+    add("--weights", type=several(float), default=default.weights, help="of the reconstruction, the main one first")
+    add("--examples", type=number, default=default.examples, help="that a run sees (%(default)s)")
+    add("--scale", default=default.scale, help="of the experiments (%(default)s)")
+    add("--runlocal", action="store_true", help="tiny towers, to try it out")
+    add("--clusters", default="", help="of a prepared set, file of study.subsets cluster: what diversity goes by")
+    add("--outcome", default="", help="metric, such as zero_shot_seen/top1 (the default of scenes)")
+    add("--evals", type=several(str), default=(), help="evaluations to make (default: all of the experiment)")
+    add("--tune", default="", help="a grid for every arm: optim.lr=1e-3,2e-3;optim.weight_decay=0.1,0.2")
+    add("--sd", type=float, default=plan.ASSUMED_SD, help="standard deviation of the difference of paired runs, points")
+    add("--topology", default=spending.CPU, help="cpu, or a slice of TPUs (%(default)s)")
+    add("--price", type=float, default=0.0, help="of a chip-hour")
+    add("--budget", default="", help="hours that the plan may take, such as 10h")
+    add("--out", default="results/study", help="folder of the plan, the results and the page (%(default)s)")
+    add("--runs", default="", help="folder of what training leaves (default: runs/<name of --out>)")
+    add("--jobs", type=int, default=1, help="runs side by side (%(default)s)")
+    add("--part", default="", metavar="I/N", help="every N-th run from the I-th on, for one of N machines: 0/4")
+    add("--keep", action="store_true", help="keep the checkpoints of runs that are done")
+    add("--dry_run", action="store_true", help="print the plan and stop")
+    add("--report", action="store_true", help="write the page of --out anew and stop")
+    cli.add_machine(made)
+    return made
+
+
+def grid(text: str) -> dict[str, tuple]:
+    """`optim.lr=1e-3,2e-3;optim.weight_decay=0.1` as {setting: values}."""
+    found = {}
+    for part in filter(None, (word.strip() for word in text.split(";"))):
+        name, equals, values = part.partition("=")
+        try:
+            found[name] = tuple(float(value) for value in values.split(","))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UserError(f"--tune={text!r}; valid: a setting and its numbers, such as optim.lr=1e-3,2e-3")
+    return found
+
+
+def axes_of(args: argparse.Namespace, settings: dict[str, str]) -> design.Axes:
+    """The axes of a command line."""
+    return design.Axes(
+        data=args.data, sizes=args.sizes, diversities=args.diversity, arms=args.arms, pools=args.pool, seeds=args.seeds,
+        match=args.match, weights=args.weights, examples=args.examples, scale=args.scale, runlocal=args.runlocal,
+        clusters=args.clusters, outcome=args.outcome, evals=args.evals, tune=grid(args.tune), settings=settings,
+    )  # fmt: skip
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command line; returns 1 if runs of the plan have failed."""
+    from maeclip_jax.study import page
+
+    source, suite, settings, rest = cli.split_config(argv)
+    if source or suite:
+        raise UserError("a study names its experiments by --arms; valid: --config.name=value, for every run")
+    args = parser().parse_args(rest)
+    folder = Path(args.out)
+    if args.report:
+        print(page.write(folder))
+        return 0
+    part, limit = _part(args.part), spending.budget(args.budget)
+    if args.jobs < 1:
+        raise UserError(f"--jobs={args.jobs}; valid: 1 or more")
+    if args.topology != spending.CPU and not args.dry_run:
+        raise UserError(f"--topology={args.topology} is a plan for machines elsewhere: valid with --dry_run; there, "
+                        "the same command with --topology=cpu runs on what the machine has")  # fmt: skip
+    axes, made = axes_of(args, settings), plan.read(folder)
+    if made is not None:
+        plan.same(made, axes, folder)
+    else:
+        from maeclip_jax.parallel import machine
+
+        platform = args.platform or ("" if args.topology == spending.CPU else "cpu")
+        machine.configure_jax(platform, args.cpu_devices, machine.cache_folder(args.cache, ""))
+        made = plan.make(axes, args.topology, args.sd, args.price)
+        print(plan.text(made), flush=True)
+        spending.check(axes, plan.runs_of(made), speed_of(made), limit)
+    if args.dry_run:
+        if plan.read(folder) is not None:
+            print(plan.text(made), flush=True)
+        return 0
+    return _go_on(args, folder, made, part)
+
+
+def speed_of(made: dict) -> spending.Speed:
+    """The speed that a plan was made with."""
+    costs = made["costs"]
+    chips = round(costs["chip_hours"] / costs["hours"]) if costs["hours"] else 0
+    return spending.Speed(costs["step_seconds"], costs["start_seconds"], chips, costs["how"])
+
+
+def _go_on(args: argparse.Namespace, folder: Path, made: dict, part: tuple[int, int]) -> int:
+    from maeclip_jax.study import crew, page, results
+
+    if plan.read(folder) is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / (plan.PLAN + ".tmp")
+        temporary.write_text(json.dumps(made, indent=1) + "\n")
+        temporary.replace(folder / plan.PLAN)
+    workdirs = Path(args.runs or os.path.join("runs", folder.name))
+    workdirs.mkdir(parents=True, exist_ok=True)
+    results.read(folder, made)  # of another plan: said before anything is trained
+    written = [0.0]
+
+    def show() -> None:
+        if time.monotonic() - written[0] > EVERY:
+            page.write(folder)
+            written[0] = time.monotonic()
+
+    flags = [f"--{n}={x}" for n in ("platform", "cpu_devices", "cache") if (x := getattr(args, n))]
+    crew.work(folder, workdirs, made, jobs=args.jobs, part=part, flags=flags, show=show)
+    found, missing = results.read(folder, made)
+    for result in found if not args.keep else ():
+        shutil.rmtree(workdirs / result.run.id / "checkpoints", ignore_errors=True)
+    print(page.write(folder))
+    failed = {name: why for name, why in missing.items() if results.file(folder, name).exists()}
+    for name, why in failed.items():
+        print(f"{name} failed: {why}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, slash, count = text.partition("/")
+    if not text:
+        return 0, 1
+    if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise UserError(f"--part={text!r}; valid: I/N with I from 0 to N - 1, such as 0/4")
+    return int(first), int(count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 where runs have failed, 2 for what the user can put right."""
+    return cli.guarded(lambda: run(sys.argv[1:] if argv is None else argv))

@@ -1,0 +1,173 @@
+"""The processes that train a study: several at a time, each run after run; a run that is done is never redone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maeclip_jax.errors import UserError
+from maeclip_jax.parallel.terminal import duration_text
+from maeclip_jax.study import design, plan, results, subsets
+from maeclip_jax.study.work import FAILED
+
+TRIES = 2  # of a run whose process dies
+
+
+def work(
+    folder: Path,
+    workdirs: Path,
+    made: Mapping,
+    *,
+    jobs: int,
+    part: tuple[int, int] = (0, 1),
+    flags: Sequence[str] = (),
+    show: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains what is missing, tuning first, and says how far it is. part: (i, n): every n-th run, from the i-th on.
+
+    Runs that failed before are tried again. `show` is called after every run, in one thread at a time.
+    """
+    draw_subsets(folder, made)
+    for phases in ((design.TUNE,), (design.MAIN, design.WEIGHT)):
+        chosen = tuned(folder, made) if design.TUNE not in phases else {}
+        found = results.read(folder, made)[0]
+        done = {r.run.id for r in found}
+        runs = [run for run in plan.runs_of(made) if run.phase in phases]
+        left = [run for i, run in enumerate(runs) if run.id not in done and i % part[1] == part[0]]
+        if left:
+            crew = _Crew(folder, workdirs, made, left, chosen, flags, show)
+            crew.run(min(jobs, len(left)))
+        if design.TUNE in phases and made["tuning"]["grid"]:
+            _choose(folder, made)
+
+
+def draw_subsets(folder: Path, made: Mapping) -> None:
+    """Writes the subsets of a prepared set that the runs read. UserError for one that cannot be drawn."""
+    axes = plan.axes_of(made)
+    if axes.data == "scenes":
+        from maeclip_jax.data import source
+
+        for share in axes.diversities:  # a diversity that cannot be reached is said now
+            run = next(r for r in plan.runs_of(made) if r.diversity == share)
+            source.make(design.load(run, axes).data.source)
+        return
+    held = subsets.read_clusters(axes.clusters) if axes.clusters else None
+    for run in plan.runs_of(made):
+        path = Path(design.subset(run.size, run.diversity, run.seed).replace("{study}", os.fspath(folder)))
+        if not path.exists():
+            parent = dict(kind="tfds", name=axes.data, split="train")
+            clusters = held if run.diversity != 1 else None
+            about = subsets.make(parent, run.size, seed=run.seed, share=run.diversity, clusters_N=clusters)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(about, indent=1))
+
+
+def tuned(folder: Path, made: Mapping) -> dict[str, dict[str, Any]]:
+    """{arm: the settings that tuning chose}."""
+    path = folder / "tuned.json"
+    if not made["tuning"]["grid"]:
+        return {}
+    if not path.exists():
+        raise UserError(f"{path} is missing: the runs that tune have not all been made; run the study without --part")
+    return json.loads(path.read_text())["chosen"]
+
+
+def _choose(folder: Path, made: Mapping) -> None:
+    """Writes tuned.json: of each arm the settings with the best outcome. Written once."""
+    path = folder / "tuned.json"
+    tries = [r for r in results.read(folder, made)[0] if r.run.phase == design.TUNE]
+    if path.exists():
+        return
+    chosen, table = {}, {}
+    for arm in made["axes"]["arms"]:
+        mine = [r for r in tries if r.run.arm == arm]
+        if not mine:
+            raise UserError(f"no run that tunes {arm!r} has a result; see the logs, and run the same command again")
+        higher = results.better(folder, mine[0].run.id) == "higher"
+        best = max(mine, key=lambda r: r.value if higher else -r.value)
+        chosen[arm] = {k: best.run.settings[k] for k in made["tuning"]["grid"]}
+        table[arm] = {r.run.id: r.value for r in mine}
+    path.write_text(json.dumps({"chosen": chosen, "outcomes": table}, indent=1) + "\n")
+
+
+class _Crew:
+    def __init__(self, folder, workdirs, made, runs, chosen, flags, show):
+        self.folder, self.workdirs, self.chosen, self.flags, self.show = folder, workdirs, chosen, flags, show
+        self.queue, self.total, self.tried = deque(runs), len(runs), dict.fromkeys((r.id for r in runs), 0)
+        self.lock, self.begun, self.done, self.failed = threading.Lock(), time.monotonic(), 0, []
+        self.weight = {run.id: run.flops for run in runs}
+        self.processes: list[subprocess.Popen] = []
+
+    def run(self, jobs: int) -> None:
+        threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(jobs)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+        finally:
+            for process in self.processes:
+                if process.poll() is None:
+                    process.kill()
+
+    def _serve(self) -> None:
+        process = None
+        while True:
+            with self.lock:
+                if not self.queue:
+                    break
+                run = self.queue.popleft()
+                self.tried[run.id] += 1
+            if process is None or process.poll() is not None:
+                process = self._start()
+            said = self._ask(process, run)
+            if not said and self.tried[run.id] < TRIES:
+                with self.lock:
+                    self.queue.append(run)
+                continue
+            if not said:
+                why = f"its process ended with {process.wait()} in {TRIES} tries; see {self.workdirs / run.id}.log"
+                results.write(self.folder, run.id, {"id": run.id, "failed": why})
+            with self.lock:
+                self._tell(run, said)
+        if process is not None:
+            process.stdin.close()
+            process.wait()
+
+    def _start(self) -> subprocess.Popen:
+        command = [sys.executable, "-m", "maeclip_jax.study.work", os.fspath(self.folder), os.fspath(self.workdirs)]
+        process = subprocess.Popen(
+            [*command, *self.flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.processes.append(process)
+        return process
+
+    def _ask(self, process: subprocess.Popen, run: design.Run) -> str:
+        """What the worker answers; "" if its process ended."""
+        try:
+            print(json.dumps({"run": run.id, "tuned": self.chosen.get(run.arm, {})}), file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+        except OSError:
+            return ""
+
+    def _tell(self, run: design.Run, said: str) -> None:
+        self.done += 1
+        if said in ("", FAILED):
+            self.failed.append(run.id)
+        spent = time.monotonic() - self.begun
+        work = sum(self.weight.values())
+        left = sum(self.weight[r.id] for r in self.queue)
+        eta = spent * left / max(work - left, 1e-9) if work else 0.0
+        failed = f" | {len(self.failed)} failed" if self.failed else ""
+        print(f"{self.done} of {self.total} runs | {run.id}: {said or 'process died'} | {duration_text(spent)} | eta "
+              f"{duration_text(eta)}{failed}", flush=True)  # fmt: skip
+        self.show()

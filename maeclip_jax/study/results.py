@@ -1,0 +1,118 @@
+"""What the runs of a study measured, as small files that are kept and committed: runs/<id>.json in its folder."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maeclip_jax import workdir as workdirs
+from maeclip_jax.errors import UserError
+from maeclip_jax.study import design
+
+RUNS = "runs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A run of the plan with what it measured. value: the outcome; items_I: of each item, None if they are not kept."""
+
+    run: design.Run
+    value: float
+    items_I: np.ndarray | None
+    metrics: Mapping[str, float]
+    seconds: float
+    data: Mapping[str, float]
+
+
+def file(folder: str | os.PathLike, run: str) -> Path:
+    """Where a run's result is."""
+    return Path(folder) / RUNS / f"{run}.json"
+
+
+def collect(run: design.Run, workdir: str | os.PathLike, outcome: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a finished run. UserError if it has not measured the outcome."""
+    evaluated = workdirs.read_results(workdir)[0]
+    last = evaluated[-1] if evaluated else {"step": 0, "metrics": {}, "about": {}}
+    if outcome not in last["metrics"]:
+        have = ", ".join(sorted(last["metrics"])) or "nothing"
+        raise UserError(f"{run.id} has not measured {outcome!r}; it has {have}")
+    costs = workdirs.read_object(Path(workdir) / workdirs.COSTS, missing={})
+    about = last["about"][outcome]
+    return {
+        "id": run.id, "settings": dict(run.settings), "config": run.config, "outcome": outcome, "step": last["step"],
+        "unit": about.get("unit", ""), "better": about.get("better", "higher"), "metrics": last["metrics"],
+        "items": pack(workdirs.read_items(workdir, last["step"]).get(outcome)),
+        "seconds": sum(costs.get("seconds", {}).values()), "flops": costs.get("flops_per_step", 0.0) * last["step"],
+        "examples": costs.get("examples_seen", 0), "device": costs.get("device_kind", ""), "data": dict(data),
+    }  # fmt: skip
+
+
+def pack(found: Any) -> dict[str, str] | None:
+    """Items in the order of their keys: values as float32, compressed, in base64. None of none, or of weighted ones."""
+    if found is None or found.stratum is not None or found.weight is not None:
+        return None
+    names, total, count = found.sums()
+    digest = design.stable_hash(tuple(str(n) for n in names))
+    return {"items": f"{digest:016x}", "values": pack_values((total / count).ravel())}
+
+
+def pack_values(values_I: np.ndarray) -> str:
+    """Values as float32, compressed, in base64."""
+    return base64.b64encode(zlib.compress(np.asarray(values_I, "<f4").tobytes(), 9)).decode()
+
+
+def unpack(kept: Mapping[str, str] | None) -> np.ndarray | None:
+    """float64 [I]; the inverse of `pack`."""
+    if not kept:
+        return None
+    return np.frombuffer(zlib.decompress(base64.b64decode(kept["values"])), "<f4").astype(np.float64)
+
+
+def read(folder: str | os.PathLike, plan: Mapping) -> tuple[list[Result], dict[str, str]]:
+    """(results of the plan's runs, {id: why it is missing}). UserError for files of runs that the plan has not."""
+    from maeclip_jax.study.plan import runs_of
+
+    runs = {run.id: run for run in runs_of(plan)}
+    there = {p.stem: p for p in sorted((Path(folder) / RUNS).glob("*.json"))}
+    strange = sorted(there.keys() - runs.keys())
+    if strange:
+        raise UserError(f"{folder} holds results of another plan: {', '.join(strange[:3])}; move them away")
+    found, missing = [], {}
+    for name, run in runs.items():
+        kept = workdirs.read_object(there[name]) if name in there else {"failed": "not yet run"}
+        if "failed" in kept:
+            missing[name] = kept["failed"]
+            continue
+        tuned = set(plan["tuning"]["grid"]) if run.phase != design.TUNE else set()
+        differ = [k for k, v in run.settings.items() if k not in tuned and kept["settings"].get(k) != v]
+        if differ or kept["outcome"] != plan["outcome"]:
+            said = ", ".join(differ) or "outcome"
+            raise UserError(f"{there[name]} is of another plan: it differs in {said}; move it away")
+        value = kept["metrics"][kept["outcome"]]
+        found.append(Result(run, value, unpack(kept["items"]), kept["metrics"], kept["seconds"], kept["data"]))
+    kinds = {workdirs.read_object(there[r.run.id])["items"]["items"] for r in found if r.items_I is not None}
+    if len(kinds) > 1:  # other items in some runs: nothing is paired by item
+        found = [dataclasses.replace(r, items_I=None) for r in found]
+    return found, missing
+
+
+def write(folder: str | os.PathLike, run: str, kept: Mapping) -> None:
+    """Whole or not at all."""
+    path = file(folder, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def better(folder: str | os.PathLike, run: str) -> str:
+    """Whether "higher" or "lower" is better, of the outcome of a run that has a result."""
+    return workdirs.read_object(file(folder, run)).get("better", "higher")

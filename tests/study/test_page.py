@@ -1,0 +1,52 @@
+"""The page of a study whose truth was made up says that truth, with intervals, and names what is missing."""
+
+import csv
+import json
+
+import pytest
+
+from maeclip_jax.study import page
+from tests.study import made_up
+
+AXES = dict(sizes=(1000, 4000, 16000, 64000), diversities=(0.25, 1.0), weights=(0.1, 0.5))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        to = tmp_path_factory.mktemp("page") / "study"
+        made_up.folder(to, patch, fail=("clip-n1000-d1-max-flops-s1",), **AXES)
+        page.write(to)
+    return to
+
+
+def test_the_planted_truth_is_in_the_numbers(written):
+    numbers = json.loads((written / "analysis.json").read_text())
+    (mean, slope) = numbers["declared"]
+    assert slope["interval"][0] <= -6 <= slope["interval"][1] and slope["adjusted"] < 0.05 and slope["n"] == 23
+    assert mean["adjusted"] >= mean["p"]
+    found = [line["crossing"] for line in numbers["lines"]]
+    assert len(found) == 2 * 2 * 2 and sum(zero["size"] is not None for zero in found) >= 6
+    assert len(numbers["without_a_seed"]) == 6 and len(numbers["weights"]) == 4
+    assert all(law["b"] >= 0 and law["intervals"] for law in numbers["laws"]) and len(numbers["laws"]) == 16
+    assert numbers["runs"]["missing"] == {"clip-n1000-d1-max-flops-s1": "made to fail"}
+    assert 1 < numbers["spread"]["measured"] < 6
+    assert any(row["what"].startswith("max minus gap of clip") for row in numbers["others"])
+
+
+def test_page_figure_and_table_hold_the_same(written):
+    shown = (written / "index.html").read_text()
+    for text in ("Declared before the first run", "made to fail", "2 of 3", "mae_clip minus clip: slope a decade"):
+        assert text in shown
+    assert sorted(p.name for p in written.glob("*.png")) == ["gain-mae_clip-d0.25.png", "gain-mae_clip-d1.png"]
+    rows = list(csv.DictReader((written / "gains.csv").open()))
+    points = [p for line in json.loads((written / "analysis.json").read_text())["lines"] for p in line["points"]]
+    assert [float(row["gain"]) for row in rows] == [p["value"] for p in points] and len(rows) == 32
+    assert all(float(row["low"]) < float(row["gain"]) < float(row["high"]) for row in rows)
+
+
+def test_one_seed_is_said(tmp_path, monkeypatch):
+    to = made_up.folder(tmp_path / "one", monkeypatch, sizes=(1000, 4000), pools=("max",), seeds=1)
+    page.write(to)
+    assert "One seed: nothing here has an interval" in (to / "index.html").read_text()
+    assert all(row["interval"] is None for row in json.loads((to / "analysis.json").read_text())["declared"])
