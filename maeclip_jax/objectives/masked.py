@@ -31,7 +31,8 @@ class Masked(nn.Module):
     `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...) of the encoder; `text_tower`: dict(vocab,
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
     masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see `masks`. `norm_pix`: per-patch
-    normalised targets, `patch_weight`: one | variance, see `reconstruction_errors`. `compute`: dtype, layers, remat, attention.
+    normalised targets, `patch_weight`: one | variance, see `reconstruction_errors`. `compute`: dtype, layers, remat,
+    attention.
     """
 
     image_tower: Mapping
