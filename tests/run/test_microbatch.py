@@ -95,7 +95,7 @@ def test_nothing_is_sent_between_parts_and_no_pictures_at_all():
         module, entry = program.computations(programs(case, parts)[0].as_text())
         sent = [
             (times, op)
-            for op, _, times, _ in hlo.walk(module, entry)
+            for op, _, times, _ in hlo.walk(module, entry, 1, False, set())
             if any(op.kind in (k, f"{k}-start") for k in hlo.COLLECTIVES)
         ]
         assert sent and not any("u8[" in op.shape for _, op in sent)
