@@ -26,7 +26,7 @@ MISTAKES = {
     f"{TINY} W --processes=2 --coordinator=localhost:1 --process=5": "--process=5 of --processes=2; valid: 0 to 1",
     "--config=experiments/nope.py W": "no experiment file 'experiments/nope.py'; here are: experiments/clip.py, ",
     # The experiment's argument.
-    f"--config={DEMO}:pol=max W": "unknown experiment argument 'pol' (did you mean 'pool'?); valid: decode, keep, ",
+    f"--config={DEMO}:pol=max W": "unknown experiment argument 'pol' (did you mean 'pool'?); valid: data, decode, ",
     f"--config={DEMO}:pool=banana W": "unknown pool 'banana'; valid: gap, max, cls, last, map, logsumexp(tau), topk(k)",
     "--config=experiments/mae.py:runlocal,pool=topk(0) W": "topk pooling needs a whole k in 1..",
     # Settings.
@@ -65,7 +65,7 @@ MISTAKES = {
     f"--config={DEMO} W": "no data set 'scenes/demo' at /no/data/scenes/demo (/no/data holds no data set); "
     "prepare it with `python -m maeclip_jax.prepare.builders.scenes --config demo --data_dir /no/data`",
     "--config=experiments/clip.py:scale=low W": "tokenizer file 'bert_vocab.txt' is not there; packaged are: scenes",
-    f"{TINY} W --config.data.source.kind=webd": "unknown source kind 'webd'; valid: noise, questions, scenes, tfds",
+    f"{TINY} W --config.data.source.kind=webd": "unknown source kind 'webd'; valid: noise, questions, scenes, subset",
     f'{TINY} W --config.data.ops=decode|flip|keep("image")': "unknown op 'flip'",
     f'{TINY} W --config.data.ops=decode|keep("image")': "the data's ops must keep 'text' for this objective; they ",
     f"{TINY} W --config.data.source.resolution=48": "batch 'image' is uint8 (48, 48, 3) per example, the model takes "

@@ -49,9 +49,7 @@ def contrastive_softmax(
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
-        part, (text_BxD, _everywhere(prints_BxK)), parts
-    )
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
         positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
@@ -90,7 +88,7 @@ def contrastive_sigmoid(
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, _everywhere(prints_BxK)), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -130,16 +128,6 @@ def fingerprints(captions_BxT: jax.Array) -> jax.Array:
     return jnp.stack(
         [jnp.sum(mixed(tokens_BxT ^ jnp.uint32(seed)), axis=1, dtype=jnp.uint32) for seed in seeds], axis=1
     )
-
-
-def _everywhere(x: jax.Array | None) -> jax.Array | None:
-    """A few bytes a row, on every device: else pairs of rows are compared where their columns lie and sent to and fro.
-
-    A no-op without a mesh.
-    """
-    if x is None or not jax.sharding.get_abstract_mesh().axis_names:
-        return x
-    return jax.lax.with_sharding_constraint(x, jax.P())
 
 
 def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:

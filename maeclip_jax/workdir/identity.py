@@ -34,7 +34,7 @@ CLASSES = (
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
     (
         LEARNT,
-        r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|mask_words|norm_pix|pool|slots)",
+        r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|mask_words|norm_pix|patch_weight|pool|slots)",
     ),
     (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
@@ -51,6 +51,7 @@ _BEFORE = {
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
     "model.mask_words": ("any", "model.norm_pix"),
+    "model.patch_weight": ("one", "model.norm_pix"),
     "model.simclr.views": ("image", "model.simclr.weight"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),

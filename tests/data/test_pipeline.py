@@ -408,10 +408,13 @@ def test_op_strings_give_batches():
         ({"source": None}, "has a source or a mix, one of the two"),
         ({"mix": (("a", 1, {}),)}, "has a source or a mix, one of the two"),
         ({"ops": None}, "a data config needs ops, for instance decode|"),
-        ({"source": {"kind": "tfrecord"}}, "unknown source kind 'tfrecord'; valid: noise, questions, scenes, tfds"),
+        (
+            {"source": {"kind": "tfrecord"}},
+            "unknown source kind 'tfrecord'; valid: noise, questions, scenes, subset, tfds",
+        ),
         ({"source": {"kind": "noise", "size": 3}}, "unknown argument of source 'noise': 'size'"),
         ({"source": Records(0)}, "holds no records"),
-        ({"source": 3}, "a source is a dict with a kind (noise, questions, scenes, tfds), not 3"),
+        ({"source": 3}, "a source is a dict with a kind (noise, questions, scenes, subset, tfds), not 3"),
     ],
 )
 def test_wrong_configs(change, message):

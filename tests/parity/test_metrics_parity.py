@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 from maeclip_jax.data import answers
 from maeclip_jax.evals import accuracy, recall, representation, segmentation
@@ -12,6 +11,7 @@ from maeclip_jax.evals.protocol import unit_rows
 from tests.parity import compare
 
 metrics = pytest.importorskip("sklearn.metrics")
+torch = pytest.importorskip("torch", reason="torch is missing: make test-parity")
 
 
 def classified(rows=4000, classes=12):

@@ -158,7 +158,9 @@ def test_reconstruction_hides_what_it_is_told_to():
     assert [w["true"] for w in found[0].tokens] == ["a", "red", "square"] and found[0].caption == "a red square"
     again = made.reconstruct(PICTURES[0], TEXTS[0], keep=1.0)
     np.testing.assert_array_equal(again.image, PICTURES[0])
-    assert made.reconstruct(PICTURES[0], TEXTS[0]).image_mask.sum() == 12  # as in training
+    assert (
+        made.reconstruct(PICTURES[0], TEXTS[0]).image_mask.sum() == 16 * made.config.model.mask.image
+    )  # as in training
     assert "[" in made.reconstruct(PICTURES[0], TEXTS[5], keep=0.2).caption
     assert found[0].show(3).size == (3 * 96 + 8, 96)
     assert not np.array_equal(made.reconstruct(PICTURES[0], TEXTS[0], seed=5).image_mask, found[0].image_mask)
