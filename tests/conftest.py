@@ -35,7 +35,8 @@ TIERS = {
     "run": (
         "run/", "test_everywhere.py",
         "test_api.py", "test_suites.py", "test_sweep.py", "test_odd.py", "test_notebooks.py", "test_main.py",
-        "bench/", "test_collection.py", "study/test_study.py", "interop/test_adoption.py", "parallel/test_sharding.py",
+        "bench/", "test_collection.py", "study/test_study.py", "study/test_page.py", "test_walk.py",
+        "interop/test_adoption.py", "parallel/test_sharding.py",
         "prepare/test_prepare.py", "prepare/test_prepare_beam.py", "prepare/builders/test_scenes.py",
         # Compiles models, or draws their parameters, for more than 20 seconds of a processor.
         "nn/test_fused_attention.py", "evals/test_grounding.py", "evals/test_saliency.py", "test_golden.py",
