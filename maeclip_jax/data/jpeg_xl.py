@@ -14,7 +14,7 @@ def is_jxl(data: bytes) -> bool:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height) as stored, in pixels (ISO/IEC 18181-1, SizeHeader). BadRecord(corrupt) where there is no header.
+    """(width, height) as stored, in pixels (ISO/IEC 18181-1, SizeHeader). BadRecord(corrupt) without a header.
 
     The least significant bit of a byte comes first.
     """

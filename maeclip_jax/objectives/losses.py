@@ -204,13 +204,17 @@ def patch_normalise(patches_BxNxP: jax.Array) -> tuple[jax.Array, jax.Array, jax
     return (patches_BxNxP - mean) / std, mean, std
 
 
-@jax.named_scope("image_reconstruction_loss")
 def reconstruction_image(predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array) -> jax.Array:
     """Mean squared error per patch, averaged over masked patches only (MAE)."""
-    error_B, masked_B = image_errors(predicted_BxNxP, target_BxNxP, mask_BxN)
+    return of_image_errors(*image_errors(predicted_BxNxP, target_BxNxP, mask_BxN))
+
+
+def of_image_errors(error_B: jax.Array, masked_B: jax.Array) -> jax.Array:
+    """`reconstruction_image` of what `image_errors` says of each sample."""
     return jnp.sum(error_B) / jnp.maximum(jnp.sum(masked_B), 1)
 
 
+@jax.named_scope("image_reconstruction_loss")
 def image_errors(
     predicted_BxNxP: jax.Array, target_BxNxP: jax.Array, mask_BxN: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -219,7 +223,6 @@ def image_errors(
     return jnp.sum(error_BxN * mask_BxN, axis=1), jnp.sum(mask_BxN, axis=1)
 
 
-@jax.named_scope("text_reconstruction_loss")
 def reconstruction_text(
     logits_BxTxV: jax.Array, text_BxT: jax.Array, mask_BxT: jax.Array, pad_BxT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -229,10 +232,15 @@ def reconstruction_text(
     logit is the largest is right; of n largest ones, which bfloat16 makes, 1/n is. That takes a maximum and a count,
     which the cross entropy reads the logits for anyway, in place of an argmax.
     """
-    entropy_B, right_B, masked_B = text_errors(logits_BxTxV, text_BxT, mask_BxT, pad_BxT)
+    return of_text_errors(*text_errors(logits_BxTxV, text_BxT, mask_BxT, pad_BxT))
+
+
+def of_text_errors(entropy_B: jax.Array, right_B: jax.Array, masked_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`reconstruction_text` of what `text_errors` says of each sample."""
     return jnp.mean(entropy_B), 100 * jnp.sum(right_B) / jnp.maximum(jnp.sum(masked_B), 1)
 
 
+@jax.named_scope("text_reconstruction_loss")
 def text_errors(
     logits_BxTxV: jax.Array, text_BxT: jax.Array, mask_BxT: jax.Array, pad_BxT: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

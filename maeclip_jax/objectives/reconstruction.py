@@ -72,14 +72,10 @@ def reconstruction_errors(
             target, _, std_BxNx1 = losses.patch_normalise(target)
             if patch_weight == "variance":
                 target, guess = target * std_BxNx1, guess * std_BxNx1
-        with jax.named_scope("image_reconstruction_loss"):
-            out["image"] = losses.image_errors(guess, target, kept["image"].mask_BxN)
+        out["image"] = losses.image_errors(guess, target, kept["image"].mask_BxN)
     if "text" in predicted:
         words_BxM = take(inputs["text"], hidden_ids(kept["text"]))
-        with jax.named_scope("text_reconstruction_loss"):
-            out["text"] = losses.text_errors(
-                predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0
-            )
+        out["text"] = losses.text_errors(predicted["text"], words_BxM, jnp.ones(words_BxM.shape, bool), words_BxM == 0)
     return out
 
 
@@ -87,12 +83,9 @@ def reconstruction_losses(errors: Mapping[str, tuple[jax.Array, ...]]) -> dict[s
     """{"image": MSE on masked patches, "text": CE on masked words, "text_accuracy": percent} of the whole batch."""
     out = {}
     if "image" in errors:
-        error_B, masked_B = errors["image"]
-        out["image"] = jnp.sum(error_B) / jnp.maximum(jnp.sum(masked_B), 1)
+        out["image"] = losses.of_image_errors(*errors["image"])
     if "text" in errors:
-        entropy_B, right_B, masked_B = errors["text"]
-        out["text"] = jnp.mean(entropy_B)
-        out["text_accuracy"] = 100 * jnp.sum(right_B) / jnp.maximum(jnp.sum(masked_B), 1)
+        out["text"], out["text_accuracy"] = losses.of_text_errors(*errors["text"])
     return out
 
 

@@ -47,7 +47,7 @@ def band(chip: str, calibrations: str = FILE) -> Band:
 
 
 def read(path: str) -> list[dict]:
-    """The lines of a file of calibrations; none, if there is no file. UserError for a line that is none."""
+    """The lines of a file of calibrations, [] where the file is missing. UserError for a line that cannot be read."""
     if not os.path.exists(path):
         return []
     found = []

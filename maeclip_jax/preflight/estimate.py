@@ -37,10 +37,13 @@ def train(built: TrainStep) -> tuple[Any, tuple]:
     return built.step, (built.abstract, built.inputs | {"_bad": bad})
 
 
-def smallest(built: TrainStep, step: Any, args: tuple, kind: str, room: float) -> tuple[int, tuple[Any, str]]:
-    """(micro-batches, (the compiled program, its text)): those that the config says, or the fewest that fit."""
+def smallest(built: TrainStep, traced: Any, args: tuple, kind: str, room: float) -> tuple[int, tuple[Any, str]]:
+    """(micro-batches, (the compiled program, its text)): those that the config says, or the fewest that fit.
+
+    `traced`: the program, where the config says how many.
+    """
     if kind != "train" or built.microbatches != microbatch.AUTO:
-        return (built.microbatches if kind == "train" else 1), compiled_with_text(step.lower(*args))
+        return (built.microbatches if kind == "train" else 1), compiled_with_text(traced.lower())
     return microbatch.fewest(
         built, lambda parts: compiled_with_text(built.in_parts(parts).lower(*args)), microbatch.FILLED * room * 2**30
     )
@@ -104,7 +107,7 @@ def estimate(
     try:
         with jax.set_mesh(built.mesh):
             traced = step.trace(*args)
-            parts, (compiled, text) = smallest(built, step, args, kind, where.chip.hbm)
+            parts, (compiled, text) = smallest(built, traced, args, kind, where.chip.hbm)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e

@@ -24,7 +24,7 @@ MOST = 32
 _SIDE = 224  # pixels of the longer side on the sheet, which shows half of them
 _CAPTIONS, _LETTERS = 3, 240  # of a record
 _KINDS = {**decode.KINDS, **KINDS, **suspects.KINDS}
-_MOST_FAILED = 8  # downloads that failed, for there is no picture to see
+_MOST_FAILED = 8  # downloads that failed are shown as text alone, so a few say enough
 
 
 def name_hash(source: str, key: str) -> int:

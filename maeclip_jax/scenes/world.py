@@ -142,7 +142,7 @@ AMONG = ("all", "seen", "unseen")
 def combinations(spec: SceneSpec, among: str, split: str) -> tuple[int, ...]:
     """Numbers of the classes that `train` shows ("seen") or never shows ("unseen"), in order; () for "all".
 
-    UserError for another word, for a split that is not balanced over classes, and where there is no such class.
+    UserError for another word, for a split that is not balanced over classes, and for a class that does not exist.
     """
     if among not in AMONG:
         raise unknown("among of scenes", among, AMONG)
