@@ -75,7 +75,11 @@ class Profile:
         self._first = self._last = n
         self._files, self._out = tempfile.mkdtemp(), None
         try:
-            jax.profiler.start_trace(self._files)
+            options = jax.profiler.ProfileOptions()
+            # Calls of Python drown the steps, and hooking them (jaxlib 0.10.2) ends a process, now and then, whose
+            # threads of C++ call Python; those of tensorstore and gRPC do.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self._files, profiler_options=options)
         except Exception as e:  # such as a trace that a notebook is taking
             self._give_up(e)
 
