@@ -61,15 +61,8 @@ class Run:
     @property
     def command(self) -> list[str]:
         """What trains it, without the Python."""
-        settings = [f"--config.{k}={v}" for k, v in self.settings]
-        return [
-            "-m",
-            "maeclip_jax.main",
-            f"--config={self.config}",
-            f"--workdir={self.workdir}",
-            *settings,
-            *self.flags,
-        ]
+        more = (*(f"--config.{k}={v}" for k, v in self.settings), *self.flags)
+        return ["-m", "maeclip_jax.main", f"--config={self.config}", f"--workdir={self.workdir}", *more]
 
 
 def run(argv: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Commands side by side: on cores of their own, stopped together, failures at the end, and no more than memory allows."""
+"""Commands side by side: on cores of their own, stopped together, failures at the end, as many as memory allows."""
 
 import os
 import signal
@@ -14,14 +14,14 @@ from maeclip_jax.parallel import jobs, shares
 from maeclip_jax.parallel.shares import Share
 
 SAY = "import os, sys, time; print('step 1/1', sorted(os.sched_getaffinity(0)), os.environ.get('CHIP'), flush=True); "
-GIB = jobs.GIB
+GIB, TWO = jobs.GIB, (Share(), Share())
 
 
 def job(tmp_path, name: str, code: str) -> jobs.Job:
     return jobs.Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.txt")
 
 
-def crew(todo, given=(Share(), Share())):
+def crew(todo, given=TWO):
     said = []
     return jobs.Jobs(todo, list(given), said.append), said
 
@@ -60,7 +60,7 @@ def test_a_mistake_before_the_first_step_stops_all(tmp_path):
     made, _ = crew(todo)
     failed = made.run()
     assert time.monotonic() - begun < 30 and todo[2].code is None and todo[0].code == -signal.SIGTERM
-    with pytest.raises(UserError, match="^b: unknown setting; 1 of 3 runs were not started"):
+    with pytest.raises(UserError, match=r"^b: unknown setting; 1 of 3 runs were not started"):
         made.report(failed)
 
 
