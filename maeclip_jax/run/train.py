@@ -25,7 +25,7 @@ from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import evaluate, flops, log, microbatch, sinks, startup, storage_bill
+from maeclip_jax.run import average, evaluate, flops, log, microbatch, sinks, startup, storage_bill
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
 from maeclip_jax.run.origin import Beginning
@@ -104,8 +104,10 @@ class _Run:
         self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
-        if best and best not in config.evals:
-            raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
+        averaged = bool(average.decay_of(config.optim))
+        known = average.evaluations(config.evals, averaged)
+        if best and best not in known:
+            raise unknown("evaluation in checkpoint.best:", best, sorted(known))
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
         self.saved = Checkpoints(
@@ -119,10 +121,11 @@ class _Run:
         latest = self.saved.latest()
         self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
+        average.check_continued(config.optim, self.before, workdir)
         self.text = claim(config, workdir, self.before)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
         names = write_names(workdir, data.names, built.objective) or read_names(config.resume)
-        self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
+        self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names, averaged)
         self.runner.raise_failures()  # now, and not after hours of training
         self.bill = storage_bill.of_run(
             config, data, built, self.runner, self.save_every, processes=jax.process_count(), workdir=workdir
@@ -167,6 +170,8 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if self.config.evals and built.abstract.ema is not None:
+            say(average.SAID)
         if slow := slow_dtype(built.mesh, self.config.model.compute.dtype):
             warn(slow)
         # A run that is continued has the data and the words of before, which `claim` has compared.
@@ -299,7 +304,7 @@ class _Run:
         if step == 0:
             return
         with self.clock.phase("eval"):
-            metrics = self.runner.run_due(state.params, step, final=step == self.built.total_steps)
+            metrics = self.runner.run_due(average.of_state(state), step, final=step == self.built.total_steps)
         if metrics:
             self.log.scalars(step, metrics | {"progress/examples_seen": step * self.built.batch_size})
             self.saved.record(step, metrics, self.runner.better)

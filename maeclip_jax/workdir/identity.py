@@ -38,7 +38,7 @@ CLASSES = (
     ),
     (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
-    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|decay_by|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)"),
+    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|decay_by|ema|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)"),
     (LEARNT, r"optim\.(mu_dtype|name|no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
@@ -56,6 +56,7 @@ _BEFORE = {
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
     "optim.decay_by": ("lr", "optim.weight_decay"),
+    "optim.ema": (0.0, "optim.weight_decay"),
     "tokenizer.cls": (False, "tokenizer.path"),
     "tokenizer.eos": (False, "tokenizer.path"),
 }
