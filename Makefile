@@ -58,8 +58,8 @@ tables: $(STAMP)  ## write the paper's tables from the evaluations of WORKDIRS="
 compare: $(STAMP)  ## test every number that two runs share on the same items: WORKDIRS="runs/a runs/b"
 	$(PY) -m maeclip_jax.report --compare $(WORKDIRS)
 
-sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table (ARGS=--root=gs://bucket/runs)
-	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)
+sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), JOBS=1 side by side, resumable; one table (ARGS=--root=gs://bucket/runs)
+	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(if $(filter command line environment,$(origin JOBS)),--jobs=$(JOBS)) $(ARGS)
 
 # Axes of a study by the names of its flags; those that are not given have the command's defaults.
 AXES = $(foreach axis,SIZES DIVERSITY ARMS POOL SEEDS MATCH WEIGHTS EXAMPLES SCALE BUDGET PRICE OUTCOME TUNE,$(if \

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError
 from maeclip_jax.study import command, crew, design, plan, spending
 
@@ -48,6 +49,13 @@ def test_weights_are_swept_at_the_ends_and_every_arm_is_tuned_alike(runs):
     assert {(r.size, r.pool, r.settings["model.weights.image"]) for r in swept} == {(20, "max", 0.5), (40, "max", 0.5)}
     tried = [(r.arm, r.settings["optim.lr"], r.size) for r in found if r.phase == design.TUNE]
     assert sorted(tried) == [(arm, lr, 20) for arm in ("clip", "mae_clip") for lr in (1e-3, 2e-3)]
+
+
+def test_flops_are_counted_whatever_mesh_the_runs_will_have():
+    """A plan for a slice is made on a laptop: the mesh of a large scale needs more devices than that has."""
+    config = configs.load("experiments/clip.py:runlocal", {"mesh.fsdp": 16})
+    assert spending.flops_of(config) == spending.flops_of(configs.load("experiments/clip.py:runlocal")) > 1e6
+    assert config.mesh.fsdp == 16
 
 
 def test_a_plan_above_the_budget_names_what_to_cut(runs):
