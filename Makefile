@@ -106,11 +106,13 @@ test-parity:  ## models and metrics compared with transformers, open_clip, torch
 	@$(MAKE) -s install EXTRAS=test,parity
 	$(PY) -m pytest tests/parity -q $(ARGS)
 
+# Old libraries beside newer ones call what these deprecate, as matplotlib 3.9 does of pyparsing 3.3: no errors here.
 test-lowest:  ## all tests with the oldest versions that setup.cfg allows, in .venv-lowest (Python 3.11 or 3.12)
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q uv
 	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test,tpu-compile]'
-	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 \
+		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks top to bottom and keep their outputs, 20 minutes on 2 cores (ARGS=4_preflight: one)
 	$(PY) -m tests.notebooks $(ARGS)
