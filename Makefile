@@ -58,8 +58,8 @@ tables: $(STAMP)  ## write the paper's tables from the evaluations of WORKDIRS="
 compare: $(STAMP)  ## test every number that two runs share on the same items: WORKDIRS="runs/a runs/b"
 	$(PY) -m maeclip_jax.report --compare $(WORKDIRS)
 
-sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), resumable, and write one table (ARGS=--root=gs://bucket/runs)
-	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(ARGS)
+sweep: $(STAMP)  ## run SWEEP=pooling_demo (experiments/sweeps/), JOBS=1 side by side, resumable; one table (ARGS=--root=gs://bucket/runs)
+	$(PY) -m maeclip_jax.sweep '$(SWEEP)' $(if $(filter command line environment,$(origin JOBS)),--jobs=$(JOBS)) $(ARGS)
 
 # Axes of a study by the names of its flags; those that are not given have the command's defaults.
 AXES = $(foreach axis,SIZES DIVERSITY ARMS POOL SEEDS MATCH WEIGHTS EXAMPLES SCALE BUDGET PRICE OUTCOME TUNE,$(if \
@@ -106,11 +106,13 @@ test-parity:  ## models and metrics compared with transformers, open_clip, torch
 	@$(MAKE) -s install EXTRAS=test,parity
 	$(PY) -m pytest tests/parity -q $(ARGS)
 
-test-lowest:  ## all tests with the oldest versions that setup.cfg allows, in VENV=.venv-lowest (Python 3.11 or 3.12)
+# Old libraries beside newer ones call what these deprecate, as matplotlib 3.9 does of pyparsing 3.3: no errors here.
+test-lowest:  ## all tests with the oldest versions that setup.cfg allows, in .venv-lowest (Python 3.11 or 3.12)
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
-	$(PYTHON) -m tests.lowest > .venv-lowest/constraints.txt
-	.venv-lowest/bin/python -m pip install -q -c .venv-lowest/constraints.txt -e '.[test,tpu-compile]'
-	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test,tpu-compile]'
+	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 \
+		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks top to bottom and keep their outputs, 20 minutes on 2 cores (ARGS=4_preflight: one)
 	$(PY) -m tests.notebooks $(ARGS)

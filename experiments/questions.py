@@ -17,7 +17,7 @@ from maeclip_jax.workdir import CONFIG
 # (VQAv2, GQA), Johnson et al. 2017 (CLEVR), counted (scenes/demo). GQA's are all that occur in train and validation,
 # neither of which is what is measured; elsewhere the answers are those of train alone.
 DATA = {
-    "scenes": dict(name="scenes/demo", train="train", test="test", answers=25),
+    "scenes": dict(name="scenes/demo", train="train", test="test", answers=23),
     "clevr": dict(name="clevr", train="train", test="validation", answers=28),
     "vqav2": dict(name="vqav2", train="train", test="validation", answers=3129, loss="sigmoid"),
     "gqa": dict(name="gqa", train="train", test="testdev", answers=1842, vocabulary="train+validation"),

@@ -52,7 +52,7 @@ LOCAL = dict(
 # combinations of colour and shape; as many examples as the demo sees, however few the pictures are. A file
 # that ends in .json is a subset of a prepared set, made by maeclip_jax.study.subsets; the scale tests its own splits.
 DATA = dict(data="", pairs=0, diversity=1.0)
-SCENES = dict(resolution=64, objects=(1, 2), textures=2, heldout_pairs=4)
+SCENES = dict(resolution=64, objects=(1, 2), textures=1, heldout_pairs=4)
 PICTURES = {"val": 1000, "test": 1000, "classify": 1280}  # of the splits that are tested
 
 
@@ -75,7 +75,7 @@ def _data(arg: ml_collections.ConfigDict, scale: dict) -> dict:
         raise errors.UserError(f"pairs={arg.pairs}; valid: the number of pictures, or 0 for pictures without end")
     drawn = SCENES | dict(resolution=SIZES[scale["size"]]["side"], diversity=arg.diversity)
     train = dict(kind="scenes", seed=0, split="train", count=arg.pairs or None) | drawn
-    total = scale["total"] if arg.runlocal else "140k examples"
+    total = scale["total"] if arg.runlocal else "100k examples"
     return dict(source=train, splits=tuple(PICTURES), total=total)
 
 

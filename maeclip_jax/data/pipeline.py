@@ -30,7 +30,6 @@ of each lane of this host come to that, which `Batches.how` tells in bytes.
 from __future__ import annotations
 
 import functools
-import os
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -40,6 +39,7 @@ from maeclip_jax.data.ahead import Reading, readable
 from maeclip_jax.data.batches import Batches
 from maeclip_jax.data.rows import Component, EvaluationRows, TrainRows, collate, signature
 from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.scenes import pool
 
 _DEFAULTS = {
     "source": None,
@@ -335,7 +335,7 @@ def _iterate(rows, rows_a_host: int, config: dict):
     if workers and rows.lanes > 1 and rows_a_host % lane == 0:
         chunk = max(chunk - chunk % lane, lane)  # a worker has whole lanes, or two would read the same blocks
         chunk = next(d for d in range(chunk, 0, -lane) if rows_a_host % d == 0)
-    threads = config["num_threads"] or min(16, os.cpu_count() or 1)
+    threads = config["num_threads"] or min(16, pool.cores())
     threads = max(1, threads // max(1, workers))
     dataset = grain.MapDataset.source(rows).batch(chunk, batch_fn=collate)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))

@@ -84,5 +84,5 @@ def some(x_NxD: np.ndarray, most: int) -> np.ndarray:
 
 
 def _metric(name: str, unit: str, found) -> Metric:
-    value, estimate = found
-    return Metric(name, value, unit, interval=estimate.interval, n=estimate.n, how=estimate.how)
+    value, estimate, items = found
+    return Metric(name, value, unit, interval=estimate.interval, n=estimate.n, how=estimate.how, items=items)

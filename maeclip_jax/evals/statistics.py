@@ -8,7 +8,8 @@ say), for this one set of weights: seeds of training are another source, see `of
   Student's distribution asks for (the expanded percentile interval of Hesterberg 2015, section 4.5), since plain
   percentiles are too narrow for few items. Of fewer than 10, resampling says little: there Student's interval with the
   jackknife's error over single items (Tukey 1958), which of a plain mean is the usual t interval.
-- What is not a mean of items (an effective rank): jackknife over 20 blocks, with Student's quantile (Kott 2001).
+- What is not a mean of items (an effective rank): jackknife over 20 blocks, with Student's quantile (Kott 2001). Two
+  runs are compared by the blocks' pseudo-values, whose mean it is.
 - Two numbers of the same items: the same bootstrap of their difference, both drawn alike; accuracies are tested by
   McNemar's exact test (McNemar 1947). Families of tests: Holm 1979.
 """
@@ -184,17 +185,20 @@ def blocks(n: int, least: int | None = None, seed: int = 0) -> list[np.ndarray]:
     return [np.flatnonzero(block_N == b) for b in range(count)]
 
 
-def jackknife(parts: Sequence[Any], function: Callable[[list], float], n: int) -> tuple[float, Estimate]:
-    """What `function` makes of the parts of all blocks, and its interval, by leaving out one at a time."""
+def jackknife(parts: Sequence[Any], function: Callable[[list], float], n: int) -> tuple[float, Estimate, Items | None]:
+    """What `function` makes of the parts of all blocks, its interval, by leaving out one at a time, and the blocks as
+    items: Tukey's pseudo-values, shifted so that their mean is the value itself. None where there is no interval."""
     from scipy import stats
 
     count, how = len(parts), f"jackknife over {len(parts)} blocks of {n} items"
     value = float(function(list(parts)))
     if count < 2 or not math.isfinite(value):
-        return value, Estimate(None, n, how)
+        return value, Estimate(None, n, how), None
     left = np.array([function([p for i, p in enumerate(parts) if i != b]) for b in range(count)], np.float64)
     half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
-    return value, Estimate((value - float(half), value + float(half)), n, how)
+    names = [f"block {b} of {n} items" for b in range(count)]
+    items = Items(value + (count - 1) * (left.mean() - left), names)
+    return value, Estimate((value - float(half), value + float(half)), n, how), items
 
 
 def _left_out(total_UxS: np.ndarray, weight_UxS: np.ndarray) -> np.ndarray:

@@ -75,17 +75,20 @@ def installed() -> bool:
 
 def compiler() -> str:
     """The compiler here, and the one that a pod takes which installs the extra `tpu` with this jax."""
-    import re
     from importlib.metadata import requires, version
 
-    pinned = [r for r in requires("jax") or () if r.startswith("libtpu") and "tpu" in r.partition(";")[2]]
-    found = re.search(r"libtpu\s*\(?([=<>!~\d.,*a-z ]+)", pinned[0]) if pinned else None
+    from packaging.requirements import Requirement
+
     here, jax = version("libtpu"), version("jax")
-    pod = found[1].strip().removeprefix("==") if found else "unknown"
-    same = pod.rstrip("*").rstrip(".") and here.startswith(pod.rstrip("*").rstrip("."))
-    return f"libtpu {here}, jax {jax}" + (
-        "" if same else f"; a pod with jax[tpu] {jax} has libtpu {pod}, which may differ"
-    )
+    wanted = [r for r in map(Requirement, requires("jax") or ()) if r.name == "libtpu" and r.marker]
+    pinned = [r.specifier for r in wanted if r.marker.evaluate({"extra": "tpu"})]
+    used = f"libtpu {here}, jax {jax}"
+    if not pinned:
+        return f"{used}; which libtpu a pod with jax[tpu] {jax} has is unknown"
+    if all(here in specifier for specifier in pinned):
+        return f"{used}, as a pod with jax[tpu] {jax} has"
+    pod = ",".join(str(specifier).removeprefix("==") for specifier in pinned)
+    return f"{used}; a pod with jax[tpu] {jax} has libtpu {pod}, which may differ"
 
 
 def parse(name: str, count: int = 1) -> Slice:

@@ -63,16 +63,17 @@ def _loss(train: Series, validation: dict[str, Series], batch: int | None, ax) -
 
 
 def accuracies(run: Run) -> list[tuple[str, Draw]]:
-    """(title, drawing) against examples seen, of percentages with something to compare with, and of a person's own.
+    """(title, drawing) against examples seen, of what has something to compare with, and of a person's own.
 
     What was measured once only is left to the tables, and so are grounding scores other than pointing.
     """
     panels: dict[tuple[str, str, str], dict[str, tuple[str, Series, Series, list[Bounds]]]] = {}
     for step, m in run.history():
-        if (m.own or (m.unit == "%" and m.shown)) and math.isfinite(m.value):
+        if m.shown and math.isfinite(m.value):
             if not m.own and re.search("_(matched_)?iou$", m.name):
                 continue
             way = re.sub(r"_?R@\d+$|top\d$|mean_per_class$|\d+_shot$|.*_(?=pointing$)", "", m.name)
+            way = way if m.unit == "%" else m.label
             group = panels.setdefault((m.evaluator, way, m.unit), {})
             label = m.name.rsplit("_", 1)[1] if "_R@" in m.name else m.label
             _, values, chance, bounds = group.setdefault(label, (m.kind, [], [], []))
@@ -105,7 +106,7 @@ def _accuracy(lines: dict[str, tuple[str, Series, Series, list[Bounds]]], unit: 
         style = {"color": colour, "linestyle": "--", "linewidth": 1.2, "marker": "_" if len(chance) == 1 else None}
         if chance:
             ax.plot(*zip(*chance), alpha=0.8, label=kind if i == len(lines) - 1 else None, **style)
-    if unit == "%":
+    if unit == "%" or all(chance and min(y for _, y in values) >= 0 for _, values, chance, _ in lines.values()):
         ax.set_ylim(0, None)
     ax.set_ylabel(unit)
 
@@ -119,8 +120,18 @@ def _figure(plt, title: str, draw: Draw):
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25, linewidth=0.7)
     ax.margins(x=0.03)
-    ax.legend(frameon=False, fontsize=8.5, labelcolor="linecolor", handlelength=1.6)
+    _legend(figure, *ax.get_legend_handles_labels())
     return figure
+
+
+def _legend(figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Below the axes, where it hides no curve and no band, in as many columns as fit."""
+    if handles:
+        longest = max(map(len, labels))
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), 78 // (longest + 6))),
+            frameon=False, fontsize=8.5, labelcolor="linecolor", handlelength=1.6,
+        )  # fmt: skip
 
 
 def render(title: str, draw: Draw, kind: str, theme: str = "light") -> bytes:

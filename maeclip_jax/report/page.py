@@ -18,7 +18,7 @@ from maeclip_jax.report.details import Picture
 from maeclip_jax.report.run import Number, Run, readable
 
 TEMPLATES = epath.resource_path("maeclip_jax") / "templates"
-CARDS = ("accuracy", "top1", "image_to_text_R@1", "text_to_image_R@1", "miou", "token_accuracy")
+CARDS = ("accuracy", "top1", "image_to_text_R@1", "text_to_image_R@1", "miou", "masked_mse", "token_accuracy")
 INCIDENTS = (("skipped", "updates skipped (not finite)"), ("bad_records", "bad records replaced"))
 
 
@@ -110,12 +110,23 @@ def amount(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip() if abs(value) < 1e5 else f"{value:,.0f} {unit}".strip()
 
 
-def measured(m: Number) -> str:
-    """`61.8 ± 1.9 % (n=640) (all 12 neighbours)`: with the interval and the note of a number that has them."""
+def measured(m: Number, note: str | None = None) -> str:
+    """`61.8 ± 1.9 % (n=640) (all 12 neighbours)`: with the interval and the note of a number that has them.
+
+    `note`: in place of its own; "" where that stands elsewhere.
+    """
     known = m.interval is not None and all(map(math.isfinite, (m.value, *m.interval)))
+    note = m.note if note is None else note
     return (said(m.value, m.unit, m.interval, m.n) if known else amount(m.value, m.unit)) + (
-        f" ({m.note})" if m.note else ""
+        f" ({note})" if note else ""
     )
+
+
+def shares(m: Number) -> tuple[float, float]:
+    """How much of a card's bar a number and its reference take, 0 to 100: percentages as they are, others as shares of
+    the larger of the two."""
+    full = 100.0 if m.unit == "%" else max(m.value, m.reference)
+    return tuple(min(max(100 * x / full, 0.0), 100.0) if full > 0 else 0.0 for x in (m.value, m.reference))
 
 
 def bounds(m: Number) -> str:
@@ -173,6 +184,7 @@ def write(values: Mapping[str, Any], template: str, folder: epath.Path) -> epath
         "times": times,
         "measured": measured,
         "bounds": bounds,
+        "shares": shares,
         "readable": readable,
         "duration": cost.duration,
     }

@@ -20,7 +20,8 @@ COLUMNS = ("number", "first", "second", "difference", "n", "p", "Holm", "")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A number of both runs; `found` is second minus first, `holm` its p adjusted for all pairs of the comparison."""
+    """A number of both runs; `found` is second minus first, `holm` its p adjusted for all pairs of its family: those of
+    which more or less is better are one, those that only describe are another."""
 
     name: str
     first: Number
@@ -30,9 +31,11 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Which run is better, if the difference is more than noise."""
+        """Which run is better, if the difference is more than noise; "differs" where neither more nor less is."""
         if self.holm >= SIGNIFICANT:
             return "within noise"
+        if self.first.better == "none":
+            return "differs"
         return "second is better" if (self.found.value > 0) == (self.first.better == "higher") else "first is better"
 
 
@@ -53,15 +56,14 @@ class Shelf:
 def compare(first: Run, second: Run) -> tuple[list[Pair], list[str]]:
     """The pairs, in the first run's order, and notes on what was left out or differs in how it was measured.
 
-    Numbers of which neither more nor less is better are left out. UserError where the runs share no number, and where
-    they were evaluated on different items.
+    UserError where the runs share no number, and where they were evaluated on different items.
     """
     pairs, notes, without = [], [], []
     shelf = Shelf()
     for mine, theirs in _shared(first, second):
         notes += _apart(mine, theirs)
         other = {m.name: m for m in theirs.metrics}
-        for number in (m for m in mine.metrics if m.name in other and m.better != "none"):
+        for number in (m for m in mine.metrics if m.name in other):
             name = f"{mine.evaluator}/{number.name}"
             kept = [shelf.items(run, result.step, name) for run, result in ((first, mine), (second, theirs))]
             if any(items is None for items in kept):
@@ -79,8 +81,17 @@ def compare(first: Run, second: Run) -> tuple[list[Pair], list[str]]:
             f"{first.workdir} and {second.workdir} have no number with items in common: their evaluations are "
             f"{', '.join(names[0]) or 'none'} and {', '.join(names[1]) or 'none'}; evaluate both with the same suite"
         )
-    adjusted = statistics.holm([pair.found.p for pair in pairs])
-    return [dataclasses.replace(pair, holm=p) for pair, p in zip(pairs, adjusted)], notes
+    return _adjusted(pairs), notes
+
+
+def _adjusted(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs in their order, with p adjusted within each family."""
+    out = list(pairs)
+    for describes in (False, True):
+        family = [n for n, pair in enumerate(pairs) if (pair.first.better == "none") == describes]
+        for n, p in zip(family, statistics.holm([pairs[n].found.p for n in family])):
+            out[n] = dataclasses.replace(pairs[n], holm=p)
+    return out
 
 
 def _shared(first: Run, second: Run) -> Iterator[tuple[Result, Result]]:
@@ -120,12 +131,14 @@ def text(first: Run, second: Run) -> str:
         )
         for row in rows
     ]
+    describe = sum(pair.first.better == "none" for pair in pairs)
+    family = f"{len(pairs) - describe} numbers" + (f", of {describe} that only describe apart" if describe else "")
     head = [
         f"first:  {first.workdir}",
         f"second: {second.workdir}",
         f"Second minus first on the same items, with 95 % intervals of a paired bootstrap ({statistics.PAIRED_DRAWS:,} "
         "draws). p: McNemar's exact test of accuracies,",
-        f"else the same bootstrap. Holm: p adjusted for {len(pairs)} numbers; {SIGNIFICANT:g} or more is within noise. "
+        f"else the same bootstrap. Holm: p adjusted for {family}; {SIGNIFICANT:g} or more is within noise. "
         "Other seeds of training are not in it.",
         "",
     ]

@@ -61,14 +61,14 @@ def run(
     limits: watchdog.Limits | None = None,
     profile: tuple[int, int] | None = None,
     grace: float = GRACE_SECONDS,
-) -> None:
+) -> bool:
     """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
 
     `start`: what starting has taken so far; `limits`: when a step is said to stall; `profile`: the
     first and the last step to take a profile of; `grace`: how many seconds after SIGTERM or Ctrl-C the process ends,
     also if its storage does not answer, where workdir or data are in a bucket (0: it waits).
-    Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
-    bad records, for too many non-finite steps in a row, and for evaluations that failed.
+    Returns True when done, False when it was asked to stop and has saved. UserError for what the config asks and cannot
+    have, for too many bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
     sleep.watch()
     workdir = make_workdir(workdir)
@@ -84,6 +84,7 @@ def run(
         away = remote.is_remote(workdir) or any(getattr(made, "remote", False) for _, made in data.sources)
         with jax.set_mesh(built.mesh), StopSignal(grace if away else 0) as stop:
             _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
+            return not stop.called
 
 
 class _Run:

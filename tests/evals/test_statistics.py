@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from maeclip_jax.evals import statistics
+from maeclip_jax.evals import representation, statistics
 from maeclip_jax.evals.items import Items
 from maeclip_jax.evals.statistics import holm, mcnemar, of_items, of_seeds, paired, plus_minus, said, welch
 
@@ -171,12 +171,30 @@ def test_the_jackknife_of_a_mean_is_its_t_interval():
     x = np.random.default_rng(8).normal(size=400)
     rows = statistics.blocks(400)
     assert sorted(np.concatenate(rows)) == list(range(400)) and {len(r) for r in rows} == {20}
-    value, found = statistics.jackknife([x[r] for r in rows], lambda parts: np.concatenate(parts).mean(), 400)
+    value, found, items = statistics.jackknife([x[r] for r in rows], lambda parts: np.concatenate(parts).mean(), 400)
     means = np.array([x[r].mean() for r in rows])
     want = stats.ttest_1samp(means, 0).confidence_interval()  # of 20 means of 20
     assert found.interval == pytest.approx((want.low, want.high)) and value == pytest.approx(x.mean())
     assert len(statistics.blocks(7)) == 3 and len(statistics.blocks(1)) == 1
-    assert statistics.jackknife([x], lambda parts: parts[0].mean(), 1)[1].interval is None
+    assert items.value == pytest.approx(means) and items.mean() == pytest.approx(value)  # Tukey's pseudo-values
+    assert statistics.jackknife([x], lambda parts: parts[0].mean(), 1)[1:] == (
+        statistics.Estimate(None, 1, "jackknife over 1 blocks of 1 items"),
+        None,
+    )
+
+
+def test_numbers_of_all_features_at_once_are_compared_by_their_blocks():
+    """Two runs on the same 400 rows: 100 pairs without a difference, and some with features of fewer dimensions."""
+    random, false = np.random.default_rng(9), 0
+    for _ in range(100):
+        shared = random.normal(size=(400, 6))
+        one, other = (shared + 0.5 * random.normal(size=shared.shape) for _ in range(2))
+        less = other * np.array([1, 1, 1, 1, 0.5, 0.5])
+        first, second, third = (representation.effective_rank(x) for x in (one, other, less))
+        false += statistics.paired(first.items, second.items, first.unit, draws=1000).p < 0.05
+        apart = statistics.paired(first.items, third.items, first.unit, draws=1000)
+        assert apart.p < 0.01 and apart.value == pytest.approx(third.value - first.value)
+    assert false <= 12  # 5 are expected; 13 or more have a chance of 0.2 %
 
 
 @pytest.mark.parametrize("items", [Items([3.0]), Items([]), Items([np.nan, 1, 2]), Items([1, 2], "ab", group="gg")])

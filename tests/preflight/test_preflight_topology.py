@@ -86,6 +86,28 @@ def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):
         topology.parse("v5e-4").devices()
 
 
+@pytest.mark.parametrize(
+    "here, extra, pin, said",
+    [
+        ("0.0.52", "tpu", "0.0.42.*", "; a pod with jax[tpu] 0.10 has libtpu 0.0.42.*, which may differ"),
+        ("0.0.52", "tpu", "0.0.5.*", "; a pod with jax[tpu] 0.10 has libtpu 0.0.5.*, which may differ"),
+        ("0.0.42.1", "tpu", "0.0.42.*", ", as a pod with jax[tpu] 0.10 has"),
+        ("0.0.52", "gpu", "0.0.42.*", "; which libtpu a pod with jax[tpu] 0.10 has is unknown"),
+    ],
+)
+def test_the_compiler_here_is_compared_with_that_of_a_pod(monkeypatch, here, extra, pin, said):
+    required = ["numpy>=2.0", f'libtpu=={pin}; extra == "{extra}"']
+    monkeypatch.setattr("importlib.metadata.version", {"libtpu": here, "jax": "0.10"}.get)
+    monkeypatch.setattr("importlib.metadata.requires", {"jax": required}.get)
+    assert topology.compiler() == f"libtpu {here}, jax 0.10{said}"
+
+
+@needs_libtpu
+def test_jax_still_says_which_libtpu_its_extra_takes():
+    """Read from the metadata of the jax that is installed, in a form that `topology.compiler` understands."""
+    assert "unknown" not in topology.compiler()
+
+
 @needs_libtpu
 @pytest.mark.parametrize("kind", chips.CHIPS)
 def test_devices_and_their_peak(kind):

@@ -39,28 +39,33 @@ def error(values):
     return Metric("error", found.mean(), "nats", "lower", items=found)
 
 
+def scale(values):
+    found = Items(values)
+    return Metric("scale", found.mean(), "", "none", items=found)
+
+
 @pytest.fixture
 def pair(tmp_path):
     random = np.random.default_rng(0)
     right = random.random(500) < 0.6
     better = right | (random.random(500) < 0.2)
     noise = random.normal(1, 0.1, 500)
-    same = Metric("scale", 3.0, "", "none", items=Items([3.0, 3.0]))
-    first = make(tmp_path / "a", [top1(right), top1(right, "top5"), error(noise), same])
+    first = make(tmp_path / "a", [top1(right), top1(right, "top5"), error(noise), scale(noise)])
     moved = np.where(np.arange(500) < 250, noise, noise[::-1])
-    return first, make(tmp_path / "b", [top1(better), top1(right, "top5"), error(moved - 0.03), same])
+    return first, make(tmp_path / "b", [top1(better), top1(right, "top5"), error(moved - 0.03), scale(noise + 2)])
 
 
 def test_each_number_is_tested_and_the_family_adjusted(pair):
     found, notes = paired.compare(*(runs.read(p) for p in pair))
-    assert [p.name for p in found] == ["zero/top1", "zero/top5", "zero/error"] and notes == []
-    gain, same, less = found
+    assert [p.name for p in found] == ["zero/top1", "zero/top5", "zero/error", "zero/scale"] and notes == []
+    gain, same, less, other = found
+    assert other.verdict == "differs" and other.holm == other.found.p  # a family of its own
     assert gain.verdict == "second is better" and gain.found.value > 5 and gain.found.how == "McNemar, exact"
     assert same.verdict == "within noise" and same.found.value == 0 and same.holm == 1
     assert less.verdict == "second is better" and less.found.value < 0  # of an error, less is better
     assert gain.holm == pytest.approx(3 * gain.found.p)
     back, _ = paired.compare(*(runs.read(p) for p in pair[::-1]))
-    assert [p.verdict for p in back] == ["first is better", "within noise", "first is better"]
+    assert [p.verdict for p in back] == ["first is better", "within noise", "first is better", "differs"]
 
 
 def test_the_command_prints_a_line_a_number(pair, capsys):
@@ -68,7 +73,8 @@ def test_the_command_prints_a_line_a_number(pair, capsys):
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if line.startswith("zero/top1"))
     assert "second is better" in row and "+" in row and "500" in row
-    assert f"first:  {pair[0]}" in said and "Holm: p adjusted for 3 numbers" in said
+    assert f"first:  {pair[0]}" in said
+    assert "Holm: p adjusted for 3 numbers, of 1 that only describe apart; 0.05" in said
 
 
 def refused(capsys, *workdirs):

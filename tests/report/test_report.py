@@ -169,6 +169,15 @@ def test_headline_numbers_stand_beside_chance(html, markdown):
     cells = re.findall(r"<td[^>]*>(.*?)</td>", html)
     at = cells.index("Zero shot: top-1 accuracy")
     assert cells[at + 1 : at + 4] == ["60.0 %", "1.6 %", "38×"]
+    text = re.sub(r"\s+", " ", Tags(html).text)
+    assert "Reconstruction: masked-pixel error 0.01 baseline 0.05 · 0.2× · lower is better" in text
+
+
+def test_the_bar_of_an_error_is_as_long_as_its_share_of_the_baseline():
+    known = dict(evaluator="reconstruction", name="masked_mse", unit="MSE", better="lower")
+    assert page.shares(runs.Number(value=0.01, baseline=0.05, **known)) == pytest.approx((20, 100))
+    assert page.shares(runs.Number(value=0.1, baseline=0.05, **known)) == pytest.approx((100, 50))
+    assert page.shares(runs.Number("zero_shot", "top1", 60.0, "%", chance=1.5)) == (60, 1.5)
 
 
 def test_what_was_trained_and_what_it_cost(html):
@@ -344,12 +353,15 @@ def test_curves_carry_their_chance_line(workdir):
     import matplotlib.pyplot as plt
 
     drawings = dict(figures.accuracies(runs.read(workdir)))
-    assert list(drawings) == ["Zero shot", "Retrieval: text → image"]
+    assert list(drawings) == ["Zero shot", "Retrieval: text → image", "Reconstruction: masked-pixel error"]
     _, ax = plt.subplots()
     drawings["Zero shot"](ax)
     value, chance = ax.lines
     assert list(value.get_xdata()) == [800, 1600] and list(value.get_ydata()) == [20, 60]
     assert list(chance.get_ydata()) == [1.5625] * 2 and chance.get_linestyle() == "--"
+    _, ax = plt.subplots()
+    drawings["Reconstruction: masked-pixel error"](ax)
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.01] * 2, [0.05] * 2] and ax.get_ylim()[0] == 0
     drawings = dict(figures.losses(runs.read(workdir)))
     assert list(drawings) == ["total loss", "contrastive loss (nats)"]
     _, ax = plt.subplots()

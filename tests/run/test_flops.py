@@ -1,5 +1,6 @@
 """FLOPs counted from the program equal those of the textbook."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import AxisType
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel import chips, sharding
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.run import flops, step, summary, train
 from tests import runs
@@ -100,7 +101,21 @@ def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
             found, where = peak_per_device("bfloat16")
         assert found == peak and where == f"{kind} data sheet, bf16"
     found, where = peak_per_device("float32")
-    assert 1e8 < found < 1e14 and "measured here on a float32 matmul" in where
+    assert 1e8 < found < 1e14 and "measured here, best of float32 matmuls" in where
+
+
+def test_a_measured_peak_counts_the_time_of_processors_and_not_of_the_clock(monkeypatch):
+    """Eight devices of one CPU share what its cores reach, whatever the clock on the wall says meanwhile."""
+    processors = itertools.count(step=0.5)  # seconds that all cores together took for a round
+    clock = itertools.count(step=100.0)  # other programs had the machine
+    monkeypatch.setattr(chips, "time", SimpleNamespace(process_time=processors.__next__, perf_counter=clock.__next__))
+    monkeypatch.setattr(chips, "ROUND", 2.0 * 8**3)
+    monkeypatch.setattr(chips, "SIZES", (8,))
+    rate, median, cores = chips._measured.__wrapped__(jnp.dtype("float32"))
+    assert rate == median == cores * (cores * 2.0 * 8**3) / 0.5
+    monkeypatch.setattr(chips, "_measured", lambda dtype: (8e9, 6e9, 2))
+    found, where = peak_per_device("float32")
+    assert found == 8e9 / len(jax.local_devices()) and "of 2 cores; half of the rounds reached 75% of it" in where
 
 
 def test_a_total_in_flops_is_kept_when_a_run_goes_on(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ def test_special_tokens_first_and_no_token_twice():
 @pytest.mark.parametrize("seed", [11, 12])
 def test_every_word_of_the_data_set_is_one_token(seed):
     tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.BertWordPieceTokenizer(str(vocabulary.FILE), lowercase=True)
+    tokenizer = tokenizers.BertWordPieceTokenizer.from_file(str(vocabulary.FILE), lowercase=True)
     spec = SceneSpec(resolution=24, objects=(1, 5), shapes=16, colours=12, textures=6, captions=4, questions=8,
                      caption_noise=0.2, heldout_pairs=4)  # fmt: skip
     for split in ("train", "test", "heldout_multi", "classify"):
@@ -33,7 +33,7 @@ def test_every_word_of_the_data_set_is_one_token(seed):
 
 def test_other_english_is_spelt_not_lost():
     tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.BertWordPieceTokenizer(str(vocabulary.FILE), lowercase=True)
+    tokenizer = tokenizers.BertWordPieceTokenizer.from_file(str(vocabulary.FILE), lowercase=True)
     assert (
         "[UNK]"
         not in tokenizer.encode("A Quick-Brown fox's 42 jumps, over £3? No: & so (on)!".replace("£", "#")).tokens

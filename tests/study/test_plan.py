@@ -1,9 +1,11 @@
 """Plans: which runs, matched how, refused when too dear; every mistake is one line."""
 
 import json
+import shlex
 
 import pytest
 
+from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError
 from maeclip_jax.study import command, crew, design, plan, spending
 
@@ -48,6 +50,13 @@ def test_weights_are_swept_at_the_ends_and_every_arm_is_tuned_alike(runs):
     assert {(r.size, r.pool, r.settings["model.weights.image"]) for r in swept} == {(20, "max", 0.5), (40, "max", 0.5)}
     tried = [(r.arm, r.settings["optim.lr"], r.size) for r in found if r.phase == design.TUNE]
     assert sorted(tried) == [(arm, lr, 20) for arm in ("clip", "mae_clip") for lr in (1e-3, 2e-3)]
+
+
+def test_flops_are_counted_whatever_mesh_the_runs_will_have():
+    """A plan for a slice is made on a laptop: the mesh of a large scale needs more devices than that has."""
+    config = configs.load("experiments/clip.py:runlocal", {"mesh.fsdp": 16})
+    assert spending.flops_of(config) == spending.flops_of(configs.load("experiments/clip.py:runlocal")) > 1e6
+    assert config.mesh.fsdp == 16
 
 
 def test_a_plan_above_the_budget_names_what_to_cut(runs):
@@ -106,6 +115,17 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(assumed, tmp_pat
     assert "declared: mean of mae_clip minus clip, max, matched by flops" in said
     assert command.main([*words, "--seeds=1"]) == 0
     assert "one seed: no effect has an interval" in capsys.readouterr().out
+    assert not (tmp_path / "no").exists()
+
+
+def test_list_gives_the_runs_of_a_plan_by_index(assumed, tmp_path, capsys):
+    words = ["--runlocal", "--sizes=20,40", f"--out={tmp_path / 'no'}"]
+    assert command.main([*words, "--list"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [int(row[0]) for row in rows] == list(range(len(rows))) and len({row[1] for row in rows}) == len(rows) > 8
+    assert all(row[2] == shlex.join(["python", "-m", "maeclip_jax.study", *words, f"--index={row[0]}"]) for row in rows)
+    assert command.main([*words, f"--index={len(rows)}"]) == 2
+    assert f"--index={len(rows)}: the plan has {len(rows)} runs; valid: 0 to {len(rows) - 1}" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -39,6 +40,18 @@ def test_sizes_and_class_names_are_those_of_the_recipe(builder, built):
     assert builder.info.features["objects"]["colour"].names == ["red", "green", "blue", "yellow"]
     found = json.loads((built / "metadata.json").read_text())["recipe"]
     assert SceneSpec.of(**found["spec"]) == recipe.spec and found["train"] == recipe.train
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "start"),
+    [("demo", "2.0.0", "5ca014ba1bb4"), ("mu", "1.0.0", "3c8cb1670fe9"), ("full", "1.0.0", "030756eb912a")],
+)
+def test_other_pictures_have_another_version(name, version, start, tmp_path):
+    """Who changes a recipe changes both: prepared pictures of before lie beside the new ones, not in their place."""
+    spec = scenes.RECIPES[name].spec
+    drawn = hashlib.sha256(b"".join(scene(spec, 0, i)["image"].tobytes() for i in range(3)))
+    made = scenes.Scenes(data_dir=tmp_path, config=name, file_format="array_record")
+    assert (str(made.version), drawn.hexdigest()[:12]) == (version, start)
 
 
 @pytest.mark.parametrize("split", ["train", "classify", "heldout_multi"])
