@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from maeclip_jax import cli
 from maeclip_jax.bench.figures import add_json, write
