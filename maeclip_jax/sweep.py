@@ -77,12 +77,13 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--on", default="", help="what --launch asks for, such as gpu:1, H100:8, tpu-v6e-8")
     parser.add_argument("--platform", default="", help="passed on to every run")
     parser.add_argument("--cpu_devices", default="", help="passed on to every run")
+    parser.add_argument("--cache", default="", help="passed on to every run")
     source, suite, settings, rest = cli.split_config(argv)
     args = parser.parse_args(rest)
     if len(args.sweep) != 1 or source or suite:
         raise UserError(f"name one sweep; here are: {', '.join(sorted(glob.glob(f'{FOLDER}/*.py')))}")
     remote.check_scheme(args.root, "--root", "checkpoints")
-    flags = tuple(f"--{n}={x}" for n in ("platform", "cpu_devices") if (x := getattr(args, n)))
+    flags = tuple(f"--{n}={x}" for n in ("platform", "cpu_devices", "cache") if (x := getattr(args, n)))
     name = os.path.basename(args.sweep[0]).removesuffix(".py")
     folder = os.path.join(args.root, name)
     runs = [

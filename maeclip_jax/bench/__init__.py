@@ -6,6 +6,7 @@ storage    training rows from a bucket and a disk, in blocks and record by recor
 probe      a linear probe on 50,000 x 768 features with 1,000 classes
 startup    restart to first step, with a cold and with a warm compilation cache
 scenes     drawn pictures per second and core
+sweep      runs an hour, one after the other and side by side
 
 Each of these files is one benchmark with `run(argv)`; figures leave in the form of `figures.write`. Ratios are of one
 run. `bucket` is a storage server on this machine, on which tests and benchmarks of gs:// run.

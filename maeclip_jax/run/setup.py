@@ -28,13 +28,16 @@ RNG_STREAMS = ("mask", "dropout")
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The part of a program that needs no optimizer and no data. `params`: shapes with shardings, `fresh()` values."""
+    """The part of a program that needs no optimizer and no data. `params`: shapes with shardings.
+
+    `fresh()` makes values of the config's seed; `fresh(seed)` those of another, int32 [], which a program may be given.
+    """
 
     objective: nn.Module
     mesh: Mesh
     params: Any
     param_specs: Any
-    fresh: Callable[[], Any]
+    fresh: Callable[..., Any]
 
 
 def setup(config, *, devices: Sequence | None = None) -> Setup:
@@ -42,10 +45,8 @@ def setup(config, *, devices: Sequence | None = None) -> Setup:
     mesh = sharding.make_mesh(config.mesh, devices)
     objective = objectives.make(config.objective, config.model)
 
-    def fresh():
-        rngs = {
-            name: jax.random.fold_in(jax.random.key(config.seed), i) for i, name in enumerate(("params", *RNG_STREAMS))
-        }
+    def fresh(seed=config.seed):
+        rngs = {name: jax.random.fold_in(jax.random.key(seed), i) for i, name in enumerate(("params", *RNG_STREAMS))}
         # Parameters do not depend on the batch size: two rows are enough to trace shapes.
         batch = {name: jnp.ones((2, *x.shape), x.dtype) for name, x in objective.inputs().items()}
         return objective.init(rngs, batch, train=True)["params"]

@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -54,6 +55,15 @@ class TrainStep:
     microbatches: int | str  # parts of each device's rows; microbatch.AUTO: the fewest that fit
     whole_weights: bool  # whether parts share one gathering of the parameters: see microbatch.whole_weights
     in_parts: Callable[[int], Callable[[State, Mapping], tuple[State, dict]]]  # the step with so many
+    seed: np.int32  # of the run; `seeded` makes it an argument of the step
+
+    def seeded(self) -> dict[str, jax.Array]:
+        """`_seed`, int32 [] on every device: what a batch holds beside its rows where one program serves all seeds.
+
+        Without it a step has the seed of the config as a constant, which gives the same numbers.
+        """
+        everywhere = jax.NamedSharding(self.mesh, jax.P())
+        return {"_seed": jax.make_array_from_callback((), everywhere, lambda _: np.asarray(self.seed))}
 
     @property
     def step(self) -> Callable[[State, Mapping], tuple[State, dict]]:
@@ -122,16 +132,17 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
     rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
     transform = optim.make(config.optim, made.params, rate)
     decay = average.decay_of(config.optim)
+    seed = np.int64(config.seed).astype(np.int32)  # as jax.random.key takes an int
 
-    def fresh() -> State:
-        params = fresh_params()
+    def fresh(seed) -> State:
+        params = fresh_params(seed)
         zero = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_row", "bad_records")}
         return State(
             jnp.zeros((), jnp.int32), params, transform.init(params), zero, average.begin(config.optim, params)
         )
 
     with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(fresh)
+        abstract = jax.eval_shape(fresh, seed)
     replicated = jax.NamedSharding(mesh, jax.P())
     shardings = State(
         replicated,
@@ -152,14 +163,15 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
 
     return TrainStep(
         objective=objective, mesh=mesh, batch_size=config.batch_size, total_steps=total, rate=rate, inputs=inputs,
-        abstract=abstract, param_specs=param_specs, init=jax.jit(fresh, out_shardings=shardings),
+        abstract=abstract, param_specs=param_specs,
+        init=functools.partial(jax.jit(fresh, out_shardings=shardings), seed), seed=seed,
         microbatches=microbatches, whole_weights=whole, in_parts=in_parts,
     )  # fmt: skip
 
 
 def update(loss, transform, rate, decay, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
     """One update by `loss(params, batch, rngs)`; one that is not finite changes nothing but what is counted."""
-    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    rng = jax.random.fold_in(jax.random.key(batch.get("_seed", seed)), state.step)
     rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(RNG_STREAMS)}
     bad = batch["_bad"].sum() if "_bad" in batch else 0
     batch = {k: x for k, x in batch.items() if not k.startswith("_")}

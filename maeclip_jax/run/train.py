@@ -204,7 +204,8 @@ class _Run:
             with Waiting("waiting for the first batch"):
                 ahead = Feed(batches, built, clock)
             with clock.phase("compile"), Waiting("compiling the training step"):
-                parts, step = microbatch.compiled(built, built.abstract, ahead.shapes())
+                self.seed = built.seeded()
+                parts, step = microbatch.compiled(built, built.abstract, ahead.shapes() | self.seed)
             peak, peak_source = self.peak
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
             say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}{microbatch.said(built, parts)}")
@@ -230,7 +231,7 @@ class _Run:
         for n in range(first, built.total_steps):
             dog.beat(n + 1)
             batch, keys = ahead.next()  # 1
-            state, metrics = self.profile(n + 1, step, state, batch)  # 2
+            state, metrics = self.profile(n + 1, step, state, batch | self.seed)  # 2
             if trace:
                 trace.write(n, keys)
             if pending:
