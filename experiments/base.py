@@ -36,8 +36,10 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
     config.optim = dict(
         name="adamw", lr=5e-4 if arg.scale in ("low", "high") else 2e-3,
         lr_per_examples=0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, decay_by="lr",
-        warmup=scale["warmup"], schedule="cosine", end_lr=0.0, clip_norm=1.0, mu_dtype="bfloat16" if big else "float32",
+        warmup=scale["warmup"], schedule="cosine", cooldown="0 steps", end_lr=0.0, clip_norm=1.0,
+        mu_dtype="bfloat16" if big else "float32",
         no_decay=(r".*/(embedding|position|probe)",), freeze=(), lr_multipliers=(), caps=(),
+        ema=0.0, muon=(),
     )  # fmt: skip
     config.checkpoint = dict(every="1%" if big else "10%", keep_last=2, keep_every="0 steps", keep_best=0, best="")
     config.log = dict(every="100 steps" if big else "1%", examples=False, sinks=("jsonl", "tensorboard"))

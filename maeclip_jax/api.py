@@ -45,17 +45,21 @@ def load(
     *,
     devices: Sequence | None = None,
     batch_size: int = 64,
+    params: str = checkpoint.AUTO,
 ) -> Model:
     """The model of a run, of an experiment file (with fresh weights) or of other code bases, with what belongs to it.
 
     `source`: see SOURCES. `settings`: leaves of its config to change, such as {"model.compute.dtype": "bfloat16"}.
     `devices`: where it computes (default: all); parameters are whole on each unless `settings` name a "mesh.fsdp".
-    `batch_size`: pictures computed at a time. UserError, one line with what is valid, for whatever is not there or does
-    not fit.
+    `batch_size`: pictures computed at a time. `params`: of a run that keeps an average of its parameters, ema (that) |
+    raw (those of the last step) | auto (the average, and a line says so). UserError, one line with what is valid, for
+    whatever is not there or does not fit.
     """
     name, settings = os.fspath(source), dict(settings or {})
     if not re.search(r"\.py(:|$)", name) and not interop.split(name):
-        return _of_run(name, settings, devices, batch_size)
+        return _of_run(name, settings, devices, batch_size, params)
+    if params != checkpoint.AUTO:
+        raise UserError(f"params={params} chooses among the parameters of a run, which {name!r} is not; leave it out")
     have, origin = {}, "fresh weights"
     if kind := interop.split(name):
         towers = {k: settings[f"model.{k}_tower.heads"] for k in TOWERS if f"model.{k}_tower.heads" in settings}
@@ -80,12 +84,13 @@ def load(
     return Model(config, made.objective, made.mesh, unflatten(flat), batch_size=batch_size, **about)
 
 
-def _of_run(name: str, settings: Mapping[str, Any], devices: Sequence | None, batch_size: int) -> Model:
+def _of_run(name: str, settings: Mapping[str, Any], devices: Sequence | None, batch_size: int, which: str) -> Model:
     try:
         folder = checkpoint.locate(name)
     except UserError:
         raise UserError(f"nothing to load at {name!r}; valid: {SOURCES}") from None
-    config, made, params = restored(folder, settings, devices=devices)
-    about = dict(name=name, origin=f"step {folder.name}", step=int(folder.name))
+    config, made, params, found = restored(folder, settings, devices=devices, which=which)
+    averaged = ", averaged" if found == checkpoint.EMA else ""
+    about = dict(name=name, origin=f"step {folder.name}{averaged}", step=int(folder.name))
     names = read_names(folder, config.get("resume", ""))
     return Model(config, made.objective, made.mesh, params, batch_size=batch_size, names=names, **about)

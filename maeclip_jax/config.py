@@ -255,7 +255,10 @@ def _name_defaults(config, settings: Mapping[str, Any]) -> None:
     for name in settings:
         entry, _, setting = name.removeprefix("evals.").partition(".")
         held = config.get("evals", {}).get(entry) if name.startswith("evals.") else None
-        if held and setting not in held and held.get("type") in evals.table():
+        if held and setting in evals.OF_ANY and setting not in held:
+            with config.unlocked():
+                held[setting] = evals.OF_ANY[setting]
+        elif held and setting not in held and held.get("type") in evals.table():
             takes = inspect.signature(evals.table()[held["type"]]).parameters
             if setting in takes and takes[setting].default not in (None, inspect.Parameter.empty):
                 with config.unlocked():

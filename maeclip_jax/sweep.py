@@ -104,7 +104,7 @@ def run(argv: Sequence[str]) -> None:
         if not 0 <= args.index < len(runs):
             raise UserError(f"--index={args.index}: sweep {name} has {len(runs)} runs; valid: 0 to {len(runs) - 1}")
         os.execv(sys.executable, [sys.executable, *runs[args.index].command])  # it gets the signals of a scheduler
-    _train(runs, name, folder, shares.shares(args.jobs, args.platform))
+    _train(runs, name, folder, shares.shares(args.jobs, args.platform or "cpu" * bool(args.cpu_devices)))
 
 
 def _train(runs: Sequence[Run], name: str, folder: str, given: Sequence[shares.Share]) -> None:

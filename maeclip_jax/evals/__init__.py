@@ -16,6 +16,10 @@ from maeclip_jax.evals.protocol import Context, Detail, Metric, NotApplicable, P
 
 __all__ = ["Context", "Detail", "Metric", "NotApplicable", "Picture", "make", "table"]
 
+# Settings of any entry of `config.evals`, which are not the evaluator's own, and what they are where nothing is said:
+# when it runs, and on which parameters (see `run.average`).
+OF_ANY = {"every": "0 steps", "params": "auto"}
+
 
 def table() -> dict[str, type]:
     """Type, as a config calls it -> the class."""

@@ -47,8 +47,8 @@ def text(kind: str, config: Mapping, about: Mapping[str, Any], left_out: Mapping
     """README.md of a model written as `kind`.
 
     `about`: what is known of its training, each part may be missing: `name`, `step`, `total` (words), `data` (words),
-    `batch_size`, `seed`, `evals` ({metric: {"value", "unit", "chance"}}). `left_out`: our parameters without a place,
-    and why.
+    `batch_size`, `seed`, `averaged` (the decay, if these are the running average of the parameters), `evals` ({metric:
+    {"value", "unit", "chance"}}). `left_out`: our parameters without a place, and why.
     """
     model, task = config["model"], _TASKS.get(kind, "image-feature-extraction")
     library = "open_clip" if kind == "open_clip" else "transformers"
@@ -64,6 +64,8 @@ def text(kind: str, config: Mapping, about: Mapping[str, Any], left_out: Mapping
     lines += [f"- Data: {about.get('data') or 'unknown'}", f"- Steps: {steps}"]
     lines += [f"- {name}: {about[key]}" for name, key in (("Batch size", "batch_size"), ("Seed", "seed"))
               if about.get(key) is not None]  # fmt: skip
+    if about.get("averaged"):
+        lines += [f"- Parameters: their running average over the steps, decay {about['averaged']:g}"]
     lines += ["", "## Evaluations", ""]
     lines += _evaluations(about) or ["None were made."]
     if left_out:

@@ -70,13 +70,13 @@ class Jobs:
         threads = [
             threading.Thread(target=self._serve, args=(share,), daemon=True) for share in self.shares[: self.count]
         ]
-        with _asked(self.stop) as asked:
+        with asked(self.stop) as came:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 self._look()
                 time.sleep(LOOK / 5)
-        if asked:
+        if came:
             raise KeyboardInterrupt
         return [job for job in self.all if job.code]
 
@@ -199,7 +199,7 @@ class Jobs:
 
 
 @contextlib.contextmanager
-def _asked(stop: Callable[[str], None]) -> Iterator[list[int]]:
+def asked(stop: Callable[[str], None]) -> Iterator[list[int]]:
     """Ctrl-C and SIGTERM call `stop`; yields the list of the signals that came. In other threads nothing is heard."""
     came: list[int] = []
 

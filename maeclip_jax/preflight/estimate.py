@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ def estimate(
         "parameters": sum(x.size for x in jax.tree.leaves(built.abstract.params)),
         "parameters GiB": local_gib(built.abstract.params), "HBM GiB": where.chip.hbm,
         "optimizer GiB": local_gib(built.abstract.opt_state) if kind == "train" else 0.0,
+        "average GiB": local_gib(built.abstract.ema) if kind == "train" else 0.0,
     }  # fmt: skip
     start = time.perf_counter()
     try:
@@ -113,7 +114,7 @@ def estimate(
             raise UserError(f"the compiler failed: {' '.join(str(e).split())[:300]}") from e
         needs = needed_gib(str(e))
         if needs and "temporaries" in str(e):
-            needs += found["parameters GiB"] + found["optimizer GiB"]
+            needs += state_gib(found)
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
         return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, built, found)}
     if text_file:
@@ -226,6 +227,11 @@ def local_gib(tree: Any) -> float:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 2**30
 
 
+def state_gib(found: Mapping) -> float:
+    """What one device holds from step to step."""
+    return sum(found[f"{part} GiB"] for part in ("parameters", "optimizer", "average"))
+
+
 def weights(built: TrainStep, parts: int) -> str:
     """Where the parameters of a step in parts are gathered from the devices that share them; empty if it has one."""
     if parts == 1 or built.mesh.shape["fsdp"] == 1:
@@ -250,7 +256,7 @@ def remedy(config, built: TrainStep, found: dict) -> dict:
     the compiler did not report the need and everything was tried. Run the pre-flight again with them.
     """
     room, changes = TIGHT * found["HBM GiB"], {}
-    state = found["parameters GiB"] + found["optimizer GiB"]
+    state = state_gib(found)
     activations = max((found["peak HBM GiB"] or 4 * found["HBM GiB"]) - state, 0.0)
     shards = math.prod(built.mesh.shape[a] for a in ("replica", "fsdp"))
     fsdp = built.mesh.shape["fsdp"]

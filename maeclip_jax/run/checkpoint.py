@@ -1,7 +1,8 @@
 """A checkpoint of orbax: found, and read onto any mesh, number of processes or layer layout. `saving` writes them.
 
-One checkpoint holds the item `state` (a nested dict whose '/'-joined names are the paths of params, opt_state, step and
-counters) and the item `meta` (JSON: data position, seed, batch size, config). Also: parameters of another run, by path.
+One checkpoint holds the item `state` (a nested dict whose '/'-joined names are the paths of params, opt_state, step,
+counters and, where the run keeps one, the average of the parameters, ema) and the item `meta` (JSON: data position,
+seed, batch size, config). Also: parameters of another run, by path.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from maeclip_jax import remote
-from maeclip_jax.errors import UserError, storage
+from maeclip_jax.errors import UserError, choose, storage
 from maeclip_jax.parallel.sharding import put
 from maeclip_jax.parallel.terminal import say
 from maeclip_jax.params import flatten, unflatten, with_layers_like
@@ -23,6 +24,17 @@ from maeclip_jax.remote import traffic
 from maeclip_jax.workdir import CHECKPOINTS
 
 STATE, META = "state", "meta"
+# Which parameters of a checkpoint are meant, and where they lie: the first that is there.
+AUTO, EMA, RAW = "auto", "ema", "raw"
+PLACES = {AUTO: ("ema/", "params/"), EMA: ("ema/",), RAW: ("params/",)}
+SWITCHED_ON = (
+    "keeps no average of its parameters; valid: optim.ema=0, or a new --workdir with config.init_from={source}, from "
+    "whose parameters the average starts"
+)
+SWITCHED_OFF = (
+    "keeps an average of its parameters, which would be lost; valid: optim.ema={then}, or a new --workdir with "
+    "config.init_from={source}"
+)
 COMMITTED = "commit_success.txt"  # what makes a checkpoint in a bucket a whole one
 
 
@@ -97,6 +109,11 @@ def _same_shape(directory, path: str, have: tuple, want: tuple) -> None:
 
 
 def _other_model(directory, have: Mapping, want: Mapping) -> None:
+    averaged, wanted = (any(path.startswith(PLACES[EMA]) for path in of) for of in (have, want))
+    if averaged != wanted:
+        said = SWITCHED_ON if wanted else SWITCHED_OFF
+        source = directory.parent
+        raise UserError(f"checkpoint {source} {said.format(then='the one of its run', source=source)}")
     missing, extra = sorted(set(want) - set(have)), sorted(set(have) - set(want))
     raise UserError(
         f"checkpoint {directory} is of another model or optimizer: "
@@ -109,11 +126,13 @@ def _abstract(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
-def read_numpy(directory: epath.PathLike, within: str = "") -> dict[str, np.ndarray]:
-    """The arrays of a saved state whose path starts with `within`, as {path: numpy array}."""
+def read_numpy(directory: epath.PathLike, *within: str) -> dict[str, np.ndarray]:
+    """The arrays of a saved state, as {path: numpy array}; those whose path starts with the first of `within` that any
+    does, if some are given."""
     import orbax.checkpoint as ocp
 
-    shapes = [p for p in _saved_shapes(epath.Path(directory)) if p.startswith(within)]
+    there = _saved_shapes(epath.Path(directory))
+    shapes = next((found for w in within or ("",) if (found := [p for p in there if p.startswith(w)])), [])
     if not shapes:
         return {}
     item = unflatten(dict.fromkeys(shapes, 0))
@@ -125,27 +144,42 @@ def read_numpy(directory: epath.PathLike, within: str = "") -> dict[str, np.ndar
     return {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
 
 
-def read_parameters(source: epath.PathLike) -> dict[str, np.ndarray]:
-    """{path: array}, the parameters of a checkpoint; `source`: see `locate`."""
+def keeps_average(folder: epath.Path) -> bool:
+    """Whether a checkpoint `.../<step>` holds an average of the parameters beside them."""
+    with _reading(folder), remote.known(folder):
+        return any(path.startswith(PLACES[EMA]) for path in _saved_shapes(folder / STATE))
+
+
+def read_parameters(source: epath.PathLike, which: str = AUTO) -> tuple[dict[str, np.ndarray], str]:
+    """({path: array}, EMA or RAW): the parameters of a checkpoint, and what they are; `source`: see `locate`.
+
+    `which`: EMA (their running average) | RAW (as the last step left them) | AUTO (the average, if there is one).
+    UserError for an average that there is not.
+    """
+    places = choose("params", which, PLACES)
     folder = locate(source)
     with _reading(folder), remote.known(folder):
-        return {p.removeprefix("params/"): v for p, v in read_numpy(folder / STATE, "params/").items()}
+        found = read_numpy(folder / STATE, *places)
+    if not found and which == EMA:
+        raise UserError(f"checkpoint {folder} keeps no average of its parameters (optim.ema); valid: params={RAW}")
+    root = next(iter(found), "params/").partition("/")[0]
+    return {p.removeprefix(f"{root}/"): v for p, v in found.items()}, EMA if root == EMA else RAW
 
 
-def read_params(folder: epath.Path, target: Any) -> Any:
-    """The parameters of a checkpoint `.../<step>` alone, in the structure and shardings of `target`.
+def read_params(folder: epath.Path, target: Any, which: str = AUTO) -> tuple[Any, str]:
+    """(the parameters of a checkpoint `.../<step>` alone, in the structure and shardings of `target`; EMA or RAW).
 
-    UserError if they are others.
+    `which`: see `read_parameters`. UserError if they are others.
     """
     directory = folder / STATE
-    have, want = read_parameters(folder), flatten(target)
+    (have, found), want = read_parameters(folder, which), flatten(target)
     flat = with_layers_like(have, want)
     if set(flat) != set(want):
         _other_model(directory, flat, want)
     for path, leaf in want.items():
         _same_shape(directory, path, flat[path].shape, leaf.shape)
     structure = jax.tree_util.tree_structure(target)
-    return jax.tree_util.tree_unflatten(structure, [put(flat[p], leaf) for p, leaf in want.items()])
+    return jax.tree_util.tree_unflatten(structure, [put(flat[p], leaf) for p, leaf in want.items()]), found
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

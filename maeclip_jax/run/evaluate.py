@@ -23,7 +23,7 @@ from maeclip_jax.evals.statistics import said
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import outbox
-from maeclip_jax.run import checkpoint
+from maeclip_jax.run import average, checkpoint
 from maeclip_jax.run.features import Surroundings
 from maeclip_jax.run.setup import setup
 from maeclip_jax.workdir import (
@@ -46,12 +46,23 @@ SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "second
 class Runner:
     """The evaluators of a config. `steps` converts a duration of the config to steps; `names`: see `read_names`.
 
+    `averaged`: whether there is an average of the parameters. An evaluation is of that, if it says nothing else, or of
+    the parameters as they are (`evals.*.params`, see `average.evaluations`); `which` has EMA or RAW of each.
+
     Results of step n are in `evals/<n>.json`, pictures beside it; what is there already, of the same settings, is not
     computed again. `failed`: evaluators that could not be made or run, and why. `show` is told of every picture.
     """
 
     def __init__(
-        self, config, objective, mesh, tokenizer, workdir: epath.Path, steps: Callable[[str, str], int], names: Mapping
+        self,
+        config,
+        objective,
+        mesh,
+        tokenizer,
+        workdir: epath.Path,
+        steps: Callable[[str, str], int],
+        names: Mapping,
+        averaged: bool = False,
     ):
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
@@ -62,23 +73,35 @@ class Runner:
         self._known: dict[str, Any] = {}
         self._items: dict[str, dict[str, items.Items]] = {}  # of the step that is known: evaluator -> metric -> items
         self.context = Surroundings(objective, mesh, tokenizer, names)
-        for name, entry in config.evals.items():
-            settings = source.plain(entry)
-            self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{name}.every")
+        made: dict[str, Any] = {}  # entry of config.evals -> its evaluator, for both kinds of parameters
+        self.which: dict[str, str] = {}
+        for name, (entry, which) in average.evaluations(config.evals, averaged).items():
+            if entry in self.failed or entry in self.not_applicable:
+                continue  # which is said once
+            settings = source.plain(config.evals[entry])
+            self.every[name] = steps(settings.pop("every", "0 steps"), f"evals.{entry}.every")
+            settings.pop("params", None)
             files = {n: content(digest(path)) for n, path in named_files(settings).items()}
             # A file counts by its content: numbers by another file of the same name are not known yet.
-            self.settings[name] = json.loads(json.dumps(with_leaves(settings, files), default=repr))
+            kept = with_leaves(settings, files) | ({"params": which} if averaged else {})
+            self.settings[name] = json.loads(json.dumps(kept, default=repr))
             try:
-                made = evals.make(settings.pop("type"), self.context, **settings)
-                # Is all data there? Said now, not after hours of training; opening reads what describes it, no records.
-                for data in settings.values():
-                    if isinstance(data, Mapping) and "source" in data:
-                        self.context.source(data)
-                self.evaluators[name] = made
+                if entry not in made:
+                    made[entry] = self._make(settings)
+                self.evaluators[name], self.which[name] = made[entry], which
             except evals.NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
             except errors.UserError as e:
                 self.failed[name] = str(e)  # `raise_failures` says it
+
+    def _make(self, settings: dict) -> Any:
+        """An evaluator; UserError also if data of it is not there."""
+        made = evals.make(settings.pop("type"), self.context, **settings)
+        # Is all data there? Said now, not after hours of training; opening reads what describes it, no records.
+        for data in settings.values():
+            if isinstance(data, Mapping) and "source" in data:
+                self.context.source(data)
+        return made
 
     def results(self, step: int) -> dict:
         """What is known of `step`: evals/<step>.json, or an empty result."""
@@ -106,8 +129,10 @@ class Runner:
         """Evaluations whose time is `step`; all of them, if `final`."""
         return [n for n in self.evaluators if final or (self.every[n] and step % self.every[n] == 0)]
 
-    def run_due(self, params: Any, step: int, *, final: bool) -> dict[str, float]:
+    def run_due(self, params: Mapping[str, Any], step: int, *, final: bool) -> dict[str, float]:
         """Runs what is due at `step` (everything, if `final`) and has no result yet; returns the new metrics.
+
+        `params`: {RAW: the parameters, EMA: their average}, as far as `which` needs them.
 
         An evaluator that fails takes neither the others nor the training down: it is logged, and kept in `failed`, and
         so is one whose result cannot be written. On several processes an error of the program does end all, since one
@@ -123,7 +148,7 @@ class Runner:
             start = sleep.awake()
             try:
                 with Waiting(f"eval {name} at step {step}"):
-                    metrics = self._run(name, params, step, result)
+                    metrics = self._run(name, params[self.which[name]], step, result)
             except errors.UserError as e:
                 self._fail(name, e)
                 continue
@@ -272,11 +297,16 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
         raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
     with jax.set_mesh(model.mesh), remote.patience(remote.RUN_SECONDS), outbox.opened():
-        with Waiting(f"reading {folder}"):
-            params = checkpoint.read_params(folder, model.params)
-        step = int(folder.name)
+        step, averaged = int(folder.name), checkpoint.keeps_average(folder)
         names = read_names(folder, workdir)
-        runner = Runner(config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names)
+        runner = Runner(
+            config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names, averaged
+        )
+        with Waiting(f"reading {folder}"):
+            wanted = set(runner.which.values())
+            params = {which: checkpoint.read_params(folder, model.params, which)[0] for which in sorted(wanted)}
+        if averaged:
+            say(average.SAID)
         metrics = runner.run_due(params, step, final=True)
     for name, reason in runner.not_applicable.items():
         say(f"eval {name}: n/a, {reason}")

@@ -5,7 +5,8 @@
 
 Formats: hf-clip, hf-siglip and open_clip write pictures and texts, hf-vit-mae an MAE, hf-vision any image tower alone.
 The folder holds weights, tokenizer, image processor, and a model card with the run's data, steps and evaluations. A
-model that a format cannot express is refused, with the settings that it would need. --config.NAME=VALUE changes a
+model that a format cannot express is refused, with the settings that it would need. Of a run that keeps an average of
+its parameters, that is written; --params=raw writes those of the last step. --config.NAME=VALUE changes a
 setting of the run, such as --config.tokenizer.path where its file has moved.
 """
 
@@ -32,15 +33,19 @@ def write(
     *,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
+    params: str = checkpoint.AUTO,
 ):
     """Writes the newest checkpoint of a run, or the checkpoint that `workdir` names, as `kind`; -> the report.
 
-    `settings`: leaves of its config to change. UserError as of `checkpoint.locate`, `config.load` and `interop.save`.
+    `settings`: leaves of its config to change. `params`: see `checkpoint.read_parameters`. UserError as of
+    `checkpoint.locate`, `config.load` and `interop.save`.
     """
     folder = checkpoint.locate(workdir)
-    config, _, params = restored(folder, settings)
+    config, _, made, found = restored(folder, settings, which=params)
     card = about(config, folder.parent.parent, int(folder.name))
-    return interop.save(kind, config, params, out, overwrite=overwrite, about=card)
+    if found == checkpoint.EMA:
+        card["averaged"] = config.optim.get("ema")
+    return interop.save(kind, config, made, out, overwrite=overwrite, about=card)
 
 
 def about(config, workdir: epath.Path, step: int) -> dict[str, Any]:
@@ -67,9 +72,14 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--format", required=True, help=f"one of {', '.join(interop.WRITTEN)}")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="write over what is in --out")
+    parser.add_argument(
+        "--params", default=checkpoint.AUTO, help="ema: the running average of the parameters; raw: those of the last "
+        "step; auto: the average, if the run keeps one"
+    )  # fmt: skip
     args = parser.parse_args(rest)
     cli.start_logging()
-    print(write(args.workdir, args.format, args.out, overwrite=args.overwrite, settings=settings))
+    kept = dict(overwrite=args.overwrite, settings=settings, params=args.params)
+    print(write(args.workdir, args.format, args.out, **kept))
     print(f"written: {args.out}")
 
 

@@ -15,18 +15,70 @@ from maeclip_jax import errors
 from maeclip_jax.config import to_steps
 from maeclip_jax.params import flatten, map_with_path, match_any, match_rules
 
-# The core update of each optimizer, before weight decay, multipliers and learning rate.
+# Which parameters Muon turns: path regex -> (axes that a product sums over, axes it makes), counted from the last. All
+# other axes, such as that of stacked layers, are apart. What no rule matches is Adam's: vectors, tables and heads, and
+# the projection of patches, as Jordan et al. (2024) leave inputs and outputs to Adam.
+MUON = ((r".*/trunk/block(s|_\d+)/(attention|mlp)/(qkv|out|up|down)/kernel", (-2, -1)),)
+MUON_BETA = 0.95  # of its momentum (Jordan et al. 2024)
+# The root mean square of an update is that of AdamW's, so that AdamW's rate and decay serve (Liu et al. 2025).
+MUON_RMS = 0.2
+
+
+def adafactor(o: Mapping) -> optax.GradientTransformation:
+    """As big_vision's, with its constants: moments of matrices from 32 x 32 on are factored, their decay is at most
+    0.999, updates are not clipped, and momentum comes after the scaling."""
+    scale = optax.scale_by_factored_rms(
+        decay_rate=0.8,
+        min_dim_size_to_factor=32,
+        decay_rate_fn=lambda step, power: jnp.minimum(0.999, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power),
+    )
+    return optax.chain(scale, optax.ema(o.b1, debias=False, accumulator_dtype=o.mu_dtype))
+
+
+def muon(o: Mapping, params: Any) -> optax.GradientTransformation:
+    """optax's Muon on what the rules `optim.muon` name (none: MUON), its Adam with Nesterov momentum on the rest.
+
+    The three parts of a fused q, k, v are orthogonalised together. UserError for a rule that no parameter matches, or
+    for axes that are not two different ones of it.
+    """
+    own = tuple(o.get("muon", ()))  # a run from before this setting has none
+    rules, flat = own or MUON, flatten(params)
+    numbered = tuple((pattern, i) for i, (pattern, _) in enumerate(rules))
+    rule_of = flatten(match_rules(numbered, params, "optim.muon", default=len(rules), strict=bool(own)))
+    turned = {path: tuple(rules[i][1]) for path, i in rule_of.items() if i < len(rules)}
+    for path, axes in turned.items():
+        ndim = flat[path].ndim
+        if len(axes) != 2 or len({axis % ndim for axis in axes if -ndim <= axis < 0}) != 2:
+            raise errors.UserError(
+                f"optim.muon gives {path!r} {flat[path].shape} the axes {axes}; valid: two of its axes, counted from "
+                "the last, such as (-2, -1) of a matrix"
+            )
+
+    def dimensions(tree: Any) -> Any:  # of the parameters, or of those that are not frozen
+        def of(path: str, leaf: Any):
+            return optax.contrib.MuonDimensionNumbers(*turned[path]) if path in turned else None
+
+        return map_with_path(of, tree)
+
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # the direction alone: decay and rate follow in the chain, as of every optimizer
+        beta=MUON_BETA, eps=o.eps, adam_b1=o.b1, adam_b2=o.b2, mu_dtype=o.mu_dtype, consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=dimensions,
+    )  # fmt: skip
+
+
+# The core update of each optimizer, before weight decay, multipliers and learning rate: of `optim`, the parameters.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
-    "lamb": lambda o: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
-    "lion": lambda o: optax.scale_by_lion(b1=o.b1, b2=o.b2, mu_dtype=o.mu_dtype),
-    "adafactor": lambda o: optax.chain(
-        optax.scale_by_factored_rms(decay_rate=0.8), optax.ema(o.b1, debias=False, accumulator_dtype=o.mu_dtype)
-    ),
-    "sgd": lambda o: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
+    "adamw": lambda o, _: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
+    "lamb": lambda o, _: optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps, mu_dtype=o.mu_dtype),
+    "lion": lambda o, _: optax.scale_by_lion(b1=o.b1, b2=o.b2, mu_dtype=o.mu_dtype),
+    "adafactor": lambda o, _: adafactor(o),
+    "muon": muon,
+    "sgd": lambda o, _: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
 }
 MOMENT_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
+COOLED = ("constant", "rsqrt")  # those that may end in a cool-down: the others fall to their end anyway
 DECAYS = ("lr", "schedule")
 
 
@@ -43,6 +95,10 @@ class Rate(NamedTuple):
 def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) -> Rate:
     """Linear warm-up to the peak, then cosine | linear | constant | rsqrt down to `end_lr` (a share of the peak).
 
+    The last `optim.cooldown` of constant and rsqrt takes them down to `end_lr` by a factor that falls linearly, as in
+    big_vision. With constant that is warm-up, a stable phase and decay: until the cool-down begins, the rate depends
+    neither on its length nor on that of the run, so that cool-downs branch off one stable phase.
+
     `optim.lr` is absolute when `optim.lr_per_examples` is 0; otherwise it is per that many examples of the global batch
     (256 for MAE, M3AE and FLIP recipes: peak = lr * batch / 256).
     """
@@ -52,6 +108,18 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
         raise errors.UserError(f"optim.warmup={optim.warmup!r} is {warmup} steps, but the whole run has {total}")
     if optim.schedule not in SCHEDULES:
         raise errors.unknown("schedule", optim.schedule, SCHEDULES)
+    asked = optim.get("cooldown", "0 steps")  # a run from before this setting has none
+    cooldown = to_steps(asked, "optim.cooldown", batch_size=batch_size, epoch=epoch, total=total)
+    if cooldown and optim.schedule not in COOLED:
+        raise errors.UserError(
+            f"optim.cooldown={asked!r}: schedule {optim.schedule!r} falls to its end by itself; valid: '0 steps', or "
+            f"optim.schedule={' or '.join(COOLED)}"
+        )
+    if warmup + cooldown > total:
+        raise errors.UserError(
+            f"optim.cooldown={asked!r} is {cooldown} steps after a warm-up of {warmup}, but the whole run has {total}; "
+            f"valid: up to {total - warmup} steps"
+        )
     rest = max(1, total - warmup)
 
     def shape(step):
@@ -63,6 +131,8 @@ def schedule(optim: Mapping, *, batch_size: int, total: int, epoch: int | None) 
             "constant": lambda: jnp.ones(()),
             "rsqrt": lambda: jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1))),
         }[optim.schedule]()
+        if cooldown:
+            falling = falling * jnp.clip((total - step) / cooldown, 0, 1)
         after = optim.end_lr + (1 - optim.end_lr) * falling
         return jnp.where(step < warmup, (step + 1) / max(warmup, 1), after)
 
@@ -104,7 +174,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
     decay_by = optim.get("decay_by", "lr")  # a run from before this setting has none
     if decay_by not in DECAYS:
         raise errors.unknown("optim.decay_by", decay_by, DECAYS)
-    core, decays = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim), decay_mask(optim, params)
+    core, decays = errors.choose("optimizer", optim.name, OPTIMIZERS)(optim, params), decay_mask(optim, params)
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     parts.append(core)
     if decay_by == "lr":

@@ -18,7 +18,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.interop import adoption
 from maeclip_jax.parallel import sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
-from maeclip_jax.run import checkpoint
+from maeclip_jax.run import average, checkpoint
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.optim import other_length
 from maeclip_jax.run.saving import Checkpoints
@@ -102,7 +102,7 @@ class Beginning:
             say(said)
         params, report = init_params(source, tuple(config.init_rules), state.params, have)
         say(report)
-        return state.replace(params=params)
+        return state.replace(params=params, ema=average.begin(config.optim, params))
 
     def _say_schedule(self, step: int, folder: epath.Path) -> None:
         """Says what another length does to the learning rate: it follows the new length, from the first step on."""

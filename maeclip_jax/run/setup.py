@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from maeclip_jax import errors, objectives
 from maeclip_jax.config import load
 from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel.terminal import say
 from maeclip_jax.run import checkpoint
 from maeclip_jax.workdir import CONFIG
 
@@ -59,15 +60,26 @@ def setup(config, *, devices: Sequence | None = None) -> Setup:
 
 
 def restored(
-    folder: epath.Path, settings: Mapping[str, Any] | None = None, *, devices: Sequence | None = None
-) -> tuple[Any, Setup, Any]:
-    """(config, setup, parameters) of the run whose checkpoint `.../checkpoints/<step>` is `folder`.
+    folder: epath.Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    devices: Sequence | None = None,
+    which: str = checkpoint.AUTO,
+) -> tuple[Any, Setup, Any, str]:
+    """(config, setup, parameters, EMA or RAW) of the run whose checkpoint `.../checkpoints/<step>` is `folder`.
 
     `settings`: leaves of its config to change. Unless they name a mesh, parameters are whole on each of `devices`: that
-    of the training may be a pod's. UserError for what does not fit, and for files that cannot be read.
+    of the training may be a pod's. `which`: see `checkpoint.read_parameters`; a line says so if it is the average.
+    UserError for what does not fit, and for files that cannot be read.
     """
     config = load(folder.parent.parent / CONFIG, settings)
     if not any(name.startswith("mesh.") for name in settings or ()):
         config.mesh = dict(replica=-1, fsdp=1, tensor=1)
     made = setup(config, devices=devices)
-    return config, made, checkpoint.read_params(folder, made.params)
+    params, found = checkpoint.read_params(folder, made.params, which)
+    if found == checkpoint.EMA:
+        say(
+            f"{folder}: its running average of the parameters (optim.ema={config.optim.get('ema', 0):g}) is taken; "
+            f"params={checkpoint.RAW} takes those of the last step"
+        )
+    return config, made, params, found

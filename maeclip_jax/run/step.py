@@ -21,20 +21,21 @@ from jax.sharding import Mesh
 from maeclip_jax.config import to_steps
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
-from maeclip_jax.run import flops, microbatch, optim
+from maeclip_jax.run import average, flops, microbatch, optim
 from maeclip_jax.run.setup import RNG_STREAMS, setup
 
 
 class State(flax.struct.PyTreeNode):
     """All that training carries: a checkpoint of it and the position in the data continue a run exactly.
 
-    `counters`: skipped updates, skipped in a row, bad records replaced.
+    `counters`: skipped updates, skipped in a row, bad records replaced. `ema`: the average of `params`; None without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     counters: Mapping[str, jax.Array]
+    ema: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +121,14 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
     total = to_steps(config.total, "total", batch_size=config.batch_size, epoch=epoch, flops=counted)
     rate = optim.schedule(config.optim, batch_size=config.batch_size, total=total, epoch=epoch)
     transform = optim.make(config.optim, made.params, rate)
+    decay = average.decay_of(config.optim)
 
     def fresh() -> State:
         params = fresh_params()
         zero = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_row", "bad_records")}
-        return State(jnp.zeros((), jnp.int32), params, transform.init(params), zero)
+        return State(
+            jnp.zeros((), jnp.int32), params, transform.init(params), zero, average.begin(config.optim, params)
+        )
 
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(fresh)
@@ -134,6 +138,7 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
         sharding.named(param_specs, mesh),
         sharding.named(sharding.optimizer_specs(abstract.opt_state, abstract.params, param_specs), mesh),
         dict.fromkeys(abstract.counters, replicated),
+        sharding.named(param_specs, mesh) if decay else None,
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     microbatches = microbatch.check(config, objective, mesh)
@@ -142,7 +147,7 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
     @functools.cache
     def in_parts(parts: int):
         loss = functools.partial(microbatch.loss, objective, parts=parts, mesh=mesh, specs=param_specs, whole=whole)
-        step = functools.partial(update, loss, transform, rate, config.seed, tuple(config.optim.caps))
+        step = functools.partial(update, loss, transform, rate, decay, config.seed, tuple(config.optim.caps))
         return sharding.jit(step, mesh, out_shardings=(shardings, replicated), donate_argnums=0)
 
     return TrainStep(
@@ -152,7 +157,7 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
     )  # fmt: skip
 
 
-def update(loss, transform, rate, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
+def update(loss, transform, rate, decay, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
     """One update by `loss(params, batch, rngs)`; one that is not finite changes nothing but what is counted."""
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(RNG_STREAMS)}
@@ -165,8 +170,11 @@ def update(loss, transform, rate, seed, caps, state: State, batch: Mapping) -> t
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optim.cap(optax.apply_updates(state.params, updates), caps)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        ema = average.update(decay, state.ema, params, state.step)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
         )
     was = state.counters
     counters = {
@@ -182,4 +190,4 @@ def update(loss, transform, rate, seed, caps, state: State, batch: Mapping) -> t
         "learning_rate": rate(state.step),
         **counters,
     }
-    return State(state.step + 1, params, opt_state, counters), metrics
+    return State(state.step + 1, params, opt_state, counters, ema), metrics

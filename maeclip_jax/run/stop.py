@@ -50,6 +50,11 @@ class StopSignal:
         os.write(2, b"stopping after this step (Ctrl-C again: at once)\n")  # print() may be what was interrupted
         self._called.set()
 
+    @property
+    def called(self) -> bool:
+        """Whether this process was asked to stop, or has agreed with others to."""
+        return self._called.is_set()
+
     def _watch(self) -> None:
         self._called.wait()
         if not self._over.wait(self.grace):

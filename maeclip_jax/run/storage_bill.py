@@ -10,6 +10,7 @@ from maeclip_jax.data import blocks, source
 from maeclip_jax.data.shards import Asked, asked
 from maeclip_jax.errors import storage
 from maeclip_jax.run import storage_traffic as traffic
+from maeclip_jax.run.average import BOTH
 from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.storage_prices import PRICES
 from maeclip_jax.run.storage_traffic import DataSet, Traffic
@@ -59,7 +60,8 @@ def evaluations(
         for data in settings.values():
             if isinstance(data, Mapping) and "source" in data:
                 plan = None if data.get("order") == "records" else blocks.settings(data.get("blocks"), batch)
-                found.append(Evaluation(find(data), every(name, settings), batch, plan))
+                passes = 2 if settings.get("params") == BOTH else 1
+                found += [Evaluation(find(data), every(name, settings), batch, plan)] * passes
     return found
 
 

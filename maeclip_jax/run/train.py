@@ -25,7 +25,7 @@ from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import evaluate, flops, log, microbatch, sinks, startup, storage_bill
+from maeclip_jax.run import average, evaluate, flops, log, microbatch, sinks, startup, storage_bill
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
 from maeclip_jax.run.origin import Beginning
@@ -61,14 +61,14 @@ def run(
     limits: watchdog.Limits | None = None,
     profile: tuple[int, int] | None = None,
     grace: float = GRACE_SECONDS,
-) -> None:
+) -> bool:
     """Trains `config` in `workdir`, continuing whatever is there, on `devices` (default: all).
 
     `start`: what starting has taken so far; `limits`: when a step is said to stall; `profile`: the
     first and the last step to take a profile of; `grace`: how many seconds after SIGTERM or Ctrl-C the process ends,
     also if its storage does not answer, where workdir or data are in a bucket (0: it waits).
-    Returns when done or when preempted (state saved). UserError for what the config asks and cannot have, for too many
-    bad records, for too many non-finite steps in a row, and for evaluations that failed.
+    Returns True when done, False when it was asked to stop and has saved. UserError for what the config asks and cannot
+    have, for too many bad records, for too many non-finite steps in a row, and for evaluations that failed.
     """
     sleep.watch()
     workdir = make_workdir(workdir)
@@ -84,6 +84,7 @@ def run(
         away = remote.is_remote(workdir) or any(getattr(made, "remote", False) for _, made in data.sources)
         with jax.set_mesh(built.mesh), StopSignal(grace if away else 0) as stop:
             _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
+            return not stop.called
 
 
 class _Run:
@@ -104,8 +105,10 @@ class _Run:
         self.profile = Profile(workdir, profile, built.total_steps)
         self.sinks = sinks.check(config.log.get("sinks", sinks.DEFAULT))
         best = config.checkpoint.best.partition("/")[0]
-        if best and best not in config.evals:
-            raise unknown("evaluation in checkpoint.best:", best, sorted(config.evals))
+        averaged = bool(average.decay_of(config.optim))
+        known = average.evaluations(config.evals, averaged)
+        if best and best not in known:
+            raise unknown("evaluation in checkpoint.best:", best, sorted(known))
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
         self.saved = Checkpoints(
@@ -119,10 +122,11 @@ class _Run:
         latest = self.saved.latest()
         self.saved.refuse_going_back(config.resume, workdir)
         self.before = read_config(workdir) if latest is not None else {}
+        average.check_continued(config.optim, self.before, workdir)
         self.text = claim(config, workdir, self.before)
         claim_data(data.account(built.batch_size), workdir, continued=latest is not None)
         names = write_names(workdir, data.names, built.objective) or read_names(config.resume)
-        self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names)
+        self.runner = evaluate.Runner(config, built.objective, built.mesh, tokenizer, workdir, steps, names, averaged)
         self.runner.raise_failures()  # now, and not after hours of training
         self.bill = storage_bill.of_run(
             config, data, built, self.runner, self.save_every, processes=jax.process_count(), workdir=workdir
@@ -167,6 +171,8 @@ class _Run:
                 self.log.scalars(first, result["metrics"])
         say(parameter_table(built.abstract.params))
         say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        if self.config.evals and built.abstract.ema is not None:
+            say(average.SAID)
         if slow := slow_dtype(built.mesh, self.config.model.compute.dtype):
             warn(slow)
         # A run that is continued has the data and the words of before, which `claim` has compared.
@@ -299,7 +305,7 @@ class _Run:
         if step == 0:
             return
         with self.clock.phase("eval"):
-            metrics = self.runner.run_due(state.params, step, final=step == self.built.total_steps)
+            metrics = self.runner.run_due(average.of_state(state), step, final=step == self.built.total_steps)
         if metrics:
             self.log.scalars(step, metrics | {"progress/examples_seen": step * self.built.batch_size})
             self.saved.record(step, metrics, self.runner.better)

@@ -11,7 +11,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel.sharding import put
 from maeclip_jax.params import flatten, rename_path, with_layers_like
-from maeclip_jax.run.checkpoint import read_parameters
+from maeclip_jax.run.checkpoint import EMA, RAW, read_parameters
 
 
 def init_params(
@@ -20,11 +20,11 @@ def init_params(
     """`params` with values taken from another run's checkpoint, or from `have` ({path: array}), by path.
 
     `rules`: ((regex of the source path, replacement), ...), first match wins; an empty replacement drops the path. What
-    has no counterpart keeps its fresh value. Returns (params, one-line report). UserError if a shape differs or nothing
-    fits.
+    has no counterpart keeps its fresh value. Of a run that keeps an average of its parameters, that is taken. Returns
+    (params, one-line report). UserError if a shape differs or nothing fits.
     """
     want = flatten(params)
-    have = read_parameters(source) if have is None else have
+    have, which = read_parameters(source) if have is None else (have, RAW)
     theirs: dict[str, np.ndarray] = {}
     for path, value in with_layers_like(have, want).items():
         new = rename_path(path, rules)
@@ -49,7 +49,8 @@ def init_params(
     fresh = sorted(set(want) - set(loaded))
     unused = sorted(set(theirs) - set(loaded))
     report = (
-        f"init_from {source}: {len(loaded)} of {len(want)} parameters loaded; "
+        f"init_from {source}: {len(loaded)} of {len(want)} parameters loaded"
+        f"{', from their running average (optim.ema)' if which == EMA else ''}; "
         f"fresh: {_some(fresh)}; unused: {_some(unused)}"
     )
     structure = jax.tree_util.tree_structure(params)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from maeclip_jax import cli
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel import shares
 from maeclip_jax.study import design, plan, spending
 from maeclip_jax.study.subsets import number
 
@@ -61,6 +63,8 @@ def parser() -> cli.ExperimentParser:
     add("--runs", default="", help="folder of what training leaves (default: runs/<name of --out>)")
     add("--jobs", type=int, default=1, help="runs side by side (%(default)s)")
     add("--part", default="", metavar="I/N", help="every N-th run from the I-th on, for one of N machines: 0/4")
+    add("--list", action="store_true", help="print index, workdir and command of each run of the plan, and stop")
+    add("--index", type=int, help="train this run of the plan alone")
     add("--keep", action="store_true", help="keep the checkpoints of runs that are done")
     add("--dry_run", action="store_true", help="print the plan and stop")
     add("--report", action="store_true", help="write the page of --out anew and stop")
@@ -104,8 +108,8 @@ def run(argv: Sequence[str]) -> int:
         print(page.write(folder))
         return 0
     part, limit = _part(args.part), spending.budget(args.budget)
-    if args.jobs < 1:
-        raise UserError(f"--jobs={args.jobs}; valid: 1 or more")
+    idle = args.dry_run or args.list
+    given = [] if idle else shares.shares(args.jobs, args.platform or "cpu" * bool(args.cpu_devices))
     if args.topology != spending.CPU and not args.dry_run:
         raise UserError(f"--topology={args.topology} is a plan for machines elsewhere: valid with --dry_run; there, "
                         "the same command with --topology=cpu runs on what the machine has")  # fmt: skip
@@ -118,13 +122,23 @@ def run(argv: Sequence[str]) -> int:
         platform = args.platform or ("" if args.topology == spending.CPU else "cpu")
         machine.configure_jax(platform, args.cpu_devices, machine.cache_folder(args.cache, ""))
         made = plan.make(axes, args.topology, args.sd, args.price)
-        print(plan.text(made), flush=True)
+        if not args.list:
+            print(plan.text(made), flush=True)
         spending.check(axes, plan.runs_of(made), speed_of(made), limit)
+    if args.list:
+        _list(args, made, argv)
+        return 0
+    only = ""
+    if args.index is not None:
+        if not 0 <= args.index < len(made["runs"]):
+            raise UserError(f"--index={args.index}: the plan has {len(made['runs'])} runs; valid: 0 to "
+                            f"{len(made['runs']) - 1}")  # fmt: skip
+        only = made["runs"][args.index]["id"]
     if args.dry_run:
         if plan.read(folder) is not None:
             print(plan.text(made), flush=True)
         return 0
-    return _go_on(args, folder, made, part)
+    return _go_on(args, folder, made, part, given, only)
 
 
 def speed_of(made: dict) -> spending.Speed:
@@ -134,7 +148,16 @@ def speed_of(made: dict) -> spending.Speed:
     return spending.Speed(costs["step_seconds"], costs["start_seconds"], chips, costs["how"])
 
 
-def _go_on(args: argparse.Namespace, folder: Path, made: dict, part: tuple[int, int]) -> int:
+def _list(args: argparse.Namespace, made: dict, argv: Sequence[str]) -> None:
+    """The runs of a plan, those that tune first, which the others wait for."""
+    workdirs = args.runs or os.path.join("runs", Path(args.out).name)
+    same = [word for word in argv if word != "--list"]
+    for i, one in enumerate(made["runs"]):
+        command = shlex.join(["python", "-m", "maeclip_jax.study", *same, f"--index={i}"])
+        print(i, os.path.join(workdirs, one["id"]), command, sep="\t")
+
+
+def _go_on(args, folder: Path, made: dict, part: tuple[int, int], given: Sequence[shares.Share], only: str) -> int:
     from maeclip_jax.study import crew, page, results
 
     if plan.read(folder) is None:
@@ -153,7 +176,7 @@ def _go_on(args: argparse.Namespace, folder: Path, made: dict, part: tuple[int, 
             written[0] = time.monotonic()
 
     flags = [f"--{n}={x}" for n in ("platform", "cpu_devices", "cache") if (x := getattr(args, n))]
-    crew.work(folder, workdirs, made, jobs=args.jobs, part=part, flags=flags, show=show)
+    crew.work(folder, workdirs, made, given=given, part=part, only=only, flags=flags, show=show)
     found, missing = results.read(folder, made)
     for result in found if not args.keep else ():
         shutil.rmtree(workdirs / result.run.id / "checkpoints", ignore_errors=True)

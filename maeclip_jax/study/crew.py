@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel import jobs, shares
 from maeclip_jax.parallel.terminal import duration_text
 from maeclip_jax.study import design, plan, results, subsets
-from maeclip_jax.study.work import FAILED
+from maeclip_jax.study.work import DONE, FAILED
 
 TRIES = 2  # of a run whose process dies
 
@@ -26,26 +28,31 @@ def work(
     workdirs: Path,
     made: Mapping,
     *,
-    jobs: int,
+    given: Sequence[shares.Share],
     part: tuple[int, int] = (0, 1),
+    only: str = "",
     flags: Sequence[str] = (),
     show: Callable[[], None] = lambda: None,
 ) -> None:
-    """Trains what is missing, tuning first, and says how far it is. part: (i, n): every n-th run, from the i-th on.
+    """Trains what is missing, tuning first, and says how far it is; as many at once as there are `given` shares.
 
-    Runs that failed before are tried again. `show` is called after every run, in one thread at a time.
+    part: (i, n): every n-th run, from the i-th on; only: the run of this name alone. Runs that
+    failed before are tried again. `show` is called after every run, in one thread at a time.
     """
     draw_subsets(folder, made)
     for phases in ((design.TUNE,), (design.MAIN, design.WEIGHT)):
+        if only and only not in (run.id for run in plan.runs_of(made) if run.phase in phases):
+            continue
         chosen = tuned(folder, made) if design.TUNE not in phases else {}
         found = results.read(folder, made)[0]
         done = {r.run.id for r in found}
         runs = [run for run in plan.runs_of(made) if run.phase in phases]
         left = [run for i, run in enumerate(runs) if run.id not in done and i % part[1] == part[0]]
+        left = [run for run in left if only in ("", run.id)]
         if left:
             crew = _Crew(folder, workdirs, made, left, chosen, flags, show)
-            crew.run(min(jobs, len(left)))
-        if design.TUNE in phases and made["tuning"]["grid"]:
+            crew.run(given[: len(left)])
+        if design.TUNE in phases and made["tuning"]["grid"] and not only:
             _choose(folder, made)
 
 
@@ -105,31 +112,47 @@ class _Crew:
         self.lock, self.begun, self.done, self.failed = threading.Lock(), time.monotonic(), 0, []
         self.weight = {run.id: run.flops for run in runs}
         self.processes: list[subprocess.Popen] = []
+        self.stopped = 0.0  # when it was
 
-    def run(self, jobs: int) -> None:
-        threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(jobs)]
+    def run(self, given: Sequence[shares.Share]) -> None:
+        threads = [threading.Thread(target=self._serve, args=(share,), daemon=True) for share in given]
         for thread in threads:
             thread.start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            with jobs.asked(self.stop) as came:
+                while any(thread.is_alive() for thread in threads):
+                    time.sleep(0.1)
+                    if self.stopped and time.monotonic() > self.stopped + jobs.GRACE:
+                        break
+            if came:
+                raise KeyboardInterrupt
         finally:
             for process in self.processes:
                 if process.poll() is None:
                     process.kill()
 
-    def _serve(self) -> None:
+    def stop(self, why: str) -> None:
+        """Starts nothing more; what is under way saves and ends. Asked again, it is killed."""
+        number = signal.SIGKILL if self.stopped else signal.SIGTERM
+        self.stopped = self.stopped or time.monotonic()
+        for process in list(self.processes):
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _serve(self, share: shares.Share) -> None:
+        share.pin()  # this thread, of which the process inherits it
         process = None
         while True:
             with self.lock:
-                if not self.queue:
+                if not self.queue or self.stopped:
                     break
                 run = self.queue.popleft()
                 self.tried[run.id] += 1
             if process is None or process.poll() is not None:
-                process = self._start()
+                process = self._start(share)
             said = self._ask(process, run)
+            if self.stopped and said not in (DONE, FAILED):
+                break
             if not said and self.tried[run.id] < TRIES:
                 with self.lock:
                     self.queue.append(run)
@@ -143,11 +166,12 @@ class _Crew:
             process.stdin.close()
             process.wait()
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self, share: shares.Share) -> subprocess.Popen:
         command = [sys.executable, "-m", "maeclip_jax.study.work", os.fspath(self.folder), os.fspath(self.workdirs)]
         process = subprocess.Popen(
-            [*command, *self.flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+            [*command, *self.flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env=os.environ | dict(share.environment),
+        )  # fmt: skip
         self.processes.append(process)
         return process
 

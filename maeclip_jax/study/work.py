@@ -4,7 +4,8 @@
 
 A worker reads from stdin what to train, a line of JSON each, and answers each with a line when it is done; what
 training says goes to WORKDIRS/<run>.log. A run that fails is kept as such with its reason; one whose process dies is
-tried once more. A worker that has lost its parent leaves at once, so that nothing trains unseen.
+tried once more. SIGTERM lets a run save and ends its worker. A worker that has lost its parent leaves at once, so that
+nothing trains unseen.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.study import design, diversity, plan, results
 
 MEASURED = 200_000  # records of which the realised diversity is measured
-DONE, FAILED = "done", "failed"
+DONE, FAILED, STOPPED = "done", "failed", "stopped"
 
 
-def train(run: design.Run, folder: Path, workdir: Path, made: dict, tuned: dict) -> None:
-    """One run to its end, and its result."""
+def train(run: design.Run, folder: Path, workdir: Path, made: dict, tuned: dict) -> bool:
+    """One run to its end, and its result. False if it was asked to stop before, and has saved."""
     from maeclip_jax.data import source
     from maeclip_jax.run import train as loop
 
@@ -40,10 +41,12 @@ def train(run: design.Run, folder: Path, workdir: Path, made: dict, tuned: dict)
         config.evals = {name: config.evals[name] for name in made["axes"]["evals"]}
     for entry in config.evals.values():
         entry.every = "0 steps"  # at the end alone
-    loop.run(config, workdir)
+    if not loop.run(config, workdir):
+        return False
     data = _measured(run.config, run.size, run.diversity, run.seed, config.data.source, source)
     run = dataclasses.replace(run, settings=dict(run.settings) | tuned)
     results.write(folder, run.id, results.collect(run, workdir, made["outcome"], data))
+    return True
 
 
 _known: dict[tuple, dict] = {}
@@ -84,8 +87,7 @@ def serve(argv: Sequence[str]) -> None:
         run, workdir = runs[name], Path(args.workdirs) / name
         with _said_to(Path(args.workdirs) / f"{name}.log"):
             try:
-                train(run, folder, workdir, made, asked["tuned"])
-                said = DONE
+                said = DONE if train(run, folder, workdir, made, asked["tuned"]) else STOPPED
             except Exception as e:
                 traceback.print_exc()
                 said = " ".join(str(e).split()) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
@@ -93,6 +95,8 @@ def serve(argv: Sequence[str]) -> None:
                 said = FAILED
         jax.clear_caches()
         print(said, file=answer, flush=True)
+        if said == STOPPED:
+            break
 
 
 def _leave_with(parent: int) -> None:

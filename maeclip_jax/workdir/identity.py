@@ -38,8 +38,11 @@ CLASSES = (
     ),
     (LEARNT, r"model\.(stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
-    (LEARNT, r"optim\.(b1|b2|caps|clip_norm|decay_by|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)"),
-    (LEARNT, r"optim\.(mu_dtype|name|no_decay|schedule|warmup|weight_decay)"),
+    (
+        LEARNT,
+        r"optim\.(b1|b2|caps|clip_norm|cooldown|decay_by|ema|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)",
+    ),
+    (LEARNT, r"optim\.(mu_dtype|muon|name|no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
 _BEFORE = {
@@ -55,7 +58,10 @@ _BEFORE = {
     "model.simclr.views": ("image", "model.simclr.weight"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
+    "optim.cooldown": ("0 steps", "optim.weight_decay"),
     "optim.decay_by": ("lr", "optim.weight_decay"),
+    "optim.ema": (0.0, "optim.weight_decay"),
+    "optim.muon": ([], "optim.weight_decay"),
     "tokenizer.cls": (False, "tokenizer.path"),
     "tokenizer.eos": (False, "tokenizer.path"),
 }

@@ -123,7 +123,7 @@ def functions_on(devices: int):
     """(functions, parameters) of the reference run on so many devices."""
     config = runs.config(ARG)
     prog = build(config, epoch=40, devices=jax.devices()[:devices])
-    params = checkpoint.read_params(checkpoint.locate(runs.whole(8, ARG)), prog.abstract.params)
+    params = checkpoint.read_params(checkpoint.locate(runs.whole(8, ARG)), prog.abstract.params)[0]
     return Surroundings(prog.objective, prog.mesh, tokenizer.of(config)), params
 
 

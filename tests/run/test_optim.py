@@ -14,6 +14,8 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten
 from maeclip_jax.run import optim
+from maeclip_jax.run.step import build
+from tests import runs
 from tests.objectives import models
 
 DEFAULTS = dict(
@@ -53,6 +55,33 @@ def test_schedules_are_their_closed_forms(schedule, end):
     np.testing.assert_allclose(found, 1e-3 * np.array(want), rtol=1e-4, atol=1e-9)
     assert found[0] > 0  # the first step is not wasted
     assert found.argmax() == 9 and found[9] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("schedule", optim.COOLED)
+@pytest.mark.parametrize("end", [0.0, 0.1])
+def test_a_cooldown_takes_the_rate_down_to_its_end_and_leaves_what_was_before(schedule, end):
+    found = rates(range(111), schedule=schedule, end_lr=end, cooldown="20 steps")
+    np.testing.assert_array_equal(found[:91], rates(range(91), schedule=schedule, end_lr=end))
+    want = [end + (1 - end) * AFTER[schedule](step) * (110 - step) / 20 for step in range(90, 111)]
+    np.testing.assert_allclose(found[90:], 1e-3 * np.array(want), rtol=1e-5, atol=1e-10)
+    # A longer run with a longer cool-down has the same rate up to there.
+    longer = rates(range(90), schedule=schedule, end_lr=end, total=300, cooldown="50 steps")
+    np.testing.assert_array_equal(found[:90], longer)
+
+
+def test_a_cooldown_that_cannot_be_is_refused():
+    with pytest.raises(UserError) as error:
+        rates([0], cooldown="20%")
+    assert str(error.value) == (
+        "optim.cooldown='20%': schedule 'cosine' falls to its end by itself; valid: '0 steps', or "
+        "optim.schedule=constant or rsqrt"
+    )
+    with pytest.raises(UserError) as error:
+        rates([0], cooldown="101 steps", schedule="constant")
+    assert str(error.value) == (
+        "optim.cooldown='101 steps' is 101 steps after a warm-up of 10, but the whole run has 110; "
+        "valid: up to 100 steps"
+    )
 
 
 def test_schedules_end_where_they_should():
@@ -137,6 +166,92 @@ def test_every_optimizer_moves_against_the_gradient(name):
     for path, was in flatten(PARAMS).items():
         assert np.isfinite(after[path]).all() and after[path].dtype == np.float32
         assert (after[path] < was).all(), path
+
+
+STACK = {
+    "image": {
+        "trunk": {"blocks": {"attention": {"qkv": {"kernel": np.ones((2, 4, 12), np.float32)}},
+                             "mlp": {"up": {"bias": np.ones((2, 6), np.float32)}}}},
+        "embed_image": {"patch": {"kernel": np.ones((8, 4), np.float32)}},
+    },
+    "text": {"embed_text": {"token": {"embedding": np.ones((5, 4), np.float32)}}},
+    "text_head": {"project": {"kernel": np.ones((4, 4), np.float32)}},
+}  # fmt: skip
+QKV = "image/trunk/blocks/attention/qkv/kernel"
+
+
+def noise(tree):
+    return jax.tree.map(lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32), tree)
+
+
+@pytest.mark.parametrize("freeze", [(), ("text/.*", ".*/bias")])
+def test_muon_turns_the_matrices_of_layers_each_on_its_own_and_adam_the_rest(freeze):
+    """As optax's Muon of one layer at a time; embeddings, heads and vectors as Adam with Nesterov momentum."""
+    grads, changes = noise(STACK), dict(weight_decay=0.0, rate=0.1, freeze=freeze)
+    after = step(STACK, grads, steps=3, name="muon", **changes)
+    for layer in range(2):
+        own = dict(grads=flatten(grads)[QKV][layer], params=np.ones((4, 12), np.float32))
+        alone = optax.contrib.muon(0.1, eps=1e-6, consistent_rms=0.2)
+        params, state = own["params"], alone.init(own["params"])
+        for _ in range(3):
+            updates, state = alone.update(own["grads"], state, params)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(after[QKV][layer], params, rtol=2e-4, atol=2e-5)
+        moved = np.linalg.svd(after[QKV][layer] - own["params"], compute_uv=False)
+        assert moved.max() < 2 * moved.min()  # in all directions alike, which a gradient of noise is not
+    adam = optax.nadam(0.1, b1=0.9, b2=0.98, eps=1e-6)
+    params, state = STACK, adam.init(STACK)
+    for _ in range(3):
+        updates, state = adam.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    for path, x in flatten(params).items():
+        if path != QKV:
+            frozen = freeze and (path.startswith("text/") or path.endswith("bias"))
+            np.testing.assert_allclose(after[path], flatten(STACK)[path] if frozen else x, rtol=1e-5)
+
+
+def test_rules_say_what_muon_turns_and_rates_are_multiplied_by_path():
+    grads, none = noise(STACK), dict(name="muon", weight_decay=0.0, rate=0.1)
+    plain, by_rule = step(STACK, grads, **none), step(STACK, grads, muon=((".*/project/kernel", (-2, -1)),), **none)
+    assert {p for p in plain if not np.allclose(plain[p], by_rule[p])} == {QKV, "text_head/project/kernel"}
+    half = step(STACK, grads, lr_multipliers=((QKV, 0.5),), **none)
+    np.testing.assert_allclose(half[QKV] - 1, 0.5 * (plain[QKV] - 1), rtol=1e-4)
+
+
+def test_muon_finds_the_same_matrices_however_layers_are_stored():
+    found = {}
+    for name in ("mae_clip", "unrolled"):
+        state = flatten(jax.eval_shape(optim.make(config(name="muon"), shapes(name), lambda _: 1.0).init, shapes(name)))
+        muon = {p.partition("/mu/")[2] for p in state if "/muon/" in p and "/mu/" in p}
+        found[name] = {re.sub(r"block_\d+", "blocks", p) for p in muon}
+    assert found["mae_clip"] == found["unrolled"]
+    parts = ("attention/qkv", "attention/out", "mlp/up", "mlp/down")
+    trunks = ("image", "text", "decoder")
+    assert found["mae_clip"] == {f"{t}/trunk/blocks/{part}/kernel" for t in trunks for part in parts}
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor", "lion"])
+def test_states_are_split_like_parameters_and_have_a_path_each(name):
+    config = runs.config("objective=clip", **{"mesh.fsdp": 8, "optim.name": name, "optim.ema": 0.9})
+    abstract = build(config, epoch=40, devices=jax.devices()[:8]).abstract
+    flat = flatten(abstract)
+    assert len(flat) == len(jax.tree.leaves(abstract))  # a checkpoint names them by path
+    split = {p for p, x in flatten(abstract.params).items() if "fsdp" in x.sharding.spec}
+    momenta = {p: x for p, x in flat.items() if p.startswith("opt_state/") and any(p.endswith(f"/{q}") for q in split)}
+    whole = {p for p, x in momenta.items() if x.size > 100 and "fsdp" not in x.sharding.spec}
+    assert len(momenta) >= len(split) and not {p for p in whole if "/v_" not in p}
+
+
+def test_adafactor_is_big_vision_s():
+    """Moments of a matrix of 32 x 32 as a row and a column, momentum after the scaling, no step above its size."""
+    params = {"w": np.ones((32, 40), np.float32), "b": np.ones(40, np.float32)}
+    state = optim.make(config(name="adafactor", mu_dtype="bfloat16"), params, lambda _: 1.0).init(params)
+    shapes = {p.partition("v_")[1] + p.partition("v_")[2]: x.shape for p, x in flatten(state).items() if "/v_" in p}
+    assert shapes["v_row/w"] == (32,) and shapes["v_col/w"] == (40,) and shapes["v_row/b"] == (1,)
+    grads = {"w": np.full((32, 40), 3.0, np.float32), "b": np.full(40, -2.0, np.float32)}
+    after = step(params, grads, name="adafactor", weight_decay=0.0, rate=0.1, steps=2)
+    np.testing.assert_allclose(after["w"], 1 - 0.1 * (0.1 + 0.19), rtol=1e-4)  # of gradients that are all alike
+    np.testing.assert_allclose(after["b"], 1 + 0.1 * (0.1 + 0.19), rtol=1e-4)
 
 
 def test_adamw_is_adam_and_decoupled_decay():
@@ -236,13 +351,18 @@ def test_bfloat16_moments_are_kept_so():
     [
         (
             dict(name="adam"),
-            "unknown optimizer 'adam' (did you mean 'adamw'?); valid: adafactor, adamw, lamb, lion, sgd",
+            "unknown optimizer 'adam' (did you mean 'adamw'?); valid: adafactor, adamw, lamb, lion, muon, sgd",
         ),
         (dict(decay_by="rate"), "unknown optim.decay_by 'rate'; valid: lr, schedule"),
         (dict(mu_dtype="bf16"), "unknown optim.mu_dtype 'bf16' (did you mean 'bfloat16'?); valid: float32, bfloat16"),
         (
             dict(freeze=("txt/.*",)),
             "optim.freeze rule 'txt/.*' matches no parameter; paths look like: image/patch/bias",
+        ),
+        (dict(name="muon", muon=(("txt/.*", (-2, -1)),)), "optim.muon rule 'txt/.*' matches no parameter; paths look"),
+        (
+            dict(name="muon", muon=((".*/kernel", (-2, -3)),)),
+            "optim.muon gives 'image/patch/kernel' (2, 3) the axes (-2, -3); valid: two of its axes, counted from",
         ),
         (dict(lr_multipliers=(("a(", 1),)), "optim.lr_multipliers rule 'a(' is not a regular expression: missing )"),
     ],

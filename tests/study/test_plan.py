@@ -1,6 +1,7 @@
 """Plans: which runs, matched how, refused when too dear; every mistake is one line."""
 
 import json
+import shlex
 
 import pytest
 
@@ -114,6 +115,17 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(assumed, tmp_pat
     assert "declared: mean of mae_clip minus clip, max, matched by flops" in said
     assert command.main([*words, "--seeds=1"]) == 0
     assert "one seed: no effect has an interval" in capsys.readouterr().out
+    assert not (tmp_path / "no").exists()
+
+
+def test_list_gives_the_runs_of_a_plan_by_index(assumed, tmp_path, capsys):
+    words = ["--runlocal", "--sizes=20,40", f"--out={tmp_path / 'no'}"]
+    assert command.main([*words, "--list"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [int(row[0]) for row in rows] == list(range(len(rows))) and len({row[1] for row in rows}) == len(rows) > 8
+    assert all(row[2] == shlex.join(["python", "-m", "maeclip_jax.study", *words, f"--index={row[0]}"]) for row in rows)
+    assert command.main([*words, f"--index={len(rows)}"]) == 2
+    assert f"--index={len(rows)}: the plan has {len(rows)} runs; valid: 0 to {len(rows) - 1}" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

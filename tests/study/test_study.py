@@ -32,7 +32,7 @@ def text(folder):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A study that was killed after its first result and then went on to its end."""
+    """A study that was killed after its first result, stopped in another run, and then went on to its end."""
     folder = tmp_path_factory.mktemp("study")
     results, process = folder / "out" / "runs", start(folder)
     while process.poll() is None and not list(results.glob("*.json")):
@@ -44,6 +44,12 @@ def done(tmp_path_factory):
     plan = (folder / "out" / "study.json").read_bytes()
     assert first, text(folder)
     process = start(folder)
+    while process.poll() is None and not any("step" in p.read_text() for p in (folder / "runs").glob("*s1.log")):
+        time.sleep(0.2)
+    process.terminate()  # as a scheduler does; what is under way saves, and none has failed
+    assert process.wait(120) == 130 and "interrupted; the same command continues" in text(folder)
+    assert not any("failed" in json.loads(p.read_text()) for p in results.glob("*.json"))
+    process = start(folder, "--jobs=2")
     assert process.wait(500) == 0, text(folder)
     assert (folder / "out" / "study.json").read_bytes() == plan
     assert all(
