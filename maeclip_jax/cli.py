@@ -171,14 +171,15 @@ def _show(message: Warning | str, kind: type, *_) -> None:
         warn(cache)
 
 
-def guarded(command: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit code: what it returns, or 0; 2 for a UserError; 130 for Ctrl-C.
+def guarded(command: Callable[[], int | bool | None]) -> int:
+    """Runs a command and returns its exit code: the int that it returns, or 0; 2 for a UserError; 130 for Ctrl-C.
 
     Of a UserError, `storage.Away` has the code 75: nothing is wrong with the command, which goes on later.
     A UserError becomes one line on stderr (MAECLIP_TRACEBACK=1 also shows where it was raised).
     """
     try:
-        return command() or 0
+        code = command()
+        return code if type(code) is int else 0  # a bool says whether a run came to its end
     except UserError as e:
         return _mistake(e)
     except OSError as e:

@@ -44,7 +44,7 @@ def test_a_run_is_evaluated_by_its_address_alone(run, capsys):
     assert {n.partition("/")[0] for n in found["metrics"]} == {"val", "retrieval"}
     assert command.main(["--compare", run, run]) == 0  # by the items that were written there
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("retrieval/")]
-    assert len(lines) == 6 and all(line.endswith("within noise") for line in lines)
+    assert len(lines) == 11 and all(line.endswith("within noise") for line in lines)
 
 
 def test_a_model_is_loaded_and_its_weights_go_through_the_bucket(run, local):

@@ -50,7 +50,7 @@ def test_draws_of_a_step_are_those_of_a_constant(seed):
         ("skipped", "skipped_in_row", "bad_records"), jnp.int32(0)))  # fmt: skip
 
     def metrics(batch):
-        return jax.jit(lambda s, b: step.update(loss, transform, lambda n: 0.1, seed, (), s, b))(state, batch)[1]
+        return jax.jit(lambda s, b: step.update(loss, transform, lambda n: 0.1, None, seed, (), s, b))(state, batch)[1]
 
     constant, argument = metrics({}), metrics({"_seed": made.seeded()["_seed"].addressable_shards[0].data})
     assert constant.keys() >= {"mask", "dropout"}
