@@ -187,15 +187,13 @@ def blocks(n: int, least: int | None = None, seed: int = 0) -> list[np.ndarray]:
 
 def jackknife(parts: Sequence[Any], function: Callable[[list], float], n: int) -> tuple[float, Estimate, Items | None]:
     """What `function` makes of the parts of all blocks, its interval, by leaving out one at a time, and the blocks as
-    items: Tukey's pseudo-values, shifted so that their mean is the value itself. None where there is no interval."""
-    from scipy import stats
-
+    items: Tukey's pseudo-values, shifted so that their mean is the value itself; no items without an interval."""
     count, how = len(parts), f"jackknife over {len(parts)} blocks of {n} items"
     value = float(function(list(parts)))
     if count < 2 or not math.isfinite(value):
         return value, Estimate(None, n, how), None
     left = np.array([function([p for i, p in enumerate(parts) if i != b]) for b in range(count)], np.float64)
-    half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
+    half = _quantile(count) * math.sqrt((count - 1) / count * ((left - left.mean()) ** 2).sum())
     names = [f"block {b} of {n} items" for b in range(count)]
     items = Items(value + (count - 1) * (left.mean() - left), names)
     return value, Estimate((value - float(half), value + float(half)), n, how), items

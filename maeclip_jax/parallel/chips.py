@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import statistics
 import time
+
+from maeclip_jax.parallel import machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +108,10 @@ def _measured(dtype) -> tuple[float, float, int]:
     import jax
     import jax.numpy as jnp
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.core_count()
     matmul = jax.jit(lambda a: a @ a)
     best, median = 0.0, 0.0
-    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores) as threads:
         for n in SIZES:
             x = jax.device_put(jnp.ones((n, n), dtype), jax.local_devices()[0])
             products = max(1, round(ROUND / 2 / n**3))
@@ -119,11 +120,11 @@ def _measured(dtype) -> tuple[float, float, int]:
                 for _ in range(products):
                     matmul(x).block_until_ready()
 
-            list(pool.map(multiply, range(cores)))  # the first are slow: threads start and pages are mapped
+            list(threads.map(multiply, range(cores)))  # the first are slow: threads start and pages are mapped
             rates, begun = [], time.perf_counter()
             while len(rates) < ROUNDS or time.perf_counter() - begun < SECONDS:
                 start = time.process_time()
-                list(pool.map(multiply, range(cores)))
+                list(threads.map(multiply, range(cores)))
                 took = time.process_time() - start
                 rates.append(cores * 2.0 * n**3 * products * cores / took)
             if max(rates) > best:

@@ -31,6 +31,16 @@ _told: set[str] = set()  # what `mend_cache` has said
 HOW_TO = {"tpu": "pip install -e '.[tpu]'", "gpu": "pip install -e '.[gpu]'"}
 
 
+def core_numbers() -> list[int]:
+    """Numbers of the cores that this process may use; none where a system does not pin."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def core_count() -> int:
+    """How many cores this process may use."""
+    return len(core_numbers()) or os.cpu_count() or 1
+
+
 def accelerator() -> str | None:
     """ "tpu" or "gpu" if the machine has one, going by its device files and drivers, not by jax."""
     if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") or os.environ.get("TPU_WORKER_HOSTNAMES"):

@@ -50,8 +50,7 @@ def shares(jobs: int, platform: str = "", flag: str = "--jobs") -> list[Share]:
         raise UserError(f"{flag}={jobs}; valid: 1 or more")
     if jobs == 1:
         return [Share()]
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    count = len(cores) or os.cpu_count() or 1
+    cores, count = machine.core_numbers(), machine.core_count()
     if jobs > count:
         raise UserError(f"{flag}={jobs} runs side by side, and this machine has {count} cores; valid: 1 to {count}")
     kind = platform or os.environ.get("JAX_PLATFORMS", "").split(",")[0] or machine.accelerator() or "cpu"

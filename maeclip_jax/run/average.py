@@ -23,7 +23,7 @@ CHOICES = (AUTO, EMA, RAW, BOTH)  # what `evals.*.params` may be
 
 
 def decay_of(optim: Mapping) -> float:
-    """`optim.ema`; 0 where there is no average. UserError for another value than 0 to below 1."""
+    """`optim.ema`: the decay of the average, or 0 where none is kept. UserError for a value outside of [0, 1)."""
     decay = optim.get("ema", 0.0)  # a run from before this setting has none
     if not 0 <= decay < 1:
         raise UserError(f"optim.ema={decay:g}: valid: 0 (no average), or a decay between 0 and 1, such as 0.9998")
