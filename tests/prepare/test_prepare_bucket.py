@@ -8,8 +8,9 @@ import numpy as np
 import pair_sources
 import pytest
 
+from maeclip_jax.errors import UserError
 from maeclip_jax.prepare import command, crawl, packing, records, vocabulary
-from maeclip_jax.prepare.formats import remote
+from maeclip_jax.prepare.formats import remote as bucket_files
 
 
 def _main(*argv) -> int:
@@ -113,6 +114,25 @@ def test_pictures_may_lie_in_another_folder_or_under_whole_addresses(tmp_path, f
     assert [raw.image for raw in found] == [pair_sources.picture(i) for i in range(4)]
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.json", "a.txt", "b-cache"])
+def test_the_name_of_a_folder_may_look_like_that_of_a_file(name, tmp_path, remote):
+    from maeclip_jax import remote as files
+
+    files.register()  # as a run does, which asks less of the names of its own files
+    file = pair_sources.table(tmp_path, [{"image": "0.jpg", "caption": "c"}]) / "captions.jsonl"
+    files.write(f"{remote}/{name}/captions.jsonl", file.read_bytes())
+    files.write(f"{remote}/{name}/images/0.jpg", pair_sources.picture(0))
+    images = f"{remote}/{name}/images"
+    plan = crawl.plan(f"{remote}/{name}", image_dir=images)
+    (found,) = [raw for unit in plan.units for raw in records.read(plan.reading, unit)]
+    assert found.image == pair_sources.picture(0)
+    assert crawl.plan(f"{remote}/{name}/captions.jsonl", image_dir=images).units == plan.units
+    with pytest.raises(UserError, match="is not a folder"):
+        crawl.plan(f"{remote}/{name}", image_dir=f"{images}/0.jpg")
+    with pytest.raises(UserError, match="does not exist"):
+        crawl.plan(f"{remote}/other-{name}")
+
+
 def test_parquet_is_read_from_a_bucket(tmp_path, fresh_bucket, place):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -159,7 +179,7 @@ def source(tmp_path, monkeypatch):
 
 
 def _objects(url) -> dict[str, bytes]:
-    return {name: remote.read(f"{url}/{name}") for name in remote.names(url)}
+    return {name: bucket_files.read(f"{url}/{name}") for name in bucket_files.names(url)}
 
 
 def test_a_data_set_in_a_bucket_has_the_bytes_of_a_local_one(source, tmp_path, fresh_bucket, place, capsys):
@@ -191,7 +211,7 @@ class _Killed(BaseException):
 def test_a_killed_upload_is_no_data_set_and_continues(source, tmp_path, fresh_bucket, place, monkeypatch, capsys):
     assert _main("--src", source, "--out", tmp_path / "out", "--workers", 1) == 0
     expected = pair_sources.digests(tmp_path / "out" / "my_pairs" / "1.0.0")
-    upload, left, uploaded = remote.upload, [0], []
+    upload, left, uploaded = bucket_files.upload, [0], []
 
     def stop(path, to):
         if not left[0]:
@@ -205,7 +225,7 @@ def test_a_killed_upload_is_no_data_set_and_continues(source, tmp_path, fresh_bu
         same = ("--src", source, "--out", out, "--workers", 1, "--scratch", tmp_path / f"{number}")
         left[0] = number
         with monkeypatch.context() as patch, pytest.raises(_Killed):
-            patch.setattr(remote, "upload", stop)
+            patch.setattr(bucket_files, "upload", stop)
             _main(*same)
         before = _objects(f"{out}/my_pairs/1.0.0")
         assert len(before) == number + 1 - (number > 3) and "dataset_info.json" not in before
@@ -215,7 +235,7 @@ def test_a_killed_upload_is_no_data_set_and_continues(source, tmp_path, fresh_bu
         with monkeypatch.context() as patch:
             left[0] = 100
             uploaded.clear()
-            patch.setattr(remote, "upload", stop)
+            patch.setattr(bucket_files, "upload", stop)
             assert _main(*same) == 0
         assert uploaded[-1] == "dataset_info.json"
         assert sum(".array_record-" in name for name in uploaded) == max(0, 3 - number)
@@ -235,7 +255,7 @@ def test_a_bucket_that_may_not_be_written_is_one_line(source, tmp_path, fresh_bu
     assert _error(capsys, *same).startswith(f"error: cannot write {file}: Forbidden")
     fresh_bucket.clear()
     assert _main(*same) == 0
-    assert "dataset_info.json" in remote.names(f"{out}/my_pairs/1.0.0")
+    assert "dataset_info.json" in bucket_files.names(f"{out}/my_pairs/1.0.0")
     assert _error(capsys, "--src", source, "--out", "gs://nowhere/data", "--scratch", tmp_path, "--workers", 1) == (
         "error: cannot write gs://nowhere/data/my_pairs/1.0.0/unfinished.txt: there is no such bucket or file"
     )
@@ -269,6 +289,6 @@ def test_a_vocabulary_is_learnt_from_a_bucket_by_long_ranges(tmp_path, fresh_buc
 
 def _copy(url, folder) -> str:
     path = folder / "copy"
-    with open(path, "wb") as file, io.BytesIO(remote.read(url)) as data:
+    with open(path, "wb") as file, io.BytesIO(bucket_files.read(url)) as data:
         file.write(data.read())
     return str(path)

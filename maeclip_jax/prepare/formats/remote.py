@@ -122,16 +122,19 @@ def exists(path) -> bool:
     """Whether the file or folder exists. ImportError where the client of its file system is not installed."""
     with _said("reach", path, ImportError):
         _fresh(path)
-        return epath.Path(path).exists()
+        return epath.Path(path).exists() or bool(names(path))  # the name of a folder may look like that of a file
 
 
 def is_folder(path) -> bool:
     """Whether a folder, local or in a bucket, exists."""
     if not is_remote(path):
         return Path(path).is_dir()
-    with _said("reach", path):
-        _fresh(path)
-        return epath.Path(path).is_dir()
+    with _said("reach", path), contextlib.suppress(FileNotFoundError):
+        found = _fresh(path).ls(str(path), detail=False)
+        return any(
+            name.rstrip("/") != str(path).partition("://")[2].rstrip("/") for name in found
+        )  # a file lists itself
+    return False
 
 
 def names(folder) -> dict[str, int | None]:
