@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments.scales import SCALES
+from experiments.scales import LARGE, SCALES
 from experiments.sizes import SIZES
 from maeclip_jax import errors
 from maeclip_jax.config import leaves
@@ -25,7 +25,6 @@ MARKS = {
     "memory": "remembered and not checked",
     "unknown": "not known",
 }
-LARGE = ("low", "high")
 # Settings that are of large sets: elsewhere the scale's own stay, and the rate is the peak that the source reaches.
 OF_LARGE_SETS = ("batch_size", "total", "optim.warmup", "crop")
 
