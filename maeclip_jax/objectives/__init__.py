@@ -45,6 +45,7 @@ def table() -> dict[str, type]:
     from maeclip_jax.objectives.masked import Masked
     from maeclip_jax.objectives.silc import Silc
     from maeclip_jax.objectives.slip import Slip
+    from maeclip_jax.objectives.tips import Tips
     from maeclip_jax.objectives.vqa import Vqa
 
     return {
@@ -54,6 +55,7 @@ def table() -> dict[str, type]:
         "mae_clip": MaeClip,
         "slip": Slip,
         "silc": Silc,
+        "tips": Tips,
         "vqa": Vqa,
     }
 

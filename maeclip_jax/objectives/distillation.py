@@ -7,6 +7,7 @@ batch at a time, forward and backward, so that the prototypes of a large head fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,7 +43,8 @@ class PrototypeHead(nn.Module):
         for name in ("up", "down"):
             x = nn.gelu(nn.Dense(self.hidden, kernel_init=init, name=name)(x), approximate=False)
         x = nn.Dense(self.width, kernel_init=init, name="project")(x)
-        self.param("prototypes", nn.initializers.normal(1.0), (self.width, self.prototypes))
+        of_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as torch's
+        self.param("prototypes", of_linear, (self.width, self.prototypes))
         return unit(x)
 
 
@@ -148,8 +150,6 @@ def dimensions(x_BxGxD: jax.Array) -> jax.Array:
 
 def collapsed(entropy: float, spread: float, count: int, what: str) -> str:
     """What is wrong with a teacher's assignments to `count` prototypes, in a sentence; "" where nothing is."""
-    import math
-
     most = math.log(count)
     if entropy > UNIFORM * most:
         return (

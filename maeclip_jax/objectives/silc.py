@@ -43,7 +43,8 @@ class Silc(Clip):
     distil: Mapping | None = None
     weights: Mapping | None = None
 
-    taught = ("image", "image_head", "distil_head")  # what the teacher has of the parameters
+    heads = ("distil_head",)  # those with prototypes
+    taught = ("image", "image_head", *heads)  # what the teacher has of the parameters
     units = Clip.units | {
         "distil": ("nats", "lower"), "teacher_entropy": ("nats", "none"), "teacher_spread": ("nats", "none"),
         "teacher_dimensions": ("dimensions", "none"),
@@ -84,9 +85,8 @@ class Silc(Clip):
     def teacher(self, params: Mapping) -> dict:
         """The teacher before the first step: a copy of its part of `params`, and centres of zeros."""
         found = {"params": jax.tree.map(jnp.copy, {k: params[k] for k in self.taught if k in params})}
-        heads = [k for k in self.taught if k.endswith("_head") and k != "image_head"]
         if self.distil["centring"] == "mean":
-            found["centre"] = {k: jnp.zeros(self.distil["prototypes"]) for k in heads}
+            found["centre"] = {k: jnp.zeros(self.distil["prototypes"]) for k in self.heads}
         return found
 
     def follow(self, teacher: Mapping, params: Mapping) -> dict:
