@@ -52,7 +52,7 @@ class Tips(Silc):
         return drawn | {"hidden": noise}
 
     def _patches(self, seen_BxGxNxP: jax.Array, tokens: Tokens, drawn: Mapping) -> dict:
-        """What student and teacher say of hidden patches [B, G * M, width], and the mean of all that the teacher does."""
+        """What both say of hidden patches [B, G * M, width], and the mean of what the teacher says of all."""
         batch, views, length = seen_BxGxNxP.shape[:3]
         noise_RxN = jnp.broadcast_to(drawn["hidden"], (batch, views * length)).reshape(-1, length)
         kept = keep_by(noise_RxN, batch * views, keep_count(length, self.mask["image"]))
@@ -70,7 +70,7 @@ class Tips(Silc):
         }
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
-        """SILC's, and w_patches * the cross entropy of hidden patches; metrics `patches`, and the teacher's entropies."""
+        """SILC's, and w_patches * the cross entropy of hidden patches; metrics `patches` and the teacher's entropies."""
         loss, metrics = super().combine(made, train=train)
         if not train:
             return loss, metrics
