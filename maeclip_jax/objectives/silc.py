@@ -197,10 +197,10 @@ class Silc(Clip):
             centres = self.get_variable(TEACHER, "centre") if self.has_variable(TEACHER, "centre") else None
             centre_K = jnp.zeros(d["prototypes"]) if centres is None else centres[name]
             if centres is not None and self.is_mutable_collection(TEACHER):
-                # Logits are linear in embeddings: their mean is that of the mean embedding.
-                now_K = (jnp.mean(teacher, axis=(0, 1)) if mean is None else mean) @ their_DxK
-                moved_K = d["centre_momentum"] * centre_K + (1 - d["centre_momentum"]) * now_K
-                self.put_variable(TEACHER, "centre", {**centres, name: moved_K})
+                mean = jnp.mean(teacher, axis=(0, 1)) if mean is None else mean
+                moved_K = distillation.moved_centre(centre_K, mean, their_DxK, d["centre_momentum"])
+                # Of both heads: what the other has moved in this step stays moved.
+                self.put_variable(TEACHER, "centre", {**self.get_variable(TEACHER, "centre"), name: moved_K})
         return distillation.distilled(student, teacher, own_DxK, their_DxK, centre_K, pairs, temperatures, parts)
 
     def doubt(self, metrics: Mapping[str, float], batch_size: int) -> str:

@@ -79,7 +79,8 @@ def test_modules_are_built_from_config_dicts_and_can_be_compared():
 def test_unknown_objectives_and_settings_are_refused():
     with pytest.raises(UserError) as error:
         objectives.make("mae-clip", {})
-    text = "unknown objective 'mae-clip' (did you mean 'mae_clip'?); valid: clip, m3ae, mae, mae_clip, slip, vqa"
+    text = "unknown objective 'mae-clip' (did you mean 'mae_clip'?); valid: clip, m3ae, mae, mae_clip, silc, slip, "
+    text += "tips, vqa"
     assert str(error.value) == text
     with pytest.raises(UserError) as error:
         objectives.make("clip", models.CLIP | dict(embed_with=3))
