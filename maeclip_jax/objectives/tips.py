@@ -38,7 +38,7 @@ class Tips(Silc):
         super().setup()
         count = grid_side(self.image_tower) ** 2
         if keep_count(count, self.mask["image"]) == count:
-            raise ValueError(f"mask.image={self.mask['image']} hides none of {count} patches; valid: {1 / count:g} up")
+            raise ValueError(f"mask.image={self.mask['image']} hides none of {count} patches; valid: above 0")
         self.patch_head = self._head()
         self.mask_token = self.param("mask_token", nn.initializers.zeros_init(), (self.image_tower["width"],))
 
