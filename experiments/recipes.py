@@ -81,7 +81,7 @@ RECIPES = {
         Setting("crop", "0.5 to 1, not mirrored", "code", "random_resized_crop({side},area=(0.5,1))"),
         Setting("words", "49,408 byte pairs, 77 places, causal", "code", None, WORDS),
     )),
-    "silc": Recipe("Naeem et al. 2023 (training code is not public); facebookresearch/dino, main_dino.py", 1e-3, (
+    "silc": Recipe("Naeem et al. 2023 (training code is not public); DINO's code", 1e-3, (
         Setting("batch_size", "16,384", "memory", 16384),
         Setting("total", "20B examples", "memory", dict(high="20B examples"), "Of 11.3M pairs: 1,770 epochs."),
         Setting("optim.lr", "1e-3", "memory", 1e-3),
@@ -111,7 +111,7 @@ RECIPES = {
         Setting("model.weights.distil", "?", "unknown"),
         Setting("words", "64 SentencePieces", "memory", None, WORDS),
     )),
-    "tips": Recipe("Maninis et al. 2025 (public code is inference alone); facebookresearch/dino, bytedance/ibot", 5e-4, (
+    "tips": Recipe("Maninis et al. 2025 (public code is inference alone); DINO's and iBOT's code", 5e-4, (
         Setting("batch_size", "16,384", "memory", 16384),
         Setting("total", "70 epochs of 116M pairs", "memory", dict(high="8.1B examples"), "Of 11.3M: 719 epochs."),
         Setting("optim.lr", "5e-4", "memory", 5e-4),

@@ -93,7 +93,7 @@ def sinkhorn_centre(teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, tempera
 
 
 def moved_centre(centre_K: jax.Array, mean_D: jax.Array, prototypes_DxK: jax.Array, momentum: float) -> jax.Array:
-    """The running mean of a teacher's logits after a batch whose mean embedding is `mean_D`: logits are linear in it."""
+    """The running mean of a teacher's logits, after a batch whose mean embedding is `mean_D`; logits are linear."""
     return momentum * centre_K + (1 - momentum) * (mean_D @ prototypes_DxK)
 
 

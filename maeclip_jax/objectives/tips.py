@@ -70,7 +70,7 @@ class Tips(Silc):
         }
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
-        """SILC's, and w_patches * the cross entropy of hidden patches; metrics `patches` and the teacher's entropies."""
+        """SILC's, and w_patches * the cross entropy of hidden patches; metrics `patches`, `patch_entropy` and so on."""
         loss, metrics = super().combine(made, train=train)
         if not train:
             return loss, metrics

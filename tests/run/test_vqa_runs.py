@@ -138,7 +138,7 @@ def test_a_run_that_reads_no_text_cannot_be_asked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"objective": "mae"}))
     with pytest.raises(
         UserError,
-        match="is a run of 'mae', which does not read text; valid: runs of clip, mae_clip, m3ae, slip, silc, ",
+        match="is a run of 'mae', which does not read text; valid: runs of clip, mae_clip, m3ae, slip, ",
     ):
         vqa.get_config(f"init={tmp_path}")
 
