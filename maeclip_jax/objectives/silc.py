@@ -23,10 +23,10 @@ from maeclip_jax.nn.tower import grid_side
 from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import distillation, views
 from maeclip_jax.objectives.clip import Clip
+from maeclip_jax.objectives.distillation import TEACHER
 
 VIEWS = ("image", "batch")
 FIRST = ("picture", "crop")
-TEACHER = "teacher"  # the collection of what a teacher is, and the scope of what it computes
 
 
 class Silc(Clip):

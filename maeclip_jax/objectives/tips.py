@@ -17,7 +17,8 @@ from maeclip_jax.nn.mask import draw_noise, hidden_ids, keep_by, keep_count, tak
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.tower import grid_side
 from maeclip_jax.objectives import distillation
-from maeclip_jax.objectives.silc import TEACHER, Silc
+from maeclip_jax.objectives.distillation import TEACHER
+from maeclip_jax.objectives.silc import Silc
 
 
 class Tips(Silc):
