@@ -36,6 +36,10 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
             settings = dict(length=scale["length"], templates="scenes", batch_size=batch)
             found[name] = dict(type="zero_shot", every="10%", data=pictures, **settings)
         if "zero_shot_seen" in parts and classify:
+            labelled = dict(streams=("image",), label=True)
+            bank = data(classify, part={"truth": "all", "seed": 1}, **labelled)
+            probed = data(classify, part={"truth": "all"}, **labelled)
+            found["linear_probe"] = dict(type="linear_probe", every="100%", data=probed, train=bank, batch_size=batch)
             found |= _dense(scale, test, batch)
     return found
 
