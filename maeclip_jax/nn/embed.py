@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.transformer import gathered
 
 POSITIONS = ("sincos", "learned", "none")
@@ -67,7 +68,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, patches_BxKxP: jax.Array, ids_BxK: jax.Array | None = None) -> jax.Array:
         init = nn.initializers.xavier_uniform()
-        dense = nn.Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
+        dense = Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
         x_BxKxD = dense(patches_BxKxP)
         table = positions(self, self.position, sincos_2d(*self.grid, self.width))
         return x_BxKxD if table is None else x_BxKxD + _at(table, ids_BxK).astype(x_BxKxD.dtype)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
 from maeclip_jax.nn.mask import Kept, hidden_ids, restore, take
 from maeclip_jax.nn.pool import Tokens
@@ -164,7 +165,7 @@ class Decoder(nn.Module):
         def project(stream: str, x: jax.Array) -> jax.Array:
             name = "project" if self.projection == "shared" else f"project_{stream}"
             if name not in dense:
-                dense[name] = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
+                dense[name] = Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
             return dense[name](x)
 
         parts, pads, sizes = [], [], {}
@@ -194,7 +195,7 @@ class Decoder(nn.Module):
                 out[stream] = x[:, at : at + size]
                 at += size
                 continue
-            head = nn.Dense(
+            head = Dense(
                 self._outputs(stream),
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=dtype,

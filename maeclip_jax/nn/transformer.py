@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import attention as fused_attention
+from maeclip_jax.nn.dense import Dense, product
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -115,13 +116,15 @@ class Attention(nn.Module):
         kernel, bias = Qkv(3 * d, name="qkv")(d)
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
         if isinstance(how, str):
-            qkv = (x @ kernel + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
+            qkv = (product(x, kernel) + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
             mask = attention_mask(n, pad_BxN, self.causal)
             y = jax.nn.dot_product_attention(*(qkv[..., i, :] for i in range(3)), mask=mask, implementation=how)
         else:
             kernel, bias = (fused_attention.in_order(a, self.heads) for a in (kernel, bias))
-            y = fused_attention.fused(x @ kernel, bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how)
-        dense = nn.Dense(d, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out")
+            y = fused_attention.fused(
+                product(x, kernel), bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how
+            )
+        dense = Dense(d, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out")
         return dense(y.reshape(b, n, d))
 
 
@@ -134,7 +137,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         hidden = activation(self.activation)(dense(self.hidden, name="up")(x))
         return dense(x.shape[-1], name="down")(hidden)
 

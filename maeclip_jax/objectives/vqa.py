@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.pool import Tokens, pooled
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
@@ -45,7 +46,7 @@ class Fusion(nn.Module):
         dtype = compute_dtype(compute.pop("dtype", "float32"))
         parts, pads = [], []
         for stream, t in tokens.items():
-            dense = nn.Dense(
+            dense = Dense(
                 self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=f"project_{stream}"
             )
             modality = self.param(f"modality_{stream}", nn.initializers.normal(0.02), (1, 1, self.width))
