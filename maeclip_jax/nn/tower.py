@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     None; with both, each stream has a learned modality embedding (M3AE). `padding`: masked (no token attends to
     id 0) | attended (id 0 is a word like any other, as in SigLIP). `cls`: a class token comes first, with a
     position of its own if `cls_position`. `norm_pre`: the embeddings are normalised before the trunk (openai/CLIP).
-    `eps`: of every LayerNorm. `compute`: dtype, layers, remat, attention of the trunk.
+    `eps`: of every LayerNorm. `drop_path`: see `Trunk`. `compute`: dtype, layers, remat, attention of the trunk.
     """
 
     width: int
@@ -48,14 +48,21 @@ class Encoder(nn.Module):
     cls_position: bool = False
     norm_pre: bool = False
     eps: float = 1e-6
+    drop_path: float = 0.0
     compute: Mapping | None = None
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, jax.Array], kept: Mapping[str, Kept] | None = None) -> dict[str, Tokens]:
+    def __call__(
+        self,
+        inputs: Mapping[str, jax.Array],
+        kept: Mapping[str, Kept] | None = None,
+        noise_BxLx2: jax.Array | None = None,
+    ) -> dict[str, Tokens]:
         """`inputs`: image = patches [B, N, P], text = ids [B, T] with 0 = pad; absent streams are simply not there.
 
-        `kept`: per stream, which tokens to encode (None: all). Returns per stream the tokens after the final norm, in
-        the order of `kept.keep_BxK`, with their padding and the shared class token.
+        `kept`: per stream, which tokens to encode (None: all). `noise_BxLx2`: which paths an example drops, of
+        `transformer.draw_paths` (None: none). Returns per stream the tokens after the final norm, in the order of
+        `kept.keep_BxK`, with their padding and the shared class token.
         """
         compute = dict(self.compute or {})
         dtype = compute_dtype(compute.pop("dtype", "float32"))
@@ -87,8 +94,8 @@ class Encoder(nn.Module):
         if self.norm_pre:
             x = layer_norm("norm_pre", self.eps)(x).astype(dtype)
         shape = dict(mlp_ratio=self.mlp_ratio, activation=self.activation, causal=self.causal, eps=self.eps)
-        trunk = Trunk(self.depth, self.heads, **shape, dtype=dtype, **compute, name="trunk")
-        x = layer_norm("norm", self.eps)(trunk(x, pad))
+        trunk = Trunk(self.depth, self.heads, **shape, drop_path=self.drop_path, dtype=dtype, **compute, name="trunk")
+        x = layer_norm("norm", self.eps)(trunk(x, pad, noise_BxLx2))
 
         cls_BxD, at, out = (x[:, 0] if self.cls else None), int(self.cls), {}
         for stream, size in sizes.items():

@@ -142,8 +142,27 @@ class Mlp(nn.Module):
         return dense(x.shape[-1], name="down")(hidden)
 
 
+def draw_paths(rng: jax.Array, batch: int, depth: int) -> jax.Array:
+    """What `Trunk` drops paths by: uniform [batch, depth, 2], the last axis for attention and MLP."""
+    return jax.random.uniform(rng, (batch, depth, 2))
+
+
+def path_factors(noise_BxLx2: jax.Array, rate: float) -> jax.Array:
+    """[L, B, 2]: what the two branches of each layer are multiplied by, 0 or 1 / share of them that is kept.
+
+    Stochastic depth per example (Huang et al. 2016) as in timm: layer i of L drops `rate * i / (L - 1)` of its
+    branches, so the first drops none, and the mean of a branch stays what it was.
+    """
+    depth = noise_BxLx2.shape[1]
+    kept_L = 1 - rate * jnp.arange(depth) / max(depth - 1, 1)
+    return jnp.moveaxis((noise_BxLx2 < kept_L[None, :, None]) / kept_L[None, :, None], 1, 0)
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), the shape nn.scan wants."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), the shape nn.scan wants.
+
+    `factors_Bx2`: what the two branches of each example are multiplied by; see `path_factors`.
+    """
 
     heads: int
     mlp_ratio: float = 4.0
@@ -154,20 +173,29 @@ class Block(nn.Module):
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None, factors_Bx2: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
+        def kept(branch_BxNxD: jax.Array, which: int) -> jax.Array:
+            if factors_Bx2 is None:
+                return branch_BxNxD
+            return (branch_BxNxD * factors_Bx2[:, which, None, None]).astype(branch_BxNxD.dtype)
+
         x = batch_sharded(x_BxNxD)
         y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
-        x = x + Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")(y, pad_BxN)
+        attention = Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")
+        x = x + kept(attention(y, pad_BxN), 0)
         y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
         hidden = round(self.mlp_ratio * x.shape[-1])
-        x = x + Mlp(hidden, self.activation, self.dtype, name="mlp")(y)
+        x = x + kept(Mlp(hidden, self.activation, self.dtype, name="mlp")(y), 1)
         return batch_sharded(x), None
 
 
 class Trunk(nn.Module):
     """`depth` blocks. Parameters: `blocks/...` with a leading layer axis when scanned, `block_00/...` when unrolled.
 
-    `params.stack_layers` and `params.unstack_layers` convert losslessly between the two.
+    `params.stack_layers` and `params.unstack_layers` convert losslessly between the two. `drop_path`: share of its
+    branches that the last layer drops where there is noise to do it by; see `path_factors`.
     """
 
     depth: int
@@ -180,9 +208,13 @@ class Trunk(nn.Module):
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
+    drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None, noise_BxLx2: jax.Array | None = None
+    ) -> jax.Array:
+        """`noise_BxLx2`: of `draw_paths`; without it nothing is dropped."""
         policy = _pick("remat", self.remat, REMAT)
         kwargs = dict(
             heads=self.heads,
@@ -195,18 +227,22 @@ class Trunk(nn.Module):
         )
         if self.layers not in LAYERS:
             raise ValueError(f"unknown layers {self.layers!r}; valid: {', '.join(LAYERS)}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+        dropped = () if noise_BxLx2 is None else (path_factors(noise_BxLx2, self.drop_path),)
         block = Block
         if policy is not None:
             # Inside a scan the loop itself keeps XLA from undoing the rematerialisation.
             block = nn.remat(Block, prevent_cse=self.layers == "unroll", policy=policy)
         if self.layers == "scan":
             scan = nn.scan(
-                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=self.depth
-            )
-            return scan(**kwargs, name="blocks")(x_BxNxD, pad_BxN)[0]
+                block, variable_axes={"params": 0}, split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0) if dropped else nn.broadcast, length=self.depth,
+            )  # fmt: skip
+            return scan(**kwargs, name="blocks")(x_BxNxD, pad_BxN, *dropped)[0]
         x = x_BxNxD
         for i in range(self.depth):
-            x, _ = block(**kwargs, name=f"block_{i:02}")(x, pad_BxN)
+            x, _ = block(**kwargs, name=f"block_{i:02}")(x, pad_BxN, *(factors[i] for factors in dropped))
         return x
 
 

@@ -40,9 +40,9 @@ CLASSES = (
     (LEARNT, r"model\.compute\.dtype"),
     (
         LEARNT,
-        r"optim\.(b1|b2|caps|clip_norm|cooldown|decay_by|ema|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)",
+        r"optim\.(b1|b2|caps|clip_norm|cooldown|decay_by|ema|end_lr|eps|freeze|layer_decay|lr|lr_multipliers)",
     ),
-    (LEARNT, r"optim\.(mu_dtype|muon|name|no_decay|schedule|warmup|weight_decay)"),
+    (LEARNT, r"optim\.(lr_per_examples|mu_dtype|muon|name|no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
 _BEFORE = {
@@ -51,16 +51,19 @@ _BEFORE = {
     "data.blocks.window": (16, "data.num_workers"),
     "data.blocks.lanes": (0, "data.num_workers"),
     "model.duplicates": ("negative", "model.embed_width"),
+    "model.image_tower.drop_path": (0.0, "model.image_tower.width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
     "model.mask_words": ("any", "model.norm_pix"),
     "model.patch_weight": ("one", "model.norm_pix"),
     "model.simclr.views": ("image", "model.simclr.weight"),
+    "model.text_tower.drop_path": (0.0, "model.text_tower.width"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
     "optim.cooldown": ("0 steps", "optim.weight_decay"),
     "optim.decay_by": ("lr", "optim.weight_decay"),
     "optim.ema": (0.0, "optim.weight_decay"),
+    "optim.layer_decay": ([], "optim.weight_decay"),
     "optim.muon": ([], "optim.weight_decay"),
     "tokenizer.cls": (False, "tokenizer.path"),
     "tokenizer.eos": (False, "tokenizer.path"),

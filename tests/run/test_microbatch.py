@@ -20,17 +20,23 @@ from tests.objectives import models
 
 ROWS, RNG = 32, np.random.default_rng(0)
 FSDP, TENSOR = {"replica": 2, "fsdp": 2}, {"replica": 1, "fsdp": 2, "tensor": 2}
+DROPPING = models.IMAGE | dict(drop_path=0.5)  # paths of the second layer
 # What is trained -> (objective, changes of its model, mesh, parts, whether parameters are gathered once).
 CASES = {
     "softmax, FLIP's keep, equal captions": (
-        "mae_clip", dict(keep=0.5, duplicates="positive", mask_words="one"), FSDP, (4, 8), True
+        "mae_clip",
+        dict(keep=0.5, duplicates="positive", mask_words="one", image_tower=DROPPING,
+             text_tower=models.TEXT | dict(drop_path=0.3)),
+        FSDP, (4, 8), True,
     ),
     "sigmoid, heads over devices, kernel": (
         "clip", dict(loss="sigmoid", compute=dict(attention="fused_interpret")), TENSOR, (4,), True
     ),
-    "one mask for all, gathered by the compiler": ("m3ae", dict(mask_share="batch"), {"fsdp": 2}, (16,), False),
+    "one mask for all, gathered by the compiler": (
+        "m3ae", dict(mask_share="batch", image_tower=DROPPING | dict(cls=True, pool="cls")), {"fsdp": 2}, (16,), False
+    ),
     "views": ("slip", {}, {"replica": 2}, (4,), True),
-    "questions without an answer": ("vqa", {}, {"replica": 2}, (4,), True),
+    "questions without an answer": ("vqa", dict(image_tower=DROPPING), {"replica": 2}, (4,), True),
 }  # fmt: skip
 
 
@@ -56,7 +62,7 @@ def programs(case: str, parts: int):
     mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod([*shape.values(), 1]))])
     specs = sharding.specs(params, mesh)
     with jax.set_mesh(mesh):
-        rngs = {"mask": jax.random.key(3)}
+        rngs = {"mask": jax.random.key(3), "dropout": jax.random.key(4)}
         loss = functools.partial(microbatch.loss, module, rngs=rngs, parts=parts, mesh=mesh, specs=specs, whole=whole)
         split = sharding.named(specs, mesh)
         args = (
