@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     None; with both, each stream has a learned modality embedding (M3AE). `padding`: masked (no token attends to
     id 0) | attended (id 0 is a word like any other, as in SigLIP). `cls`: a class token comes first, with a
     position of its own if `cls_position`. `norm_pre`: the embeddings are normalised before the trunk (openai/CLIP).
-    `eps`: of every LayerNorm. `drop_path`: see `Trunk`. `compute`: dtype, layers, remat, attention of the trunk.
+    `eps`: of every LayerNorm. `drop_path`: see `Trunk`. `compute`: dtype, layers, remat, attention, mlp of the trunk.
     """
 
     width: int

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import attention as fused_attention
+from maeclip_jax.nn import mlp as fused_mlp
 from maeclip_jax.nn.dense import Dense, product
 
 ACTIVATIONS = {
@@ -20,6 +21,8 @@ ACTIVATIONS = {
 }
 # How q, k, v become one: a library's [B, N, H, d] (implementation), or our kernel (interpreted or not).
 ATTENTION = {"xla": "xla", "cudnn": "cudnn", "fused": False, "fused_interpret": True}
+# How the MLP is computed: by XLA, or by our kernel (interpreted or not). For `auto`, run.setup puts the chip's word.
+MLP = {"auto": None, "xla": None, "fused": False, "fused_interpret": True}
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT = {
     "none": None,
@@ -87,8 +90,10 @@ def layer_norm(name: str, eps: float = 1e-6) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
-class Qkv(nn.Module):
-    """A Dense's parameters for queries, keys and values: columns (heads, 3, head width), so `tensor` splits heads."""
+class Affine(nn.Module):
+    """A Dense's parameters alone, for a kernel. Of queries, keys and values: columns (heads, 3, head width), so that
+    `tensor` splits heads.
+    """
 
     features: int
 
@@ -113,7 +118,7 @@ class Attention(nn.Module):
         if d % self.heads:
             raise ValueError(f"width {d} does not divide into {self.heads} heads")
         how = _pick("attention", self.attention, ATTENTION)
-        kernel, bias = Qkv(3 * d, name="qkv")(d)
+        kernel, bias = Affine(3 * d, name="qkv")(d)
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
         if isinstance(how, str):
             qkv = (product(x, kernel) + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
@@ -129,17 +134,28 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense."""
+    """Dense, activation, Dense, implemented as MLP names it; the kernel only where it is worthwhile."""
 
     hidden: int
     activation: str = "gelu"
     dtype: jnp.dtype = jnp.float32
+    mlp: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        how = _pick("mlp", self.mlp, MLP)
+        if how is not None and (how or self._worthwhile(x)):
+            weights = *Affine(self.hidden, name="up")(x.shape[-1]), *Affine(x.shape[-1], name="down")(self.hidden)
+            x, *weights = (a.astype(self.dtype) for a in (x, *weights))
+            act = activation(self.activation)
+            return fused_mlp.fused(x, *weights, act=act, name=self.activation, interpret=how)
         dense = functools.partial(Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         hidden = activation(self.activation)(dense(self.hidden, name="up")(x))
         return dense(x.shape[-1], name="down")(hidden)
+
+    def _worthwhile(self, x_BxNxD: jax.Array) -> bool:
+        batch, hidden = fused_mlp.here(x_BxNxD.shape[0], self.hidden)
+        return fused_mlp.worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], hidden, self.dtype)
 
 
 def draw_paths(rng: jax.Array, batch: int, depth: int) -> jax.Array:
@@ -169,6 +185,7 @@ class Block(nn.Module):
     activation: str = "gelu"
     causal: bool = False
     attention: str = "xla"
+    mlp: str = "xla"
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
 
@@ -187,7 +204,7 @@ class Block(nn.Module):
         x = x + kept(attention(y, pad_BxN), 0)
         y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
         hidden = round(self.mlp_ratio * x.shape[-1])
-        x = x + kept(Mlp(hidden, self.activation, self.dtype, name="mlp")(y), 1)
+        x = x + kept(Mlp(hidden, self.activation, self.dtype, self.mlp, name="mlp")(y), 1)
         return batch_sharded(x), None
 
 
@@ -204,6 +221,7 @@ class Trunk(nn.Module):
     activation: str = "gelu"
     causal: bool = False
     attention: str = "xla"
+    mlp: str = "xla"
     layers: str = "scan"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -222,6 +240,7 @@ class Trunk(nn.Module):
             activation=self.activation,
             causal=self.causal,
             attention=self.attention,
+            mlp=self.mlp,
             dtype=self.dtype,
             eps=self.eps,
         )

@@ -83,7 +83,7 @@ class Clip(nn.Module):
     `duplicates`: negative (as their papers) | positive: what a text of the batch is to a picture whose caption has the
     same ids; see `losses.contrastive_softmax`. `keep`: share of patches the image tower sees in training (FLIP when
     below 1). `contrast_mib`: MiB of float32 logits on a device beyond which the contrast is worked on in parts (two to
-    five times as much lives at once: gradients). `compute`: dtype, layers, remat, attention.
+    five times as much lives at once: gradients). `compute`: dtype, layers, remat, attention, mlp.
     """
 
     image_tower: Mapping

@@ -40,7 +40,7 @@ class Masked(nn.Module):
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
     masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see `masks`. `norm_pix`: per-patch
     normalised targets, `patch_weight`: one | variance, see `reconstruction_errors`. `compute`: dtype, layers, remat,
-    attention.
+    attention, mlp.
     """
 
     image_tower: Mapping

@@ -23,7 +23,7 @@ CLASSES = (
     # The argument of an experiment: what it means stands in the other leaves.
     (DESCRIBED, r"arg(\..*)?"),
     # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
-    (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention)|model\.contrast_mib"),
+    (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention|mlp)|model\.contrast_mib"),
     (COMPUTED, r"microbatches"),
     (COMPUTED, r"data\.(num_threads|num_workers|prefetch|blocks\.(ahead|reads))"),
     # What is kept and looked at, and when a run gives up.
