@@ -1,6 +1,6 @@
 """Fifty training steps of each objective, computed in every way that the tree has: the losses are the same.
 
-    python -m tests.numerics [--objectives=clip,mae,...] [--dtypes=float32,bfloat16] [--ways=scan,...] [--steps=50]
+    python -m tests.numerics [--objectives=clip,mae] [--dtypes=float32,bfloat16] [--ways="scan;fused"] [--steps=50]
 
 The experiments' `runlocal` sizes from the same parameters on the same random batches, with the learning rate of the
 experiment. A number is the largest difference of a step's loss from that of plain jax on one device (attention by XLA,
@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maeclip_jax import objectives
 from maeclip_jax import params as paths
 from maeclip_jax.parallel import machine, sharding
 from maeclip_jax.run.step import build
 
-OBJECTIVES = ("mae", "m3ae", "clip", "mae_clip", "slip", "vqa")
+OBJECTIVES = tuple(objectives.table())  # an experiment has the name of its objective
 DTYPES = ("float32", "bfloat16")
 PLAIN = {"model.compute.layers": "unroll", "model.compute.attention": "xla", "model.compute.remat": "none"}
 LAST_BIT = "last bit"
