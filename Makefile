@@ -67,9 +67,10 @@ AXES = $(foreach axis,SIZES DIVERSITY ARMS POOL SEEDS MATCH WEIGHTS EXAMPLES SCA
 STUDY = $(if $(filter command line,$(origin OUT)),$(OUT),results/study)
 
 study: export MAECLIP_DATA_DIR := $(FOLDER)
-study: $(STAMP)  ## size x diversity x objective x pooling: plan, train JOBS=2 side by side, page (ARGS=--dry_run: the plan)
+study: $(STAMP)  ## size x diversity x objective x pooling: plan, train side by side, page (ARGS=--dry_run: the plan)
 	$(PY) -m maeclip_jax.study --data='$(if $(filter command line,$(origin DATA)),$(DATA),scenes)' $(strip $(AXES)) \
-		--topology='$(if $(filter command line,$(origin TOPOLOGY)),$(TOPOLOGY),cpu)' --jobs=$(JOBS) --out='$(STUDY)' $(ARGS)
+		--topology='$(if $(filter command line,$(origin TOPOLOGY)),$(TOPOLOGY),cpu)' \
+		$(if $(filter command line environment,$(origin JOBS)),--jobs=$(JOBS)) --out='$(STUDY)' $(ARGS)
 
 study-report: $(STAMP)  ## the page, figure and numbers of the study in OUT=results/study anew, from its results alone
 	$(PY) -m maeclip_jax.study --report --out='$(STUDY)'

@@ -39,14 +39,16 @@ def base(arg: ml_collections.ConfigDict, objective: str, streams: tuple[str, ...
         warmup=scale["warmup"], schedule="cosine", cooldown="0 steps", end_lr=0.0, clip_norm=1.0,
         mu_dtype="bfloat16" if big else "float32",
         no_decay=(r".*/(embedding|position|probe)",), freeze=(), lr_multipliers=(), caps=(),
-        ema=0.0, muon=(),
+        ema=0.0, muon=(), layer_decay=(),
     )  # fmt: skip
     config.checkpoint = dict(every="1%" if big else "10%", keep_last=2, keep_every="0 steps", keep_best=0, best="")
     config.log = dict(every="100 steps" if big else "1%", examples=False, sinks=("jsonl", "tensorboard"))
     config.evals = {}
-    compute = dict(dtype="float32", layers="scan", remat="none", attention="xla")
+    compute = dict(dtype="float32", layers="scan", remat="none", attention="xla", mlp="xla")
     if big:
-        compute |= dict(dtype="bfloat16", layers="unroll", attention="fused") | COMPUTE.get(scale["size"], {})
+        compute |= dict(dtype="bfloat16", layers="unroll", attention="fused", mlp="auto") | COMPUTE.get(
+            scale["size"], {}
+        )
     config.model = dict(compute=compute)
     return config
 

@@ -23,9 +23,12 @@ def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
         except ValueError as e:
             raise UserError(str(e)) from None
     config.model.update(
-        image_tower=image | dict(cls=arg.pool == "cls", pool=arg.pool, norm_pre=False, projection="linear"),
+        image_tower=image
+        | dict(cls=arg.pool == "cls", pool=arg.pool, norm_pre=False, projection="linear", drop_path=0.0),
         text_tower=text
-        | dict(causal=False, position="learned", padding="masked", pool=arg.text_pool, projection="linear"),
+        | dict(
+            causal=False, position="learned", padding="masked", pool=arg.text_pool, projection="linear", drop_path=0.0
+        ),
         embed_width=width,
         loss=arg.loss,
         duplicates="negative",  # of CLIP and SigLIP; positive: captions with the same ids share the target

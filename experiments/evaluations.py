@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ml_collections
 
+from experiments import suites
 from experiments.scales import ops, scale_of, source, words_are_scenes
+from experiments.sizes import SIZES
 
 
 def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool, streams: tuple[str, ...]) -> dict:
@@ -33,4 +35,23 @@ def evals(arg: ml_collections.ConfigDict, *, contrastive: bool, generative: bool
             pictures = data(classify, streams=("image",), label=True, part=part)
             settings = dict(length=scale["length"], templates="scenes", batch_size=batch)
             found[name] = dict(type="zero_shot", every="10%", data=pictures, **settings)
+        if "zero_shot_seen" in parts and classify:
+            labelled = dict(streams=("image",), label=True)
+            bank = data(classify, part={"truth": "all", "seed": 1}, **labelled)
+            probed = data(classify, part={"truth": "all"}, **labelled)
+            found["linear_probe"] = dict(type="linear_probe", every="100%", data=probed, train=bank, batch_size=batch)
+            found |= _dense(scale, test, batch)
     return found
+
+
+def _dense(scale: dict, split: str, batch: int) -> dict:
+    """Zero-shot segmentation and grounding maps of the first half of a split of drawn scenes, whose masks are exact."""
+    made = source(scale, split, truth="all")
+    kept = 'keep("image","mask")'
+    data = dict(source=made | dict(count=max(1, made["count"] // 2)), ops=f"decode|mask|object_classes|{kept}")
+    words = dict(length=scale["length"], templates="scenes", batch_size=batch, every="100%")
+    depth = SIZES[scale["size"]]["image"][1]
+    return dict(
+        segmentation=dict(type="segmentation", data=data, **words),
+        grounding=suites.grounding(data, depth, 0, **words),
+    )

@@ -30,7 +30,7 @@ def get_config(arg=None):
     config = base(arg, "m3ae", STREAMS)
     image, text, decoder, _ = towers(arg)
     config.model.update(
-        image_tower=image | dict(cls=True, pool=arg.pool),
+        image_tower=image | dict(cls=True, pool=arg.pool, drop_path=0.0),
         text_tower=dict(vocab=text["vocab"], length=text["length"], position="sincos", std=1.0, pool="gap"),
         decoder_tower=decoder,
         streams=STREAMS,

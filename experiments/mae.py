@@ -31,7 +31,7 @@ def get_config(arg=None):
     image, _, decoder, _ = towers(arg)
     scale = scale_of(arg)
     config.model.update(
-        image_tower=image | dict(cls=True, pool=arg.pool),
+        image_tower=image | dict(cls=True, pool=arg.pool, drop_path=0.0),
         decoder_tower=decoder,
         streams=STREAMS,
         mask=dict(image=scale["hidden"]),

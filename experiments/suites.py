@@ -87,21 +87,23 @@ def dense(
     (see evals/saliency.py).
     """
     data = pictures(config, name, split, resize="squash", mask=mask)
-    shared = dict(data=data, length=length(config), templates=templates)
-    side, large = config.model.image_tower.size, {}
+    words = dict(length=length(config), templates=templates)
+    side, depth, large = config.model.image_tower.size, config.model.image_tower.depth, {}
     if sliding:
         twice = pictures(config, name, split, resize="double", mask=mask)
         large[f"{title}_segmentation_{2 * side}"] = dict(
-            type="segmentation", **shared | dict(data=twice), **segmentation, stride=side // 2, batch_size=8
+            type="segmentation", data=twice, **words, **segmentation, stride=side // 2, batch_size=8
         )
+    tolerance = round(15 * side / 224) if tolerance is None else tolerance
     return {
-        f"{title}_segmentation": dict(type="segmentation", **shared, **segmentation),
+        f"{title}_segmentation": dict(type="segmentation", data=data, **words, **segmentation),
         **large,
-        f"{title}_grounding": dict(
-            type="grounding",
-            pools=("own", "gap", "max"),
-            block=config.model.image_tower.depth,
-            **shared,
-            tolerance=round(15 * config.model.image_tower.size / 224) if tolerance is None else tolerance,
-        ),
+        f"{title}_grounding": grounding(data, depth, tolerance, **words),
     }
+
+
+def grounding(data: dict, depth: int, tolerance: int, **words) -> dict:
+    """Maps of the last of `depth` layers under the run's own pooling, GAP and MAX. `words`: length and templates."""
+    return dict(
+        type="grounding", data=data, pools=("own", "gap", "max"), block=depth, tolerance=tolerance, **words
+    )  # fmt: skip

@@ -35,12 +35,14 @@ def get_config(arg=None):
     of, data = questions.pretrained(arg), questions.data(arg)
     arg.scale, arg.size = arg.scale or of.arg.scale, arg.size or of.arg.size
     image, text = of.model.image_tower, of.model.text_tower
+    none = dict(drop_path=0.0)  # a setting of the finetuning, whatever the pretraining dropped
+    towers = image.to_dict() | none, text.to_dict() | (none if "depth" in text else {})
     big = arg.scale in ("low", "high") and not arg.runlocal
     config = base(arg, "vqa", ("image", "text"))
     config.arg = dict(arg) | dict(of=of.objective, scale=of.arg.scale, size=of.arg.size, pretrained_pool=image.pool)
     config.init_from, config.tokenizer = arg.init, of.tokenizer
     config.model = dict(
-        image_tower=image, text_tower=text, **questions.fusion(arg.fusion, of, depth=4 if big else 2),
+        image_tower=towers[0], text_tower=towers[1], **questions.fusion(arg.fusion, of, depth=4 if big else 2),
         answers=data["answers"], pool=arg.pool, loss=data.get("loss", "softmax"), slots=10,
         stats=of.model.get("stats", "imagenet"), compute=config.model.compute,
     )  # fmt: skip

@@ -88,6 +88,10 @@ _LAYER = re.compile(r"(?P<trunk>.*trunk)/block_(?P<index>\d+)/(?P<rest>.*)")
 _STACK = re.compile(r"(?P<trunk>.*trunk)/blocks/(?P<rest>.*)")
 
 
+# A parameter of a block: `tower` is the path of the module that its trunk is in, `index` None where layers are stacked.
+TRUNK = re.compile(r"(?P<tower>.+)/trunk/(?:block_(?P<index>\d+)|blocks)/.*")
+
+
 def stack_layers(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Unrolled layers `trunk/block_00/...` as one array `trunk/blocks/...` with a leading layer axis. Lossless."""
     out, layers = {}, {}

@@ -43,6 +43,7 @@ MISTAKES = {
     f"{TINY} W --config.optim.schedule=cosin": "unknown schedule 'cosin' (did you mean 'cosine'?); valid: cosine, ",
     f"{TINY} W --config.model.compute.remat=some": "unknown remat 'some'; valid: none, full, ",
     f"{TINY} W --config.model.compute.attention=magic": "unknown attention 'magic'; valid: xla, ",
+    f"{TINY} W --config.model.compute.mlp=magic": "unknown mlp 'magic'; valid: auto, xla, ",
     f"{TINY} W --config.model.compute.layers=loop": "unknown layers 'loop'; valid: scan, unroll",
     f"{TINY} W --config.model.compute.dtype=float33": "unknown dtype 'float33'; valid: float32, bfloat16",
     f"{TINY} W --config.model.stats=nowhere": "unknown pixel statistics 'nowhere'; valid: ",

@@ -1,6 +1,6 @@
 """What things cost on this machine: `python -m maeclip_jax.bench NAME ...`, each with --help and --json=FILE.
 
-step       a train step on one batch, and the experiment's input alone: images/s, MFU, memory
+step       a train step on one batch, and the experiment's input alone: images/s, MFU, memory, open_clip's step
 input      decoding and cropping of JPEG files, ours against Pillow (and tf.data if it is installed)
 storage    training rows from a bucket and a disk, in blocks and record by record
 probe      a linear probe on 50,000 x 768 features with 1,000 classes

@@ -1,17 +1,21 @@
 """`make bench`: what an experiment's step and input cost on this machine, as a table and as JSON.
 
     python -m maeclip_jax.bench step --config=experiments/clip.py:scale=demo [--steps=20] [--json=FILE] [--config.x=y]
+        [--peer=open_clip] [--peer_python=PYTHON]
 
 The step is timed on one batch that stays on the device, so it is the upper bound the input pipeline must reach; the
 input pipeline is timed alone, on the experiment's own data (or on noise pictures of the same size where that is not
 there, and on bytes where the vocabulary is not). Everything printed is measured here, in one run, unless it says
-otherwise.
+otherwise. With --peer the steps of another code base, which has a process of its own and a model of the same sizes,
+take turns with ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 
@@ -19,6 +23,7 @@ import jax
 import numpy as np
 
 from maeclip_jax import cli
+from maeclip_jax.bench import peer as peers
 from maeclip_jax.bench.figures import add_json, write
 from maeclip_jax.data import pipeline
 from maeclip_jax.data import tokenizer as tokenizers
@@ -29,8 +34,11 @@ from maeclip_jax.run import microbatch
 from maeclip_jax.run.step import TrainStep, build
 
 
-def time_steps(step: TrainStep, peak: tuple[float, str], steps: int) -> dict:
-    """Compiles and runs `steps` train steps on one random batch; figures per step (median). `peak`: of one device."""
+def time_steps(step: TrainStep, peak: tuple[float, str], steps: int, peer: peers.Peer | None = None) -> dict:
+    """Compiles and runs `steps` train steps on one random batch; figures per step (median). `peak`: of one device.
+
+    A `peer` makes one of its steps after each of ours.
+    """
     rng = np.random.default_rng(0)
     local = step.batch_size // jax.process_count()
     batch = {}
@@ -43,22 +51,26 @@ def time_steps(step: TrainStep, peak: tuple[float, str], steps: int) -> dict:
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     state = step.init()
-    seconds = []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
+    seconds, processor = [], []
+    for _ in range(steps + peers.WARM_UP):
+        start, cpu = time.perf_counter(), time.process_time()
         state, metrics = compiled(state, batch)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[2:])
+        processor.append(time.process_time() - cpu)
+        if peer:
+            peer.step()
+    median = statistics.median(seconds[peers.WARM_UP :])
     devices = step.mesh.size
     stats = jax.local_devices()[0].memory_stats() or {}
-    return {
+    figures = {
         "device": f"{devices} x {jax.devices()[0].device_kind}",
         "batch size": step.batch_size,
         "parameters": sum(x.size for x in jax.tree.leaves(step.abstract.params)),
         "compile seconds": compile_seconds,
         "step seconds (median)": median,
-        "step seconds (best)": min(seconds[2:]),
+        "step seconds (best)": min(seconds[peers.WARM_UP :]),
+        "step processor seconds (best)": min(processor[peers.WARM_UP :]),
         "images/s": step.batch_size / median,
         "images/s/device": step.batch_size / median / devices,
         "model FLOPs/step": step.flops_per_step,
@@ -71,6 +83,7 @@ def time_steps(step: TrainStep, peak: tuple[float, str], steps: int) -> dict:
         if "peak_bytes_in_use" in stats
         else None,
     }
+    return figures | (peer.figures(figures) if peer else {})
 
 
 def time_input(config, step: TrainStep, batches: int) -> dict:
@@ -121,9 +134,13 @@ def report(figures: dict) -> str:
 
 
 def run(argv: Sequence[str]) -> None:
-    """The command line: the experiment's flags and --steps, --json."""
+    """The command line: the experiment's flags and --steps, --peer, --json."""
     parser = cli.ExperimentParser("maeclip_jax.bench step", __doc__)
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed (%(default)s)")
+    parser.add_argument(
+        "--peer", choices=tuple(peers.PEERS), help="another code base, whose steps take turns with ours"
+    )
+    parser.add_argument("--peer_python", default=sys.executable, metavar="PYTHON", help="which has it (this one)")
     add_json(parser)
     cli.add_machine(parser)
     args = parser.parse_experiment(argv)
@@ -135,9 +152,14 @@ def run(argv: Sequence[str]) -> None:
         epoch = 10**6  # the schedule needs an epoch, the speed does not depend on it
     step = build(config, epoch=epoch)
     peak = peak_per_device(config.model.compute.dtype)  # of one device, so before the mesh is set
-    with jax.set_mesh(step.mesh):
+    with contextlib.ExitStack() as stack:
+        peer = None
+        if args.peer:
+            task = peers.task_of(config, step.objective, step.inputs)
+            peer = stack.enter_context(peers.Peer(args.peer, args.peer_python, task))
+        stack.enter_context(jax.set_mesh(step.mesh))
         figures = {"config": " ".join(argv)}
-        figures |= time_steps(step, peak, args.steps)
+        figures |= time_steps(step, peak, args.steps, peer)
         try:
             figures |= time_input(config, step, max(2, 512 // step.batch_size))
             figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]

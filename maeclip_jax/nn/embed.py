@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.transformer import gathered
 
 POSITIONS = ("sincos", "learned", "none")
@@ -87,7 +88,7 @@ class PatchEmbed(nn.Module):
         hidden: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         init = nn.initializers.xavier_uniform()
-        dense = nn.Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
+        dense = Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
         x_BxKxD = dense(patches_BxKxP)
         if hidden is not None:
             x_BxKxD = jnp.where(hidden[0][..., None], hidden[1].astype(x_BxKxD.dtype), x_BxKxD)

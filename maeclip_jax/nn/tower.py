@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
 from maeclip_jax.nn.mask import Kept, hidden_ids, restore, take
 from maeclip_jax.nn.pool import Tokens
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
     None; with both, each stream has a learned modality embedding (M3AE). `padding`: masked (no token attends to
     id 0) | attended (id 0 is a word like any other, as in SigLIP). `cls`: a class token comes first, with a
     position of its own if `cls_position`. `norm_pre`: the embeddings are normalised before the trunk (openai/CLIP).
-    `eps`: of every LayerNorm. `compute`: dtype, layers, remat, attention of the trunk.
+    `eps`: of every LayerNorm. `drop_path`: see `Trunk`. `compute`: dtype, layers, remat, attention, mlp of the trunk.
     """
 
     width: int
@@ -47,6 +48,7 @@ class Encoder(nn.Module):
     cls_position: bool = False
     norm_pre: bool = False
     eps: float = 1e-6
+    drop_path: float = 0.0
     compute: Mapping | None = None
 
     @nn.compact
@@ -54,13 +56,15 @@ class Encoder(nn.Module):
         self,
         inputs: Mapping[str, jax.Array],
         kept: Mapping[str, Kept] | None = None,
+        noise_BxLx2: jax.Array | None = None,
         hidden: tuple[jax.Array, jax.Array] | None = None,
     ) -> dict[str, Tokens]:
         """`inputs`: image = patches [B, N, P], text = ids [B, T] with 0 = pad; absent streams are simply not there.
 
-        `kept`: per stream, which tokens to encode (None: all). `hidden`: (mask_BxN, token_D), which patches a token
-        stands for. Patches that are a smaller square than the tower's are a smaller picture. Returns per stream the
-        tokens after the final norm, in the order of `kept.keep_BxK`, with their padding and the shared class token.
+        `kept`: per stream, which tokens to encode (None: all). `noise_BxLx2`: which paths an example drops, of
+        `transformer.draw_paths` (None: none). `hidden`: (mask_BxN, token_D), which patches a token stands for. Patches
+        that are a smaller square than the tower's are a smaller picture. Returns per stream the tokens after the final
+        norm, in the order of `kept.keep_BxK`, with their padding and the shared class token.
         """
         compute = dict(self.compute or {})
         dtype = compute_dtype(compute.pop("dtype", "float32"))
@@ -93,8 +97,8 @@ class Encoder(nn.Module):
         if self.norm_pre:
             x = layer_norm("norm_pre", self.eps)(x).astype(dtype)
         shape = dict(mlp_ratio=self.mlp_ratio, activation=self.activation, causal=self.causal, eps=self.eps)
-        trunk = Trunk(self.depth, self.heads, **shape, dtype=dtype, **compute, name="trunk")
-        x = layer_norm("norm", self.eps)(trunk(x, pad))
+        trunk = Trunk(self.depth, self.heads, **shape, drop_path=self.drop_path, dtype=dtype, **compute, name="trunk")
+        x = layer_norm("norm", self.eps)(trunk(x, pad, noise_BxLx2))
 
         cls_BxD, at, out = (x[:, 0] if self.cls else None), int(self.cls), {}
         for stream, size in sizes.items():
@@ -164,7 +168,7 @@ class Decoder(nn.Module):
         def project(stream: str, x: jax.Array) -> jax.Array:
             name = "project" if self.projection == "shared" else f"project_{stream}"
             if name not in dense:
-                dense[name] = nn.Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
+                dense[name] = Dense(self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
             return dense[name](x)
 
         parts, pads, sizes = [], [], {}
@@ -194,7 +198,7 @@ class Decoder(nn.Module):
                 out[stream] = x[:, at : at + size]
                 at += size
                 continue
-            head = nn.Dense(
+            head = Dense(
                 self._outputs(stream),
                 kernel_init=nn.initializers.xavier_uniform(),
                 dtype=dtype,

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import attention as fused_attention
+from maeclip_jax.nn import mlp as fused_mlp
+from maeclip_jax.nn.dense import Dense, product
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -19,6 +21,8 @@ ACTIVATIONS = {
 }
 # How q, k, v become one: a library's [B, N, H, d] (implementation), or our kernel (interpreted or not).
 ATTENTION = {"xla": "xla", "cudnn": "cudnn", "fused": False, "fused_interpret": True}
+# How the MLP is computed: by XLA, or by our kernel (interpreted or not). For `auto`, run.setup puts the chip's word.
+MLP = {"auto": None, "xla": None, "fused": False, "fused_interpret": True}
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT = {
     "none": None,
@@ -86,8 +90,10 @@ def layer_norm(name: str, eps: float = 1e-6) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, dtype=jnp.float32, name=name)
 
 
-class Qkv(nn.Module):
-    """A Dense's parameters for queries, keys and values: columns (heads, 3, head width), so `tensor` splits heads."""
+class Affine(nn.Module):
+    """A Dense's parameters alone, for a kernel. Of queries, keys and values: columns (heads, 3, head width), so that
+    `tensor` splits heads.
+    """
 
     features: int
 
@@ -112,59 +118,101 @@ class Attention(nn.Module):
         if d % self.heads:
             raise ValueError(f"width {d} does not divide into {self.heads} heads")
         how = _pick("attention", self.attention, ATTENTION)
-        kernel, bias = Qkv(3 * d, name="qkv")(d)
+        kernel, bias = Affine(3 * d, name="qkv")(d)
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
         if isinstance(how, str):
-            qkv = (x @ kernel + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
+            qkv = (product(x, kernel) + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
             mask = attention_mask(n, pad_BxN, self.causal)
             y = jax.nn.dot_product_attention(*(qkv[..., i, :] for i in range(3)), mask=mask, implementation=how)
         else:
             kernel, bias = (fused_attention.in_order(a, self.heads) for a in (kernel, bias))
-            y = fused_attention.fused(x @ kernel, bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how)
-        dense = nn.Dense(d, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out")
+            y = fused_attention.fused(
+                product(x, kernel), bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how
+            )
+        dense = Dense(d, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out")
         return dense(y.reshape(b, n, d))
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense."""
+    """Dense, activation, Dense, implemented as MLP names it; the kernel only where it is worthwhile."""
 
     hidden: int
     activation: str = "gelu"
     dtype: jnp.dtype = jnp.float32
+    mlp: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        how = _pick("mlp", self.mlp, MLP)
+        if how is not None and (how or self._worthwhile(x)):
+            weights = *Affine(self.hidden, name="up")(x.shape[-1]), *Affine(x.shape[-1], name="down")(self.hidden)
+            x, *weights = (a.astype(self.dtype) for a in (x, *weights))
+            act = activation(self.activation)
+            return fused_mlp.fused(x, *weights, act=act, name=self.activation, interpret=how)
+        dense = functools.partial(Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         hidden = activation(self.activation)(dense(self.hidden, name="up")(x))
         return dense(x.shape[-1], name="down")(hidden)
 
+    def _worthwhile(self, x_BxNxD: jax.Array) -> bool:
+        batch, hidden = fused_mlp.here(x_BxNxD.shape[0], self.hidden)
+        return fused_mlp.worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], hidden, self.dtype)
+
+
+def draw_paths(rng: jax.Array, batch: int, depth: int) -> jax.Array:
+    """What `Trunk` drops paths by: uniform [batch, depth, 2], the last axis for attention and MLP."""
+    return jax.random.uniform(rng, (batch, depth, 2))
+
+
+def path_factors(noise_BxLx2: jax.Array, rate: float) -> jax.Array:
+    """[L, B, 2]: what the two branches of each layer are multiplied by, 0 or 1 / share of them that is kept.
+
+    Stochastic depth per example (Huang et al. 2016) as in timm: layer i of L drops `rate * i / (L - 1)` of its
+    branches, so the first drops none, and the mean of a branch stays what it was.
+    """
+    depth = noise_BxLx2.shape[1]
+    kept_L = 1 - rate * jnp.arange(depth) / max(depth - 1, 1)
+    return jnp.moveaxis((noise_BxLx2 < kept_L[None, :, None]) / kept_L[None, :, None], 1, 0)
+
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), the shape nn.scan wants."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), the shape nn.scan wants.
+
+    `factors_Bx2`: what the two branches of each example are multiplied by; see `path_factors`.
+    """
 
     heads: int
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     causal: bool = False
     attention: str = "xla"
+    mlp: str = "xla"
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None, factors_Bx2: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
+        def kept(branch_BxNxD: jax.Array, which: int) -> jax.Array:
+            if factors_Bx2 is None:
+                return branch_BxNxD
+            return (branch_BxNxD * factors_Bx2[:, which, None, None]).astype(branch_BxNxD.dtype)
+
         x = batch_sharded(x_BxNxD)
         y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
-        x = x + Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")(y, pad_BxN)
+        attention = Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")
+        x = x + kept(attention(y, pad_BxN), 0)
         y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
         hidden = round(self.mlp_ratio * x.shape[-1])
-        x = x + Mlp(hidden, self.activation, self.dtype, name="mlp")(y)
+        x = x + kept(Mlp(hidden, self.activation, self.dtype, self.mlp, name="mlp")(y), 1)
         return batch_sharded(x), None
 
 
 class Trunk(nn.Module):
     """`depth` blocks. Parameters: `blocks/...` with a leading layer axis when scanned, `block_00/...` when unrolled.
 
-    `params.stack_layers` and `params.unstack_layers` convert losslessly between the two.
+    `params.stack_layers` and `params.unstack_layers` convert losslessly between the two. `drop_path`: share of its
+    branches that the last layer drops where there is noise to do it by; see `path_factors`.
     """
 
     depth: int
@@ -173,13 +221,18 @@ class Trunk(nn.Module):
     activation: str = "gelu"
     causal: bool = False
     attention: str = "xla"
+    mlp: str = "xla"
     layers: str = "scan"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
     eps: float = 1e-6
+    drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None, noise_BxLx2: jax.Array | None = None
+    ) -> jax.Array:
+        """`noise_BxLx2`: of `draw_paths`; without it nothing is dropped."""
         policy = _pick("remat", self.remat, REMAT)
         kwargs = dict(
             heads=self.heads,
@@ -187,23 +240,28 @@ class Trunk(nn.Module):
             activation=self.activation,
             causal=self.causal,
             attention=self.attention,
+            mlp=self.mlp,
             dtype=self.dtype,
             eps=self.eps,
         )
         if self.layers not in LAYERS:
             raise ValueError(f"unknown layers {self.layers!r}; valid: {', '.join(LAYERS)}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+        dropped = () if noise_BxLx2 is None else (path_factors(noise_BxLx2, self.drop_path),)
         block = Block
         if policy is not None:
             # Inside a scan the loop itself keeps XLA from undoing the rematerialisation.
             block = nn.remat(Block, prevent_cse=self.layers == "unroll", policy=policy)
         if self.layers == "scan":
             scan = nn.scan(
-                block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=self.depth
-            )
-            return scan(**kwargs, name="blocks")(x_BxNxD, pad_BxN)[0]
+                block, variable_axes={"params": 0}, split_rngs={"params": True},
+                in_axes=(nn.broadcast, 0) if dropped else nn.broadcast, length=self.depth,
+            )  # fmt: skip
+            return scan(**kwargs, name="blocks")(x_BxNxD, pad_BxN, *dropped)[0]
         x = x_BxNxD
         for i in range(self.depth):
-            x, _ = block(**kwargs, name=f"block_{i:02}")(x, pad_BxN)
+            x, _ = block(**kwargs, name=f"block_{i:02}")(x, pad_BxN, *(factors[i] for factors in dropped))
         return x
 
 

@@ -15,7 +15,15 @@ from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
 from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import losses
-from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs, token_counts
+from maeclip_jax.objectives.streams import (
+    check_class_token,
+    example,
+    path_noise,
+    paths,
+    split_tower,
+    stream_inputs,
+    token_counts,
+)
 
 PROJECTIONS = ("linear", "affine", "none")
 # loss -> (initial log of the inverse temperature, initial bias). CLIP: ln(1 / 0.07). SigLIP: t = 10, b = -10.
@@ -75,7 +83,7 @@ class Clip(nn.Module):
     `duplicates`: negative (as their papers) | positive: what a text of the batch is to a picture whose caption has the
     same ids; see `losses.contrastive_softmax`. `keep`: share of patches the image tower sees in training (FLIP when
     below 1). `contrast_mib`: MiB of float32 logits on a device beyond which the contrast is worked on in parts (two to
-    five times as much lives at once: gradients). `compute`: dtype, layers, remat, attention.
+    five times as much lives at once: gradients). `compute`: dtype, layers, remat, attention, mlp.
     """
 
     image_tower: Mapping
@@ -131,21 +139,28 @@ class Clip(nn.Module):
         """In how many parts to contrast a batch; a part holds so many `products` of embeddings."""
         return losses.parts_within(self.contrast_mib / products, batch, batch_devices())
 
+    def _passes(self) -> dict[str, Mapping]:
+        """Name -> tower, of every pass through a tower in training."""
+        return {"image": self.image_tower, "text": self.text_tower}
+
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
-        """Noise by which FLIP keeps patches of each picture; nothing without FLIP."""
-        if not (train and self.keep < 1):
-            return {}
-        length = token_counts(batch, self.image_tower)["image"]
-        return {"keep": draw_noise(self.make_rng("mask"), batch["image"].shape[0], length, self.mask_share)}
+        """Noise by which FLIP keeps patches of each picture, and by which paths are dropped; nothing without either."""
+        drawn = paths(self, batch, self._passes()) if train else {}
+        if train and self.keep < 1:
+            length = token_counts(batch, self.image_tower)["image"]
+            drawn["keep"] = draw_noise(self.make_rng("mask"), batch["image"].shape[0], length, self.mask_share)
+        return drawn
 
     def _embedded(self, inputs: Mapping[str, jax.Array], drawn: Mapping) -> dict[str, jax.Array]:
         kept = {}
         if "keep" in drawn:
             batch, length = inputs["image"].shape[:2]
             kept["image"] = keep_by(drawn["keep"], batch, max(1, round(length * self.keep)))
+        image = self.image({"image": inputs["image"]}, kept, path_noise(drawn, "image"))
+        text = self.text({"text": inputs["text"]}, None, path_noise(drawn, "text"))
         return {
-            "image": self.image_head(self.image({"image": inputs["image"]}, kept)["image"]),
-            "text": self.text_head(self.text({"text": inputs["text"]})["text"]),
+            "image": self.image_head(image["image"]),
+            "text": self.text_head(text["text"]),
             "captions": inputs["text"],
         }
 

@@ -20,7 +20,7 @@ from maeclip_jax.objectives.reconstruction import (
     reconstruction_errors,
     reconstruction_losses,
 )
-from maeclip_jax.objectives.streams import token_counts
+from maeclip_jax.objectives.streams import path_noise, token_counts
 
 
 class MaeClip(Clip):
@@ -51,6 +51,9 @@ class MaeClip(Clip):
             image=picture, text=shape, projection="per_stream", compute=self.compute, **self.decoder_tower
         )
 
+    def _passes(self) -> dict[str, Mapping]:
+        return super()._passes() | {f"masked_{s}": getattr(self, f"{s}_tower") for s in self.decode}
+
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
         """Of CLIP, and noise by which the masked pass of each example is masked."""
         drawn = super().draw(batch, train=train)
@@ -61,7 +64,9 @@ class MaeClip(Clip):
     def _predict(self, inputs: Mapping[str, jax.Array], drawn: Mapping, hidden_words: bool = False):
         inputs = {s: inputs[s] for s in self.decode}
         kept = masks(drawn["mask"], inputs, self.mask, self.mask_words)
-        tokens = {s: getattr(self, s)({s: x}, {s: kept[s]})[s] for s, x in inputs.items()}
+        tokens = {
+            s: getattr(self, s)({s: x}, {s: kept[s]}, path_noise(drawn, f"masked_{s}"))[s] for s, x in inputs.items()
+        }
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
         return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 

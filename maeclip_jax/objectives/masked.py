@@ -22,7 +22,15 @@ from maeclip_jax.objectives.reconstruction import (
     reconstruction_errors,
     reconstruction_losses,
 )
-from maeclip_jax.objectives.streams import check_class_token, example, split_tower, stream_inputs, token_counts
+from maeclip_jax.objectives.streams import (
+    check_class_token,
+    example,
+    path_noise,
+    paths,
+    split_tower,
+    stream_inputs,
+    token_counts,
+)
 
 
 class Masked(nn.Module):
@@ -32,7 +40,7 @@ class Masked(nn.Module):
     length, pool, ...) of the words in it (M3AE); `decoder_tower`: dict(width, depth, heads). `mask`: stream -> share
     masked out. `weights`: stream -> weight of its loss. `mask_words`: any | one, see `masks`. `norm_pix`: per-patch
     normalised targets, `patch_weight`: one | variance, see `reconstruction_errors`. `compute`: dtype, layers, remat,
-    attention.
+    attention, mlp.
     """
 
     image_tower: Mapping
@@ -79,15 +87,16 @@ class Masked(nn.Module):
     def _encoder(self) -> Encoder:
         return self.image_text if "text" in self.streams else self.image
 
-    def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict[str, jax.Array]:
-        """Noise by which each example is masked."""
+    def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
+        """Noise by which each example is masked, and drops paths of the encoder."""
         tokens = token_counts(batch, self.image_tower, self.streams)
-        return mask_noise(self.make_rng("mask"), tokens, batch["image"].shape[0], self.mask_share)
+        noise = mask_noise(self.make_rng("mask"), tokens, batch["image"].shape[0], self.mask_share)
+        return {"mask": noise} | (paths(self, batch, {"encoder": self.image_tower}) if train else {})
 
     def _predict(self, batch, drawn, hidden_words: bool = False):
         inputs = self._inputs(batch)
-        kept = masks(drawn, inputs, self.mask, self.mask_words)
-        tokens = self._encoder()(inputs, kept)
+        kept = masks(drawn["mask"], inputs, self.mask, self.mask_words)
+        tokens = self._encoder()(inputs, kept, path_noise(drawn, "encoder"))
         pad_BxT = inputs["text"] == 0 if "text" in inputs else None
         return self.decoder(tokens, kept, pad_BxT, hidden_words), inputs, kept
 

@@ -24,6 +24,7 @@ from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import distillation, views
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.objectives.distillation import TEACHER
+from maeclip_jax.objectives.streams import path_noise
 
 VIEWS = ("image", "batch")
 FIRST = ("picture", "crop")
@@ -108,6 +109,15 @@ class Silc(Clip):
 
     # The loss.
 
+    def _passes(self) -> dict[str, Mapping]:
+        views = [f"{kind}_{n}" for kind in ("global", "local") for n in range(self.distil[f"{kind}s"])]
+        return {"text": self.text_tower} | dict.fromkeys(views, self.image_tower)
+
+    def _path_noise(self, drawn: Mapping, kind: str, count: int) -> jax.Array | None:
+        """By what `count` passes of a kind drop paths, for their rows as `_flat` has them; the teacher drops none."""
+        noise = [path_noise(drawn, f"{kind}_{n}") for n in range(count)]
+        return None if noise[0] is None else _flat(jnp.stack(noise, axis=1))
+
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
         """Of CLIP, and where the views of each picture lie."""
         drawn = super().draw(batch, train=train)
@@ -134,10 +144,11 @@ class Silc(Clip):
         seen_BxGxNxP = self._crops(drawn["globals"], whole, grid_side(self.image_tower))
         if self.distil["first"] == "picture":
             seen_BxGxNxP = jnp.concatenate([inputs["image"][:, None], seen_BxGxNxP], axis=1)
-        pooled_BxGxD = self._pooled(seen_BxGxNxP)
+        pooled_BxGxD = self._pooled(seen_BxGxNxP, drawn, "global")
         parts = [pooled_BxGxD]
         if self.distil["locals"]:
-            parts.append(self._pooled(self._crops(drawn["locals"], whole, self.distil["local_patches"])))
+            local = self._crops(drawn["locals"], whole, self.distil["local_patches"])
+            parts.append(self._pooled(local, drawn, "local"))
         student_BxVxD = self.distil_head(jnp.concatenate(parts, axis=1))
         with jax.named_scope(TEACHER):
             tokens = self._by_teacher("image", {"image": _flat(seen_BxGxNxP)})["image"]
@@ -145,7 +156,7 @@ class Silc(Clip):
             target_BxGxD = _back(self._by_teacher("distil_head", pooled), seen_BxGxNxP)
         return {
             "image": self.image_head.compared(pooled_BxGxD),
-            "text": self.text_head(self.text({"text": inputs["text"]})["text"]),
+            "text": self.text_head(self.text({"text": inputs["text"]}, None, path_noise(drawn, "text"))["text"]),
             "captions": inputs["text"],
             "student": student_BxVxD,
             "teacher": target_BxGxD,
@@ -163,8 +174,9 @@ class Silc(Clip):
         x = pixels.patchify(pixels.normalise(255 * _flat(cut), self.stats, whole=False), patch)
         return _back(x, boxes_BxVx4)
 
-    def _pooled(self, patches_BxVxNxP: jax.Array) -> jax.Array:
-        tokens = self.image({"image": _flat(patches_BxVxNxP)})["image"]
+    def _pooled(self, patches_BxVxNxP: jax.Array, drawn: Mapping, kind: str) -> jax.Array:
+        noise = self._path_noise(drawn, kind, patches_BxVxNxP.shape[1])
+        tokens = self.image({"image": _flat(patches_BxVxNxP)}, None, noise)["image"]
         return _back(self.image_head.pool(tokens), patches_BxVxNxP)
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:

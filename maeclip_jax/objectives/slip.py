@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from maeclip_jax.objectives import losses, views
 from maeclip_jax.objectives.clip import Clip
-from maeclip_jax.objectives.streams import patches
+from maeclip_jax.objectives.streams import patches, path_noise
 
 VIEWS = ("image", "batch")
 
@@ -49,6 +49,9 @@ class Slip(Clip):
             shapes["views"] = jax.ShapeDtypeStruct((2, *shapes["image"].shape), shapes["image"].dtype)
         return shapes
 
+    def _passes(self) -> dict[str, Mapping]:
+        return super()._passes() | {f"view_{n}": self.image_tower for n in range(2)}
+
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
         """Of CLIP, and what two views of each picture are like."""
         drawn = super().draw(batch, train=train)
@@ -58,7 +61,7 @@ class Slip(Clip):
     def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
         """Embeddings of each pair, and each picture's two views pooled."""
         made = self._embedded(self._inputs(batch), drawn)
-        return made | {"views": tuple(self._view(one, n, batch) for n, one in enumerate(drawn["views"]))}
+        return made | {"views": tuple(self._view(drawn, n, batch) for n in range(2))}
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """Contrastive + weight * NT-Xent; metrics of CLIP, `simclr` and `view_top1` (%)."""
@@ -69,11 +72,11 @@ class Slip(Clip):
         return contrast + self.simclr["weight"] * loss, metrics | {"simclr": loss, "view_top1": top1}
 
     def _view(self, drawn: Mapping, which: int, batch: Mapping[str, jax.Array]) -> jax.Array:
-        made = "views" in batch and self.simclr.get("views") == "batch"
-        part = batch["views"][:, which] / 255 if made else views.crop(drawn["box"], batch["image"])
-        view = {"image": views.distort(drawn["look"], part)}
-        tokens = self.image({"image": patches(view, self.image_tower, self.stats, whole=False)})["image"]
-        return self.image_head.pool(tokens)
+        made, one = "views" in batch and self.simclr.get("views") == "batch", drawn["views"][which]
+        part = batch["views"][:, which] / 255 if made else views.crop(one["box"], batch["image"])
+        view = {"image": views.distort(one["look"], part)}
+        inputs = {"image": patches(view, self.image_tower, self.stats, whole=False)}
+        return self.image_head.pool(self.image(inputs, None, path_noise(drawn, f"view_{which}"))["image"])
 
 
 class SimclrHead(nn.Module):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
 from maeclip_jax.nn.pool import parse
 from maeclip_jax.nn.tower import grid_side
+from maeclip_jax.nn.transformer import draw_paths
 
 # Settings of a tower that are its embedding's, and those of what is done with its tokens.
 EMBEDDING = ("size", "patch", "position", "patch_bias", "vocab", "length", "std", "padding")
@@ -47,6 +49,27 @@ def token_counts(
     """Tokens of each of `stream_inputs`."""
     sizes = {"image": grid_side(image) ** 2, "text": batch["text"].shape[1] if "text" in batch else 0}
     return {s: sizes[s] for s in streams if s in batch}
+
+
+def paths(module: nn.Module, batch: Mapping[str, jax.Array], passes: Mapping[str, Mapping]) -> dict:
+    """{"paths": {pass: noise [B, depth, 2]}} of the `passes` (name -> a config's tower) that drop paths; {} if none do.
+
+    Drawn from `module`'s stream "dropout". Every pass through a tower draws its own.
+    """
+    if not any(tower.get("drop_path") for tower in passes.values()):
+        return {}
+    rng, rows = module.make_rng("dropout"), next(iter(batch.values())).shape[0]
+    noise = {
+        name: draw_paths(jax.random.fold_in(rng, i), rows, tower["depth"])
+        for i, (name, tower) in enumerate(passes.items())
+        if tower.get("drop_path")
+    }
+    return {"paths": noise}
+
+
+def path_noise(drawn: Mapping, name: str) -> jax.Array | None:
+    """By what the pass `name` drops paths; None: it drops none."""
+    return drawn.get("paths", {}).get(name)
 
 
 def split_tower(tower: Mapping) -> tuple[dict, dict, dict]:

@@ -43,6 +43,10 @@ class Tips(Silc):
         self.patch_head = self._head()
         self.mask_token = self.param("mask_token", nn.initializers.zeros_init(), (self.image_tower["width"],))
 
+    def _passes(self) -> dict[str, Mapping]:
+        masked = [f"masked_{n}" for n in range(self.distil["globals"])]
+        return super()._passes() | dict.fromkeys(masked, self.image_tower)
+
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
         """Of SILC, and noise by which patches of each global view are hidden."""
         drawn = super().draw(batch, train=train)
@@ -59,7 +63,8 @@ class Tips(Silc):
         kept = keep_by(noise_RxN, batch * views, keep_count(length, self.mask["image"]))
         ids_RxM = hidden_ids(kept)
         x_RxNxP = seen_BxGxNxP.reshape(-1, *seen_BxGxNxP.shape[2:])
-        seen = self.image({"image": x_RxNxP}, hidden=(kept.mask_BxN, self.mask_token))["image"]
+        noise = self._path_noise(drawn, "masked", views)
+        seen = self.image({"image": x_RxNxP}, None, noise, (kept.mask_BxN, self.mask_token))["image"]
         student_RxMxD = self.patch_head(take(seen.x, ids_RxM))
         with jax.named_scope(TEACHER):
             teacher_RxNxD = self._by_teacher("patch_head", tokens.x)

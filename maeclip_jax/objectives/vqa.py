@@ -20,12 +20,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.pool import Tokens, pooled
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 from maeclip_jax.objectives.clip import two_towers
-from maeclip_jax.objectives.streams import example, split_tower, stream_inputs
+from maeclip_jax.objectives.streams import example, path_noise, paths, split_tower, stream_inputs
 
 FUSIONS, LOSSES = ("fresh", "decoder", "joint"), ("softmax", "sigmoid")
 
@@ -45,7 +46,7 @@ class Fusion(nn.Module):
         dtype = compute_dtype(compute.pop("dtype", "float32"))
         parts, pads = [], []
         for stream, t in tokens.items():
-            dense = nn.Dense(
+            dense = Dense(
                 self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=f"project_{stream}"
             )
             modality = self.param(f"modality_{stream}", nn.initializers.normal(0.02), (1, 1, self.width))
@@ -141,12 +142,24 @@ class Vqa(nn.Module):
         """Names of the data's vocabularies that targets come from, and their sizes."""
         return {"answer": self.answers}
 
-    def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Tokens]:
-        """Tokens of picture and question after they have seen each other; of one of them alone, before."""
-        inputs = stream_inputs(batch, self.image_tower, self.stats)
+    def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
+        """Noise by which the towers drop paths of each example; nothing where they drop none."""
+        words = self.image_tower if self._one_encoder else self.text_tower
+        passes = {"image": self.image_tower} | ({} if self.fusion == "joint" else {"text": words})
+        return paths(self, batch, passes) if train else {}
+
+    def encode(self, batch: Mapping[str, jax.Array], drawn: Mapping | None = None) -> dict[str, Tokens]:
+        """Tokens of picture and question after they have seen each other; of one of them alone, before.
+
+        `drawn`: of `draw`, in training.
+        """
+        inputs, drawn = stream_inputs(batch, self.image_tower, self.stats), drawn or {}
         if self.fusion == "joint":
-            return self.image_text(inputs)
-        tokens = {s: (self.image_text if self._one_encoder else getattr(self, s))({s: x})[s] for s, x in inputs.items()}
+            return self.image_text(inputs, None, path_noise(drawn, "image"))
+        tokens = {
+            s: (self.image_text if self._one_encoder else getattr(self, s))({s: x}, None, path_noise(drawn, s))[s]
+            for s, x in inputs.items()
+        }
         if len(tokens) < 2:
             return tokens
         if self.fusion == "fresh":
@@ -155,9 +168,9 @@ class Vqa(nn.Module):
         pads = {"image": None, "text": pad_BxT}
         return {s: Tokens(x, pads[s]) for s, x in self.decoder(tokens, None, pad_BxT).items()}
 
-    def embed(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def embed(self, batch: Mapping[str, jax.Array], drawn: Mapping | None = None) -> dict[str, jax.Array]:
         """Pooled tokens per stream."""
-        return {s: pooled(t, self.pool) for s, t in self.encode(batch).items()}
+        return {s: pooled(t, self.pool) for s, t in self.encode(batch, drawn).items()}
 
     def features(self, batch: Mapping[str, jax.Array], pools: tuple[str, ...]) -> dict[str, jax.Array]:
         """Pictures, without a question, as what `pools` make of their tokens: see `nn.pool.features`."""
@@ -165,14 +178,14 @@ class Vqa(nn.Module):
         own = embed = lambda t: pooled(t, self.pool)
         return pool_features(tokens, pools, own=own, embed=embed)
 
-    def answer(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def answer(self, batch: Mapping[str, jax.Array], drawn: Mapping | None = None) -> jax.Array:
         """Logits [B, answers] of pictures and questions."""
-        z = self.embed({k: batch[k] for k in ("image", "text")})
+        z = self.embed({k: batch[k] for k in ("image", "text")}, drawn)
         return self.head(jnp.concatenate([z["image"], z["text"]], axis=-1))
 
     def local(self, batch: Mapping[str, jax.Array], drawn: Mapping, *, train: bool) -> dict:
         """Of each example: its loss, whether it has a right answer, and the score of the best answer."""
-        logits_BxA = self.answer(batch)
+        logits_BxA = self.answer(batch, drawn)
         with jax.named_scope("answer_loss"):
             target_BxA = targets(batch["answer"], batch["score"], self.answers)
             total_B = target_BxA.sum(axis=-1)
@@ -199,7 +212,7 @@ class Vqa(nn.Module):
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
         """`combine` of `local` of the whole batch."""
-        return self.combine(self.local(batch, {}, train=train), train=train)
+        return self.combine(self.local(batch, self.draw(batch, train=train), train=train), train=train)
 
 
 def targets(answer_BxK: jax.Array, score_BxK: jax.Array, answers: int) -> jax.Array:

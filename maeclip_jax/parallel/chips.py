@@ -18,7 +18,7 @@ class Chip:
     `clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
     `bandwidth` bytes/s to it; `ici` bytes/s out of a device over all its links, half of what the data sheets give for
     both ways (None: none published); `axes` of its torus; `most` chips of a slice; `devices` of jax in a chip (of v2,
-    v3 and tpu7x, a device is a core).
+    v3 and tpu7x, a device is a core). `mlp`: what `model.compute.mlp=auto` is on it, of the words of nn.transformer.
 
     Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them; that
     of tpu7x is inferred from such matmuls, as none is published.
@@ -36,6 +36,7 @@ class Chip:
     devices: int = 1
     cores_in_name: bool = False  # v4-128: 128 cores, two a chip
     config: str = ""  # libtpu's chip configuration
+    mlp: str = "xla"  # fused where the compiler estimates it to be faster (LOG.md)
 
 
 # In this order a device is looked for: "v5 lite" must be found before "v5".
@@ -45,7 +46,7 @@ CHIPS = {
     "v4": Chip(275e12, ("v4",), 1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
     "v5e": Chip(197e12, ("v5 lite", "v5e"), 1.50e9, 15.75, 819e9, 200e9, 2, 256),
     "v5p": Chip(459e12, ("v5p", "v5"), 1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
-    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256),
+    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256, mlp="fused"),
     # Of a chip: 2,307e12 FLOP/s in bf16, 192 GiB, 7,380e9 bytes/s, 600e9 bytes/s out.
     "tpu7x": Chip(1153.5e12, ("tpu7x", "7x"), 2.20e9, 94.74, 3690e9, 300e9, 3, 9216, devices=2, cores_in_name=True),
 }
@@ -69,14 +70,25 @@ def peak(device_kind: str) -> float | None:
     return next((found for piece, found in known if piece.lower() in device_kind.lower()), None)
 
 
+def of(device_kind: str) -> Chip | None:
+    """The chip of a jax device, by its kind; None for what is not a TPU that is known."""
+    kind = device_kind.lower()
+    known = [(piece, chip) for chip in CHIPS.values() for piece in chip.kinds]
+    return next((chip for piece, chip in known if "tpu" in kind and piece.lower() in kind), None)
+
+
+def count(devices: int, device_kind: str) -> float:
+    """Chips that so many jax devices are: half as many where each core of a chip is a device (v2, v3, tpu7x)."""
+    chip = of(device_kind)
+    return devices / chip.devices if chip else devices
+
+
 def memory(device) -> float | None:
     """Bytes that a program may use of a jax device, at hand or of a slice that is only compiled for; None: not known
     (a CPU)."""
-    kind = device.device_kind.lower()
-    known = [(piece, chip.hbm * 2**30) for chip in CHIPS.values() for piece in chip.kinds]
-    found = next((size for piece, size in known if device.platform == "tpu" and piece.lower() in kind), None)
-    if found or device.platform == "cpu":
-        return found
+    chip = of(device.device_kind)
+    if chip or device.platform == "cpu":
+        return chip and chip.hbm * 2**30
     return (device.memory_stats() or {}).get("bytes_limit")
 
 

@@ -50,6 +50,15 @@ def accelerator() -> str | None:
     return None
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself, as far as the system says."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
 def has_google_chip() -> bool:
     """Whether a PCI device is Google's (vendor 0x1ae0) and neither a disk nor a network card of its cloud."""
     for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):

@@ -53,8 +53,8 @@ def shares(jobs: int, platform: str = "", flag: str = "--jobs") -> list[Share]:
     cores, count = machine.core_numbers(), machine.core_count()
     if jobs > count:
         raise UserError(f"{flag}={jobs} runs side by side, and this machine has {count} cores; valid: 1 to {count}")
-    kind = platform or os.environ.get("JAX_PLATFORMS", "").split(",")[0] or machine.accelerator() or "cpu"
-    chips = {"gpu": gpus, "cuda": gpus, "tpu": tpus}.get(kind, lambda: None)()
+    kind = _kind(platform)
+    chips = _chips(kind)
     if chips is not None and jobs > len(chips):
         raise UserError(
             f"{flag}={jobs} runs side by side have a chip each, and this machine has {len(chips)}; valid: "
@@ -65,6 +65,24 @@ def shares(jobs: int, platform: str = "", flag: str = "--jobs") -> list[Share]:
         mine = tuple(cores[i * len(cores) // jobs : (i + 1) * len(cores) // jobs])
         found.append(Share(mine, {} if chips is None else _one(kind, chips[i], i)))
     return found
+
+
+def usual(platform: str = "") -> int:
+    """How many runs stand side by side where nobody says: one a chip, or two on CPUs of two cores or more."""
+    try:
+        chips = _chips(_kind(platform))
+    except UserError:  # one VM of several, which train one run together
+        return 1
+    return min(2, machine.core_count()) if chips is None else max(1, min(len(chips), machine.core_count()))
+
+
+def _kind(platform: str) -> str:
+    return platform or os.environ.get("JAX_PLATFORMS", "").split(",")[0] or machine.accelerator() or "cpu"
+
+
+def _chips(kind: str) -> list[str] | None:
+    """Those that this process may use; None of a CPU."""
+    return {"gpu": gpus, "cuda": gpus, "tpu": tpus}.get(kind, lambda: None)()
 
 
 def _one(kind: str, chip: str, i: int) -> dict[str, str]:

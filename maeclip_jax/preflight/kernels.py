@@ -2,9 +2,9 @@
 
 A TPU core issues one bundle of instructions a cycle in an order fixed at compile time, and our kernels run straight
 through without a loop inside a step. So bundles x steps / clock is their time, if the data arrives in time; reading
-and writing it at the memory's speed is the other bound. A v4 or v5p chip shares the steps among its two cores. The
-schedule is read from what libtpu writes when a kernel is compiled alone, in a process of its own, since libtpu takes
-such flags only before it starts. Else: the roofline.
+and writing it at the memory's speed is the other bound. Branches that run in some steps count in these. A v4 or v5p
+chip shares the steps among its two cores. The schedule is read from what libtpu writes when a kernel is compiled alone,
+in a process of its own, since libtpu takes such flags only before it starts. Else: the roofline.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from maeclip_jax.nn.mlp import BRANCHES
 from maeclip_jax.preflight.hlo import Kernel
 from maeclip_jax.preflight.topology import Slice, parse
 
 NAME = re.compile(r"attention_(forward|backward)_(\d+)x(\d+)(_causal)?_(\d+)_steps")
+MLP = re.compile(r"mlp_(forward|backward)_(\w+)_(\d+)x(\d+)_steps")
 SCHEDULE, ROOFLINE = "the compiler's schedule", "roofline: FLOPs or bytes"
 SECONDS = 300  # for a kernel to compile
+BRANCH = 30  # bundles of a branch that is ours; shorter ones are the pipeline's
+# In the schedule: a jump over a branch, and where it lands.
+JUMP = re.compile(r"^ *0x([0-9a-f]+) .*sbr\.rel \(.*\) target = \$region(\d+)", re.MULTILINE)
+LANDING = re.compile(r"^ *0x([0-9a-f]+) +(?:PF|CT): .*", re.MULTILINE)
 AROUND = 2  # turns of the loop over steps that only fetch the first step's data, or only write the last one's
 
 
@@ -46,12 +52,12 @@ def of_call(kernel: Kernel, where: Slice) -> tuple[float, str]:
 
 
 @functools.cache
-def schedule(kernel: Kernel, slice_name: str) -> int | None:
-    """Bundles that a core issues in one call of an attention kernel; None for another kernel, or if libtpu gives
-    no schedule.
+def schedule(kernel: Kernel, slice_name: str) -> float | None:
+    """Bundles that a core issues in one call of a kernel of ours; None for another kernel, or if libtpu gives no
+    schedule.
     """
-    named = NAME.fullmatch(kernel.name)
-    if not named:
+    attention, mlp = NAME.fullmatch(kernel.name), MLP.fullmatch(kernel.name)
+    if not attention and not mlp:
         return None
     with tempfile.TemporaryDirectory() as folder:
         dumps = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
@@ -66,8 +72,31 @@ def schedule(kernel: Kernel, slice_name: str) -> int | None:
         stage = f"*-{kernel.name}*-"
         bundles = _number(folder, f"{stage}schedule-analysis_final_bundles.txt", r"total scheduled bundles:\s*(\d+)")
         turns = _number(folder, f"{stage}02-original.txt", r"loop: start=0, step=1, limit=(\d+)")
+        if bundles and mlp:
+            way, _, blocks, parts = mlp.groups()
+            shares = {"units": 1 / int(parts), "rows": 1 / int(blocks)}
+            text = next(Path(folder).glob(f"{stage}[0-9][0-9]-final_bundles.txt")).read_text()
+            spared = [(1 - shares[of]) * size for of, size in zip(BRANCHES[way], branches(text))]
+            # Without as many branches as there are, they count in each step.
+            return int(blocks) * int(parts) * (bundles - sum(spared) * (len(spared) == len(BRANCHES[way])))
     # A kernel of a single step has no loop.
-    return bundles * (max(turns - AROUND, 1) if turns else int(named[5])) if bundles else None
+    return bundles * (max(turns - AROUND, 1) if turns else int(attention[5])) if bundles else None
+
+
+def branches(text: str) -> list[int]:
+    """Bundles of a kernel's own branches, in their order, from its scheduled text.
+
+    The grid's loop jumps over the kernel where it has nothing to do; the jumps within that are the kernel's, and then
+    those of the pipeline that takes results away.
+    """
+    landings = {}
+    for found in LANDING.finditer(text):
+        for region in re.findall(r"region (\d+)", found[0]):
+            landings.setdefault(int(region), int(found[1], 16))
+    jumps = ((int(at, 16), landings.get(int(to), 0)) for at, to in JUMP.findall(text))
+    spans = [(start, end) for start, end in jumps if end - start > BRANCH]
+    whole = max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
+    return [end - start for start, end in spans if whole[0] < start and end < whole[1]]
 
 
 def _number(folder: str, files: str, pattern: str) -> int | None:
@@ -78,14 +107,15 @@ def _number(folder: str, files: str, pattern: str) -> int | None:
 
 
 def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
-    """Compiles the attention kernel `name` for arrays of these HLO shapes, for one device of the slice."""
+    """Compiles the kernel of ours `name` for arrays of these HLO shapes, for one device of the slice."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from maeclip_jax.nn.attention import Attend
+    from maeclip_jax.nn.mlp import Mlp
+    from maeclip_jax.nn.transformer import activation
 
-    way, _, width, causal, _ = NAME.fullmatch(name).groups()
     mesh = jax.sharding.Mesh(np.asarray(parse(slice_name).devices()[:1]), ("device",))
     dtypes = {"bf16": jnp.bfloat16, "f32": jnp.float32}
 
@@ -95,6 +125,10 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
         return jax.ShapeDtypeStruct(tuple(map(int, dims.split(","))), dtypes[kind], sharding=sharding)
 
     args = [array(s) for s in shapes]
+    if mlp := MLP.fullmatch(name):
+        jax.jit(getattr(Mlp(activation(mlp[2]), mlp[2], False), mlp[1])).lower(*args).compile()
+        return
+    way, _, width, causal, _ = NAME.fullmatch(name).groups()
     if len(args) in (1, 3):  # nothing is hidden
         args.insert(1, None)
     jax.jit(getattr(Attend(int(width), bool(causal), False), way)).lower(*args).compile()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from maeclip_jax.parallel import chips
 from maeclip_jax.report.run import Run, number
 
 # Phase of the clock -> what to call it. Waiting for input is a part of the training time.
@@ -37,7 +38,7 @@ def view(run: Run) -> dict[str, Any]:
         shares = [(label, parts[k], 100 * parts[k] / total) for k, label in PHASES.items() if parts.get(k, 0) > 0]
         row("time, restarts included", total, duration(total))
         if devices:
-            hours = total / 3600 * devices
+            hours = total / 3600 * chips.count(devices, kind)
             row("chip-hours", hours, f"{hours:.3g} ({devices} × {kind})")
     if seconds.get("slept"):
         row("time asleep, left out of all others", seconds["slept"], duration(seconds["slept"]))
@@ -78,10 +79,10 @@ def _text(value: Any, form) -> tuple[Any, str]:
 
 
 def chip_hours(run: Run) -> float:
-    """Hours of all devices together, restarts included; 0 if nothing is recorded."""
+    """Hours of all chips together, restarts included; 0 if nothing is recorded."""
     seconds = run.costs.get("seconds") or {}
     total = sum(v for k, v in seconds.items() if k not in NOT_SPENT and number(v))
-    return total * (run.costs.get("devices") or 1) / 3600
+    return total * chips.count(run.costs.get("devices") or 1, run.costs.get("device_kind", "")) / 3600
 
 
 def median(run: Run, key: str) -> float | None:

@@ -92,15 +92,17 @@ class Beginning:
 
     def _warm(self, state: State) -> State:
         config, source = self.config, self.config.init_from
-        if self.tokenizer and not interop.split(source):
-            other = other_words(config, checkpoint.locate(source).parent.parent)
-            if other:
+        configs = None
+        if not interop.split(source):
+            theirs = checkpoint.locate(source).parent.parent
+            configs = read_config(theirs), config
+            if self.tokenizer and (other := other_words(config, theirs)):
                 warn(f"config.init_from={source}: it was trained with other words: {other}")
         with Waiting(f"reading {source}"):
             have, said = adoption.parameters(config, state.params)
         if said:
             say(said)
-        params, report = init_params(source, tuple(config.init_rules), state.params, have)
+        params, report = init_params(source, tuple(config.init_rules), state.params, have, configs)
         say(report)
         teacher = teacher_of(self.built.objective, params)
         return state.replace(params=params, ema=average.begin(config.optim, params), teacher=teacher)

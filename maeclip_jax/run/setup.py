@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from maeclip_jax import errors, objectives
 from maeclip_jax.config import load
-from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel import chips, sharding
 from maeclip_jax.parallel.terminal import say
 from maeclip_jax.run import checkpoint
 from maeclip_jax.workdir import CONFIG
@@ -43,7 +43,7 @@ class Setup:
 def setup(config, *, devices: Sequence | None = None) -> Setup:
     """Objective, mesh and parameters of `config`; UserError for settings, sizes or rules that do not fit."""
     mesh = sharding.make_mesh(config.mesh, devices)
-    objective = objectives.make(config.objective, config.model)
+    objective = objectives.make(config.objective, for_chip(config.model, mesh))
 
     def fresh(seed=config.seed):
         rngs = {name: jax.random.fold_in(jax.random.key(seed), i) for i, name in enumerate(("params", *RNG_STREAMS))}
@@ -58,6 +58,14 @@ def setup(config, *, devices: Sequence | None = None) -> Setup:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, sharding.named(specs, mesh)
     )
     return Setup(objective, mesh, split, specs, fresh)
+
+
+def for_chip(model: Mapping, mesh: Mesh) -> Mapping:
+    """The config's `model` with `compute.mlp=auto` settled for the devices of a mesh, by the table of chips."""
+    if (model.get("compute") or {}).get("mlp") != "auto":
+        return model
+    chip = chips.of(mesh.devices.flat[0].device_kind)
+    return {**model, "compute": {**model["compute"], "mlp": chip.mlp if chip else "xla"}}
 
 
 def restored(

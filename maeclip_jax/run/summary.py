@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from maeclip_jax.parallel import sharding
+from maeclip_jax.parallel import machine, sharding
 
 
 def parameter_table(params: Any) -> str:
@@ -27,17 +27,20 @@ def describe_devices(mesh: jax.sharding.Mesh) -> str:
 
 
 def slow_dtype(mesh: jax.sharding.Mesh, dtype: str) -> str:
-    """What to say of `model.compute.dtype` on these devices; empty where it is as fast as any.
+    """Why `model.compute.dtype` is slower than float32 on these devices; empty where it is not.
 
-    Measured on two cores of a Xeon with AMX, CLIP B/16, batch 16, forward, backward and AdamW: XLA computes bfloat16
-    products by AMX from jaxlib 0.12 on, and the whole step is slower all the same.
+    Products of bfloat16 are computed in float32 on CPUs before jax 0.12, and from then on by instructions for bfloat16
+    where the processor has them (LOG.md: two layers of CLIP B/16 take 0.73 times the processor time of float32).
     """
     if mesh.devices.flat[0].platform != "cpu" or dtype != "bfloat16":
         return ""
-    return (
-        "bfloat16 is slow on a CPU: a step of CLIP B/16 took 51 s, 13 s in float32 (jax 0.12; with 0.10, 18 and 16 s); "
-        "--config.model.compute.dtype=float32 is faster here"
-    )
+    instead = "; --config.model.compute.dtype=float32 computes in float32"
+    if jax.__version_info__ < (0, 12):
+        why = f"jax {jax.__version__} converts to float32 for products, which jax 0.12 does not"
+        return f"bfloat16 is slower than float32 on a CPU: {why}{instead}"
+    if not machine.has_bfloat16():
+        return f"bfloat16 is probably slower than float32 on this CPU, which has no instructions for it{instead}"
+    return ""
 
 
 def memory_line(analysis: Any) -> str:

@@ -19,9 +19,11 @@ class Throughput:
         flops_per_step: float,
         peak: float,
         devices: int,
+        chips: float,
         seconds: Mapping,
     ):
-        self.total, self.batch_size, self.devices = total, batch_size, devices
+        """`peak` FLOP/s of a device; `chips` are fewer than `devices` where a chip has two."""
+        self.total, self.batch_size, self.devices, self.chips = total, batch_size, devices, chips
         self.flops_per_step, self.peak = flops_per_step, peak
         self._last = (start_step, seconds["train"], seconds["input_wait"])
         self._start = (start_step, self._wall(seconds))
@@ -45,7 +47,7 @@ class Throughput:
         return {
             "perf/step_seconds": per_step,
             "perf/img_per_sec": self.batch_size / per_step,
-            "perf/img_per_sec_per_chip": self.batch_size / per_step / self.devices,
+            "perf/img_per_sec_per_chip": self.batch_size / per_step / self.chips,
             "perf/mfu": self.flops_per_step / per_step / self.devices / self.peak,
             "perf/input_wait_fraction": min(1.0, (waited - last_waited) / elapsed),
             "progress/eta_seconds": (self.total - step) * wall_a_step,

@@ -20,8 +20,7 @@ from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
 from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.errors.storage import StorageError
-from maeclip_jax.parallel import sleep, watchdog
-from maeclip_jax.parallel.chips import peak_per_device
+from maeclip_jax.parallel import chips, sleep, watchdog
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
@@ -80,7 +79,7 @@ def run(
         with Waiting("reading the first records"):
             deadline.look(made for _, made in data.sources)
         built = build(config, epoch=data.length, devices=devices)
-        peak = peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
+        peak = chips.peak_per_device(config.model.compute.dtype)  # measured on one device, so before the mesh is set
         away = remote.is_remote(workdir) or any(getattr(made, "remote", False) for _, made in data.sources)
         with jax.set_mesh(built.mesh), StopSignal(grace if away else 0) as stop:
             _Run(config, workdir, owner, tokenizer, data, built, peak, stop, start, limits, profile).loop()
@@ -224,6 +223,7 @@ class _Run:
             built.flops_per_step,
             self.peak[0],
             built.mesh.size,
+            chips.count(built.mesh.size, jax.local_devices()[0].device_kind),
             clock.seconds,
         )
         trace = ExampleTrace(self.workdir, first) if self.config.log.examples else None

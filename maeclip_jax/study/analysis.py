@@ -7,6 +7,7 @@ it is the same to the last digit wherever it is computed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from maeclip_jax.study.effects import Difference
 from maeclip_jax.study.results import Result
 
 GRID = 41  # points of a line in the figure
+# What is compared beside the outcome, where runs measure it; of all of these, higher is better.
+SECOND = ("top1", "R@1")
+PLACES = ("gradcam_pointing", "gradcam_matched_iou", "miou")  # where in the picture, which is what pooling changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +62,13 @@ class Study:
     def pairs(
         self, first: Mapping[tuple, Result], second: Mapping[tuple, Result], metric: str = ""
     ) -> list[Difference]:
-        """first minus second, cell by cell and seed by seed, of the outcome or of another metric."""
+        """first minus second, by cell and seed, of the outcome or of another metric (of which more is better)."""
         found = []
         for key in sorted(first.keys() & second.keys()):
             one, other = first[key], second[key]
             if metric:
                 if metric in one.metrics and metric in other.metrics:
-                    found.append(Difference(*key, self.sign * (one.metrics[metric] - other.metrics[metric])))
+                    found.append(Difference(*key, one.metrics[metric] - other.metrics[metric]))
                 continue
             both = one.items_I is not None and other.items_I is not None
             each = self.sign * (one.items_I - other.items_I) if both else None
@@ -133,21 +137,36 @@ def others(study: Study) -> list[dict[str, Any]]:
                     effect = _term(study, found, term)
                     if effect and (arm, match, pool, term) not in known:
                         rows.append(dict(what=f"{arm} minus {base}: {term}", pool=pool, match=match) | _said(effect))
-    first, last = axes["pools"][0], axes["pools"][-1]
-    for arm in axes["arms"] if first != last else ():
-        match = design.EXAMPLES if design.EXAMPLES in axes["match"] else axes["match"][0]
-        found = study.pairs(study.runs(arm, match, last), study.runs(arm, match, first))
-        rows.append(dict(what=f"{last} minus {first} of {arm}: mean", pool="both", match=match)
-                    | _said(_term(study, found, "mean")))  # fmt: skip
+    rows += _pools(study)
     measured = sorted({m for r in study.results for m in r.metrics} - {study.plan["outcome"]})
-    for metric in [m for m in measured if m.rpartition("/")[2].endswith(("top1", "R@1"))]:
+    for metric in [m for m in measured if m.rpartition("/")[2].endswith(SECOND)]:
         for contrast in [c for c in study.plan["contrasts"]["primary"] if c["term"] == "mean"]:
             found = study.gains(contrast["arm"], contrast["match"], contrast["pool"], metric)
             what = f"{contrast['arm']} minus {base}, {metric}: mean"
             rows.append(
                 dict(what=what, pool=contrast["pool"], match=contrast["match"]) | _said(_term(study, found, "mean"))
             )
+    for metric in [m for m in measured if m.rpartition("/")[2] in PLACES]:
+        match = design.FLOPS if design.FLOPS in axes["match"] else axes["match"][0]
+        for arm, pool in itertools.product(axes["arms"][1:], axes["pools"]):
+            found = study.gains(arm, match, pool, metric)
+            what = f"{arm} minus {base}, {metric}: mean"
+            rows.append(dict(what=what, pool=pool, match=match) | _said(_term(study, found, "mean")))
+        rows += _pools(study, metric)
     return _with_holm(rows)
+
+
+def _pools(study: Study, metric: str = "") -> list[dict[str, Any]]:
+    """The last pool minus the first, of every arm."""
+    axes, of = study.axes, f", {metric}" if metric else ""
+    first, last = axes["pools"][0], axes["pools"][-1]
+    match = design.EXAMPLES if design.EXAMPLES in axes["match"] else axes["match"][0]
+    rows = []
+    for arm in axes["arms"] if first != last else ():
+        found = study.pairs(study.runs(arm, match, last), study.runs(arm, match, first), metric)
+        rows.append(dict(what=f"{last} minus {first} of {arm}{of}: mean", pool="both", match=match)
+                    | _said(_term(study, found, "mean")))  # fmt: skip
+    return rows
 
 
 def lines(study: Study) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def parser() -> cli.ExperimentParser:
     add("--budget", default="", help="hours that the plan may take, such as 10h")
     add("--out", default="results/study", help="folder of the plan, the results and the page (%(default)s)")
     add("--runs", default="", help="folder of what training leaves (default: runs/<name of --out>)")
-    add("--jobs", type=int, default=1, help="runs side by side (%(default)s)")
+    add("--jobs", type=int, help="runs side by side (default: one a chip, two on CPUs)")
     add("--part", default="", metavar="I/N", help="every N-th run from the I-th on, for one of N machines: 0/4")
     add("--list", action="store_true", help="print index, workdir and command of each run of the plan, and stop")
     add("--index", type=int, help="train this run of the plan alone")
@@ -109,7 +109,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     part, limit = _part(args.part), spending.budget(args.budget)
     idle = args.dry_run or args.list
-    given = [] if idle else shares.shares(args.jobs, args.platform or "cpu" * bool(args.cpu_devices))
+    platform = args.platform or "cpu" * bool(args.cpu_devices)
+    jobs = shares.usual(platform) if args.jobs is None else args.jobs
+    given = [] if idle else shares.shares(jobs, platform)
     if args.topology != spending.CPU and not args.dry_run:
         raise UserError(f"--topology={args.topology} is a plan for machines elsewhere: valid with --dry_run; there, "
                         "the same command with --topology=cpu runs on what the machine has")  # fmt: skip

@@ -163,7 +163,9 @@ def _made(
 
 
 def runs(axes: Axes, flops_of) -> list[Run]:
-    """All runs, tuning first. flops_of: config -> model FLOPs of a step.
+    """All runs: tuning first, then one seed after the other, so that an unfinished study holds whole repetitions.
+
+    flops_of: config -> model FLOPs of a step.
 
     By examples, all arms see as many; by FLOPs, all arms have as many as the dearest arm that is matched by examples,
     which is the same run in both. UserError for an arm that cannot take part.
@@ -208,7 +210,8 @@ def runs(axes: Axes, flops_of) -> list[Run]:
                 run = _made(axes, WEIGHT, arm, cell, seed, weight, [EXAMPLES], by_examples, {})
                 found.append(dataclasses.replace(run, steps=steps, flops=steps * cost[arm]))
     tuned = {arm: steps * costs[axes.pools[-1]][arm] for arm in axes.arms}
-    return [r if r.steps else dataclasses.replace(r, steps=steps, flops=tuned[r.arm]) for r in found]
+    found = [r if r.steps else dataclasses.replace(r, steps=steps, flops=tuned[r.arm]) for r in found]
+    return sorted(found, key=lambda run: (run.phase != TUNE, run.seed))
 
 
 def check_matched(axes: Axes, kinds: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def html(made: Mapping, numbers: Mapping, pictures: Mapping[str, str], folder: s
     """One self-contained page."""
     view = {
         "plan": made, "n": numbers, "pictures": pictures, "folder": folder, "compact": compact, "effect": effect,
-        "crossing": crossing, "p": p_value, "plan_text": plan.text(made),
+        "crossing": crossing, "p": p_value, "amount": amount, "plan_text": plan.text(made),
     }  # fmt: skip
     import jinja2
 
@@ -88,6 +88,11 @@ def effect(row: Mapping) -> str:
 def p_value(value: float | None) -> str:
     """`0.013`, `< 0.001`, or nothing."""
     return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def amount(value: float) -> str:
+    """`20,000`, `5.905`: counts whole, all else with three decimals."""
+    return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:.3f}"
 
 
 def crossing(found: Mapping) -> str:

@@ -23,7 +23,7 @@ CLASSES = (
     # The argument of an experiment: what it means stands in the other leaves.
     (DESCRIBED, r"arg(\..*)?"),
     # How and where it is computed and read. The dtype is not among it: bfloat16 rounds otherwise, which is a recipe.
-    (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention)|model\.contrast_mib"),
+    (COMPUTED, r"mesh\..*|sharding_rules|model\.compute\.(layers|remat|attention|mlp)|model\.contrast_mib"),
     (COMPUTED, r"microbatches"),
     (COMPUTED, r"data\.(num_threads|num_workers|prefetch|blocks\.(ahead|reads))"),
     # What is kept and looked at, and when a run gives up.
@@ -40,9 +40,9 @@ CLASSES = (
     (LEARNT, r"model\.compute\.dtype"),
     (
         LEARNT,
-        r"optim\.(b1|b2|caps|clip_norm|cooldown|decay_by|ema|end_lr|eps|freeze|lr|lr_multipliers|lr_per_examples)",
+        r"optim\.(b1|b2|caps|clip_norm|cooldown|decay_by|ema|end_lr|eps|freeze|layer_decay|lr|lr_multipliers)",
     ),
-    (LEARNT, r"optim\.(mu_dtype|muon|name|no_decay|schedule|warmup|weight_decay)"),
+    (LEARNT, r"optim\.(lr_per_examples|mu_dtype|muon|name|no_decay|schedule|warmup|weight_decay)"),
 )
 # A leaf that older runs lack: what it was then, and the leaf by which those that have it are known.
 _BEFORE = {
@@ -51,16 +51,19 @@ _BEFORE = {
     "data.blocks.window": (16, "data.num_workers"),
     "data.blocks.lanes": (0, "data.num_workers"),
     "model.duplicates": ("negative", "model.embed_width"),
+    "model.image_tower.drop_path": (0.0, "model.image_tower.width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
     "model.mask_words": ("any", "model.norm_pix"),
     "model.patch_weight": ("one", "model.norm_pix"),
     "model.simclr.views": ("image", "model.simclr.weight"),
+    "model.text_tower.drop_path": (0.0, "model.text_tower.width"),
     "model.text_tower.padding": ("masked", "model.embed_width"),
     "model.text_tower.projection": ("linear", "model.embed_width"),
     "optim.cooldown": ("0 steps", "optim.weight_decay"),
     "optim.decay_by": ("lr", "optim.weight_decay"),
     "optim.ema": (0.0, "optim.weight_decay"),
+    "optim.layer_decay": ([], "optim.weight_decay"),
     "optim.muon": ([], "optim.weight_decay"),
     "tokenizer.cls": (False, "tokenizer.path"),
     "tokenizer.eos": (False, "tokenizer.path"),

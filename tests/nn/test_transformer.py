@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax.nn.transformer import Block, Trunk, attention_mask, batch_sharded
+from maeclip_jax.nn.transformer import Block, Trunk, attention_mask, batch_sharded, draw_paths, path_factors
 from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers
 from maeclip_jax.run import flops
 from tests.parameters import random_parameters
@@ -29,8 +29,8 @@ def test_attention_mask_shapes_and_values():
                 assert both[sample, 0, query, key] == (key <= query and not PAD[sample, key])
 
 
-def block_in_float64(p, x, heads, may_attend):
-    """A pre-norm block in numpy. `p`: {path: array}; `may_attend` [B, N, N]."""
+def block_in_float64(p, x, heads, may_attend, factors=1.0):
+    """A pre-norm block in numpy. `p`: {path: array}; `may_attend` [B, N, N]; `factors` [B, 2] of its branches."""
 
     def norm(name, x):
         centred = x - x.mean(-1, keepdims=True)
@@ -40,6 +40,7 @@ def block_in_float64(p, x, heads, may_attend):
         return x @ p[f"{name}/kernel"] + p[f"{name}/bias"]
 
     batch, n, width = x.shape
+    of_attention, of_mlp = np.moveaxis(np.broadcast_to(factors, (batch, 2)), 1, 0)[..., None, None]
     qkv = dense("attention/qkv", norm("norm_1", x)).reshape(batch, n, heads, 3, width // heads)
     attended = np.zeros((batch, n, heads, width // heads))
     for b, h in np.ndindex(batch, heads):
@@ -47,10 +48,10 @@ def block_in_float64(p, x, heads, may_attend):
         score = np.where(may_attend[b], q @ k.T / math.sqrt(width // heads), -np.inf)
         share = np.exp(score - score.max(-1, keepdims=True))
         attended[b, :, h] = share / share.sum(-1, keepdims=True) @ v
-    x = x + dense("attention/out", attended.reshape(batch, n, width))
+    x = x + of_attention * dense("attention/out", attended.reshape(batch, n, width))
     hidden = dense("mlp/up", norm("norm_2", x))
     hidden = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
-    return x + dense("mlp/down", hidden)
+    return x + of_mlp * dense("mlp/down", hidden)
 
 
 def test_a_block_is_its_definition_in_float64():
@@ -118,6 +119,40 @@ def test_every_layer_starts_with_its_own_numbers():
     np.testing.assert_allclose(np.std(kernel), math.sqrt(2 / (8 + 32)), rtol=0.1)
 
 
+def test_each_layer_drops_its_share_of_branches_and_keeps_their_mean():
+    rates = np.linspace(0, 0.6, 4)  # of timm
+    factors = np.asarray(path_factors(draw_paths(KEY, 20_000, 4), 0.6), np.float64)
+    assert factors.shape == (4, 20_000, 2)
+    for rate, layer in zip(rates, factors):
+        assert {round(x, 4) for x in np.unique(layer)} == {round(1 / (1 - rate), 4)} | ({0.0} if rate else set())
+        np.testing.assert_allclose((layer == 0).mean(0), rate, atol=0.02)  # 6 standard errors
+        np.testing.assert_allclose(layer.mean(), 1, atol=0.03)
+    assert abs(np.corrcoef(factors[3].T)[0, 1]) < 0.05  # the two branches do not share their fate
+    assert (np.asarray(path_factors(draw_paths(KEY, 9, 1), 0.6)) == 1).all()  # one layer: the first
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_dropped_paths_are_left_out_of_a_trunk(layers, remat):
+    trunk = Trunk(depth=3, heads=2, layers=layers, remat=remat, drop_path=0.5)
+    params = random_parameters(trunk.init, X, PAD)
+    noise = jnp.asarray([[[0.9, 0.9], [0.76, 0.2], [0.4, 0.6]], [[0.1, 0.9], [0.7, 0.9], [0.9, 0.9]]])
+    factors = [np.ones((2, 2)), np.array([[0, 1], [1, 0]]) / 0.75, np.array([[1, 0], [0, 0]]) / 0.5]
+    want, allowed = np.asarray(X, np.float64), np.broadcast_to(~np.asarray(PAD)[:, None], (2, 5, 5))
+    flat_params = {p: np.asarray(x, np.float64) for p, x in flat(params).items()}
+    by_layer = flat_params if layers == "unroll" else unstack_layers(flat_params)
+    for i, layer in enumerate(factors):
+        of = {p.removeprefix(f"trunk/block_{i:02}/"): x for p, x in by_layer.items() if f"block_{i:02}/" in p}
+        want = block_in_float64(of, want, 2, allowed, layer)
+    out = jax.jit(trunk.apply)({"params": params}, X, PAD, noise)
+    np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-4)
+    assert (
+        np.abs(out - jax.jit(trunk.apply)({"params": params}, X, PAD)).max() > 0.1
+    )  # without noise nothing is dropped
+    half = Trunk(depth=3, heads=2, layers=layers, remat=remat, drop_path=0.5, dtype=jnp.bfloat16)
+    assert jax.eval_shape(half.apply, {"params": params}, X.astype(jnp.bfloat16), PAD, noise).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_rematerialisation_changes_the_work_and_not_the_gradients(layers):
     trunks = {r: Trunk(depth=2, heads=2, layers=layers, remat=r) for r in ("none", "dots", "full")}
@@ -159,6 +194,8 @@ def test_activations_are_pinned_to_the_batch_axes_only_where_they_divide():
         (dict(attention="flash"), r"^unknown attention 'flash'; valid: xla, cudnn, fused, fused_interpret$"),
         (dict(activation="relu"), r"^unknown activation 'relu'; valid: gelu, gelu_tanh, quick_gelu$"),
         (dict(remat="some"), r"^unknown remat 'some'; valid: none, full, dots$"),
+        (dict(drop_path=1.0), r"^drop_path must lie in \[0, 1\), got 1.0$"),
+        (dict(drop_path=-0.1), r"^drop_path must lie in \[0, 1\), got -0.1$"),
         (dict(layers="loop"), r"^unknown layers 'loop'; valid: scan, unroll$"),
     ],
 )

@@ -69,6 +69,46 @@ def test_either_modality_may_be_absent(name):
             assert set(out) == {stream}
 
 
+PASSES = {
+    "mae": {"encoder"}, "m3ae": {"encoder"}, "clip": {"image", "text"}, "vqa": {"image", "text"},
+    "mae_clip": {"image", "text", "masked_image", "masked_text"}, "slip": {"image", "text", "view_0", "view_1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", objectives.table())
+def test_every_pass_through_a_tower_drops_paths_of_its_own_and_in_training_alone(name):
+    image, text = models.MODELS[name]["image_tower"], models.MODELS[name].get("text_tower")
+    changes = {"image_tower": image | dict(drop_path=0.5)}
+    if text and "depth" in text:
+        changes["text_tower"] = text | dict(drop_path=0.5)
+    module, off = models.build(name, **changes), models.build(name)
+    params = models.parameters(module)
+    batch = {k: v for k, v in BATCH.items() if k in module.inputs()}
+    rngs = {"mask": jax.random.key(0), "dropout": jax.random.key(1)}
+
+    def draw(module, train):
+        return module.apply({"params": params}, batch, train=train, method="draw", rngs=rngs)
+
+    drawn = draw(module, True)
+    paths = drawn.pop("paths")
+    assert set(paths) == PASSES[name] and {x.shape for x in paths.values()} == {(4, 2, 2)}
+    assert len({np.asarray(x).tobytes() for x in paths.values()}) == len(paths)
+    for other in (draw(module, False), draw(off, True)):
+        assert "paths" not in other
+
+    @jax.jit
+    def local(paths):
+        made = module.apply({"params": params}, batch, drawn | {"paths": paths}, train=True, method="local")
+        return jax.tree.leaves(made)
+
+    whole = {k: np.zeros_like(x) for k, x in paths.items()}
+    kept = local(whole)
+    for one in paths:  # its second example alone drops the second layer: nothing else changes
+        found = local(whole | {one: np.stack([whole[one][0], np.ones_like(whole[one][1]), *whole[one][2:]])})
+        rows = [np.abs(a.astype(float) - b).reshape(4, -1).max(1) > 1e-6 for a, b in zip(found, kept)]
+        assert np.any(rows, axis=0).tolist() == [False, True, False, False], one
+
+
 def test_modules_are_built_from_config_dicts_and_can_be_compared():
     config = ml_collections.ConfigDict(models.MODELS["mae_clip"])
     made = objectives.make("mae_clip", config)

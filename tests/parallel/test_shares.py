@@ -82,3 +82,15 @@ def test_a_container_s_limit_counts(tmp_path, monkeypatch):
     assert shares.free_memory() == pytest.approx(machine, rel=0.5)
     (tmp_path / "memory.max").write_text("10000")
     assert shares.free_memory() == 7500
+
+
+def test_where_nobody_says_there_is_a_run_a_chip_or_two_on_cpus(monkeypatch):
+    assert shares.usual() == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert (shares.usual("gpu"), shares.usual("cpu")) == (3, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert len(shares.shares(shares.usual("gpu"), "gpu")) == 1
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    assert shares.usual("tpu") == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert shares.usual("cpu") == 1

@@ -91,6 +91,34 @@ def test_two_cores_of_a_chip_share_a_kernel_s_steps():
     assert 0.3 < two / one < 0.8  # their instructions differ somewhat, too
 
 
+@needs_libtpu
+def test_the_fused_mlp_has_the_time_of_its_schedule():
+    where = topology.parse("v6e-4")
+    shapes = ("bf16[4,20,128]", "bf16[128,512]", "bf16[1,512]", "bf16[512,128]")
+    forward = hlo.Kernel("mlp_forward_gelu_tanh_1x1_steps", shapes, 1.0, 1.0)
+    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x2_steps", shapes[:1] + shapes, 1.0, 1.0)
+    (one, how), (two, _) = (kernels.of_call(kernel, where) for kernel in (forward, backward))
+    assert how == kernels.SCHEDULE
+    assert 2 * 2 * 80 * 128 * 512 / 918e12 < one < two < 50 * one  # not faster than its products
+
+
+def test_branches_of_a_kernel_count_in_the_steps_that_take_them():
+    schedule = """
+     0x2 LB: > { a }
+    0x10   : > { %1 = sbr.rel (%p1) target = $region9 }  // of the pipeline: the window before the kernel
+    0x40 PF: > { b } /* Start/End empty region 9 */
+    0x50   : > { %2 = sbr.rel (%p2) target = $region60 }
+    0x60   : > { %3 = sbr.rel (!%p3) target = $region70 }
+    0xa0 PF: > { c } /* Start/End empty region 70 :: Start region 71 */
+   0x200   : > { %4 = sbr.rel (%p4) target = $region80 }
+   0x20a PF: > { d } /* Start/End empty region 80 */
+   0x300   : > { %5 = sbr.rel (%p5) target = $region81 }
+   0x380 PF: > { e } /* Start/End empty region 81 */
+   0x400 PF: > { f } /* Start/End empty region 60 */
+"""
+    assert kernels.branches(schedule) == [0x40, 0x80]  # the short one is not worth a place
+
+
 def test_a_kernel_that_nobody_knows_has_its_roofline():
     where = topology.parse("v5e-4")
     known = {hlo.Kernel("mine", (), 197e12, 1.0): 2, hlo.Kernel("wide", (), 1.0, 819e9): 1}

@@ -20,7 +20,10 @@ from tests.preflight.test_preflight import FOUND
 
 ARG = "objective=clip,steps=4,save=1"
 EVERY = {"evals.val.every": "2 steps", "evals.retrieval.every": "2 steps"}
-SETTINGS = {"optim.ema": 0.5, "mesh.fsdp": 4, "microbatches": "2", "checkpoint.keep_last": 4, **EVERY}
+SETTINGS = {
+    "optim.ema": 0.5, "mesh.fsdp": 4, "microbatches": "2", "checkpoint.keep_last": 4,
+    "model.image_tower.drop_path": 0.5, "model.text_tower.drop_path": 0.5, **EVERY,
+}  # fmt: skip
 
 
 def made(folder):

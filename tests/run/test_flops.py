@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.parallel import chips, sharding
+from maeclip_jax.parallel import chips, machine, sharding
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.run import flops, step, summary, train
 from tests import runs
@@ -133,6 +133,12 @@ def test_a_total_in_flops_is_kept_when_a_run_goes_on(tmp_path, monkeypatch):
     assert max(runs.series(tmp_path)) == 4
 
 
-def test_bfloat16_on_a_cpu_is_warned_of():
+def test_where_bfloat16_is_slower_than_float32_it_is_said(monkeypatch):
     mesh = sharding.make_mesh({"replica": -1}, jax.devices()[:1])
-    assert "13 s in float32" in summary.slow_dtype(mesh, "bfloat16") and not summary.slow_dtype(mesh, "float32")
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+    assert summary.slow_dtype(mesh, "bfloat16").startswith("bfloat16 is slower than float32 on a CPU: jax ")
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    for has, said in ((False, "bfloat16 is probably slower than float32 on this CPU, which has no"), (True, "")):
+        monkeypatch.setattr(machine, "has_bfloat16", lambda has=has: has)
+        assert summary.slow_dtype(mesh, "bfloat16").startswith(said)
+        assert bool(summary.slow_dtype(mesh, "bfloat16")) != has and not summary.slow_dtype(mesh, "float32")

@@ -134,12 +134,12 @@ def test_time_is_booked_where_it_is_spent(monkeypatch):
 
 def test_throughput_mfu_and_eta():
     start = dict(compile=9.0, restore=0.0, train=100.0, input_wait=1.0, checkpoint=0.0, eval=0.0)
-    progress = Throughput(10, 110, 32, 6e9, 1e9, 4, start)
+    progress = Throughput(10, 110, 32, 6e9, 1e9, 4, 2, start)
     row = progress.measure(20, start | dict(train=120.0, input_wait=6.0, eval=10.0))
     assert row == {
         "perf/step_seconds": 2.0,
         "perf/img_per_sec": 16.0,
-        "perf/img_per_sec_per_chip": 4.0,
+        "perf/img_per_sec_per_chip": 8.0,  # of two chips
         "perf/mfu": 0.75,  # 6e9 / (2 s x 4 devices x 1e9)
         "perf/input_wait_fraction": 0.25,
         "progress/eta_seconds": 270.0,  # 90 steps to go at 3 s each, evaluations included

@@ -20,18 +20,24 @@ from tests.objectives import models
 
 ROWS, RNG = 32, np.random.default_rng(0)
 FSDP, TENSOR = {"replica": 2, "fsdp": 2}, {"replica": 1, "fsdp": 2, "tensor": 2}
+DROPPING = models.IMAGE | dict(drop_path=0.5)  # paths of the second layer
 # What is trained -> (objective, changes of its model, mesh, parts, whether parameters are gathered once).
 CASES = {
     "softmax, FLIP's keep, equal captions": (
-        "mae_clip", dict(keep=0.5, duplicates="positive", mask_words="one"), FSDP, (4, 8), True
+        "mae_clip",
+        dict(keep=0.5, duplicates="positive", mask_words="one", image_tower=DROPPING,
+             text_tower=models.TEXT | dict(drop_path=0.3)),
+        FSDP, (4, 8), True,
     ),
     "sigmoid, heads over devices, kernel": (
         "clip", dict(loss="sigmoid", compute=dict(attention="fused_interpret")), TENSOR, (4,), True
     ),
-    "one mask for all, gathered by the compiler": ("m3ae", dict(mask_share="batch"), {"fsdp": 2}, (16,), False),
+    "one mask for all, gathered by the compiler": (
+        "m3ae", dict(mask_share="batch", image_tower=DROPPING | dict(cls=True, pool="cls")), {"fsdp": 2}, (16,), False
+    ),
     "views": ("slip", {}, {"replica": 2}, (4,), True),
-    "a teacher, parameters split": ("tips", {}, FSDP, (4,), True),
-    "questions without an answer": ("vqa", {}, {"replica": 2}, (4,), True),
+    "a teacher, parameters split": ("tips", dict(image_tower=DROPPING), FSDP, (4,), True),
+    "questions without an answer": ("vqa", dict(image_tower=DROPPING), {"replica": 2}, (4,), True),
 }  # fmt: skip
 
 
@@ -59,7 +65,7 @@ def programs(case: str, parts: int):
     # A teacher that has moved away from the parameters.
     taught = (module.teacher(jax.tree.map(lambda x: 0.7 * x + 0.05, params)),) if hasattr(module, "teacher") else ()
     with jax.set_mesh(mesh):
-        rngs = {"mask": jax.random.key(3)}
+        rngs = {"mask": jax.random.key(3), "dropout": jax.random.key(4)}
 
         def loss(params, batch, *taught):
             made = microbatch.loss(

@@ -74,7 +74,7 @@ def test_a_busy_process_whose_threads_had_no_turn_did_not_sleep(machine, caplog)
 def test_times_rates_and_what_is_left_do_not_count_it(machine):
     run = clock.Clock({"train": 100.0, "slept": 7.0})
     run.start_loop()
-    progress = Throughput(0, 100, 16, 1e9, 1e12, 1, run.seconds)
+    progress = Throughput(0, 100, 16, 1e9, 1e12, 1, 1, run.seconds)
     machine.passes(10)
     with run.phase("checkpoint"):
         machine.passes(2)

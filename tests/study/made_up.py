@@ -29,7 +29,10 @@ def folder(to, monkeypatch, *, slope=-6.0, crossing=8000, seed=0, fail=(), **axe
         results.write(to, run.id, {
             "id": run.id, "settings": dict(run.settings), "config": run.config, "outcome": made["outcome"], "step": 1,
             "unit": "%", "better": "higher", "items": kept, "seconds": 60.0, "flops": run.flops, "examples": 1,
-            "metrics": {made["outcome"]: float(right.mean()), "zero_shot_unseen/top1": level / 2}, "device": "",
+            "metrics": {
+                made["outcome"]: float(right.mean()), "zero_shot_unseen/top1": level / 2,
+                "grounding/gradcam_pointing": 20.0 + 30 * (run.pool == "max") + 0.1 * level,
+            }, "device": "",
             "data": {"records": run.size, "unique pairs": run.size, "entropy of combinations (bits)": 3.9},
         })  # fmt: skip
     return to

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -32,6 +33,24 @@ def test_the_planted_truth_is_in_the_numbers(written):
     assert numbers["runs"]["missing"] == {"clip-n1000-d1-max-flops-s1": "made to fail"}
     assert 1 < numbers["spread"]["measured"] < 6
     assert any(row["what"].startswith("max minus gap of clip") for row in numbers["others"])
+
+
+def test_what_pooling_does_to_places_is_looked_at_besides(written):
+    rows = json.loads((written / "analysis.json").read_text())["others"]
+    found = {(row["what"], row["pool"]): row["value"] for row in rows if "gradcam_pointing" in row["what"]}
+    assert {key for key in found if key[1] != "both"} == {
+        ("mae_clip minus clip, grounding/gradcam_pointing: mean", pool) for pool in ("gap", "max")
+    }
+    for arm in ("clip", "mae_clip"):
+        assert 29 < found[f"max minus gap of {arm}, grounding/gradcam_pointing: mean", "both"] < 31
+
+
+def test_every_cell_of_a_table_says_what_it_is_on_a_narrow_screen(written):
+    shown = (written / "index.html").read_text()
+    for table in re.findall(r'<table class="stack">.*?</table>', shown, re.S):
+        rows = [re.findall(r"<td( [^>]*)?>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)[1:]]
+        assert rows and all(cells[0] == "" and all("data-what" in cell for cell in cells[1:]) for cells in rows)
+    assert shown.count("<table") == shown.count('<table class="stack">') == 8
 
 
 def test_page_figure_and_table_hold_the_same(written):

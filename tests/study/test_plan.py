@@ -52,6 +52,15 @@ def test_weights_are_swept_at_the_ends_and_every_arm_is_tuned_alike(runs):
     assert sorted(tried) == [(arm, lr, 20) for arm in ("clip", "mae_clip") for lr in (1e-3, 2e-3)]
 
 
+def test_an_unfinished_study_holds_whole_repetitions(runs):
+    """Tuning comes first, and then all cells of a seed before those of the next."""
+    _, found = runs
+    order = [(r.phase != design.TUNE, r.seed) for r in found]
+    assert order == sorted(order) and [r.phase for r in found].count(design.TUNE) == 4
+    first = [r for r in found if r.phase != design.TUNE and r.seed == 0]
+    assert {(r.arm, r.size, r.pool) for r in first} == {(r.arm, r.size, r.pool) for r in found}
+
+
 def test_flops_are_counted_whatever_mesh_the_runs_will_have():
     """A plan for a slice is made on a laptop: the mesh of a large scale needs more devices than that has."""
     config = configs.load("experiments/clip.py:runlocal", {"mesh.fsdp": 16})

@@ -47,6 +47,23 @@ def test_seen_and_unseen_combinations_are_tested_apart():
     )  # picture i of `classify` is of class i % 64
 
 
+def test_where_things_are_and_what_a_probe_reads_is_measured_after_the_last_step():
+    """The probe learns from other pictures of `classify` than it is tested on; masks are those of the drawn objects."""
+    evals = load("pairs=300,runlocal").evals
+    last = ("grounding", "linear_probe", "segmentation")
+    assert [evals[name].every for name in last] == ["100%"] * 3
+    bank, probed = (source.make(evals.linear_probe[of].source.to_dict()) for of in ("train", "data"))
+    assert len(bank) == len(probed) == 80 and bank.classes == probed.classes
+    assert not any((bank[i]["image"] == probed[j]["image"]).all() for i in range(80) for j in range(i % 64, 80, 64))
+    assert evals.grounding.data == evals.segmentation.data and evals.grounding.block == 2
+    drawn = source.make(evals.grounding.data.source.to_dict())
+    batch = next(iter(pipeline.evaluate(evals.grounding.data, batch_size=3)))
+    assert batch["mask"].shape == (3, 32, 32) == batch["image"].shape[:3]
+    for i in range(3):
+        of = {f"{thing['colour']} {thing['shape']}" for thing in drawn[i]["objects"]}
+        assert {drawn.mask_classes[k] for k in set(batch["mask"][i].ravel())} == of | {"background"}
+
+
 @pytest.mark.parametrize(
     ("argument", "text"),
     [

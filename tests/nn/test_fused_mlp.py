@@ -1,0 +1,120 @@
+"""The fused MLP kernels, interpreted, and their XLA form against Dense layers, forward and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from maeclip_jax.nn.mlp import LEAST_ROWS, ROWS, UNITS, VMEM, fused, plan, worthwhile
+from maeclip_jax.nn.transformer import ACTIVATIONS, Mlp, Trunk
+from maeclip_jax.parallel import sharding
+
+WAYS = ("forward", "backward")
+# batch, tokens, width, hidden: whole tiles, rows to be filled up, several blocks of samples, parts of the hidden units.
+CASES = [(2, 16, 32, 128), (4, 9, 32, 256), (6, 300, 16, 1024)]
+
+
+def plain(act, x, up, up_bias, down, down_bias):
+    return act(x @ up + up_bias[None, None]) @ down + down_bias[None, None]
+
+
+def arrays(batch, tokens, width, hidden, dtype=jnp.float32):
+    shapes = (batch, tokens, width), (width, hidden), (hidden,), (hidden, width), (width,), (batch, tokens, width)
+    sizes = 1.0, width**-0.5, 0.1, hidden**-0.5, 0.1, 1.0
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    *args, dy = ((n * jax.random.normal(k, s)).astype(dtype) for k, s, n in zip(keys, shapes, sizes))
+    return args, dy
+
+
+@pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "xla"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ["gelu_tanh", "quick_gelu"])
+def test_forward_and_gradients_are_those_of_dense_layers(case, name, interpret):
+    args, dy = arrays(*case)
+    act = ACTIVATIONS[name]
+    want, back = jax.vjp(functools.partial(plain, act), *args)
+    got, fused_back = jax.vjp(functools.partial(fused, act=act, name=name, interpret=interpret), *args)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(fused_back(dy), back(dy)):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5 * float(jnp.abs(theirs).max()))
+
+
+def test_the_cases_work_in_several_blocks_and_parts():
+    last = plan("backward", *CASES[-1], item=4)
+    assert last.steps == (2, 4) and last.samples == 3 and last.units == UNITS["backward"]
+
+
+def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
+    act = ACTIVATIONS["gelu_tanh"]
+    low, dy = arrays(4, 49, 128, 512, jnp.bfloat16)
+    exact = [x.astype(jnp.float32) for x in low]
+    want, back = jax.vjp(functools.partial(plain, act), *exact)
+    got, fused_back = jax.vjp(functools.partial(fused, act=act, name="gelu_tanh", interpret=True), *low)
+    theirs, plain_back = jax.vjp(functools.partial(plain, act), *low)
+
+    def off(a, b):
+        return float(jnp.sqrt(jnp.mean(jnp.square(a.astype(jnp.float32) - b))))
+
+    assert got.dtype == jnp.bfloat16 and off(got, want) <= off(theirs, want)
+    for mine, plains, exacts in zip(fused_back(dy), plain_back(dy), back(dy.astype(jnp.float32))):
+        assert mine.dtype == jnp.bfloat16 and off(mine, exacts) <= off(plains, exacts)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize("words", [("scan", "none", 8), ("unroll", "full", 8), ("unroll", "none", 3)])
+def test_a_trunk_on_a_mesh_is_a_trunk_of_dense_layers_on_one_device(shape, words):
+    layers, remat, batch = words  # a batch of 3 does not divide over the mesh
+    x = jax.random.normal(jax.random.key(1), (batch, 10, 64))
+    plain_trunk = Trunk(2, 4, layers=layers)
+    params = plain_trunk.init(jax.random.key(0), x)
+
+    def loss(trunk):
+        return lambda p: jnp.sum(jnp.square(trunk.apply(p, x)))
+
+    want, want_grads = jax.value_and_grad(loss(plain_trunk))(params)
+    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, sharding.named(sharding.specs(params, mesh), mesh))
+        trunk = Trunk(2, 4, mlp="fused_interpret", layers=layers, remat=remat)
+        got, grads = jax.jit(jax.value_and_grad(loss(trunk)))(split)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, want_grads)
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 196, 768, 3072), (64, 64, 768, 3072), (64, 196, 1024, 4096), (64, 256, 1280, 5120)]
+)
+def test_what_a_step_takes_fits_in_the_chip(shape):
+    batch, tokens, _, hidden = shape
+    for way in WAYS:
+        made = plan(way, *shape)
+        assert made.memory <= VMEM and made.samples * tokens <= ROWS[way]
+        assert made.samples * made.steps[0] == batch and made.units * made.steps[1] == hidden
+    assert worthwhile((batch, tokens), *shape[2:], jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "rows, width, hidden, dtype",
+    [
+        ((LEAST_ROWS // 64 - 1, 64), 768, 3072, jnp.bfloat16),  # too few tokens
+        ((64, 196), 96, 384, jnp.bfloat16),  # no whole tiles
+        ((64, 196), 768, 3072, jnp.float32),
+        ((64, 196), 2048, 8192, jnp.bfloat16),  # sums of gradients do not fit
+    ],
+)
+def test_the_kernel_is_not_taken_where_it_does_not_fit(rows, width, hidden, dtype):
+    assert not worthwhile(rows, width, hidden, dtype)
+    made = Mlp(hidden, "gelu_tanh", dtype, "fused")
+    x = jax.ShapeDtypeStruct((*rows, width), dtype)
+    program = jax.make_jaxpr(lambda x: made.init_with_output(jax.random.key(0), x)[0])(x)
+    assert "pallas_call" not in str(program)
+
+
+def test_a_step_that_does_not_fit_says_so():
+    args, _ = arrays(1, 8, 2048, 8192)
+    wide = functools.partial(fused, act=jax.nn.gelu, name="x", interpret=True)
+    with pytest.raises(ValueError, match=r"mlp fused: 8 tokens 2048 wide with 8192 hidden units do not fit .*: xla"):
+        jax.eval_shape(lambda *a: jax.vjp(wide, *a)[1](a[0]), *args)

@@ -1,0 +1,37 @@
+"""What follows from the table of chips: how many chips devices are, and which of them take a kernel of ours."""
+
+import types
+
+import numpy as np
+import pytest
+
+from maeclip_jax.parallel import chips
+from maeclip_jax.report import cost
+from maeclip_jax.run import setup
+
+
+@pytest.mark.parametrize(
+    "kind, count", [("TPU7x", 64), ("TPU v3", 64), ("TPU v4", 128), ("TPU v6 lite", 128), ("cpu", 128)]
+)
+def test_two_devices_may_be_one_chip(kind, count):
+    assert chips.count(128, kind) == count
+    run = types.SimpleNamespace(costs={"seconds": {"train": 3600.0}, "devices": 128, "device_kind": kind})
+    assert cost.chip_hours(run) == count
+
+
+@pytest.mark.parametrize(
+    "kind, asked, made",
+    [
+        ("TPU v6 lite", "auto", "fused"),
+        ("TPU v6 lite", "xla", "xla"),
+        ("TPU v5 lite", "auto", "xla"),
+        ("cpu", "auto", "xla"),
+        ("cpu", "fused", "fused"),
+        ("NVIDIA H100 80GB HBM3", "auto", "xla"),
+    ],
+)
+def test_the_fused_mlp_is_of_chips_that_gain_by_it(kind, asked, made):
+    mesh = types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(device_kind=kind)]))
+    model = {"width": 8, "compute": {"dtype": "bfloat16", "mlp": asked}}
+    assert setup.for_chip(model, mesh) == {"width": 8, "compute": {"dtype": "bfloat16", "mlp": made}}
+    assert setup.for_chip({"width": 8}, mesh) == {"width": 8}  # a model elsewhere
