@@ -22,7 +22,7 @@ DATA = {
     "vqav2": dict(name="vqav2", train="train", test="validation", answers=3129, loss="sigmoid"),
     "gqa": dict(name="gqa", train="train", test="testdev", answers=1842, vocabulary="train+validation"),
 }
-READ_TEXT = ("clip", "mae_clip", "m3ae", "slip")
+READ_TEXT = ("clip", "mae_clip", "m3ae", "slip", "silc", "tips")
 
 
 def pretrained(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments.scales import SCALES
+from experiments.scales import LARGE, SCALES
 from experiments.sizes import SIZES
 from maeclip_jax import errors
 from maeclip_jax.config import leaves
@@ -25,7 +25,6 @@ MARKS = {
     "memory": "remembered and not checked",
     "unknown": "not known",
 }
-LARGE = ("low", "high")
 # Settings that are of large sets: elsewhere the scale's own stay, and the rate is the peak that the source reaches.
 OF_LARGE_SETS = ("batch_size", "total", "optim.warmup", "crop")
 
@@ -81,6 +80,63 @@ RECIPES = {
         Setting("optim.clip_norm", "none", "code", 0.0),
         Setting("crop", "0.5 to 1, not mirrored", "code", "random_resized_crop({side},area=(0.5,1))"),
         Setting("words", "49,408 byte pairs, 77 places, causal", "code", None, WORDS),
+    )),
+    "silc": Recipe("Naeem et al. 2023 (training code is not public); DINO's code", 1e-3, (
+        Setting("batch_size", "16,384", "memory", 16384),
+        Setting("total", "20B examples", "memory", dict(high="20B examples"), "Of 11.3M pairs: 1,770 epochs."),
+        Setting("optim.lr", "1e-3", "memory", 1e-3),
+        Setting("optim.schedule", "?", "unknown"),
+        Setting("optim.b2", "?", "unknown"),
+        Setting("optim.eps", "?", "unknown"),
+        Setting("optim.weight_decay", "?", "unknown"),
+        Setting("optim.warmup", "?", "unknown"),
+        Setting("optim.clip_norm", "?", "unknown"),
+        Setting("crop", "see global views", "second-hand", None, "Captions are contrasted with global views."),
+        Setting("model.distil.first", "every global view is a crop", "second-hand", "crop",
+                "Matched: the first is what CLIP sees."),
+        Setting("model.distil.globals", "2", "second-hand", 2),
+        Setting("model.distil.global_area", "0.4 to 1", "second-hand", (0.4, 1.0)),
+        Setting("model.distil.locals", "8", "second-hand", 8),
+        Setting("model.distil.local_area", "0.05 to 0.4", "second-hand", (0.05, 0.4)),
+        Setting("model.distil.local_patches", "96 of 224 pixels (DINO)", "code", None, "The same share of the side."),
+        Setting("mirroring and colours of views", "?", "unknown", None, "None: captions name colours and sides."),
+        Setting("captions", "contrasted with every global view", "second-hand"),
+        Setting("model.distil.momentum", "fixed, value unknown; DINO: 0.996 at first", "second-hand", 0.996),
+        Setting("model.distil.centring", "running mean", "second-hand", "mean"),
+        Setting("model.distil.centre_momentum", "0.9 (DINO)", "code", 0.9),
+        Setting("model.distil.student_temperature", "0.1 (DINO)", "code", 0.1),
+        Setting("model.distil.teacher_temperature", "0.04 (DINO, which may raise it)", "code", 0.04),
+        Setting("model.distil.prototypes", "65,536 (DINO)", "code", None, "512 at scale=demo and photos."),
+        Setting("head", "three layers of 2,048, 256 wide (DINO)", "code", None, "256 and 64 at scale=demo and photos."),
+        Setting("model.weights.distil", "?", "unknown"),
+        Setting("words", "64 SentencePieces", "memory", None, WORDS),
+    )),
+    "tips": Recipe("Maninis et al. 2025 (public code is inference alone); DINO's and iBOT's code", 5e-4, (
+        Setting("batch_size", "16,384", "memory", 16384),
+        Setting("total", "70 epochs of 116M pairs", "memory", dict(high="8.1B examples"), "Of 11.3M: 719 epochs."),
+        Setting("optim.lr", "5e-4", "memory", 5e-4),
+        Setting("optim.name", "Adafactor", "memory", None, "AdamW, as CLIP's arm: its constants are unknown."),
+        Setting("optim.schedule", "linear", "memory", None, "Cosine, as CLIP's arm."),
+        Setting("optim.weight_decay", "?", "unknown"),
+        Setting("optim.warmup", "?", "unknown"),
+        Setting("optim.clip_norm", "?", "unknown"),
+        Setting("crop", "?", "unknown"),
+        Setting("captions", "two, of the web and synthetic, each with a class token", "second-hand", None,
+                "One caption, one pooled picture."),
+        Setting("model.distil.globals", "1", "memory", 1),
+        Setting("model.distil.locals", "6", "memory", 6),
+        Setting("areas of views", "?", "unknown", None, "SILC's."),
+        Setting("mirroring and colours of views", "?", "unknown", None, "None: captions name colours and sides."),
+        Setting("model.distil.momentum", "0.994 at first, to 1", "memory", 0.994, "Fixed, as SILC has it."),
+        Setting("model.distil.centring", "running means (DINO, iBOT)", "code", "mean"),
+        Setting("model.distil.centre_momentum", "0.9 (DINO, iBOT)", "code", 0.9),
+        Setting("model.distil.student_temperature", "0.1 (DINO, iBOT)", "code", 0.1),
+        Setting("model.distil.teacher_temperature", "0.04 (DINO, iBOT; of patches up to 0.07)", "code", 0.04),
+        Setting("model.mask.image", "0.75, at random", "memory", 0.75, "iBOT: blocks, of 0 or 0.1 to 0.5."),
+        Setting("head of patches", "?", "unknown", None, "Of its own, as in DINOv2; iBOT may share one."),
+        Setting("model.weights.distil", "1", "memory", 1.0),
+        Setting("model.weights.patches", "2", "memory", 2.0),
+        Setting("words", "64 SentencePieces", "memory", None, WORDS),
     )),
     "flip": Recipe("facebookresearch/flip, configs", 4e-6 * 65536 / 256, (
         Setting("batch_size", "65,536", "code", 65536),

@@ -41,6 +41,8 @@ SCALES = {
     ),
 }  # fmt: skip
 
+LARGE = ("low", "high")  # scales that pods train at
+
 # runlocal: the whole experiment in seconds on a laptop: tiny towers, a few steps, scenes drawn on the fly.
 LOCAL = dict(
     source=dict(kind="scenes", resolution=32), size="mu", length=16, tokenizer=dict(type="bert", path="scenes"),
@@ -118,14 +120,14 @@ def whole_picture(side: int) -> str:
 
 
 def ops(
-    scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False, views: bool = False
+    scale: dict, streams: tuple[str, ...], *, train: bool, captions: int = 0, label: bool = False, views: str = ""
 ) -> str:
     """The op string of a split: augmentation may be fast in training, resizing is exact in evaluation.
 
-    `views`: two crops of the whole picture for SimCLR as well.
+    `views`: the op that makes views of the whole picture as well, where an objective has some.
     """
     side = SIZES[scale["size"]]["side"]
-    ops = ["decode", *([f"views({side})"] if views else [])]
+    ops = ["decode", *([views.format(side=side)] if views else [])]
     if train and scale["crop"]:
         ops.append(scale["crop"].format(side=side))
     elif scale["crop"]:

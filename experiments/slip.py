@@ -24,6 +24,6 @@ def get_config(arg=None):
     scale = scale_of(config.arg)
     whole = bool(scale["crop"])  # where CLIP sees a part, the views are of the whole picture all the same
     config.model.simclr.views = "batch" if whole else "image"
-    config.data.ops = ops(scale, clip.STREAMS, train=True, views=whole)
+    config.data.ops = ops(scale, clip.STREAMS, train=True, views="views({side})" if whole else "")
     recipes.follow(config, "slip")
     return config

@@ -4,11 +4,11 @@
     python -m maeclip_jax.main --config=experiments/vqa.py:of=m3ae,scale=high,data=clevr --workdir=gs://bucket/clevr
 
 Argument: data = scenes | clevr | vqav2 | gqa | the name of a set of maeclip_jax.prepare.builders.vqa_jsonl; of = clip
-| mae_clip | m3ae | slip with scale and size, whose towers are taken (and --config.init_from: the workdir with their
-weights; without it they start from scratch); or, init = that workdir, instead of all these: objective, sizes, tokenizer
-and scale come from its config.json (scale = beside it: the recipe of another scale); pool (of either stream after
-fusion); fusion = fresh | decoder | joint; blind (grey pictures: what the same model learns from questions alone);
-epochs (0: the default); runlocal.
+| mae_clip | m3ae | slip | silc | tips with scale and size, whose towers are taken (and --config.init_from: the workdir
+with their weights; without it they start from scratch); or, init = that workdir, instead of all these: objective,
+sizes, tokenizer and scale come from its config.json (scale = beside it: the recipe of another scale); pool (of either
+stream after fusion); fusion = fresh | decoder | joint; blind (grey pictures: what the same model learns from questions
+alone); epochs (0: the default); runlocal.
 
 fusion=fresh, the same for all: a transformer that was not pretrained over the tokens of picture and question, each
 encoded on its own: 2 layers (demo, photos) or 4, as wide as the image tower. decoder: the pretrained cross-modal

@@ -33,7 +33,9 @@ with _epy.lazy_api_imports(globals()):
     )
     from maeclip_jax.objectives.mae_clip import MaeClip
     from maeclip_jax.objectives.masked import Masked
+    from maeclip_jax.objectives.silc import Silc
     from maeclip_jax.objectives.slip import Slip
+    from maeclip_jax.objectives.tips import Tips
     from maeclip_jax.objectives.vqa import Vqa
     from maeclip_jax.run.filled import Filled
     from maeclip_jax.run.model import Model

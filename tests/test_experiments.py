@@ -22,7 +22,7 @@ from maeclip_jax.run import optim
 from maeclip_jax.run.step import build
 from tests.golden import ARGS, EXPERIMENTS, ROOT
 
-CONTRASTIVE = ("clip", "mae_clip", "slip", "flip", "siglip")
+CONTRASTIVE = ("clip", "mae_clip", "slip", "silc", "tips", "flip", "siglip")
 PRESETS = {"flip": "clip", "siglip": "clip"}  # experiments that are a setting of another's objective
 
 
@@ -128,7 +128,8 @@ def test_arms_of_a_comparison_differ_in_their_objective_alone(scale):
     of_objective = ("objective", "model.", "evals.")
     pictures = {"optim.caps"}  # the limit of a temperature, which there is none of
     own = {"siglip": {"optim.caps"}, "mae": pictures | {"data.ops"}, "m3ae": pictures}
-    own["slip"] = {"data.ops"} if scale != "demo" else set()  # two more views of each picture
+    for name in ("slip", "silc", "tips"):  # which see more of each picture
+        own[name] = {"data.ops"} if scale != "demo" else set()
     clip = settings("clip", f"scale={scale}")
     for name in (*CONTRASTIVE, "mae", "m3ae"):
         arm = settings(name, f"scale={scale}")
@@ -149,6 +150,9 @@ def test_neighbours_are_clip_but_for_their_own_settings():
     assert differing(settings("flip", "scale=low"), clip) == {"model.keep"}
     head = {f"model.simclr.{k}" for k in ("hidden", "width", "temperature", "weight", "views")}
     assert differing(settings("slip", "scale=low"), clip) == {"objective", "data.ops"} | head
+    for name, more in (("silc", {"model.weights"}), ("tips", {"model.weights", "model.mask"})):
+        found = {k for k in differing(settings(name, "scale=low"), clip) if not k.startswith("model.distil.")}
+        assert {k.rpartition(".")[0] or k for k in found} == {"objective", "data"} | more
     assert config("flip", "keep=0.25").model.keep == 0.25  # what is said wins
 
 
@@ -250,6 +254,7 @@ POOLS = ", ".join(pool.NAMES)
         ("mae_clip", "decode=text", "unknown decode 'text'; valid: both, image"),
         ("mae_clip", "loss=hinge", "unknown loss 'hinge'; valid: softmax, sigmoid"),
         ("clip", "keep=0", "keep must lie in (0, 1], got 0.0"),
+        ("silc", "keep=0.5", "keep=0.5: views that are distilled keep all of their patches; valid: 1"),
         ("clip", "keep=half", "experiment argument keep='half' is not of type float"),
         ("clip", "pool", "experiment argument 'pool' needs a value: pool=... ('gap' by default)"),
         ("mae", "runlocal=maybe", "experiment argument runlocal='maybe' is a switch; valid: runlocal, runlocal=true, "),

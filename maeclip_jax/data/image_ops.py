@@ -51,13 +51,14 @@ def random_resized_crop(example, rng, size, area=(0.5, 1.0), ratio=(3 / 4, 4 / 3
     return {**example, "image": _resized(picture, box, size, antialias), **_mask(example, box, size)}
 
 
-def views(example, rng, size, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), antialias="fast"):
-    """Two random parts of the picture, each as random_resized_crop draws one, in `views`; the picture stays as it is.
+def views(example, rng, size, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), antialias="fast", count=2):
+    """Random parts of the picture, each as random_resized_crop draws one, in `views`; the picture stays as it is.
 
-    The default area is SimCLR's. Whatever stands after this op does nothing to the views.
+    The default area is SimCLR's; area=(1,1), ratio=(1,1) is the middle square. Whatever stands after this op does
+    nothing to the views.
     """
     picture = _picture(example)
-    boxes = [sample_box(rng, picture.height, picture.width, area, ratio) for _ in range(2)]
+    boxes = [sample_box(rng, picture.height, picture.width, area, ratio) for _ in range(count)]
     return {**example, "views": np.stack([_resized(picture, box, size, antialias) for box in boxes])}
 
 

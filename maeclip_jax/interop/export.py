@@ -129,7 +129,7 @@ def two_towers(kind: str, config: Mapping) -> None:
     if not (model.get("image_tower") and model.get("text_tower") and "embed_width" in model):
         raise UserError(
             f"{kind} needs an image tower and a text tower that share a space; objective {config['objective']!r} has "
-            "none: train clip, siglip, flip, slip or mae_clip"
+            "none: train clip, siglip, flip, slip, silc, tips or mae_clip"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,10 +55,23 @@ def _at(table_NxD: jax.Array, ids_BxK: jax.Array | None) -> jax.Array:
     return table_NxD[None] if ids_BxK is None else jnp.take(table_NxD, ids_BxK, axis=0)
 
 
+def _on_grid(table_NxD: jax.Array, grid: tuple[int, int], count: int) -> jax.Array:
+    """Positions of a smaller square picture [1, count, D]: the table of the whole grid, resampled bilinearly."""
+    side = math.isqrt(count)
+    if count == table_NxD.shape[0]:
+        return table_NxD[None]
+    if side * side != count:
+        raise ValueError(f"{count} patches are neither the grid of {grid[0]}x{grid[1]} nor a square of their own")
+    table = table_NxD.reshape(*grid, -1)
+    return jax.image.resize(table, (side, side, table.shape[-1]), "linear", antialias=False).reshape(1, count, -1)
+
+
 class PatchEmbed(nn.Module):
     """Patches [B, K, P] at grid places `ids_BxK` (None: all, in order) -> tokens [B, K, width].
 
-    Masking comes first and embedding second, so only kept patches pay for the matmul.
+    Masking comes first and embedding second, so only kept patches pay for the matmul. Without `ids_BxK`, a square of
+    fewer patches is a smaller picture, which has the positions of the whole one, resampled. `hidden`: (mask_BxK,
+    token_D), a token that stands in place of the masked ones; positions are added to it, too.
     """
 
     width: int
@@ -66,12 +81,23 @@ class PatchEmbed(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, patches_BxKxP: jax.Array, ids_BxK: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        patches_BxKxP: jax.Array,
+        ids_BxK: jax.Array | None = None,
+        hidden: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
         init = nn.initializers.xavier_uniform()
         dense = Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
         x_BxKxD = dense(patches_BxKxP)
+        if hidden is not None:
+            x_BxKxD = jnp.where(hidden[0][..., None], hidden[1].astype(x_BxKxD.dtype), x_BxKxD)
         table = positions(self, self.position, sincos_2d(*self.grid, self.width))
-        return x_BxKxD if table is None else x_BxKxD + _at(table, ids_BxK).astype(x_BxKxD.dtype)
+        if table is None:
+            return x_BxKxD
+        count = patches_BxKxP.shape[1]
+        at = _on_grid(table, self.grid, count) if ids_BxK is None else _at(table, ids_BxK)
+        return x_BxKxD + at.astype(x_BxKxD.dtype)
 
 
 class TextEmbed(nn.Module):

@@ -57,12 +57,14 @@ class Encoder(nn.Module):
         inputs: Mapping[str, jax.Array],
         kept: Mapping[str, Kept] | None = None,
         noise_BxLx2: jax.Array | None = None,
+        hidden: tuple[jax.Array, jax.Array] | None = None,
     ) -> dict[str, Tokens]:
         """`inputs`: image = patches [B, N, P], text = ids [B, T] with 0 = pad; absent streams are simply not there.
 
         `kept`: per stream, which tokens to encode (None: all). `noise_BxLx2`: which paths an example drops, of
-        `transformer.draw_paths` (None: none). Returns per stream the tokens after the final norm, in the order of
-        `kept.keep_BxK`, with their padding and the shared class token.
+        `transformer.draw_paths` (None: none). `hidden`: (mask_BxN, token_D), which patches a token stands for. Patches
+        that are a smaller square than the tower's are a smaller picture. Returns per stream the tokens after the final
+        norm, in the order of `kept.keep_BxK`, with their padding and the shared class token.
         """
         compute = dict(self.compute or {})
         dtype = compute_dtype(compute.pop("dtype", "float32"))
@@ -83,7 +85,8 @@ class Encoder(nn.Module):
         for stream in (s for s in STREAMS if s in inputs):
             ids_BxK = kept[stream].keep_BxK if stream in kept else None
             value = inputs[stream] if ids_BxK is None else take(inputs[stream], ids_BxK)
-            x_BxKxD = self._embed(stream, dtype)(value, ids_BxK)
+            instead = (hidden,) if hidden is not None and stream == "image" else ()
+            x_BxKxD = self._embed(stream, dtype)(value, ids_BxK, *instead)
             if both:
                 x_BxKxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
             parts.append(x_BxKxD)

@@ -8,6 +8,10 @@ An objective is a flax.linen Module, duck-typed, no base class:
     local(batch, drawn, *, train) -> {name: [B, ...]}    what each example says alone, without randomness of its own
     combine(made, *, train) -> (loss, metrics)       of the whole batch; `__call__` is this of `local` of `draw`, which
                                                      is what trains in micro-batches; without the three, all at once
+    teacher(params) -> tree                          what the loss needs beside parameters and no gradient moves, before
+                                                     the first step: the collection "teacher" of `local` and `combine`,
+                                                     which may move it; kept in the state; with `follow`, may be absent
+    follow(teacher, params) -> tree                  that after an update has made `params`
     encode(batch) -> {stream: Tokens}                dense, unmasked, after the final norm
     embed(batch) -> {stream: [B, D]}                 pooled (+ projected, L2-normalised where contrastive)
     features(batch, pools) -> {pool: [B, D]}         pictures under several poolings, before any projection (nn.pool)
@@ -39,10 +43,21 @@ def table() -> dict[str, type]:
     from maeclip_jax.objectives.clip import Clip
     from maeclip_jax.objectives.mae_clip import MaeClip
     from maeclip_jax.objectives.masked import Masked
+    from maeclip_jax.objectives.silc import Silc
     from maeclip_jax.objectives.slip import Slip
+    from maeclip_jax.objectives.tips import Tips
     from maeclip_jax.objectives.vqa import Vqa
 
-    return {"mae": Masked, "m3ae": Masked, "clip": Clip, "mae_clip": MaeClip, "slip": Slip, "vqa": Vqa}
+    return {
+        "mae": Masked,
+        "m3ae": Masked,
+        "clip": Clip,
+        "mae_clip": MaeClip,
+        "slip": Slip,
+        "silc": Silc,
+        "tips": Tips,
+        "vqa": Vqa,
+    }
 
 
 def make(name: str, model: Mapping) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Augmented views of pictures for SimCLR, made on the device.
+"""Augmented views of pictures for SimCLR, and crops for self-distillation, made on the device.
 
 As facebookresearch/SLIP has them: crops of 8 to 100 % of the area, 3/4 to 4/3 as wide as high, drawn anew where they
 stick out, as torchvision's RandomResizedCrop does; colour jitter (0.4, 0.4, 0.4, 0.1) for 80 % of them, grey for 20 %,
@@ -18,10 +18,13 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a crop
 TRIES = 10  # boxes; after them, the whole picture
 
 
-def boxes(rng: jax.Array, batch: int) -> tuple[jax.Array, jax.Array]:
-    """(height, width) [B, 1] of a crop of each square picture, as shares of its side: the first of TRIES that fits."""
+def boxes(rng: jax.Array, batch: int, area: tuple[float, float] = AREA) -> tuple[jax.Array, jax.Array]:
+    """(height, width) [B, 1] of a crop of each square picture, as shares of its side: the first of TRIES that fits.
+
+    `area`: the least and the most of the picture that it shows.
+    """
     area_rng, ratio_rng = jax.random.split(rng)
-    area_BxT = jax.random.uniform(area_rng, (batch, TRIES), minval=AREA[0], maxval=AREA[1])
+    area_BxT = jax.random.uniform(area_rng, (batch, TRIES), minval=area[0], maxval=area[1])
     low, high = map(math.log, RATIO)
     ratio_BxT = jnp.exp(jax.random.uniform(ratio_rng, (batch, TRIES), minval=low, maxval=high))
     height_BxT, width_BxT = jnp.sqrt(area_BxT / ratio_BxT), jnp.sqrt(area_BxT * ratio_BxT)
@@ -41,12 +44,35 @@ def draw(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
     return {"box": box_Bx4, "look": jnp.concatenate([*look_9xBx1], axis=1)}
 
 
+def places(rng: jax.Array, batch: int, count: int, area: tuple[float, float]) -> jax.Array:
+    """Boxes [B, V, 4] as in `draw`, of `count` crops of each picture with `area` of it, from (rng, batch) alone."""
+    box_rng, place_rng = jax.random.split(rng)
+    height, width = boxes(box_rng, batch * count, area)
+    box_Rx4 = jnp.concatenate([jax.random.uniform(place_rng, (batch * count, 2)), height, width], axis=1)
+    return box_Rx4.reshape(batch, count, 4)
+
+
 def crop(box_Bx4: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
     """A part of each square uint8 picture, resized to all of it, float in 0..1. `box_Bx4`: of `draw`."""
     side = image_BxSxSx3.shape[1]
     top_Bx1, left_Bx1, height_Bx1, width_Bx1 = (box_Bx4[:, i : i + 1] for i in range(4))
     down, across = _window(top_Bx1, height_Bx1, side), _window(left_Bx1, width_Bx1, side)
     return _resampled(image_BxSxSx3 / 255, down, across)
+
+
+def crops(box_BxVx4: jax.Array, image_BxSxSx3: jax.Array, size: int) -> jax.Array:
+    """[B, V, size, size, 3]: several parts of each square uint8 picture, float in 0..1. `box_BxVx4`: of `places`.
+
+    Bilinear, without a filter against aliasing: parts of less than `size` pixels are drawn larger.
+    """
+    batch, count = box_BxVx4.shape[:2]
+    side = image_BxSxSx3.shape[1]
+    top, left, height, width = (box_BxVx4.reshape(-1, 4)[:, i : i + 1] for i in range(4))
+    down, across = (
+        _window(at, share, side, size).reshape(batch, count, size, side) for at, share in ((top, height), (left, width))
+    )
+    x = jnp.einsum("bvij,bjwc->bviwc", down, image_BxSxSx3 / 255)
+    return jnp.einsum("bvij,bvhjc->bvhic", across, x)
 
 
 def distort(look_Bx9: jax.Array, x: jax.Array) -> jax.Array:
@@ -73,9 +99,10 @@ def _pixel(x_Bx1: jax.Array) -> jax.Array:
     return x_Bx1[:, :, None, None]
 
 
-def _window(place_Bx1: jax.Array, share_Bx1: jax.Array, side: int) -> jax.Array:
-    """[B, S, S]: bilinear weights that stretch `share` of a line of S pixels over all of it."""
-    at_BxS = (place_Bx1 * (1 - share_Bx1) + share_Bx1 * (jnp.arange(side) + 0.5)[None] / side) * side - 0.5
+def _window(place_Bx1: jax.Array, share_Bx1: jax.Array, side: int, size: int = 0) -> jax.Array:
+    """[B, size, S]: bilinear weights that stretch `share` of a line of S pixels over `size` of them (0: S)."""
+    size = size or side
+    at_BxS = (place_Bx1 * (1 - share_Bx1) + share_Bx1 * (jnp.arange(size) + 0.5)[None] / size) * side - 0.5
     at_BxS = jnp.clip(at_BxS, 0, side - 1)
     return jnp.maximum(0, 1 - jnp.abs(at_BxS[:, :, None] - jnp.arange(side)[None, None]))
 

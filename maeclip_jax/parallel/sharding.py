@@ -40,6 +40,7 @@ RULES: tuple[tuple[str, tuple], ...] = (
     (r".*/(patch|project|project_image|project_text)/kernel", (None, "fsdp")),
     (r".*/predict_(image|text)/kernel", ("fsdp", None)),
     (r".*/token/embedding", (None, "fsdp")),
+    (r".*/prototypes", (None, "fsdp")),
     # The unsharded remainder: vectors and scalars.
     (r".*", ()),
 )

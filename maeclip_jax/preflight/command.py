@@ -57,6 +57,7 @@ SHIPPED = (
         for where in ("v4-128", "v5litepod-256", "v5p-256", "v6e-256", "tpu7x-128")
     ),
     ("experiments/mae_clip.py:scale=low,size=B/16", "v5litepod-256", 2),
+    *((f"experiments/{experiment}.py:scale=low,size=B/16", "v5litepod-256", 1) for experiment in ("silc", "tips")),
 )
 
 

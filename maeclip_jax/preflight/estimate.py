@@ -103,6 +103,7 @@ def estimate(
         "parameters GiB": local_gib(built.abstract.params), "HBM GiB": where.chip.hbm,
         "optimizer GiB": local_gib(built.abstract.opt_state) if kind == "train" else 0.0,
         "average GiB": local_gib(built.abstract.ema) if kind == "train" else 0.0,
+        "teacher GiB": local_gib(built.abstract.teacher) if kind == "train" else 0.0,
     }  # fmt: skip
     start = time.perf_counter()
     try:
@@ -229,7 +230,7 @@ def local_gib(tree: Any) -> float:
 
 def state_gib(found: Mapping) -> float:
     """What one device holds from step to step."""
-    return sum(found[f"{part} GiB"] for part in ("parameters", "optimizer", "average"))
+    return sum(found[f"{part} GiB"] for part in ("parameters", "optimizer", "average", "teacher"))
 
 
 def weights(built: TrainStep, parts: int) -> str:

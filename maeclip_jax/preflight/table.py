@@ -30,7 +30,7 @@ def rows(found: Mapping) -> dict[str, str]:
         **({"micro-batches": micro_batches(found)} if found.get("micro-batches", 1) > 1 else {}),
         "parameters": f"{found['parameters']:,}; {found['parameters GiB']:.3f} GiB a device",
         "optimizer": f"{found['optimizer GiB']:.3f} GiB a device",
-        **({"average": f"{found['average GiB']:.3f} GiB a device"} if found["average GiB"] else {}),
+        **({p: f"{found[f'{p} GiB']:.3f} GiB a device" for p in ("average", "teacher") if found[f"{p} GiB"]}),
         "peak HBM (compiler)": f"{need} a device",
         **({"of it temporaries": f"{found['temporaries GiB']:.2f} GiB"} if "temporaries GiB" in found else {}),
         "verdict": verdict(found),

@@ -15,7 +15,8 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.workdir import CONFIG, COSTS, DATA, EVALS, read_lines, read_object, read_results
 
 OBJECTIVES = {
-    "mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "slip": "SLIP", "vqa": "VQA finetuning"
+    "mae": "MAE", "m3ae": "M3AE", "clip": "CLIP", "mae_clip": "MAE-CLIP", "slip": "SLIP", "silc": "SILC",
+    "tips": "TIPS", "vqa": "VQA finetuning",
 }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 FLOPs of a training step = 3 x the forward pass's matmul FLOPs (2 per multiply-add; the backward pass costs twice the
 forward), counted from the jaxpr of the loss: attention in full, causal attention not halved, masked passes at their
-kept tokens, scans by their length, rematerialised work not counted. MFU = that / (step time x devices x peak FLOP/s).
+kept tokens, scans by their length, rematerialised work not counted. What a teacher computes, named by the scope
+TEACHER, has no backward pass and counts once. MFU = that / (step time x devices x peak FLOP/s).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 from collections.abc import Callable
 
 import jax
+
+from maeclip_jax.objectives.silc import TEACHER
 
 FORMULA = (
     "MFU = 3 x forward matmul FLOPs (2 per multiply-add, counted from the program, remat not counted) "
@@ -23,31 +26,41 @@ def forward_matmul_flops(function: Callable, *args) -> float:
     return matmul_flops(jax.make_jaxpr(function)(*args))
 
 
+def training_matmul_flops(loss: Callable, *args) -> float:
+    """Those of a training step with `loss`: 3 times the forward pass's, once what a teacher computes."""
+    return _count(jax.make_jaxpr(loss)(*args).jaxpr, trained=3.0)
+
+
 def matmul_flops(traced) -> float:
     """Matmul FLOPs of a program that is traced already (a ClosedJaxpr), on whole arrays."""
     return _count(traced.jaxpr)
 
 
-def _count(jaxpr) -> float:
+def _count(jaxpr, trained: float = 1.0) -> float:
+    """`trained`: how often that counts which a gradient goes through."""
     total = 0.0
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
+        name, times = eqn.primitive.name, trained
+        if trained != 1 and TEACHER in str(eqn.source_info.name_stack).split("/"):
+            times = 1.0
         if name == "dot_general":
             ((lhs_c, _), _) = eqn.params["dimension_numbers"]
             contracted = math.prod(eqn.invars[0].aval.shape[i] for i in lhs_c)
-            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * contracted
+            total += times * 2.0 * math.prod(eqn.outvars[0].aval.shape) * contracted
         elif name == "conv_general_dilated":
             kernel = eqn.invars[1].aval.shape
             out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
+            total += times * 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / out_features
         elif name == "pallas_call" and eqn.params["cost_estimate"]:
-            total += eqn.params["cost_estimate"].flops  # its body works on a piece, and is padded to the chip's tiles
+            total += (
+                times * eqn.params["cost_estimate"].flops
+            )  # its body works on a piece, and is padded to the chip's tiles
         elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in eqn.params["branches"])
+            total += max(_count(branch.jaxpr, times) for branch in eqn.params["branches"])
         else:
-            times = eqn.params["length"] if name == "scan" else 1
+            runs = eqn.params["length"] if name == "scan" else 1
             if name == "shard_map":  # its body has the shapes of one device
-                times = math.prod(
+                runs = math.prod(
                     eqn.params["mesh"].shape[axis]
                     for axis in eqn.params["newly_manual_axes"] or eqn.params["mesh"].axis_names
                 )
@@ -55,5 +68,5 @@ def _count(jaxpr) -> float:
                 for sub in value if isinstance(value, (tuple, list)) else (value,):
                     inner = getattr(sub, "jaxpr", sub)
                     if hasattr(inner, "eqns"):
-                        total += times * _count(inner)
+                        total += runs * _count(inner, times)
     return total

@@ -74,28 +74,51 @@ def whole_weights(params: Any, specs: Any, mesh: Mesh) -> bool:
 
 
 def loss(
-    objective: nn.Module, params: Any, batch: Mapping, rngs: Mapping, *, parts: int, mesh: Mesh, specs: Any, whole: bool
+    objective: nn.Module,
+    params: Any,
+    batch: Mapping,
+    rngs: Mapping,
+    teacher: Any = None,
+    *,
+    parts: int,
+    mesh: Mesh,
+    specs: Any,
+    whole: bool,
 ) -> tuple[jax.Array, dict]:
     """The training loss and metrics of `objective.__call__`, its towers run over `parts` parts of each device's rows.
 
-    `specs`: how `params` lie on the mesh. `whole`: see `whole_weights`.
-    """
+    `specs`: how `params` lie on the mesh. `whole`: see `whole_weights`. `teacher`: of an objective that has one; what
+    the loss makes of it is `_teacher` among the metrics.
+    """  # fmt: skip
+    variables, keeps = {"params": params}, False
+    if teacher is not None:
+        specs = {"params": specs, "teacher": sharding.optimizer_specs(teacher, params, specs)}
+        variables, keeps = variables | {"teacher": teacher}, ["teacher"]
+    else:
+        specs = {"params": specs}
+
+    def apply(variables, *args, **kwargs) -> Any:
+        return objective.apply(variables, *args, train=True, **kwargs)
+
+    def all_of_it(*args, **kwargs) -> tuple[jax.Array, dict]:
+        out = apply(variables, *args, mutable=keeps, **kwargs)
+        if not keeps:
+            return out
+        (total, metrics), changed = out
+        return total, metrics | {"_teacher": changed["teacher"]}
+
     if parts == 1:
-        return objective.apply({"params": params}, batch, train=True, rngs=rngs)
-
-    def apply(params, *args, method: str) -> Any:
-        return objective.apply({"params": params}, *args, train=True, method=method)
-
+        return all_of_it(batch, rngs=rngs)
     drawn = {}
     if hasattr(objective, "draw"):
-        drawn = objective.apply({"params": params}, batch, train=True, method="draw", rngs=rngs)
+        drawn = apply(variables, batch, method="draw", rngs=rngs)
     rows = next(iter(batch.values())).shape[0]
     spread = jax.tree.map(lambda x: P(sharding.BATCH) if x.shape[0] == rows else P(), (dict(batch), drawn))
     shared = jax.tree.map(lambda x: x.shape[0] != rows, (dict(batch), drawn))
     on_devices = _whole if whole else _sharded
-    made = on_devices(lambda p, x: apply(p, *x, method="local"), params, (dict(batch), drawn), parts, mesh, specs,
+    made = on_devices(lambda v, x: apply(v, *x, method="local"), variables, (dict(batch), drawn), parts, mesh, specs,
                       spread, shared)  # fmt: skip
-    return apply(params, made, method="combine")
+    return all_of_it(made, method="combine")
 
 
 def _whole(local: Callable, params, given, parts: int, mesh: Mesh, specs, spread, shared):

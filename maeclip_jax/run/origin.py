@@ -23,7 +23,7 @@ from maeclip_jax.run.clock import Clock
 from maeclip_jax.run.optim import other_length
 from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.startup import Startup
-from maeclip_jax.run.step import State, TrainStep
+from maeclip_jax.run.step import State, TrainStep, teacher_of
 from maeclip_jax.run.storage_bill import Meter
 from maeclip_jax.run.warm_start import init_params
 from maeclip_jax.workdir import read_config
@@ -104,7 +104,8 @@ class Beginning:
             say(said)
         params, report = init_params(source, tuple(config.init_rules), state.params, have, configs)
         say(report)
-        return state.replace(params=params, ema=average.begin(config.optim, params))
+        teacher = teacher_of(self.built.objective, params)
+        return state.replace(params=params, ema=average.begin(config.optim, params), teacher=teacher)
 
     def _say_schedule(self, step: int, folder: epath.Path) -> None:
         """Says what another length does to the learning rate: it follows the new length, from the first step on."""

@@ -30,6 +30,7 @@ class State(flax.struct.PyTreeNode):
     """All that training carries: a checkpoint of it and the position in the data continue a run exactly.
 
     `counters`: skipped updates, skipped in a row, bad records replaced. `ema`: the average of `params`; None without.
+    `teacher`: what an objective that teaches itself keeps beside its parameters; None without.
     """
 
     step: jax.Array
@@ -37,6 +38,7 @@ class State(flax.struct.PyTreeNode):
     opt_state: Any
     counters: Mapping[str, jax.Array]
     ema: Any = None
+    teacher: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ def model_flops(objective: nn.Module, params: Any, inputs: Mapping) -> float:
         return objective.apply({"params": params}, batch, train=True, rngs=rngs)[0]
 
     params, batch = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x) for x in (params, dict(inputs)))
-    return 3 * flops.forward_matmul_flops(forward, params, batch)
+    return flops.training_matmul_flops(forward, params, batch)
 
 
 def build(config, *, epoch: int | None, devices: Sequence | None = None) -> TrainStep:
@@ -138,27 +140,32 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
         params = fresh_params(seed)
         zero = {name: jnp.zeros((), jnp.int32) for name in ("skipped", "skipped_in_row", "bad_records")}
         return State(
-            jnp.zeros((), jnp.int32), params, transform.init(params), zero, average.begin(config.optim, params)
-        )
+            jnp.zeros((), jnp.int32), params, transform.init(params), zero, average.begin(config.optim, params),
+            teacher_of(objective, params),
+        )  # fmt: skip
 
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(fresh, seed)
     replicated = jax.NamedSharding(mesh, jax.P())
+    teacher_specs = sharding.optimizer_specs(abstract.teacher, abstract.params, param_specs)
     shardings = State(
         replicated,
         sharding.named(param_specs, mesh),
         sharding.named(sharding.optimizer_specs(abstract.opt_state, abstract.params, param_specs), mesh),
         dict.fromkeys(abstract.counters, replicated),
         sharding.named(param_specs, mesh) if decay else None,
+        sharding.named(teacher_specs, mesh),
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     microbatches = microbatch.check(config, objective, mesh)
-    whole = microbatch.whole_weights(made.params, param_specs, mesh)
+    whole = microbatch.whole_weights((made.params, abstract.teacher), (param_specs, teacher_specs), mesh)
 
     @functools.cache
     def in_parts(parts: int):
         loss = functools.partial(microbatch.loss, objective, parts=parts, mesh=mesh, specs=param_specs, whole=whole)
+        follow = getattr(objective, "follow", None)
         step = functools.partial(update, loss, transform, rate, decay, config.seed, tuple(config.optim.caps))
+        step = functools.partial(step, follow=follow)
         return sharding.jit(step, mesh, out_shardings=(shardings, replicated), donate_argnums=0)
 
     return TrainStep(
@@ -169,24 +176,38 @@ def build(config, *, epoch: int | None, devices: Sequence | None = None) -> Trai
     )  # fmt: skip
 
 
-def update(loss, transform, rate, decay, seed, caps, state: State, batch: Mapping) -> tuple[State, dict]:
-    """One update by `loss(params, batch, rngs)`; one that is not finite changes nothing but what is counted."""
+def teacher_of(objective: nn.Module, params: Any) -> Any:
+    """The teacher of an objective that has one, when training begins with `params`; None without."""
+    return objective.teacher(params) if hasattr(objective, "teacher") else None
+
+
+def update(
+    loss, transform, rate, decay, seed, caps, state: State, batch: Mapping, follow: Callable | None = None
+) -> tuple[State, dict]:
+    """One update by `loss(params, batch, rngs)`; one that is not finite changes nothing but what is counted.
+
+    Where the state has a teacher, the loss takes it as well, `follow(teacher, params)` moves it on, and what the loss
+    has changed in it comes as `_teacher` among the metrics.
+    """
     rng = jax.random.fold_in(jax.random.key(batch.get("_seed", seed)), state.step)
     rngs = {name: jax.random.fold_in(rng, i) for i, name in enumerate(RNG_STREAMS)}
     bad = batch["_bad"].sum() if "_bad" in batch else 0
     batch = {k: x for k, x in batch.items() if not k.startswith("_")}
 
-    (loss, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rngs)
+    taught = () if state.teacher is None else (state.teacher,)
+    (loss, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rngs, *taught)
+    teacher = parts.pop("_teacher", None)
     with jax.named_scope("optimizer"):
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optim.cap(optax.apply_updates(state.params, updates), caps)
         ema = average.update(decay, state.ema, params, state.step)
-        params, opt_state, ema = jax.tree.map(
+        teacher = None if teacher is None else follow(teacher, params)
+        params, opt_state, ema, teacher = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
+            (params, opt_state, ema, teacher),
+            (state.params, state.opt_state, state.ema, state.teacher),
         )
     was = state.counters
     counters = {
@@ -202,4 +223,4 @@ def update(loss, transform, rate, decay, seed, caps, state: State, batch: Mappin
         "learning_rate": rate(state.step),
         **counters,
     }
-    return State(state.step + 1, params, opt_state, counters, ema), metrics
+    return State(state.step + 1, params, opt_state, counters, ema, teacher), metrics

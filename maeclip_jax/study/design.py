@@ -129,7 +129,7 @@ def subset(size: int, share: float, seed: int) -> str:
 
 def has_weights(config) -> bool:
     """Whether the arm has a reconstruction beside the contrast, whose weight can be swept."""
-    return "weights" in config.model and "contrast" in config.model.weights
+    return {"contrast", "image"} <= set(config.model.get("weights", ()))
 
 
 @functools.lru_cache(maxsize=256)

@@ -31,7 +31,7 @@ CLASSES = (
     (LEARNT, r"objective|batch_size|data\.(ops|mix|seed_offset|order)|data\.source(\..*)?"),
     (LEARNT, r"data\.blocks\.(size|window|lanes)"),
     (LEARNT, r"tokenizer\.(type|path|cls|bos|eos|fill|canonical|lower)"),
-    (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr)(\..*)?"),
+    (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr|distil)(\..*)?"),
     (
         LEARNT,
         r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|mask_words|norm_pix|patch_weight|pool|slots)",

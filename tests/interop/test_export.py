@@ -68,7 +68,7 @@ def advice(message):
     return dict(re.findall(r"--config\.([\w.]+)=(\S+?)(?=[;\s]|$)", message))
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "flip", "slip", "mae_clip"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "flip", "slip", "silc", "tips", "mae_clip"])
 def test_every_experiment_goes_out_or_is_told_how(name, tmp_path):
     """With each pooling and format: what is saved is equal; what is refused is saved after the advice is followed."""
     for pool in POOLS:
@@ -99,8 +99,8 @@ def test_an_mae_is_refused_by_formats_of_two_towers(tmp_path):
             interop.save(kind, config, {}, tmp_path / "x")
         assert str(e.value) == (
             f"{kind} needs an image tower and a text tower that share a space; objective 'mae' has none: train clip, "
-            "siglip, flip, slip or mae_clip; as it is, it can be written as hf-vit-mae or hf-vision (its image tower "
-            "alone)"
+            "siglip, flip, slip, silc, tips or mae_clip; as it is, it can be written as hf-vit-mae or hf-vision (its "
+            "image tower alone)"
         )
     interop.save("hf-vit-mae", config, foreign.random_params(config), tmp_path / "x")
 

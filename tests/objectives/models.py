@@ -14,6 +14,11 @@ IMAGE = dict(size=16, patch=4, width=8, depth=2, heads=2, cls=False, pool="gap")
 TEXT = dict(vocab=13, length=8, width=8, depth=2, heads=2, causal=False, position="learned", pool="gap")
 DECODER = dict(width=8, depth=1, heads=2)
 CLIP = dict(image_tower=IMAGE, text_tower=TEXT, embed_width=6)
+DISTIL = dict(
+    globals=2, locals=2, first="picture", global_area=(0.4, 1.0), local_area=(0.05, 0.4), local_patches=2,
+    views="image", hidden=12, width=8, prototypes=16, student_temperature=0.1, teacher_temperature=0.04,
+    centring="mean", centre_momentum=0.9, momentum=0.9,
+)  # fmt: skip
 MODELS = {
     "mae": dict(
         image_tower=IMAGE | dict(cls=True, pool="cls"),
@@ -36,6 +41,13 @@ MODELS = {
         decoder_tower=DECODER,
         mask=dict(image=0.75, text=0.5),
         weights=dict(contrast=1.0, image=0.1, text=0.05),
+    ),
+    "silc": CLIP | dict(distil=DISTIL, weights=dict(contrast=1.0, distil=1.0)),
+    "tips": CLIP
+    | dict(
+        distil=DISTIL | dict(globals=1),
+        weights=dict(contrast=1.0, distil=1.0, patches=2.0),
+        mask=dict(image=0.5),
     ),
     "slip": CLIP | dict(simclr=dict(hidden=12, width=5, temperature=0.1, weight=1.0)),
     "vqa": dict(image_tower=IMAGE, text_tower=TEXT, answers=5, slots=2, fusion_tower=dict(width=8, depth=1, heads=2)),

@@ -179,6 +179,7 @@ def test_parameters_without_room_are_sharded():
         "parameters GiB": 8.0,
         "optimizer GiB": 16.0,
         "average GiB": 0.0,
+        "teacher GiB": 0.0,
         "peak HBM GiB": 30.0,
     }
     assert estimate.remedy(config, Program, found) == {"mesh.replica": -1, "mesh.fsdp": 8}
@@ -205,7 +206,7 @@ FOUND = {
     "slice": "v5e:2x2 (4 chips)", "chips": 4, "devices": 4, "device kind": "TPU v5 lite", "program": "train",
     "mesh": "replica=4 fsdp=1 tensor=1", "batch": 16, "batch per chip": 4.0, "steps": 100, "epoch": "",
     "compute": {"layers": "scan", "remat": "none"}, "parameters": 10, "parameters GiB": 1.0,
-    "optimizer GiB": 2.0, "average GiB": 0.0,
+    "optimizer GiB": 2.0, "average GiB": 0.0, "teacher GiB": 0.0,
     "chip": "v5e", "HBM GiB": 16.0, "peak HBM GiB": 8.0, "compile seconds": 3.0, "fits": True, "remedy": {},
     "model FLOPs": 1e12, "counted FLOPs": 1.3e12, "step seconds": 0.1, "MFU": 0.5, "images/s": 160.0,
     "hours": 2.0, "chip-hours": 8.0,

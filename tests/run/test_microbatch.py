@@ -36,6 +36,7 @@ CASES = {
         "m3ae", dict(mask_share="batch", image_tower=DROPPING | dict(cls=True, pool="cls")), {"fsdp": 2}, (16,), False
     ),
     "views": ("slip", {}, {"replica": 2}, (4,), True),
+    "a teacher, parameters split": ("tips", dict(image_tower=DROPPING), FSDP, (4,), True),
     "questions without an answer": ("vqa", dict(image_tower=DROPPING), {"replica": 2}, (4,), True),
 }  # fmt: skip
 
@@ -61,13 +62,24 @@ def programs(case: str, parts: int):
     params = models.parameters(module)
     mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod([*shape.values(), 1]))])
     specs = sharding.specs(params, mesh)
+    # A teacher that has moved away from the parameters.
+    taught = (module.teacher(jax.tree.map(lambda x: 0.7 * x + 0.05, params)),) if hasattr(module, "teacher") else ()
     with jax.set_mesh(mesh):
         rngs = {"mask": jax.random.key(3), "dropout": jax.random.key(4)}
-        loss = functools.partial(microbatch.loss, module, rngs=rngs, parts=parts, mesh=mesh, specs=specs, whole=whole)
+
+        def loss(params, batch, *taught):
+            made = microbatch.loss(
+                module, params, batch, rngs, *taught, parts=parts, mesh=mesh, specs=specs, whole=whole
+            )
+            return made[0], {k: x for k, x in made[1].items() if k != "_teacher"} | {
+                f"moved {path}": x.sum() for path, x in flatten(made[1].get("_teacher", {}).get("centre", {})).items()
+            }
+
         split = sharding.named(specs, mesh)
         args = (
             jax.device_put(params, split),
             sharding.place({k: v for k, v in batch().items() if k in module.inputs()}, mesh),
+            *taught,
         )
         both = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, split))
         return both.lower(*args).compile(), args

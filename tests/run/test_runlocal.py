@@ -17,6 +17,8 @@ EXPERIMENTS = {
     "clip:runlocal,loss=sigmoid,keep=0.5,pool=logsumexp(0.5)": {"val/logit_bias", "retrieval/text_to_image_R@10"},
     "mae_clip:runlocal,pool=max": {"val/contrast", "val/image", "val/text", "reconstruction/masked_mse"},
     "slip:runlocal,pool=max": {"val/contrast", "val/simclr", "val/view_top1", "retrieval/image_to_text_R@1"},
+    "silc:runlocal,pool=map": {"val/contrast", "retrieval/image_to_text_R@1"},
+    "tips:runlocal,pool=cls,loss=sigmoid": {"val/contrast", "retrieval/image_to_text_R@1"},
     "flip:runlocal": {"val/contrast", "retrieval/image_to_text_R@1"},
     "siglip:runlocal": {"val/logit_bias", "retrieval/text_to_image_R@1"},
     "vqa:runlocal": {"vqa/accuracy", "vqa/answerable", "val/accuracy"},

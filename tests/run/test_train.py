@@ -207,7 +207,7 @@ def test_a_batch_of_one_caption_over_and_over_is_said_once(tmp_path, caplog):
     assert runs.series(workdir, "train/duplicates") == dict.fromkeys((1, 2, 3), pytest.approx(100 * 7 / 8))
 
 
-@pytest.mark.parametrize("objective", ["clip", "mae_clip", "slip"])
+@pytest.mark.parametrize("objective", ["clip", "mae_clip", "slip", "silc"])
 def test_a_contrast_needs_others_to_compare_with(objective):
     config = runs.config(ARG.replace("clip", objective), batch_size=1)
     with pytest.raises(UserError, match=f"^batch_size 1: {objective} compares each pair with the others"):

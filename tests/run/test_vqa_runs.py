@@ -123,7 +123,7 @@ def test_a_pretrained_run_says_its_scale(tmp_path):
 
 @pytest.mark.parametrize("argument, text", [
     ("init=runs/nowhere", "init='runs/nowhere' is not a workdir: it has no config.json; valid: a run's --workdir"),
-    ("of=mae", "unknown of 'mae' (did you mean 'm3ae'?); valid: clip, m3ae, mae_clip, slip"),
+    ("of=mae", "unknown of 'mae' (did you mean 'm3ae'?); valid: clip, m3ae, mae_clip, silc, slip, tips"),
     ("of=clip,fusion=joint", "fusion=joint is M3AE's; clip encodes one stream at a time; valid: fresh"),
     ("of=slip,fusion=decoder", "fusion=decoder needs a decoder of pictures and words, which this slip has not; valid"),
     ("fusion=late", "unknown fusion 'late'; valid: decoder, fresh, joint"),
@@ -137,7 +137,8 @@ def test_a_mistake_in_the_argument_is_one_line(argument, text, capfd):
 def test_a_run_that_reads_no_text_cannot_be_asked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"objective": "mae"}))
     with pytest.raises(
-        UserError, match="is a run of 'mae', which does not read text; valid: runs of clip, mae_clip, m3ae, slip"
+        UserError,
+        match="is a run of 'mae', which does not read text; valid: runs of clip, mae_clip, m3ae, slip, ",
     ):
         vqa.get_config(f"init={tmp_path}")
 
