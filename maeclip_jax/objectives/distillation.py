@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 CENTRINGS = ("mean", "sinkhorn")
+TEACHER = "teacher"  # the collection of what a teacher is, and the scope of what it computes, forward alone
 ITERATIONS = 3  # of Sinkhorn and Knopp (DINOv2)
 UNIFORM, ONE = 0.99, 0.05  # shares of the largest entropy beyond which assignments say nothing
 
@@ -82,6 +83,7 @@ def sinkhorn_centre(teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, tempera
     shift_K = None
     for _ in range(ITERATIONS):
 
+        @jax.named_scope(TEACHER)
         def part(x_bxGxD, shift_K=shift_K):
             logits = jnp.dot(x_bxGxD, prototypes_DxK) / temperature
             if shift_K is not None:
@@ -126,9 +128,9 @@ def distilled(
 
     def part(rows):
         student_bxVxD, teacher_bxGxD = rows
-        logs_bxGxK = jax.nn.log_softmax(
-            (jnp.dot(teacher_bxGxD, teacher_DxK) - centre_K[None, None]) / temperatures[1], axis=-1
-        )
+        with jax.named_scope(TEACHER):
+            logits_bxGxK = jnp.dot(teacher_bxGxD, teacher_DxK) - centre_K[None, None]
+        logs_bxGxK = jax.nn.log_softmax(logits_bxGxK / temperatures[1], axis=-1)
         targets_bxGxK = jnp.exp(logs_bxGxK)
         own_bxVxK = jax.nn.log_softmax(jnp.dot(student_bxVxD, student_DxK) / temperatures[0], axis=-1)
         if pairs_GxV is None:
@@ -144,6 +146,7 @@ def distilled(
     return loss / batch, {"entropy": entropy / count, "spread": spread}
 
 
+@jax.named_scope(TEACHER)
 def dimensions(x_BxGxD: jax.Array) -> jax.Array:
     """How many directions embeddings spread over: (sum of the eigenvalues of their covariance)^2 / sum of squares.
 

@@ -23,11 +23,11 @@ from maeclip_jax.nn.tower import grid_side
 from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import distillation, views
 from maeclip_jax.objectives.clip import Clip
+from maeclip_jax.objectives.distillation import TEACHER
 from maeclip_jax.objectives.streams import path_noise
 
 VIEWS = ("image", "batch")
 FIRST = ("picture", "crop")
-TEACHER = "teacher"  # the collection of what a teacher is, and the scope of what it computes
 
 
 class Silc(Clip):
@@ -110,20 +110,13 @@ class Silc(Clip):
     # The loss.
 
     def _passes(self) -> dict[str, Mapping]:
-        """Of the student: every view has paths of its own, drawn as those of one deeper tower."""
-        return {"text": self.text_tower} | {
-            name: dict(self.image_tower, depth=views * self.image_tower["depth"])
-            for name, views in self._views().items()
-        }
+        views = [f"{kind}_{n}" for kind in ("global", "local") for n in range(self.distil[f"{kind}s"])]
+        return {"text": self.text_tower} | dict.fromkeys(views, self.image_tower)
 
-    def _views(self) -> dict[str, int]:
-        """How many views a pass through the image tower has."""
-        return {"globals": self.distil["globals"]} | ({"locals": n} if (n := self.distil["locals"]) else {})
-
-    def _paths(self, drawn: Mapping, name: str) -> jax.Array | None:
-        """[B * V, L, 2]: by what the views of a pass drop paths."""
-        noise = path_noise(drawn, name)
-        return None if noise is None else noise.reshape(-1, self.image_tower["depth"], 2)
+    def _path_noise(self, drawn: Mapping, kind: str, count: int) -> jax.Array | None:
+        """By what `count` passes of a kind drop paths, for their rows as `_flat` has them; the teacher drops none."""
+        noise = [path_noise(drawn, f"{kind}_{n}") for n in range(count)]
+        return None if noise[0] is None else _flat(jnp.stack(noise, axis=1))
 
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
         """Of CLIP, and where the views of each picture lie."""
@@ -151,11 +144,11 @@ class Silc(Clip):
         seen_BxGxNxP = self._crops(drawn["globals"], whole, grid_side(self.image_tower))
         if self.distil["first"] == "picture":
             seen_BxGxNxP = jnp.concatenate([inputs["image"][:, None], seen_BxGxNxP], axis=1)
-        pooled_BxGxD = self._pooled(seen_BxGxNxP, self._paths(drawn, "globals"))
+        pooled_BxGxD = self._pooled(seen_BxGxNxP, drawn, "global")
         parts = [pooled_BxGxD]
         if self.distil["locals"]:
-            near_BxLxNxP = self._crops(drawn["locals"], whole, self.distil["local_patches"])
-            parts.append(self._pooled(near_BxLxNxP, self._paths(drawn, "locals")))
+            local = self._crops(drawn["locals"], whole, self.distil["local_patches"])
+            parts.append(self._pooled(local, drawn, "local"))
         student_BxVxD = self.distil_head(jnp.concatenate(parts, axis=1))
         with jax.named_scope(TEACHER):
             tokens = self._by_teacher("image", {"image": _flat(seen_BxGxNxP)})["image"]
@@ -181,8 +174,9 @@ class Silc(Clip):
         x = pixels.patchify(pixels.normalise(255 * _flat(cut), self.stats, whole=False), patch)
         return _back(x, boxes_BxVx4)
 
-    def _pooled(self, patches_BxVxNxP: jax.Array, noise_RxLx2: jax.Array | None) -> jax.Array:
-        tokens = self.image({"image": _flat(patches_BxVxNxP)}, None, noise_RxLx2)["image"]
+    def _pooled(self, patches_BxVxNxP: jax.Array, drawn: Mapping, kind: str) -> jax.Array:
+        noise = self._path_noise(drawn, kind, patches_BxVxNxP.shape[1])
+        tokens = self.image({"image": _flat(patches_BxVxNxP)}, None, noise)["image"]
         return _back(self.image_head.pool(tokens), patches_BxVxNxP)
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:

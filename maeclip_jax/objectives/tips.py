@@ -17,7 +17,8 @@ from maeclip_jax.nn.mask import draw_noise, hidden_ids, keep_by, keep_count, tak
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.tower import grid_side
 from maeclip_jax.objectives import distillation
-from maeclip_jax.objectives.silc import TEACHER, Silc
+from maeclip_jax.objectives.distillation import TEACHER
+from maeclip_jax.objectives.silc import Silc
 
 
 class Tips(Silc):
@@ -42,8 +43,9 @@ class Tips(Silc):
         self.patch_head = self._head()
         self.mask_token = self.param("mask_token", nn.initializers.zeros_init(), (self.image_tower["width"],))
 
-    def _views(self) -> dict[str, int]:
-        return super()._views() | {"hidden": self.distil["globals"]}
+    def _passes(self) -> dict[str, Mapping]:
+        masked = [f"masked_{n}" for n in range(self.distil["globals"])]
+        return super()._passes() | dict.fromkeys(masked, self.image_tower)
 
     def draw(self, batch: Mapping[str, jax.Array], *, train: bool) -> dict:
         """Of SILC, and noise by which patches of each global view are hidden."""
@@ -61,8 +63,8 @@ class Tips(Silc):
         kept = keep_by(noise_RxN, batch * views, keep_count(length, self.mask["image"]))
         ids_RxM = hidden_ids(kept)
         x_RxNxP = seen_BxGxNxP.reshape(-1, *seen_BxGxNxP.shape[2:])
-        hidden = kept.mask_BxN, self.mask_token
-        seen = self.image({"image": x_RxNxP}, None, self._paths(drawn, "hidden"), hidden)["image"]
+        noise = self._path_noise(drawn, "masked", views)
+        seen = self.image({"image": x_RxNxP}, None, noise, (kept.mask_BxN, self.mask_token))["image"]
         student_RxMxD = self.patch_head(take(seen.x, ids_RxM))
         with jax.named_scope(TEACHER):
             teacher_RxNxD = self._by_teacher("patch_head", tokens.x)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a crop
+CROPS = "crops"  # the scope of what cuts them out, to which no gradient goes
 TRIES = 10  # boxes; after them, the whole picture
 
 
@@ -60,6 +61,7 @@ def crop(box_Bx4: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
     return _resampled(image_BxSxSx3 / 255, down, across)
 
 
+@jax.named_scope(CROPS)
 def crops(box_BxVx4: jax.Array, image_BxSxSx3: jax.Array, size: int) -> jax.Array:
     """[B, V, size, size, 3]: several parts of each square uint8 picture, float in 0..1. `box_BxVx4`: of `places`.
 

@@ -2,8 +2,8 @@
 
 FLOPs of a training step = 3 x the forward pass's matmul FLOPs (2 per multiply-add; the backward pass costs twice the
 forward), counted from the jaxpr of the loss: attention in full, causal attention not halved, masked passes at their
-kept tokens, scans by their length, rematerialised work not counted. What a teacher computes, named by the scope
-TEACHER, has no backward pass and counts once. MFU = that / (step time x devices x peak FLOP/s).
+kept tokens, scans by their length, rematerialised work not counted. What has no backward pass, by the name of its
+scope (a teacher, crops), counts once. MFU = that / (step time x devices x peak FLOP/s).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Callable
 
 import jax
 
-from maeclip_jax.objectives.silc import TEACHER
+from maeclip_jax.objectives.distillation import TEACHER
+from maeclip_jax.objectives.views import CROPS
 
+FORWARD_ALONE = {TEACHER, CROPS}  # scopes of what has no backward pass
 FORMULA = (
     "MFU = 3 x forward matmul FLOPs (2 per multiply-add, counted from the program, remat not counted) "
     "/ (step seconds x devices x peak FLOP/s)"
@@ -27,7 +29,7 @@ def forward_matmul_flops(function: Callable, *args) -> float:
 
 
 def training_matmul_flops(loss: Callable, *args) -> float:
-    """Those of a training step with `loss`: 3 times the forward pass's, once what a teacher computes."""
+    """Those of a training step with `loss`: 3 times the forward pass's, once what is FORWARD_ALONE."""
     return _count(jax.make_jaxpr(loss)(*args).jaxpr, trained=3.0)
 
 
@@ -41,7 +43,7 @@ def _count(jaxpr, trained: float = 1.0) -> float:
     total = 0.0
     for eqn in jaxpr.eqns:
         name, times = eqn.primitive.name, trained
-        if trained != 1 and TEACHER in str(eqn.source_info.name_stack).split("/"):
+        if trained != 1 and FORWARD_ALONE & set(str(eqn.source_info.name_stack).split("/")):
             times = 1.0
         if name == "dot_general":
             ((lhs_c, _), _) = eqn.params["dimension_numbers"]

@@ -191,8 +191,8 @@ def test_crops_show_their_part_of_the_picture():
     assert area.mean() == pytest.approx(0.225, abs=0.01) and boxes[..., :2].min() >= 0 and boxes.max() <= 1
 
 
-def test_what_a_teacher_computes_counts_once():
-    """Of TIPS with all views alike: the teacher's pass is a third of the student's unmasked one."""
+def test_what_has_no_gradient_counts_once():
+    """The teacher's pass, what it assigns, and crops."""
     module, params, _ = made("tips")
     counted = {}
     for name, count in (("forward", flops.forward_matmul_flops), ("training", flops.training_matmul_flops)):
@@ -201,8 +201,11 @@ def test_what_a_teacher_computes_counts_once():
         lambda p: models.apply(module, p, {"image": BATCH["image"]}, method="encode")["image"].x, params
     )
     head = 2 * 8 * (8 * 12 + 12 * 12 + 12 * 8)
-    teacher = encode + head + 16 * head
-    assert counted["training"] == pytest.approx(3 * counted["forward"] - 2 * teacher, rel=1e-6)
+    logits = 2 * 8 * (1 + 8) * 8 * 16  # of pictures and of hidden patches
+    crops = 2 * 8 * 2 * 3 * (8 * 16 * 16 + 8 * 8 * 16)  # two local views of 8 x 8 pixels
+    covariance = 2 * 8 * 8 * 8
+    once = encode + head + 16 * head + logits + crops + covariance
+    assert counted["training"] == pytest.approx(3 * counted["forward"] - 2 * once, rel=1e-6)
 
 
 @pytest.mark.parametrize("changes, text", [
