@@ -25,6 +25,7 @@ def contrastive_softmax(
     parts: int = 1,
     captions_BxT: jax.Array | None = None,
     duplicates: str = "negative",
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict]:
     """CLIP's loss: mean of both cross entropies over the global batch (Radford et al. 2021, figure 3).
 
@@ -36,6 +37,7 @@ def contrastive_softmax(
     these on neither side). Raises ValueError for another word. Where equal captions have equal embeddings, as of a text
     tower without randomness, both give the same loss and the same gradients: in a group of n, picture i has the same
     logit for each text, and its target is that logit either way. What remains is a loss of log n at least, and top-1.
+    `smoothing`: share of every target that is spread evenly over the whole batch (Jia et al. 2021 have 0.1).
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
     prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
@@ -58,6 +60,9 @@ def contrastive_softmax(
     i2t_B = jax.nn.logsumexp(rows_PxB, axis=0) - positive_B
     t2i_B = _in_order(columns_PxC) - positive_B
     loss = (jnp.mean(i2t_B) + jnp.mean(t2i_B)) / 2
+    if smoothing:  # the mean of all logits is that of the two mean embeddings, both ways
+        mean = scale * jnp.sum(jnp.mean(image_BxD, axis=0) * jnp.mean(text_BxD, axis=0))
+        loss += smoothing * (jnp.mean(positive_B) - mean)
     return loss, _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, counts_B)
 
 
