@@ -13,7 +13,7 @@ from maeclip_jax.nn.mask import draw_noise, keep_by
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.nn.transformer import batch_devices
+from maeclip_jax.nn.transformer import batch_devices, compute_dtype, everywhere, over_rows
 from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.streams import (
     check_class_token,
@@ -171,6 +171,8 @@ class Clip(nn.Module):
     def _contrast(self, made: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
         z_image, z_text, captions = made["image"], made["text"], made["captions"]
         parts = self._parts(z_image.shape[0])
+        dtype = compute_dtype(dict(self.compute or {}).get("dtype", "float32"))
+        exchange = losses.Exchange(dtype, everywhere, over_rows)
         if self.loss == "softmax":
             loss, metrics = losses.contrastive_softmax(
                 z_image,
@@ -180,10 +182,11 @@ class Clip(nn.Module):
                 captions,
                 self.duplicates,
                 self.label_smoothing if train else 0.0,
+                exchange,
             )
         else:
             loss, metrics = losses.contrastive_sigmoid(
-                z_image, z_text, self.log_scale, self.bias, parts, captions, self.duplicates
+                z_image, z_text, self.log_scale, self.bias, parts, captions, self.duplicates, exchange
             )
             metrics["logit_bias"] = self.bias
         metrics |= {

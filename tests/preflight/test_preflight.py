@@ -100,7 +100,7 @@ def test_the_fused_mlp_has_the_time_of_its_schedule():
     where = topology.parse("v6e-4")
     shapes = ("bf16[4,20,128]", "bf16[128,512]", "bf16[1,512]", "bf16[512,128]")
     forward = hlo.Kernel("mlp_forward_gelu_tanh_1x1_steps", shapes, 1.0, 1.0)
-    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x2_steps", shapes[:1] + shapes, 1.0, 1.0)
+    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x1_steps", shapes[:1] + shapes, 1.0, 1.0)
     (one, how), (two, _) = (kernels.of_call(kernel, where) for kernel in (forward, backward))
     assert how == kernels.SCHEDULE
     assert 2 * 2 * 80 * 128 * 512 / 918e12 < one < two < 50 * one  # not faster than its products
