@@ -58,13 +58,19 @@ class Silc(Clip):
             if d[name] not in valid:
                 raise ValueError(f"unknown distil.{name} {d[name]!r}; valid: {', '.join(valid)}")
         if d["globals"] < 1 or d["locals"] < 0 or d["globals"] + d["locals"] < 2:
-            raise ValueError(f"distil needs a global view and another, got {d['globals']} and {d['locals']} local ones")
+            raise ValueError(
+                f"distil.globals is {d['globals']} and distil.locals {d['locals']}; valid: a global view and another"
+            )
         for name in ("momentum", "centre_momentum"):
             if not 0 <= d[name] < 1:
                 raise ValueError(f"distil.{name} must lie in [0, 1), got {d[name]}")
         for name in ("student_temperature", "teacher_temperature"):
             if not d[name] > 0:
                 raise ValueError(f"distil.{name} must be above 0, got {d[name]}")
+        for name in ("global_area", "local_area"):
+            low, high = d[name]
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"distil.{name} is ({low}, {high}); valid: two shares of a picture, the smaller first")
         if not 1 <= d["local_patches"] <= grid_side(self.image_tower):
             raise ValueError(f"distil.local_patches is {d['local_patches']}; valid: 1 to {grid_side(self.image_tower)}")
         if self.keep < 1:

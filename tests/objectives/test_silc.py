@@ -212,9 +212,10 @@ def test_what_has_no_gradient_counts_once():
     (dict(centring="median"), "unknown distil.centring 'median'; valid: mean, sinkhorn"),
     (dict(first="crops"), "unknown distil.first 'crops'; valid: picture, crop"),
     (dict(views="both"), "unknown distil.views 'both'; valid: image, batch"),
-    (dict(globals=1, locals=0), "distil needs a global view and another, got 1 and 0 local ones"),
+    (dict(globals=1, locals=0), "distil.globals is 1 and distil.locals 0; valid: a global view and another"),
     (dict(momentum=1.0), r"distil.momentum must lie in \[0, 1\), got 1.0"),
     (dict(teacher_temperature=0.0), "distil.teacher_temperature must be above 0, got 0.0"),
+    (dict(local_area=(0.4, 0.05)), r"distil.local_area is \(0.4, 0.05\); valid: two shares of a picture, the smaller "),
     (dict(local_patches=5), "distil.local_patches is 5; valid: 1 to 4"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(changes, text):
