@@ -31,6 +31,7 @@ def contrastive(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
         ),
         embed_width=width,
         loss=arg.loss,
+        label_smoothing=0.0,  # of the softmax
         duplicates="negative",  # of CLIP and SigLIP; positive: captions with the same ids share the target
         keep=arg.keep,
         contrast_mib=128.0,  # of a chip's 16 GiB or more

@@ -43,7 +43,8 @@ def get_config(arg=None):
     config.init_from, config.tokenizer = arg.init, of.tokenizer
     config.model = dict(
         image_tower=towers[0], text_tower=towers[1], **questions.fusion(arg.fusion, of, depth=4 if big else 2),
-        answers=data["answers"], pool=arg.pool, loss=data.get("loss", "softmax"), slots=10,
+        answers=data["answers"], pool=arg.pool, loss=data.get("loss", "softmax"),
+        label_smoothing=0.0, slots=10,
         stats=of.model.get("stats", "imagenet"), compute=config.model.compute,
     )  # fmt: skip
     config.preprocess.image = f"decode|resize({image.size})"  # whole pictures: answers may lie at their edges

@@ -64,11 +64,10 @@ def config_of(objective: str, dtype: str, steps: int, settings: dict):
     return config
 
 
-def batches(objective: str, step, steps: int):
-    """Random batches, five that come again, so that there is something to learn."""
-    rng, made = np.random.default_rng(0), []
-    rows = step.batch_size
-    for _ in range(5):
+def batches(step, steps: int):
+    """Random batches, a new one each step: no loss goes to nothing, of which any difference would be a large share."""
+    rng, rows = np.random.default_rng(0), step.batch_size
+    for _ in range(steps):
         batch = {}
         for name, x in step.inputs.items():
             if name == "image":
@@ -82,8 +81,7 @@ def batches(objective: str, step, steps: int):
             else:
                 batch[name] = rng.uniform(0, 1, x.shape)
             batch[name] = batch[name].astype(x.dtype)
-        made.append(sharding.place(batch, step.mesh))
-    return (made[i % len(made)] for i in range(steps))
+        yield sharding.place(batch, step.mesh)
 
 
 @functools.cache
@@ -117,7 +115,7 @@ def losses(objective: str, dtype: str, steps: int, way: str = "") -> np.ndarray:
         first = paths.with_layers_like(first, like)
         put = {k: sharding.put(first[k], x) for k, x in like.items()}
         state = state.replace(params=paths.unflatten(put))
-        for batch in batches(objective, step, steps):
+        for batch in batches(step, steps):
             state, metrics = step.step(state, batch)
             found.append(float(metrics["loss"]))
         return np.asarray(found)

@@ -34,6 +34,11 @@ LONGEST = 200  # characters of a string that is kept
 
 def trace(name: str):
     """(the traced program, its mesh, FLOPs of the model over all devices)."""
+    return trace_of(*PROGRAMS[name])
+
+
+def trace_of(where: str, count: int, experiment: str, settings: dict):
+    """The same of loss and gradients of an experiment on so many slices."""
     import importlib
 
     import jax
@@ -42,7 +47,6 @@ def trace(name: str):
     from maeclip_jax.run.setup import RNG_STREAMS
     from maeclip_jax.run.step import build
 
-    where, count, experiment, settings = PROGRAMS[name]
     devices = topology.parse(where, count).devices()
     if not experiment:
         return splash(devices)

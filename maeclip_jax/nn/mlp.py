@@ -23,10 +23,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
 VMEM = 112 * 2**20  # bytes of a v6e's own 128 MiB that a kernel may take
-LEAST_ROWS = 2048  # tokens of a device from which on it was seen to be faster
+LEAST_ROWS = 4096  # tokens of a device from which on it was seen to be faster (LOG.md)
 # Forward and backward: tokens of a step, hidden units of a step, at most. Few of either leave the matrix units idle
 # between steps; the backward pass keeps more of both at a time.
-ROWS, UNITS = {"forward": 1024, "backward": 1600}, {"forward": 512, "backward": 256}
+ROWS, UNITS = {"forward": 1024, "backward": 1600}, {"forward": 1024, "backward": 512}
 # Share of the steps in which a kernel's branches run, in their order: of the parts of the hidden units, the first and
 # the last; of the blocks of samples, the last. A pre-flight multiplies with it.
 BRANCHES = {"forward": ("units", "units"), "backward": ("units", "units", "rows")}
@@ -114,18 +114,25 @@ def _backward(how, saved, dy):
     x, up, up_bias, down, down_bias = saved
     rows, tensor, _ = _axes(x.shape[0])
 
+    # Gradients of weights are summed in the dtype that products have, as without a kernel. Devices that share the
+    # parameters keep their part (a reduce-scatter) before the rest of the sum; left to itself, XLA sums all on each.
+    shards = _free().get("fsdp", 1)
+    split = "fsdp" if rows and shards > 1 and up.shape[0] % shards == 0 else None
+    others = tuple(a for a in rows or () if a != split)
+
+    def summed(x, axis):
+        x = jax.lax.psum_scatter(x, split, scatter_dimension=axis, tiled=True) if split else x
+        return jax.lax.psum(x, others) if others else x
+
     def device(x, dy, up, up_bias, down):
-        dx, *weights = how.backward(x, dy, up, up_bias[None], down)
-        return _summed(dx, tensor), *(w[None] for w in weights)
+        dx, d_up, d_up_bias, d_down, d_down_bias = how.backward(x, dy, up, up_bias[None], down)
+        d_up_bias, d_down_bias = (jax.lax.psum(b[0], rows) if rows else b[0] for b in (d_up_bias, d_down_bias))
+        return _summed(dx, tensor), summed(d_up, 0), d_up_bias, summed(d_down, 1), d_down_bias
 
     ins = jax.P(rows), jax.P(rows), jax.P(None, tensor), jax.P(tensor), jax.P(tensor)
-    outs = jax.P(rows), jax.P(rows, None, tensor), jax.P(rows, None, tensor), jax.P(rows, tensor), jax.P(rows)
-    dx, *weights = _on_mesh(device, ins, outs)(x, dy, up, up_bias, down)
-    # Summed over devices in the dtype that products have, as without a kernel; jnp.sum would send float32.
-    d_up, d_up_bias, d_down, d_down_bias = (
-        jax.lax.reduce(w, jnp.zeros((), w.dtype), jax.lax.add, (0,)) for w in weights
-    )
-    return dx, d_up, d_up_bias[0].astype(up_bias.dtype), d_down, d_down_bias[0].astype(down_bias.dtype)
+    outs = jax.P(rows), jax.P(split, tensor), jax.P(tensor), jax.P(tensor, split), jax.P()
+    dx, d_up, d_up_bias, d_down, d_down_bias = _on_mesh(device, ins, outs)(x, dy, up, up_bias, down)
+    return dx, d_up, d_up_bias.astype(up_bias.dtype), d_down, d_down_bias.astype(down_bias.dtype)
 
 
 _mlp.defvjp(_forward, _backward)
@@ -138,8 +145,13 @@ def _free() -> dict[str, int]:
 
 
 def _axes(batch: int) -> tuple[tuple[str, ...] | None, str | None, int]:
-    """(axes of the batch, None if it does not divide over them; axis of the hidden units; parts of the batch)."""
+    """(axes of the batch, None if it does not divide over them; axis of the hidden units; parts of the batch).
+
+    None where there is one device.
+    """
     free = _free()
+    if math.prod(free.values()) == 1:
+        return None, None, 1
     rows = tuple(a for a in ("replica", "fsdp") if a in free)
     parts = math.prod(free[a] for a in rows)
     return rows if rows and batch % parts == 0 else None, "tensor" if "tensor" in free else None, parts

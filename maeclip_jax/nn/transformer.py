@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from maeclip_jax.nn import attention as fused_attention
 from maeclip_jax.nn import mlp as fused_mlp
-from maeclip_jax.nn.dense import Dense, product
+from maeclip_jax.nn.dense import product
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -61,12 +61,55 @@ def batch_sharded(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
 
 
+def everywhere(x: jax.Array) -> jax.Array:
+    """An activation of the whole batch, whole on each device; a no-op without a mesh."""
+    return jax.lax.with_sharding_constraint(x, jax.P()) if free_axes() else x
+
+
+def over_rows(a_BxC: jax.Array, b_BxD: jax.Array) -> jax.Array:
+    """a^T b [C, D] in float32, summed over the rows of all devices; rows of it lie as those of a batch.
+
+    Every device adds what it has and keeps its own rows (a reduce-scatter). The compiler would sum all of it on each.
+    """
+    devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
+    product = functools.partial(jnp.einsum, "bc,bd->cd", preferred_element_type=jnp.float32)
+    if devices == 1 or a_BxC.shape[0] % devices or a_BxC.shape[1] % devices:
+        return product(a_BxC, b_BxD)
+
+    def device(a, b):
+        return jax.lax.psum_scatter(product(a, b), axes, scatter_dimension=0, tiled=True)
+
+    mesh, rows = jax.sharding.get_abstract_mesh(), jax.P(axes)
+    return jax.shard_map(
+        device, mesh=mesh, in_specs=(rows, rows), out_specs=rows, axis_names=set(axes), check_vma=False
+    )(a_BxC, b_BxD)
+
+
 def gathered(table: jax.Array) -> jax.Array:
     """A sharded table made whole before rows are looked up in it; a no-op without a mesh.
 
     Otherwise the gradient of the lookup pulls whole activations together to match the table's sharding.
     """
-    return jax.lax.with_sharding_constraint(table, jax.P()) if free_axes() else table
+    return everywhere(table)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _once(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    return jax.lax.with_sharding_constraint(kernel, jax.P(*axes))
+
+
+# The gradient stays as it is: summed onto the devices that share the parameter, not made whole on each.
+_once.defvjp(lambda kernel, axes: (_once(kernel, axes), None), lambda axes, _, d_kernel: (d_kernel,))
+
+
+def whole(kernel: jax.Array, *axes: str | None) -> jax.Array:
+    """A weight gathered over `fsdp`, split over `axes` of its own alone; a no-op without a mesh.
+
+    The backward pass then takes what the forward pass has gathered, unless it computes the block again; by itself the
+    compiler gathers a weight for each product.
+    """
+    free = free_axes()
+    return _once(kernel, tuple(a if a in free else None for a in axes)) if free else kernel
 
 
 def _pick(what: str, name: str, table: dict):
@@ -120,6 +163,7 @@ class Attention(nn.Module):
         how = _pick("attention", self.attention, ATTENTION)
         kernel, bias = Affine(3 * d, name="qkv")(d)
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
+        kernel = whole(kernel, None, "tensor")
         if isinstance(how, str):
             qkv = (product(x, kernel) + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
             mask = attention_mask(n, pad_BxN, self.causal)
@@ -129,8 +173,8 @@ class Attention(nn.Module):
             y = fused_attention.fused(
                 product(x, kernel), bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how
             )
-        dense = Dense(d, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name="out")
-        return dense(y.reshape(b, n, d))
+        kernel, bias = (a.astype(self.dtype) for a in Affine(d, name="out")(d))
+        return product(y.reshape(b, n, d), whole(kernel, "tensor", None)) + bias[None, None]
 
 
 class Mlp(nn.Module):
@@ -142,16 +186,15 @@ class Mlp(nn.Module):
     mlp: str = "xla"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        how = _pick("mlp", self.mlp, MLP)
+    def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
+        x = x_BxNxD
+        how, act = _pick("mlp", self.mlp, MLP), activation(self.activation)
+        weights = *Affine(self.hidden, name="up")(x.shape[-1]), *Affine(x.shape[-1], name="down")(self.hidden)
+        x, up, up_bias, down, down_bias = (a.astype(self.dtype) for a in (x, *weights))
+        up, down = whole(up, None, "tensor"), whole(down, "tensor", None)
         if how is not None and (how or self._worthwhile(x)):
-            weights = *Affine(self.hidden, name="up")(x.shape[-1]), *Affine(x.shape[-1], name="down")(self.hidden)
-            x, *weights = (a.astype(self.dtype) for a in (x, *weights))
-            act = activation(self.activation)
-            return fused_mlp.fused(x, *weights, act=act, name=self.activation, interpret=how)
-        dense = functools.partial(Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        hidden = activation(self.activation)(dense(self.hidden, name="up")(x))
-        return dense(x.shape[-1], name="down")(hidden)
+            return fused_mlp.fused(x, up, up_bias, down, down_bias, act=act, name=self.activation, interpret=how)
+        return product(act(product(x, up) + up_bias[None, None]), down) + down_bias[None, None]
 
     def _worthwhile(self, x_BxNxD: jax.Array) -> bool:
         batch, hidden = fused_mlp.here(x_BxNxD.shape[0], self.hidden)

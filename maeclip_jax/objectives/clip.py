@@ -13,10 +13,11 @@ from maeclip_jax.nn.mask import draw_noise, keep_by
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.nn.transformer import batch_devices
+from maeclip_jax.nn.transformer import batch_devices, compute_dtype, everywhere, over_rows
 from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.streams import (
     check_class_token,
+    check_smoothing,
     example,
     path_noise,
     paths,
@@ -81,9 +82,10 @@ class Clip(nn.Module):
     """Two towers. `image_tower`: dict(size, patch, width, depth, heads, cls, pool, ...); `text_tower`: dict(vocab,
     length, width, depth, heads, causal, pool, ...); `embed_width`: of the shared space. `loss`: softmax | sigmoid.
     `duplicates`: negative (as their papers) | positive: what a text of the batch is to a picture whose caption has the
-    same ids; see `losses.contrastive_softmax`. `keep`: share of patches the image tower sees in training (FLIP when
-    below 1). `contrast_mib`: MiB of float32 logits on a device beyond which the contrast is worked on in parts (two to
-    five times as much lives at once: gradients). `compute`: dtype, layers, remat, attention, mlp.
+    same ids; see `losses.contrastive_softmax`. `label_smoothing`: of the softmax, in training alone. `keep`: share
+    of patches the image tower sees in training (FLIP when below 1). `contrast_mib`: MiB of float32 logits on a device
+    beyond which the contrast is worked on in parts (two to five times as much lives at once: gradients). `compute`:
+    dtype, layers, remat, attention, mlp.
     """
 
     image_tower: Mapping
@@ -91,6 +93,7 @@ class Clip(nn.Module):
     embed_width: int = 512
     loss: str = "softmax"
     duplicates: str = "negative"
+    label_smoothing: float = 0.0
     keep: float = 1.0
     contrast_mib: float = 128.0
     mask_share: str = "sample"
@@ -111,6 +114,7 @@ class Clip(nn.Module):
             raise ValueError(f"unknown loss {self.loss!r}; valid: {', '.join(LOSSES)}")
         if self.duplicates not in losses.DUPLICATES:
             raise ValueError(f"unknown duplicates {self.duplicates!r}; valid: {', '.join(losses.DUPLICATES)}")
+        check_smoothing(self.label_smoothing, self.loss)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
         if not self.contrast_mib > 0:
@@ -164,16 +168,25 @@ class Clip(nn.Module):
             "captions": inputs["text"],
         }
 
-    def _contrast(self, made: Mapping[str, jax.Array]) -> tuple[jax.Array, dict]:
+    def _contrast(self, made: Mapping[str, jax.Array], train: bool) -> tuple[jax.Array, dict]:
         z_image, z_text, captions = made["image"], made["text"], made["captions"]
         parts = self._parts(z_image.shape[0])
+        dtype = compute_dtype(dict(self.compute or {}).get("dtype", "float32"))
+        exchange = losses.Exchange(dtype, everywhere, over_rows)
         if self.loss == "softmax":
             loss, metrics = losses.contrastive_softmax(
-                z_image, z_text, self.log_scale, parts, captions, self.duplicates
+                z_image,
+                z_text,
+                self.log_scale,
+                parts,
+                captions,
+                self.duplicates,
+                self.label_smoothing if train else 0.0,
+                exchange,
             )
         else:
             loss, metrics = losses.contrastive_sigmoid(
-                z_image, z_text, self.log_scale, self.bias, parts, captions, self.duplicates
+                z_image, z_text, self.log_scale, self.bias, parts, captions, self.duplicates, exchange
             )
             metrics["logit_bias"] = self.bias
         metrics |= {
@@ -191,7 +204,7 @@ class Clip(nn.Module):
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """Contrastive loss; metrics: in-batch top-1 both ways and duplicates (%), logit_scale, norms of the means."""
-        return self._contrast(made)
+        return self._contrast(made, train)
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> tuple[jax.Array, dict]:
         """`combine` of `local` of the whole batch."""

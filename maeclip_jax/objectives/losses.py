@@ -9,12 +9,53 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 DUPLICATES = ("negative", "positive")  # what a caption that equals a picture's own is to this picture
+
+
+class Exchange(NamedTuple):
+    """How columns of a contrast reach the devices that have its rows, and gradients come back.
+
+    `dtype`: of embeddings in the product that makes logits; its sums are float32. `whole(x)`: rows of a batch on every
+    device. `over_rows(a_BxC, b_BxD)`: a^T b [C, D] in float32.
+    """
+
+    dtype: Any = jnp.float32
+    whole: Callable[[jax.Array], jax.Array] = lambda x: x
+    over_rows: Callable[[jax.Array, jax.Array], jax.Array] = functools.partial(
+        jnp.einsum, "bc,bd->cd", preferred_element_type=jnp.float32
+    )
+
+
+AT_ONCE = Exchange()  # as for one device
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cosines(exchange: Exchange, image_BxD: jax.Array, text_CxD: jax.Array) -> jax.Array:
+    """[B, C] float32. Left to itself the compiler sums the texts' gradient on every device, and gathers in float32."""
+    return _cosines(exchange, image_BxD, text_CxD)[0]
+
+
+def _cosines(exchange, image_BxD, text_CxD):
+    image, text = image_BxD.astype(exchange.dtype), exchange.whole(text_CxD.astype(exchange.dtype))
+    # Empty arrays, for the dtypes of the gradients.
+    of = image_BxD[:0, :0], text_CxD[:0, :0]
+    return jnp.dot(image, text.T, preferred_element_type=jnp.float32), (image, text, of)
+
+
+def _cosines_back(exchange, saved, d_logits_BxC):
+    image, text, (of_image, of_text) = saved
+    d_logits_BxC = d_logits_BxC.astype(exchange.dtype)
+    d_image = jnp.dot(d_logits_BxC, text, preferred_element_type=jnp.float32)
+    d_text = exchange.over_rows(d_logits_BxC, image)
+    return d_image.astype(of_image.dtype), d_text.astype(of_text.dtype)
+
+
+cosines.defvjp(_cosines, _cosines_back)
 
 
 @jax.named_scope("contrast_loss")
@@ -25,25 +66,29 @@ def contrastive_softmax(
     parts: int = 1,
     captions_BxT: jax.Array | None = None,
     duplicates: str = "negative",
+    smoothing: float = 0.0,
+    exchange: Exchange = AT_ONCE,
 ) -> tuple[jax.Array, dict]:
     """CLIP's loss: mean of both cross entropies over the global batch (Radford et al. 2021, figure 3).
 
     Embeddings are L2-normalised; `log_scale` is the log of the inverse temperature. Returns (loss, metrics) with
-    in-batch top-1 both ways in percent. `parts`: see `over_columns`. `captions_BxT`: token ids of the texts, by which
-    equal captions are found; with them, the metrics have `duplicates`, the percentage of captions of which the batch
-    has another, less one a group. `duplicates`: negative (CLIP: a picture's own text is its only target) | positive
-    (its target is spread evenly over the texts with an equal caption, as a text's is over their pictures; top-1 counts
-    these on neither side). Raises ValueError for another word. Where equal captions have equal embeddings, as of a text
-    tower without randomness, both give the same loss and the same gradients: in a group of n, picture i has the same
-    logit for each text, and its target is that logit either way. What remains is a loss of log n at least, and top-1.
+    in-batch top-1 both ways in percent. `parts`: see `over_columns`. `exchange`: between devices, see there.
+    `captions_BxT`: token ids of the texts, by which equal captions are found; with them, the metrics have `duplicates`,
+    the percentage of captions of which the batch has another, less one a group. `duplicates`: negative (CLIP: a
+    picture's own text is its only target) | positive (its target is spread evenly over the texts with an equal caption,
+    as a text's is over their pictures; top-1 counts these on neither side). Raises ValueError for another word. Where
+    equal captions have equal embeddings, as of a text tower without randomness, both give the same loss and the same
+    gradients: in a group of n, picture i has the same logit for each text, and its target is that logit either way.
+    What remains is a loss of log n at least, and top-1. `smoothing`: share of every target that is spread evenly over
+    the whole batch (Jia et al. 2021 have 0.1).
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
     prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
 
     def part(columns, own_BxC):
         text_CxD, prints_CxK = columns
-        logits_BxC = scale * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32)
-        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC)
+        logits_BxC = scale * cosines(exchange, image_BxD, text_CxD)
+        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC, exchange)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
@@ -58,6 +103,9 @@ def contrastive_softmax(
     i2t_B = jax.nn.logsumexp(rows_PxB, axis=0) - positive_B
     t2i_B = _in_order(columns_PxC) - positive_B
     loss = (jnp.mean(i2t_B) + jnp.mean(t2i_B)) / 2
+    if smoothing:  # the mean of all logits is that of the two mean embeddings, both ways
+        mean = scale * jnp.sum(jnp.mean(image_BxD, axis=0) * jnp.mean(text_BxD, axis=0))
+        loss += smoothing * (jnp.mean(positive_B) - mean)
     return loss, _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, counts_B)
 
 
@@ -70,6 +118,7 @@ def contrastive_sigmoid(
     parts: int = 1,
     captions_BxT: jax.Array | None = None,
     duplicates: str = "negative",
+    exchange: Exchange = AT_ONCE,
 ) -> tuple[jax.Array, dict]:
     """SigLIP's loss: a binary decision per pair, summed over pairs, divided by the batch (Zhai et al. 2023).
 
@@ -81,8 +130,8 @@ def contrastive_sigmoid(
 
     def part(columns, own_BxC):
         text_CxD, prints_CxK = columns
-        logits_BxC = jnp.exp(log_scale) * jnp.dot(image_BxD, text_CxD.T, preferred_element_type=jnp.float32) + bias
-        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC)
+        logits_BxC = jnp.exp(log_scale) * cosines(exchange, image_BxD, text_CxD) + bias
+        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC, exchange)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
@@ -102,11 +151,13 @@ def _spread(duplicates: str, captions_BxT: jax.Array | None) -> bool:
     return duplicates == "positive"
 
 
-def _equal(prints_BxK: jax.Array | None, prints_CxK: jax.Array | None, own_BxC: jax.Array) -> jax.Array:
+def _equal(
+    prints_BxK: jax.Array | None, prints_CxK: jax.Array | None, own_BxC: jax.Array, exchange: Exchange
+) -> jax.Array:
     """bool [B, C]: captions with the same ids in all places, padding (id 0) included; without captions, the own."""
     if prints_BxK is None:
         return own_BxC
-    pairs = zip(prints_BxK.T, prints_CxK.T)
+    pairs = zip(prints_BxK.T, exchange.whole(prints_CxK).T)
     return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in pairs))
 
 

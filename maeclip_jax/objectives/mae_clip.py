@@ -79,7 +79,7 @@ class MaeClip(Clip):
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """w_contrast * contrastive + w_image * image + w_text * text; metrics of CLIP and of the reconstruction."""
-        contrast, metrics = self._contrast(made)
+        contrast, metrics = self._contrast(made, train)
         parts = reconstruction_losses(made["errors"])
         loss = self.weights["contrast"] * contrast + sum(self.weights[s] * parts[s] for s in self.decode)
         return loss, metrics | parts

@@ -189,8 +189,9 @@ class Silc(Clip):
         """w_contrast * mean contrastive loss of global views + w_distil * distillation; metrics of CLIP (of the first
         view), `distil`, and of the teacher's assignments: entropies and the dimensions that its embeddings fill."""
         if not train:
-            return self._contrast(made)
-        found = [self._contrast({**made, "image": made["image"][:, g]}) for g in range(self.distil["globals"])]
+            return self._contrast(made, train)
+        views = range(self.distil["globals"])
+        found = [self._contrast({**made, "image": made["image"][:, g]}, train) for g in views]
         contrast, metrics = jnp.mean(jnp.stack([loss for loss, _ in found])), dict(found[0][1])
         pairs_GxV = distillation.others(made["teacher"].shape[1], made["student"].shape[1])
         loss, about = self._distilled("distil_head", made["student"], made["teacher"], pairs_GxV)

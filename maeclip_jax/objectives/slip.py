@@ -65,7 +65,7 @@ class Slip(Clip):
 
     def combine(self, made: Mapping, *, train: bool) -> tuple[jax.Array, dict]:
         """Contrastive + weight * NT-Xent; metrics of CLIP, `simclr` and `view_top1` (%)."""
-        contrast, metrics = self._contrast(made)
+        contrast, metrics = self._contrast(made, train)
         a_BxD, b_BxD = map(self.simclr_head, made["views"])
         parts = self._parts(a_BxD.shape[0], products=4)  # each view with its like and with the others
         loss, top1 = nt_xent(a_BxD, b_BxD, self.simclr["temperature"], parts)

@@ -87,6 +87,14 @@ def check_class_token(tower: Mapping) -> None:
         raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
 
 
+def check_smoothing(smoothing: float, loss: str) -> None:
+    """ValueError for a label smoothing that cannot be, or of a loss without a softmax."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {smoothing}")
+    if smoothing and loss != "softmax":
+        raise ValueError(f"label_smoothing is of loss='softmax', not of {loss!r}; valid with it: 0.0")
+
+
 def example(image: Mapping | None, text: Mapping | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one example's picture and text, from the towers that take them."""
     shapes = {}

@@ -26,7 +26,14 @@ from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Decoder, Encoder
 from maeclip_jax.nn.transformer import Trunk, compute_dtype, layer_norm
 from maeclip_jax.objectives.clip import two_towers
-from maeclip_jax.objectives.streams import example, path_noise, paths, split_tower, stream_inputs
+from maeclip_jax.objectives.streams import (
+    check_smoothing,
+    example,
+    path_noise,
+    paths,
+    split_tower,
+    stream_inputs,
+)
 
 FUSIONS, LOSSES = ("fresh", "decoder", "joint"), ("softmax", "sigmoid")
 
@@ -78,8 +85,9 @@ class Vqa(nn.Module):
 
     `answers`: how many there are to choose from. `fusion`: fresh, with `fusion_tower` dict(width, depth, heads) |
     decoder, with the `decoder_tower` of pretraining | joint. `pool`: of either stream after fusion, a word without
-    parameters. `loss`: softmax (one right answer) | sigmoid (soft targets of several). `slots`: right answers an
-    example may have.
+    parameters. `loss`: softmax (one right answer) | sigmoid (soft targets of several). `label_smoothing`: share of
+    a softmax's target that is spread evenly over all answers, in training alone. `slots`: right answers an example may
+    have.
     """
 
     image_tower: Mapping
@@ -90,6 +98,7 @@ class Vqa(nn.Module):
     decoder_tower: Mapping | None = None
     pool: str = "gap"
     loss: str = "softmax"
+    label_smoothing: float = 0.0
     slots: int = 10
     stats: str = "imagenet"
     compute: Mapping | None = None
@@ -103,6 +112,7 @@ class Vqa(nn.Module):
         for name, word, valid in (("fusion", self.fusion, FUSIONS), ("loss", self.loss, LOSSES)):
             if word not in valid:
                 raise ValueError(f"unknown {name} {word!r}; valid: {', '.join(valid)}")
+        check_smoothing(self.label_smoothing, self.loss)
         if self.answers < 2:
             raise ValueError(f"model.answers is {self.answers}; set it to the number of answers in the vocabulary")
         if self.fusion == "joint" and not self._one_encoder:
@@ -192,6 +202,8 @@ class Vqa(nn.Module):
             has_B = total_B > 0
             if self.loss == "softmax":
                 share_BxA = target_BxA / jnp.maximum(total_B, 1e-9)[:, None]
+                if train and self.label_smoothing:
+                    share_BxA = (1 - self.label_smoothing) * share_BxA + self.label_smoothing / self.answers
                 loss_B = jax.nn.logsumexp(logits_BxA, axis=-1) - jnp.sum(share_BxA * logits_BxA, axis=-1)
                 loss_B = jnp.where(has_B, loss_B, 0)
             else:

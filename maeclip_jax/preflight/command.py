@@ -140,8 +140,9 @@ def preflight(source: str, args: argparse.Namespace, where: topology.Slice, text
 
     epoch, known = epoch_of(config, args.epoch_examples)
     found = estimate.estimate(
-        config, where, epoch=epoch, kind=args.program, text_file=text, calibrations=args.calibrations
-    )
+        config, where, epoch=epoch, kind=args.program, text_file=text, calibrations=args.calibrations,
+        advise=not args.sweep,
+    )  # fmt: skip
     if args.program == "train":
         found["storage"] = storage.figures(config, args, found, epoch)
     return found | {"epoch": f"{epoch:,} examples ({known})"}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,13 @@ def estimate(
     kind: str = "train",
     text_file: str = "",
     calibrations: str = bands.FILE,
+    advise: bool = True,
 ) -> dict:
     """Figures of the program `kind` of `config` on a slice, by name; sizes in GiB a device, times in seconds.
 
     A program without room has `fits` False, what it would need if the compiler told, and a `remedy` as overrides of
-    the config. `text_file`: where to leave the compiled program's text; `calibrations`: see `bands`. Raises UserError
-    for what cannot be built.
+    the config; with `advise`, programs are compiled to find how many micro-batches fit. `text_file`: where to leave the
+    compiled program's text; `calibrations`: see `bands`. Raises UserError for what cannot be built.
     """
     errors.choose("--program", kind, PROGRAMS)
     devices = where.devices()
@@ -117,7 +119,9 @@ def estimate(
         if needs and "temporaries" in str(e):
             needs += state_gib(found)
         found |= {"compile seconds": time.perf_counter() - start, "fits": False, "peak HBM GiB": needs}
-        return found | {"compiler says": " ".join(str(e).split())[:300], "remedy": remedy(config, built, found)}
+        parts = functools.partial(fewest_parts, config, built, epoch, devices) if advise else None
+        found["remedy"] = remedy(config, built, found, parts)
+        return found | {"compiler says": " ".join(str(e).split())[:300]}
     if text_file:
         with storage.writing(text_file, len(text)), open(text_file, "w") as f:
             f.write(text)
@@ -250,11 +254,37 @@ def needed_gib(message: str) -> float | None:
     return None
 
 
-def remedy(config, built: TrainStep, found: dict) -> dict:
-    """Overrides of the config with which a program that has no room should have it: sharded parameters, remat, batch.
+def fewest_parts(
+    config, built: TrainStep, epoch: int | None, devices: Sequence, changes: Mapping, least: int, room: float
+) -> int | None:
+    """The fewest micro-batches, `least` or more, with which a step that has no room takes at most `room` GiB a device.
 
-    A guess from the memory it needs: activations go with the batch, parameters and optimizer with 1/fsdp. Empty if
-    the compiler did not report the need and everything was tried. Run the pre-flight again with them.
+    `changes`: overrides of the config that come with them. Every number is compiled, as microbatches=auto does; None if
+    none fits or the objective does not train in parts.
+    """
+    if not microbatch.has_split(built.objective):
+        return None
+    if changes:
+        config = config.copy_and_resolve_references()
+        config.update_from_flattened_dict(dict(changes))
+        built = build(config, epoch=epoch, devices=devices)
+    _, args = train(built)
+    try:
+        with jax.set_mesh(built.mesh):
+            return microbatch.fewest(
+                built, lambda parts: compiled_with_text(built.in_parts(parts).lower(*args)), room * 2**30, least
+            )[0]
+    except UserError:
+        return None
+
+
+def remedy(config, built: TrainStep, found: dict, parts: Callable[[Mapping, int, float], int | None] | None) -> dict:
+    """Overrides of the config with which a program that has no room has it: sharded parameters, and of a training the
+    fewest micro-batches that `parts(overrides, least, GiB)` finds to fit; see `fewest_parts`.
+
+    Where that finds none or is None: remat and a smaller batch, guessed from the memory that is needed, since
+    activations go with the batch, parameters and optimizer with 1/fsdp. Empty if the compiler did not report the need
+    and everything was tried. Run the pre-flight again with them.
     """
     room, changes = TIGHT * found["HBM GiB"], {}
     state = state_gib(found)
@@ -267,6 +297,11 @@ def remedy(config, built: TrainStep, found: dict) -> dict:
     if wanted > fsdp:
         changes |= {"mesh.replica": -1, "mesh.fsdp": wanted}
         state *= fsdp / wanted
+    asked = 0 if found["program"] != "train" else built.microbatches
+    if parts and asked not in (0, microbatch.AUTO) and state < room:
+        least = max(asked + 1, math.ceil(asked * activations / (room - state)) if found["peak HBM GiB"] else 1)
+        if number := parts(changes, least, room):
+            return changes | {"microbatches": number}
     if found["program"] == "train" and state + activations > room and config.model.compute.remat != "full":
         changes["model.compute.remat"] = "full"
         activations *= REMAT_LEAVES

@@ -183,14 +183,14 @@ def _gathered(x: jax.Array, spec: P) -> jax.Array:
     return x
 
 
-def fewest(built, compile_: Callable[[int], Any], room: float) -> tuple[int, Any]:
-    """(parts, what `compile_(parts)` made) of the fewest parts whose program takes at most `room` bytes a device.
+def fewest(built, compile_: Callable[[int], Any], room: float, least: int = 1) -> tuple[int, Any]:
+    """(parts, what `compile_(parts)` made) of the fewest parts, `least` or more, whose program takes at most `room`
+    bytes a device.
 
     `built`: a TrainStep. `compile_` returns the compiled program, alone or first of several. Tried are the counts that
     divide a device's rows, in order; those are left out that would not fit even if temporaries shrank with the parts.
     UserError where even single rows take more.
     """
-    least = 1
     for parts in counts(built.batch_size, built.mesh):
         if parts < least:
             continue

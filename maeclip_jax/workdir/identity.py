@@ -34,9 +34,9 @@ CLASSES = (
     (LEARNT, r"model\.(image_tower|text_tower|decoder_tower|fusion_tower|mask|weights|simclr|distil)(\..*)?"),
     (
         LEARNT,
-        r"model\.(answers|decode|duplicates|embed_width|fusion|keep|loss|mask_share|mask_words|norm_pix|patch_weight|pool|slots)",
+        r"model\.(answers|decode|duplicates|embed_width|fusion|keep|label_smoothing|loss|mask_share|mask_words|norm_pix)",
     ),
-    (LEARNT, r"model\.(stats|streams)"),
+    (LEARNT, r"model\.(patch_weight|pool|slots|stats|streams)"),
     (LEARNT, r"model\.compute\.dtype"),
     (
         LEARNT,
@@ -54,6 +54,7 @@ _BEFORE = {
     "model.image_tower.drop_path": (0.0, "model.image_tower.width"),
     "model.image_tower.norm_pre": (False, "model.embed_width"),
     "model.image_tower.projection": ("linear", "model.embed_width"),
+    "model.label_smoothing": (0.0, "model.loss"),
     "model.mask_words": ("any", "model.norm_pix"),
     "model.patch_weight": ("one", "model.norm_pix"),
     "model.simclr.views": ("image", "model.simclr.weight"),

@@ -14,7 +14,7 @@ from maeclip_jax.parallel import sharding
 
 WAYS = ("forward", "backward")
 # batch, tokens, width, hidden: whole tiles, rows to be filled up, several blocks of samples, parts of the hidden units.
-CASES = [(2, 16, 32, 128), (4, 9, 32, 256), (6, 300, 16, 1024)]
+CASES = [(2, 16, 32, 128), (4, 9, 32, 256), (6, 300, 16, 2048)]
 
 
 def plain(act, x, up, up_bias, down, down_bias):

@@ -194,6 +194,8 @@ def test_what_does_not_fit_is_refused():
     refused(r"^keep must lie in \(0, 1\], got 0$", keep=0)
     refused(r"^keep must lie in \(0, 1\], got 1.5$", keep=1.5)
     refused(r"^unknown duplicates 'both'; valid: negative, positive$", duplicates="both")
+    refused(r"^label_smoothing must lie in \[0, 1\), got 1.0$", label_smoothing=1.0)
+    refused(r"^label_smoothing is of loss='softmax', not of 'sigmoid'; valid", label_smoothing=0.1, loss="sigmoid")
     refused(r"^contrast_mib must be above 0, got 0$", contrast_mib=0)
     refused(r"^unknown pool 'mean'; valid: gap, max, ", text_tower=models.TEXT | dict(pool="mean"))
     refused(

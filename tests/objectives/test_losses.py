@@ -175,6 +175,28 @@ def test_equal_captions_share_the_target(loss, groups, parts, devices):
     assert float(metrics["duplicates"]) == pytest.approx(100 * (1 - len(set(groups)) / BATCH), abs=1e-4)
 
 
+@pytest.mark.parametrize("duplicates", losses.DUPLICATES)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_smoothing_spreads_a_share_of_each_target_over_the_batch(duplicates, parts):
+    rng, groups = np.random.default_rng(1), GROUPS["some" if duplicates == "positive" else "none"]
+    image, text = (unit(rng.standard_normal((BATCH, WIDTH))) for _ in range(2))
+    logits, same = np.exp(LOG_SCALE) * image @ text.T, groups[:, None] == groups[None]
+    target = 0.9 * same / same.sum(1, keepdims=True) + 0.1 / BATCH
+    rows, columns = softmax(logits, 1), softmax(logits, 0)
+    want = -((target * np.log(rows)).sum(1).mean() + (target * np.log(columns)).sum(0).mean()) / 2
+    by_logits = (rows + columns - 2 * target) / (2 * BATCH)
+
+    def value(image, text, log_scale):
+        return losses.contrastive_softmax(image, text, log_scale, parts, jnp.asarray(captions(groups)), duplicates, 0.1)
+
+    function = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))
+    (have, _), grads = function(*single(image, text, LOG_SCALE))
+    np.testing.assert_allclose(have, want, rtol=2e-6)
+    np.testing.assert_allclose(grads[0], np.exp(LOG_SCALE) * by_logits @ text, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(grads[1], np.exp(LOG_SCALE) * by_logits.T @ image, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(grads[2], (by_logits * logits).sum(), rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", CONTRASTS)
 def test_equal_captions_are_negatives_unless_they_are_asked_to_share(loss):
     function = losses.contrastive_softmax if loss == "softmax" else losses.contrastive_sigmoid

@@ -26,6 +26,17 @@ def test_the_loss_is_the_weighted_sum_and_without_reconstruction_clip_s():
     assert set(metrics) - set(clip["metrics"]) == {"image", "text", "text_accuracy"}
 
 
+@pytest.mark.parametrize("name", ["mae_clip", "slip"])
+def test_labels_are_smoothed_in_training_alone(name):
+    smooth, plain = models.build(name, label_smoothing=0.3), models.build(name)
+    params = models.parameters(smooth)
+    (trained, evaluated), (was, measured) = (
+        [models.outputs(module, params, train=train)["metrics"]["contrast"] for train in (True, False)]
+        for module in (smooth, plain)
+    )
+    assert abs(float(trained) - float(was)) > 1e-3 and float(evaluated) == float(measured)
+
+
 def test_zero_weights_give_clip_s_loss_and_gradients():
     zero = models.build("mae_clip", weights=dict(contrast=1.0, image=0.0, text=0.0))
     params = models.parameters(zero)

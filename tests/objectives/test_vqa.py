@@ -70,17 +70,21 @@ def test_targets_are_scores_at_their_ids():
     np.testing.assert_allclose(target, want, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_loss_is_what_numpy_says(kind):
-    module = build(loss=kind)
+@pytest.mark.parametrize("kind, smoothing, train", [
+    ("softmax", 0.0, True), ("softmax", 0.2, True), ("softmax", 0.2, False), ("sigmoid", 0.0, True),
+])  # fmt: skip
+def test_loss_is_what_numpy_says(kind, smoothing, train):
+    module = build(loss=kind, label_smoothing=smoothing)
     params = models.parameters(module)
-    loss, metrics = module.apply({"params": params}, BATCH, train=True)
+    loss, metrics = module.apply({"params": params}, BATCH, train=train)
     z = np.asarray(module.apply({"params": params}, BATCH, method="answer"), np.float64)
     t = np.asarray(vqa.targets(jnp.asarray(BATCH["answer"]), jnp.asarray(BATCH["score"]), 5), np.float64)
     if kind == "softmax":
         log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
         rows = [0, 1, 3]  # the third has no answer in the vocabulary
-        want = np.mean([-(t[i] / t[i].sum() * log_p[i]).sum() for i in rows])
+        spread = smoothing if train else 0.0
+        target = [(1 - spread) * t[i] / t[i].sum() + spread / 5 for i in rows]
+        want = np.mean([-(target[n] * log_p[i]).sum() for n, i in enumerate(rows)])
     else:
         p = 1 / (1 + np.exp(-z))
         want = np.mean(-(t * np.log(p) + (1 - t) * np.log(1 - p)).sum(1))
@@ -131,6 +135,7 @@ def test_padding_of_a_question_changes_nothing(changes):
     (dict(fusion="decoder"), "fusion 'decoder' needs the decoder_tower of pretraining; without one, valid: fresh"),
     (dict(loss="l2"), "unknown loss 'l2'; valid: softmax, sigmoid"),
     (dict(answers=0), "model.answers is 0"),
+    (dict(loss="sigmoid", label_smoothing=0.1), "label_smoothing is of loss='softmax', not of 'sigmoid'; valid with "),
     (dict(pool="map"), "pool 'map' has parameters"),
 ])  # fmt: skip
 def test_mistakes_are_named(changes, words):

@@ -1,8 +1,11 @@
 """Pre-flights of tiny experiments by the real TPU compiler: figures that fit together, and remedies that help."""
 
+import dataclasses
+import functools
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -13,6 +16,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
 from maeclip_jax.preflight import command, estimate, hlo, kernels, table, topology
 from tests import runs
+from tests.objectives import models
 
 CONFIG = "experiments/clip.py:runlocal"
 needs_libtpu = pytest.mark.skipif(not topology.installed(), reason=f"libtpu is not installed: {topology.INSTALL}")
@@ -96,7 +100,7 @@ def test_the_fused_mlp_has_the_time_of_its_schedule():
     where = topology.parse("v6e-4")
     shapes = ("bf16[4,20,128]", "bf16[128,512]", "bf16[1,512]", "bf16[512,128]")
     forward = hlo.Kernel("mlp_forward_gelu_tanh_1x1_steps", shapes, 1.0, 1.0)
-    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x2_steps", shapes[:1] + shapes, 1.0, 1.0)
+    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x1_steps", shapes[:1] + shapes, 1.0, 1.0)
     (one, how), (two, _) = (kernels.of_call(kernel, where) for kernel in (forward, backward))
     assert how == kernels.SCHEDULE
     assert 2 * 2 * 80 * 128 * 512 / 918e12 < one < two < 50 * one  # not faster than its products
@@ -161,6 +165,38 @@ def test_what_does_not_fit_names_numbers_and_a_remedy_that_helps():
     said = table.verdict(found)
     assert said.startswith("DOES NOT FIT; try --config.") and f"of {found['HBM GiB']}" in table.full([("x", found)])
     assert found["remedy"]["mesh.fsdp"] == 4 and flown(**(large | found["remedy"]))["fits"]
+
+
+def test_a_step_without_room_is_cut_into_the_fewest_parts_that_fit(monkeypatch):
+    """By a compiler that says 1 GiB and 64 more, divided by the parts; the real one takes minutes."""
+
+    @dataclasses.dataclass
+    class Built:
+        objective: object
+        batch_size: int = 32
+        mesh: object = sharding.make_mesh({"replica": 1}, jax.devices()[:1])
+
+        def in_parts(self, parts):
+            tried.append(parts)
+            sizes = dict.fromkeys(("argument", "output", "alias", "generated_code"), 0) | {"temp": 2**36 // parts}
+            memory = types.SimpleNamespace(**{f"{k}_size_in_bytes": x for k, x in sizes.items()})
+            memory.argument_size_in_bytes = 2**30
+            return types.SimpleNamespace(lower=lambda: types.SimpleNamespace(memory_analysis=lambda: memory))
+
+    tried, changed = [], []
+    monkeypatch.setattr(estimate, "train", lambda built: (None, ()))
+    monkeypatch.setattr(estimate, "compiled_with_text", lambda lowered: (lowered, ""))
+    monkeypatch.setattr(estimate, "build", lambda config, **_: changed.append(config.mesh.fsdp) or in_two)
+    in_two = Built(models.build("clip"))
+    fewest = functools.partial(estimate.fewest_parts, clip.get_config("runlocal"))
+    assert fewest(in_two, 1000, [], {}, 2, 9.5) == 8 and tried == [2, 8]  # 4 parts would take 17 GiB at least
+    assert fewest(in_two, 1000, [], {}, 2, 2.0) is None
+    assert fewest(in_two, 1000, [], {"mesh.fsdp": 4}, 16, 9.5) == 16 and changed == [4]
+    assert fewest(Built(types.SimpleNamespace()), 1000, [], {}, 2, 9.5) is None  # no objective of parts
+
+
+@needs_libtpu
+def test_an_embedding_without_room_is_not_advised_what_is_of_training():
     assert "model.compute.remat" not in flown("v5e-1", "embed", batch_size=2**20)["remedy"]  # there is no backward pass
 
 
@@ -172,6 +208,7 @@ def test_parameters_without_room_are_sharded():
             shape = {"replica": 16, "fsdp": 1, "tensor": 1}
 
         batch_size = 1024
+        microbatches = 1
 
     found = {
         "program": "train",
@@ -182,9 +219,20 @@ def test_parameters_without_room_are_sharded():
         "teacher GiB": 0.0,
         "peak HBM GiB": 30.0,
     }
-    assert estimate.remedy(config, Program, found) == {"mesh.replica": -1, "mesh.fsdp": 8}
+    assert estimate.remedy(config, Program, found, None) == {"mesh.replica": -1, "mesh.fsdp": 8}
     found |= {"parameters GiB": 1.0, "optimizer GiB": 2.0, "peak HBM GiB": 103.0}
-    assert estimate.remedy(config, Program, found) == {"model.compute.remat": "full", "batch_size": 128}
+    asked = []
+
+    def parts(changes, least, room, found=8):
+        asked.append((changes, least, round(room, 2)))
+        return found
+
+    assert estimate.remedy(config, Program, found, parts) == {"microbatches": 8}
+    assert asked == [({}, 9, 14.4)]  # 100 GiB of activations into the 11.4 that the state leaves
+    otherwise = {"model.compute.remat": "full", "batch_size": 128}
+    assert estimate.remedy(config, Program, found, None) == otherwise
+    assert estimate.remedy(config, Program, found, lambda *_: None) == otherwise
+    assert estimate.remedy(config, Program, found | {"program": "embed"}, parts) == {"batch_size": 64}
 
 
 def test_needs_are_read_from_the_compiler_s_messages():

@@ -1,0 +1,56 @@
+"""What chips send each other for a step, as the TPU compiler leaves it: kinds, dtypes and bytes of collectives."""
+
+import re
+from collections import Counter
+
+import jax
+import pytest
+
+from maeclip_jax.preflight import estimate, hlo, program, topology
+from tests import programs
+
+# Large enough that the compiler does not make all-reduces of reduce-scatters.
+BATCH, WIDTH, DEVICES = 2048, 256, 4
+SETTINGS = {
+    "batch_size": BATCH, "model.embed_width": WIDTH,
+    **{f"model.{tower}_tower.{name}": value for tower in ("image", "text")
+       for name, value in {"width": WIDTH, "heads": 4, "depth": 1}.items()},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["v5e:2x2", "v6e:2x2", "tpu7x:2x1x1"])
+def moved(request) -> Counter:
+    """(kind, dtype, dimensions of the whole array) -> how often a step has it; of a device with four that share."""
+    if not topology.installed():
+        pytest.skip(f"libtpu is not installed: {topology.INSTALL}")
+    traced, mesh, _ = programs.trace_of(request.param, 1, "clip", programs.FUSED | programs.FSDP | SETTINGS)
+    with jax.set_mesh(mesh):
+        text = estimate.compiled_with_text(traced.lower())[1]
+    module, entry = program.computations(text)
+    found, pieces = Counter(), set()
+    for op, inside, times, _ in hlo.walk(module, entry, 1, False, set()):
+        kind, channel = hlo.collective(op, inside), op.attribute("channel_id")
+        if kind and not (hlo.PIECE in op.rest and channel in pieces):  # one that runs under several fusions
+            pieces.add(channel)
+            arrays = set(re.findall(r"(\w+)\[([\d,]*)\]", op.shape))
+            found += Counter({(kind, dtype, dims): times for dtype, dims in arrays if dims})
+    return found
+
+
+def test_each_weight_is_gathered_once_in_bfloat16(moved):
+    gathered = Counter({(dtype, dims): n for (kind, dtype, dims), n in moved.items() if kind == "all-gather"})
+    assert {dtype for dtype, _ in gathered} <= {"bf16", "u32"}  # and fingerprints of captions
+    for dims in (f"{WIDTH},{3 * WIDTH}", f"{WIDTH},{4 * WIDTH}", f"{4 * WIDTH},{WIDTH}"):
+        assert gathered["bf16", dims] == 2, dims  # a layer in each of two towers
+
+
+def test_texts_are_gathered_and_their_gradients_scattered(moved):
+    assert moved["all-gather", "bf16", f"{BATCH},{WIDTH}"] == 1
+    assert moved["reduce-scatter", "f32", f"{BATCH // DEVICES},{WIDTH}"] == 1
+    assert not [dims for kind, _, dims in moved if kind == "all-reduce" and dims == f"{BATCH},{WIDTH}"]
+
+
+def test_gradients_of_weights_are_scattered_and_nothing_goes_from_all_to_all(moved):
+    matrices = [dims for kind, _, dims in moved if kind == "all-reduce" and len(dims.split(",")) > 1]
+    assert not [dims for dims in matrices if int(dims.split(",")[0]) * int(dims.split(",")[1]) >= 4 * WIDTH * WIDTH]
+    assert "all-to-all" not in {kind for kind, *_ in moved}
