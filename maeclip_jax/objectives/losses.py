@@ -7,6 +7,7 @@ Each has a scope of its name, by which a profile shows it.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+BATCH_AXES = ("replica", "fsdp")  # of a mesh: those that split the rows of a batch
 DUPLICATES = ("negative", "positive")  # what a caption that equals a picture's own is to this picture
 
 
@@ -83,18 +85,18 @@ def contrastive_softmax(
     the whole batch (Jia et al. 2021 have 0.1).
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
-    prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
+    of_rows, of_columns = placed(() if captions_BxT is None else fingerprints(captions_BxT))
 
     def part(columns, own_BxC):
-        text_CxD, prints_CxK = columns
+        text_CxD, prints = columns
         logits_BxC = scale * cosines(exchange, image_BxD, text_CxD)
-        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC, exchange)
+        same_BxC = _equal(of_rows, prints, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, of_columns), parts)
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
         positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
@@ -126,18 +128,18 @@ def contrastive_sigmoid(
     the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
     spread = _spread(duplicates, captions_BxT)
-    prints_BxK = None if captions_BxT is None else fingerprints(captions_BxT)
+    of_rows, of_columns = placed(() if captions_BxT is None else fingerprints(captions_BxT))
 
     def part(columns, own_BxC):
-        text_CxD, prints_CxK = columns
+        text_CxD, prints = columns
         logits_BxC = jnp.exp(log_scale) * cosines(exchange, image_BxD, text_CxD) + bias
-        same_BxC = _equal(prints_BxK, prints_CxK, own_BxC, exchange)
+        same_BxC = _equal(of_rows, prints, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, prints_BxK), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, of_columns), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -151,18 +153,35 @@ def _spread(duplicates: str, captions_BxT: jax.Array | None) -> bool:
     return duplicates == "positive"
 
 
-def _equal(
-    prints_BxK: jax.Array | None, prints_CxK: jax.Array | None, own_BxC: jax.Array, exchange: Exchange
-) -> jax.Array:
+def _equal(of_rows: tuple[jax.Array, ...], of_columns: tuple[jax.Array, ...], own_BxC: jax.Array) -> jax.Array:
     """bool [B, C]: captions with the same ids in all places, padding (id 0) included; without captions, the own."""
-    if prints_BxK is None:
+    if not of_rows:
         return own_BxC
-    pairs = zip(prints_BxK.T, exchange.whole(prints_CxK).T)
-    return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in pairs))
+    return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in zip(of_rows, of_columns)))
 
 
-def fingerprints(captions_BxT: jax.Array) -> jax.Array:
-    """uint32 [B, 3]: 96 bits that equal captions share, and two others with a chance of 2^-96.
+def placed(arrays: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Arrays [B] as (those of the rows, split like the batch; those of the columns, whole on every device of the mesh
+    in use); unchanged without a mesh, or where it does not divide them.
+
+    Left alone, the compiler makes the columns' share of a comparison and sends it to the rows: a table [B / devices, B]
+    for every number, in place of the number of each caption. Where nothing splits the rows, it compares all pairs on
+    every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in set(mesh.axis_names) - set(mesh.manual_axes))
+    if not (arrays and axes) or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return arrays, arrays
+    rows = jax.P(axes)
+
+    def pinned(spec):
+        return tuple(jax.lax.with_sharding_constraint(x, spec) for x in arrays)
+
+    return pinned(rows), pinned(jax.P())
+
+
+def fingerprints(captions_BxT: jax.Array) -> tuple[jax.Array, ...]:
+    """Three uint32 [B]: 96 bits that equal captions share, and two others with a chance of 2^-96.
 
     Comparing these takes three operations a pair instead of one for each token, and what other devices need of a batch
     is 12 bytes a caption. Each token is mixed with its place (the finaliser of MurmurHash3, A. Appleby, public domain).
@@ -176,9 +195,7 @@ def fingerprints(captions_BxT: jax.Array) -> jax.Array:
 
     tokens_BxT = mixed(captions_BxT.astype(jnp.uint32) + places_T[None])
     seeds = (0x2545F491, 0x6A09E667, 0xBB67AE85)
-    return jnp.stack(
-        [jnp.sum(mixed(tokens_BxT ^ jnp.uint32(seed)), axis=1, dtype=jnp.uint32) for seed in seeds], axis=1
-    )
+    return tuple(jnp.sum(mixed(tokens_BxT ^ jnp.uint32(seed)), axis=1, dtype=jnp.uint32) for seed in seeds)
 
 
 def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) -> dict:

@@ -1,8 +1,8 @@
 """Pre-flight of an experiment on a TPU slice, with no TPU: does it fit, how fast would it be, what would it cost?
 
     python -m maeclip_jax.preflight --config=experiments/mae_clip.py:scale=high,pool=max --topology=v5litepod-256
-        [--config.x=y ...] [--num_slices=2] [--program=train|evaluate|embed] [--compare=OTHER_CONFIG] [--price=1.2]
-        [--epoch_examples=11300000] [--record_bytes=10000] [--data_files=512] [--workdir=gs://...]
+        [--config.x=y ...] [--num_slices=2] [--program=train|evaluate|embed|contrast] [--compare=OTHER_CONFIG]
+        [--price=1.2] [--epoch_examples=11300000] [--record_bytes=10000] [--data_files=512] [--workdir=gs://...]
         [--json | --json=FILE] [--text=FILE]
     python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
     python -m maeclip_jax.preflight --sweep --config=... [--slices=v5e-64,v6e-64] [--batches=...] [--computes=...]
@@ -93,7 +93,7 @@ def parser() -> cli.ExperimentParser:
     add = made.add_argument
     add("--topology", default="", help=f"the slice: {topology.EXAMPLES}")
     add("--num_slices", type=at_least(1, int), default=1, help="how many such slices (%(default)s)")
-    add("--program", default="train", help="train, evaluate or embed (%(default)s)")
+    add("--program", default="train", help="train, evaluate, embed or contrast (%(default)s)")
     add("--compare", default="", metavar="CONFIG", help="a second config for the same slice")
     add("--price", type=at_least(0, float), help="of a chip-hour (default: its list price)")
     add("--epoch_examples", type=at_least(1, int), default=0, help="examples of an epoch")

@@ -108,7 +108,7 @@ def full(columns: Sequence[tuple[str, Mapping]]) -> str:
             lines += [f"  {1e3 * t['seconds']:8.2f} ms {t['share']:6.1%}  {t['module']}" for t in found["top"]]
         if "storage" in found:
             lines += ["", *([f"of {name}:"] if len(columns) > 1 else []), *storage.text(found["storage"])]
-    formula = flops.FORMULA if columns[0][1]["program"] == "train" else FORWARD
+    formula = flops.FORMULA if columns[0][1]["program"] in ("train", "contrast") else FORWARD
     return "\n".join([*lines, "", f"{formula}.", NOTE])
 
 

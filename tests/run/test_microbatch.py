@@ -91,22 +91,55 @@ def result(case: str, parts: int):
     return float(loss), jax.tree.map(float, metrics), {p: np.asarray(g, float) for p, g in flatten(gradient).items()}
 
 
-# Of SimCLR's gradient 2e-6 differ (its resampled views meet in another order), where 1e-6 is wanted.
-TOO_FAR = {"views": pytest.mark.xfail(reason="2e-6 of the gradient's norm, 1e-6 wanted", strict=False)}
+@functools.cache
+def rounding_of_views() -> tuple[float, dict[str, float]]:
+    """How far SimCLR's gradient, all rows at once, is from itself with its rows in other orders: (its norm, the largest
+    entry of each parameter's).
+
+    Its head normalises features of 32 views that differ little, so that one unit in the last place of a pooled view is
+    2e-6 to 4e-6 of the gradient by it. Nothing but rounding differs between orders.
+    """
+    name, changes, *_ = CASES["views"]
+    module = models.build(name, **changes)
+    params = models.parameters(module)
+    given = {k: v for k, v in batch().items() if k in module.inputs()}
+    drawn = module.apply({"params": params}, given, train=True, method="draw", rngs={"mask": jax.random.key(3)})
+
+    @jax.jit
+    def gradient(given, drawn):
+        def loss(params):
+            made = module.apply({"params": params}, given, drawn, train=True, method="local")
+            return module.apply({"params": params}, made, train=True, method="combine")[0]
+
+        return jax.grad(loss)(params)
+
+    def turned(seed):
+        order = np.random.default_rng(seed).permutation(ROWS)
+        found = gradient(*jax.tree.map(lambda x: x[order], (given, drawn)))
+        return {path: np.asarray(x, float) for path, x in flatten(found).items()}
+
+    first = turned(0)
+    away = [{path: x - first[path] for path, x in turned(seed).items()} for seed in range(1, 5)]
+    norms = [np.sqrt(sum(np.square(x).sum() for x in one.values())) for one in away]
+    return max(norms), {path: max(np.abs(one[path]).max() for one in away) for path in first}
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=TOO_FAR.get(case, ())) for case in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_parts_give_the_loss_and_the_gradients_of_all_rows_at_once(case):
     loss, metrics, gradient = result(case, 1)
     norm = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
+    rounding, of_each = rounding_of_views() if case == "views" else (0.0, dict.fromkeys(gradient, 0.0))
     for parts in CASES[case][3]:
         in_parts, same, found = result(case, parts)
         assert in_parts == pytest.approx(loss, rel=1e-6)
         assert same == pytest.approx(metrics, rel=1e-6, abs=1e-6)
         away = np.sqrt(sum(np.square(found[p] - g).sum() for p, g in gradient.items()))
-        assert away < 1e-6 * norm
+        assert away < max(1e-6 * norm, 2 * rounding)
         for path, want in gradient.items():  # each on its own, down to those that are nearly nothing
-            assert np.abs(found[path] - want).max() < 1e-5 * max(np.abs(want).max(), 1e-3 * norm), path
+            # What shifts all views alike is taken off by the batch's normalisation: large sums of the parts cancel.
+            size = norm if case == "views" and path == "image/norm/bias" else max(np.abs(want).max(), 1e-3 * norm)
+            limit = max((1e-6 if size == norm else 1e-5) * size, 2 * of_each[path])
+            assert np.abs(found[path] - want).max() < limit, path
 
 
 def test_nothing_is_sent_between_parts_and_no_pictures_at_all():
