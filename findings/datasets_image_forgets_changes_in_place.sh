@@ -1,11 +1,12 @@
 #!/bin/sh
 # datasets.Image: a picture that was changed in place is stored as the file that it was opened from.
 #
-# A PIL picture that still knows its file name is encoded as that name; its pixels are never looked at. Image.thumbnail,
-# ImageDraw, paste and seek change a picture in place and leave the name there. So a set of thumbnails holds the pictures
-# in full size, faces that were painted over are back, and each frame of an animation is the first one; save_to_disk and
-# push_to_hub then embed those files. Operations that return a new picture (resize, crop, convert) are stored as they are.
-# Whoever prepares image-text pairs with datasets pays, without a warning; picture.copy() before handing it over helps.
+# A PIL picture that still knows its file name is encoded as that name; its pixels are never looked at.
+# Image.thumbnail, ImageDraw, paste and seek change a picture in place and leave the name there. So a set of thumbnails
+# holds the pictures in full size, faces that were painted over are back, and each frame of an animation is the first
+# one; save_to_disk then embeds those files. Operations that return a new picture (resize, crop,
+# convert) are stored as they are. Whoever prepares image-text pairs with datasets pays, without a warning;
+# picture.copy() before handing it over helps.
 #
 # datasets 5.2.0, Pillow 13.0.0, pyarrow 26.0.1, numpy 2.4.6, Python 3.11.7, 2026-11-29, seen:
 #   thumbnail in place: (64, 48) handed over, (256, 192) in the set, (256, 192) after save_to_disk; resize: (64, 48)
@@ -52,12 +53,14 @@ found = stored(small)
 found.save_to_disk("saved")
 sizes = small.size, found[0]["image"].size, datasets.load_from_disk("saved")[0]["image"].size
 new = stored(Image.open("white.jpg").resize((64, 48)))[0]["image"].size
-print(f"#   thumbnail in place: {sizes[0]} handed over, {sizes[1]} in the set, {sizes[2]} after save_to_disk; resize: {new}")
+print(f"#   thumbnail in place: {sizes[0]} handed over, {sizes[1]} in the set, ", end="")
+print(f"{sizes[2]} after save_to_disk; resize: {new}")
 mapped = datasets.Dataset.from_dict({"path": ["white.jpg"]}).map(thumbnail)[0]["image"].size
 print(f"#   map that returns a thumbnail: {mapped}")
 painted = Image.open("white.jpg")
 ImageDraw.Draw(painted).rectangle((0, 0, 256, 192), fill=(0, 0, 0))
-given, kept, copied = (int(np.max(np.asarray(x))) for x in (painted, *(stored(p)[0]["image"] for p in (painted, painted.copy()))))
+pictures = painted, stored(painted)[0]["image"], stored(painted.copy())[0]["image"]
+given, kept, copied = (int(np.asarray(x).max()) for x in pictures)
 print(f"#   painted over: brightest pixel {given} handed over, {kept} in the set; its copy: {copied}")
 values = [np.asarray(stored(frame(i))[0]["image"].convert("L")).max().item() for i in range(3)]
 print(f"#   frames 0, 1, 2 of an animation of values 0, 100, 200: {values} in the set")

@@ -1,11 +1,11 @@
 #!/bin/sh
 # grain: batch() cuts the zeros off the end of records of bytes.
 #
-# Records of bytes are stacked by NumPy into an array of its type S, which fills short strings with zero bytes and takes
-# all zero bytes at the end for filling. So a record that ends in zeros comes out shorter, whether or not the lengths
-# differ: ids of tokens stored as bytes lose the padding (0 in CLIP's and BERT's vocabulary), raw pixels lose black at the
-# lower right, and WebP files of odd length their last byte. torch's default_collate gives a list of whole bytes.
-# Whoever batches before decoding pays; decode first, or give batch a batch_fn that makes a list.
+# Records of bytes are stacked by NumPy into an array of its type S, which fills short strings with zero bytes and
+# takes all zero bytes at the end for filling. So a record that ends in zeros comes out shorter, whether or not the
+# lengths differ: ids of tokens stored as bytes lose the padding (0 in CLIP's and BERT's vocabulary), raw pixels lose
+# black at the lower right. torch's default_collate gives a list of whole
+# bytes. Whoever batches before decoding pays; decode first, or give batch a batch_fn that makes a list.
 #
 # grain 0.2.18, numpy 2.4.6, Python 3.11.7, 2026-11-29, seen:
 #   ids [49406, 320, 49407, 0, 0, 0] of 12 bytes -> [49406, 320, 49407], 6 bytes; alone in a batch: 6 bytes
