@@ -47,7 +47,7 @@ def test_a_device_holds_its_rows_of_logits_and_the_texts_are_sent_once(experimen
     texts, numbers = 4 * BATCH * WIDTH, 4 * BATCH  # float32, and one of each row or caption
     assert not sent.get("all-to-all") and not sent.get("collective-permute")
     assert texts <= sent["all-gather"] <= texts + 6 * numbers  # 12 bytes a caption, and sums
-    assert texts <= sent["all-reduce"] <= texts + 12 * numbers  # their gradient
+    assert sent["reduce-scatter"] == texts and sent["all-reduce"] <= 12 * numbers  # their gradient, and sums
 
 
 def test_in_parts_logits_are_smaller_and_no_more_is_sent_by_more_parts():
