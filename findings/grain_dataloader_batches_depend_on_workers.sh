@@ -3,8 +3,8 @@
 #
 # The sampler, seed and source are the same; each worker fills batches of its own from every worker_count-th record.
 # A sampler of 10 records in order, batches of 4: with drop_remainder=True, one worker yields 8 records in order, two
-# yield the same 8 in other batches, and three yield 4 records and drop 6. torch's DataLoader makes the same batches whatever
-# num_workers is, so a run that is moved to a machine with more cores trains on other batches here.
+# yield the same 8 in other batches, and three yield 4 records and drop 6. torch's DataLoader makes the same batches
+# whatever num_workers is, so a run that is moved to a machine with more cores trains on other batches here.
 # worker_count=0 reads in the calling process; with workers absl's flags must have been parsed.
 #
 # grain 0.2.18, absl-py 2.3.1, numpy 2.3.5, Python 3.11.7, 2026-11-29, seen (batches of records, remainder dropped):

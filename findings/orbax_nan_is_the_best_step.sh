@@ -2,8 +2,8 @@
 # orbax CheckpointManager: a metric that is NaN can be the best step, for "max" and "min" alike; the best is deleted.
 #
 # Steps are sorted by their metric, and a comparison with NaN is false in Python, so the order around a NaN
-# follows from the order of saving. best_step() then names a step whose evaluation was NaN, and max_to_keep removes better ones for
-# it, on disk and without a word. A run that diverges, or an evaluation that divides by an empty class once, loses its
+# follows from the order of saving. best_step() then names a step whose evaluation was NaN, and max_to_keep removes
+# better ones for it, on disk and without a word. A run that diverges, or an evaluation that divides by an empty class once, loses its
 # best checkpoint. Whoever keeps checkpoints by a metric pays; best_fn should turn NaN into -inf (or inf for "min").
 #
 # orbax-checkpoint 0.12.8, jax 0.10.2, numpy 2.4.6, Python 3.11.7, 2026-11-29, seen (metrics of steps 0, 1, ...,
