@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,8 @@ class KeepBest:
         self.count, self.values = count, {}
 
     def record(self, step: int, value: float, better: str) -> None:
-        self.values[step] = -value if better == "higher" else value
+        # A NaN would be before and behind every number at once; it is the worst here.
+        self.values[step] = math.inf if math.isnan(value) else -value if better == "higher" else value
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
         there = sorted((self.values[c.step], c.step) for c in checkpoints if c.step in self.values)

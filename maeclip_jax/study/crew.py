@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def _choose(folder: Path, made: Mapping) -> None:
         if not mine:
             raise UserError(f"no run that tunes {arm!r} has a result; see the logs, and run the same command again")
         higher = results.better(folder, mine[0].run.id) == "higher"
-        best = max(mine, key=lambda r: r.value if higher else -r.value)
+        best = max(mine, key=lambda r: -math.inf if math.isnan(r.value) else r.value if higher else -r.value)
         chosen[arm] = {k: best.run.settings[k] for k in made["tuning"]["grid"]}
         table[arm] = {r.run.id: r.value for r in mine}
     path.write_text(json.dumps({"chosen": chosen, "outcomes": table}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Checkpoints: which stay, what a half-written or damaged one does, layouts of layers, parameters of another run."""
 
 import json
+import math
 import re
 import shutil
 
@@ -63,6 +64,17 @@ def test_the_best_stay_also_after_a_restart(better, kept, tmp_path):
         again.record(step, {"val/top1": values[step]}, directions)
     assert again.steps() == kept
     again.close()
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_not_a_number_is_never_the_best(better, tmp_path):
+    """A run that diverged keeps the checkpoint from before it did."""
+    saved = Checkpoints(tmp_path, keep_last=1, keep_best=1, best="val/loss")
+    for step, value in enumerate((0.5, 0.4, math.nan, 0.3, math.nan), 1):
+        save(saved, step)
+        saved.record(step, {"val/loss": value}, {"val/loss": better})
+    assert saved.steps() == [{"higher": 1, "lower": 4}[better], 5]
+    saved.close()
 
 
 def test_a_metric_that_does_not_exist_is_no_best(tmp_path):
