@@ -47,7 +47,9 @@ def assert_same(have, want):
     assert have["metrics"].keys() == want["metrics"].keys()
     for name, value in want["metrics"].items():
         of_pixels = name.split("/")[0] in ("grounding", "segmentation")
-        atol = 0.05 if of_pixels else 1e-4  # percent; a pixel of a mask of 140 in one query of 20 is 0.04
+        # Percent. A pixel of a mask of 140 in one query of 20 is 0.04; a map that is cut to the size of a mask takes
+        # another pixel for each that it loses, and one such exchange with a mask of 50 is 0.064.
+        atol = (0.07 if name.endswith("matched_iou") else 0.05) if of_pixels else 1e-4
         np.testing.assert_allclose(have["metrics"][name], value, rtol=1e-4, atol=atol, err_msg=name)
 
 

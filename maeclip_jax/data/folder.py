@@ -137,7 +137,7 @@ def _missing(root, base: str, path) -> str:
         command = f"python -m maeclip_jax.prepare --src <pictures and captions> {where}"
     there = []
     for pattern in ("*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
-        for info in sorted(root.glob(pattern)) if remote.is_remote(root) or root.exists() else ():
+        for info in sorted(root.glob(pattern)) if root.exists() else ():
             *folders, version = info.parent.parts[len(root.parts) :]
             there.append(f"{'/'.join(folders)}:{version}" if _VERSION.match(version) else "/".join([*folders, version]))
     note = f"data sets in {root}: {', '.join(there)}" if there else f"{root} holds no data set"

@@ -18,7 +18,7 @@ from maeclip_jax.nn import embed
 # The defaults of tower settings that a config may omit (nn.tower.Encoder and the modules around it).
 DEFAULTS = dict(
     cls=False, cls_position=False, norm_pre=False, causal=False, patch_bias=True, padding="masked",
-    projection="linear", map=None, activation="gelu", eps=1e-6, mlp_ratio=4.0, loss="softmax",
+    projection="linear", map=None, activation="gelu", eps=1e-6, mlp_ratio=4.0, drop_path=0.0, loss="softmax",
 )  # fmt: skip
 # Every file that a folder of ours may hold.
 FILES = (

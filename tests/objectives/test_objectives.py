@@ -72,7 +72,8 @@ def test_either_modality_may_be_absent(name):
 PASSES = {
     "mae": {"encoder"}, "m3ae": {"encoder"}, "clip": {"image", "text"}, "vqa": {"image", "text"},
     "mae_clip": {"image", "text", "masked_image", "masked_text"}, "slip": {"image", "text", "view_0", "view_1"},
-    "silc": {"text", "global_0", "global_1", "local_0"}, "tips": {"text", "global_0", "masked_0", "local_0"},
+    "silc": {"text", "global_0", "global_1", "local_0", "local_1"},
+    "tips": {"text", "global_0", "masked_0", "local_0", "local_1"},
 }  # fmt: skip
 
 

@@ -137,8 +137,9 @@ def test_collectives_of_v6e_go_on_while_its_cores_work(monkeypatch, offload):
     found = flown("v6e-4", **{"mesh.replica": 1, "mesh.fsdp": 4, "model.compute.layers": "unroll"})
     gathers = found["network"]["kinds"]["all-gather"]
     assert gathers["asynchronous"] == (gathers["calls"] if offload == "1" else 0) and gathers["calls"] > 20
-    # Each sharded weight is gathered once, in float32, as the experiment computes.
-    assert 0.8 * 4 * found["parameters"] < gathers["bytes"] < 4 * found["parameters"]
+    # Each sharded weight is gathered once, in the bfloat16 that products of the default precision take; the table of
+    # words in float32.
+    assert 2 * found["parameters"] < gathers["bytes"] < 2.4 * found["parameters"]
     assert found["fits"] and (sharding.OFFLOADING.items() <= found["compiler options"].items()) == (offload == "1")
 
 
@@ -411,5 +412,5 @@ def test_a_mistake_in_the_command_s_own_process():
     done = subprocess.run(
         [sys.executable, "-m", "maeclip_jax.preflight", *flags], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and "valid: embed, evaluate, train" in done.stderr
+    assert done.returncode == 2 and "valid: contrast, embed, evaluate, train" in done.stderr
     assert len(runs.without_alarms(done.stderr)) == 1

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import jax
 import numpy as np
@@ -48,22 +49,33 @@ def run(workdir, *names, **settings) -> int:
 
 
 def records(workdir) -> list:
-    """What wandb wrote into the workdir, run after run: a log of LevelDB's form, in blocks of 32 KiB."""
+    """What wandb wrote into the workdir, run after run. Its process may still write when finish() has returned."""
+    end = time.monotonic() + 60
+    while True:
+        paths = sorted(workdir.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns)
+        found = [parsed(path) for path in paths]
+        if all(any(r.HasField("exit") for r in of) for of in found) or time.monotonic() > end:
+            return [r for of in found for r in of]
+        time.sleep(0.1)
+
+
+def parsed(path) -> list:
+    """The records of a file: a log of LevelDB's form, in blocks of 32 KiB; what is half written is left out."""
     from wandb.proto import wandb_internal_pb2 as proto
 
-    found = []
-    for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
-        data, at, parts = path.read_bytes(), 7, b""
-        while at < len(data):
-            if 32768 - at % 32768 < 7:
-                at += 32768 - at % 32768
-                continue
-            length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-            parts += data[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):  # whole, or the last part
-                found.append(proto.Record.FromString(parts))
-                parts = b""
+    data, at, parts, found = path.read_bytes(), 7, b"", []
+    while at < len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7].ljust(3, b"\0"))
+        if at + 7 + length > len(data):
+            break
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found.append(proto.Record.FromString(parts))
+            parts = b""
     return found
 
 
