@@ -6,7 +6,7 @@
 Argument: as experiments/clip.py, and decode = both | image (the masked pass covers pictures and captions, or pictures
 alone). From the paper: shared encoders, separate unmasked and masked passes, weighted sum of the losses. Defaults of
 ours: weights (contrast 1, pixels 0.1, words 0.05; the paper's are unknown), 75 % masked, normalised pixels, decoder 8
-x 512; at scale=demo pictures 25 % masked, patches that count by their variance, pixels 4. The paper has, at 1.4B:
+x 512; at scale=demo pictures 25 % masked, patches that count by their variance, pixels 2. The paper has, at 1.4B:
 zero-shot 57.4 % (GAP) and 60.9 % (MAX), linear probe 75.7 % and 76.6 %; at 11.3M linear probe 58.9 %.
 
 B/16 on v5litepod-256 takes at least 0.7 h (181 chip-hours) at scale=low and 5.9 h (1,500) at scale=high
@@ -40,7 +40,7 @@ def get_config(arg=None):
         decode=decode,
         mask={stream: scale["hidden"] if stream == "image" else 0.75 for stream in decode},
         mask_words="one",
-        weights={"contrast": 1.0, "image": 4.0 if arg.scale == "demo" else 0.1, "text": 0.05},
+        weights={"contrast": 1.0, "image": 2.0 if arg.scale == "demo" else 0.1, "text": 0.05},
         norm_pix=True,
         patch_weight=scale["patch_weight"],
     )

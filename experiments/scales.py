@@ -18,7 +18,7 @@ SCALES = {
     "demo": dict(
         source=dict(kind="tfds", name="scenes/demo"), size="demo", length=24,
         tokenizer=dict(type="bert", path="scenes"), crop=None,
-        batch=64, total="5 epochs", warmup="5%", splits=("val", "test", "classify"),
+        batch=64, total="7 epochs", warmup="5%", splits=("val", "test", "classify"),
         # Of 16 patches with few objects: 12 visible ones say what is in the others, 4 do not. Four in ten patches are
         # background, whose grain nobody can tell; counted by their variance, patches of objects are learnt (LOG.md).
         hidden=0.25, patch_weight="variance",
@@ -77,7 +77,7 @@ def _data(arg: ml_collections.ConfigDict, scale: dict) -> dict:
         raise errors.UserError(f"pairs={arg.pairs}; valid: the number of pictures, or 0 for pictures without end")
     drawn = SCENES | dict(resolution=SIZES[scale["size"]]["side"], diversity=arg.diversity)
     train = dict(kind="scenes", seed=0, split="train", count=arg.pairs or None) | drawn
-    total = scale["total"] if arg.runlocal else "100k examples"
+    total = scale["total"] if arg.runlocal else "140k examples"
     return dict(source=train, splits=tuple(PICTURES), total=total)
 
 
