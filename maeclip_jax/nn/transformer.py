@@ -72,12 +72,12 @@ def over_rows(a_BxC: jax.Array, b_BxD: jax.Array) -> jax.Array:
     Every device adds what it has and keeps its own rows (a reduce-scatter). The compiler would sum all of it on each.
     """
     devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
-    product = functools.partial(jnp.einsum, "bc,bd->cd", preferred_element_type=jnp.float32)
+    summed = functools.partial(jnp.einsum, "bc,bd->cd", preferred_element_type=jnp.float32)
     if devices == 1 or a_BxC.shape[0] % devices or a_BxC.shape[1] % devices:
-        return product(a_BxC, b_BxD)
+        return summed(a_BxC, b_BxD)
 
     def device(a, b):
-        return jax.lax.psum_scatter(product(a, b), axes, scatter_dimension=0, tiled=True)
+        return jax.lax.psum_scatter(summed(a, b), axes, scatter_dimension=0, tiled=True)
 
     mesh, rows = jax.sharding.get_abstract_mesh(), jax.P(axes)
     return jax.shard_map(

@@ -13,7 +13,7 @@ from maeclip_jax.nn.mask import draw_noise, keep_by
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.nn.transformer import batch_devices, compute_dtype, everywhere, over_rows
+from maeclip_jax.nn.transformer import batch_devices, batch_sharded, compute_dtype, everywhere, over_rows
 from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.streams import (
     check_class_token,
@@ -172,7 +172,7 @@ class Clip(nn.Module):
         z_image, z_text, captions = made["image"], made["text"], made["captions"]
         parts = self._parts(z_image.shape[0])
         dtype = compute_dtype(dict(self.compute or {}).get("dtype", "float32"))
-        exchange = losses.Exchange(dtype, everywhere, over_rows)
+        exchange = losses.Exchange(dtype, batch_sharded, everywhere, over_rows)
         if self.loss == "softmax":
             loss, metrics = losses.contrastive_softmax(
                 z_image,

@@ -7,7 +7,6 @@ Each has a scope of its name, by which a profile shows it.
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,18 +14,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-BATCH_AXES = ("replica", "fsdp")  # of a mesh: those that split the rows of a batch
 DUPLICATES = ("negative", "positive")  # what a caption that equals a picture's own is to this picture
 
 
 class Exchange(NamedTuple):
     """How columns of a contrast reach the devices that have its rows, and gradients come back.
 
-    `dtype`: of embeddings in the product that makes logits; its sums are float32. `whole(x)`: rows of a batch on every
-    device. `over_rows(a_BxC, b_BxD)`: a^T b [C, D] in float32.
+    `dtype`: of embeddings in the product that makes logits; its sums are float32. `apart(x)`: rows of a batch, each
+    device its own. `whole(x)`: all of them on every device. `over_rows(a_BxC, b_BxD)`: a^T b [C, D] in float32.
     """
 
     dtype: Any = jnp.float32
+    apart: Callable[[jax.Array], jax.Array] = lambda x: x
     whole: Callable[[jax.Array], jax.Array] = lambda x: x
     over_rows: Callable[[jax.Array, jax.Array], jax.Array] = functools.partial(
         jnp.einsum, "bc,bd->cd", preferred_element_type=jnp.float32
@@ -85,7 +84,7 @@ def contrastive_softmax(
     the whole batch (Jia et al. 2021 have 0.1).
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
-    of_rows, of_columns = placed(() if captions_BxT is None else fingerprints(captions_BxT))
+    of_rows, of_columns = _prints(captions_BxT, exchange)
 
     def part(columns, own_BxC):
         text_CxD, prints = columns
@@ -128,7 +127,7 @@ def contrastive_sigmoid(
     the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
     spread = _spread(duplicates, captions_BxT)
-    of_rows, of_columns = placed(() if captions_BxT is None else fingerprints(captions_BxT))
+    of_rows, of_columns = _prints(captions_BxT, exchange)
 
     def part(columns, own_BxC):
         text_CxD, prints = columns
@@ -160,24 +159,15 @@ def _equal(of_rows: tuple[jax.Array, ...], of_columns: tuple[jax.Array, ...], ow
     return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in zip(of_rows, of_columns)))
 
 
-def placed(arrays: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Arrays [B] as (those of the rows, split like the batch; those of the columns, whole on every device of the mesh
-    in use); unchanged without a mesh, or where it does not divide them.
+def _prints(captions_BxT: jax.Array | None, exchange: Exchange) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Fingerprints of the captions of rows and of columns; none without captions.
 
     Left alone, the compiler makes the columns' share of a comparison and sends it to the rows: a table [B / devices, B]
     for every number, in place of the number of each caption. Where nothing splits the rows, it compares all pairs on
     every device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in set(mesh.axis_names) - set(mesh.manual_axes))
-    if not (arrays and axes) or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-        return arrays, arrays
-    rows = jax.P(axes)
-
-    def pinned(spec):
-        return tuple(jax.lax.with_sharding_constraint(x, spec) for x in arrays)
-
-    return pinned(rows), pinned(jax.P())
+    prints = () if captions_BxT is None else fingerprints(captions_BxT)
+    return tuple(map(exchange.apart, prints)), tuple(map(exchange.whole, prints))
 
 
 def fingerprints(captions_BxT: jax.Array) -> tuple[jax.Array, ...]:

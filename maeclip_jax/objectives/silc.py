@@ -2,7 +2,8 @@
 
 A teacher, the running average of the image tower and of a head on top of it, sees the global views of a picture; the
 student sees these and small local views, and learns to assign each view as the teacher assigns the others. Every
-global view is also contrasted with the caption. There is no public code; the loss is DINO's (facebookresearch/dino).
+global view is also contrasted with the caption. Its training code is not public; the loss is that of DINO
+(facebookresearch/dino).
 
 The teacher's average has a decay of its own, which is fixed, since it must go on learning from the captions. It is
 part of the state and not of the parameters: what is evaluated, exported and loaded is the student. Without a teacher,
@@ -102,7 +103,7 @@ class Silc(Clip):
         return {**teacher, "params": optax.incremental_update(new, teacher["params"], 1 - self.distil["momentum"])}
 
     def _of_teacher(self, name: str) -> Mapping:
-        """Parameters of the teacher's module `name`; the student's own where there is no teacher."""
+        """Parameters of the teacher's module `name`; without a teacher, the student's own."""
         if self.has_variable(TEACHER, "params"):
             return self.get_variable(TEACHER, "params").get(name, {})
         return self.variables.get("params", {}).get(name, {})

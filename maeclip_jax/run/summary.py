@@ -30,7 +30,7 @@ def slow_dtype(mesh: jax.sharding.Mesh, dtype: str) -> str:
     """Why `model.compute.dtype` is slower than float32 on these devices; empty where it is not.
 
     Products of bfloat16 are computed in float32 on CPUs before jax 0.12, and from then on by instructions for bfloat16
-    where the processor has them (LOG.md: two layers of CLIP B/16 take 0.73 times the processor time of float32).
+    where the processor has them (LOG.md: two layers of CLIP B/16 take 0.72 times the processor time of float32).
     """
     if mesh.devices.flat[0].platform != "cpu" or dtype != "bfloat16":
         return ""
