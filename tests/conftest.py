@@ -1,7 +1,9 @@
 """Tests run on 8 fake CPU devices, with compiled programs kept in .jax_cache/ between runs."""
 
+import faulthandler
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
@@ -53,10 +55,35 @@ TIERS = {
 
 
 def pytest_configure(config):
-    """A folder for what the workers of pytest-xdist make once for all of them (`tests.runs.whole`)."""
+    """A folder for what the workers of pytest-xdist make once for all of them (`tests.runs.whole`) and leave behind."""
     if not hasattr(config, "workerinput") and "MAECLIP_TESTS_SHARED" not in os.environ:
         shared = os.environ["MAECLIP_TESTS_SHARED"] = tempfile.mkdtemp(prefix="maeclip-tests-shared-")
         config.add_cleanup(lambda: (os.environ.pop("MAECLIP_TESTS_SHARED"), shutil.rmtree(shared, ignore_errors=True)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    """A worker that a signal ends leaves its stacks in a file: what it says on stderr is lost with its capture."""
+    if hasattr(session.config, "workerinput"):
+        stacks = Path(os.environ["MAECLIP_TESTS_SHARED"], f"{os.environ['PYTEST_XDIST_WORKER']}.stacks").open("w")
+        faulthandler.enable(stacks)
+        session.config.add_cleanup(lambda: (faulthandler.disable(), stacks.close()))
+
+
+def pytest_runtest_logfinish(nodeid, location):
+    """Keeps the most memory a worker has had, which says whether one that was killed had too much."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
+        Path(os.environ["MAECLIP_TESTS_SHARED"], f"{worker}.memory").write_text(f"{most:.0f} MiB at most by {nodeid}\n")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What crashed workers left, and the memory of all."""
+    if hasattr(terminalreporter.config, "workerinput"):
+        return
+    for path in sorted(Path(os.environ["MAECLIP_TESTS_SHARED"]).glob("gw*.*")):
+        if path.suffix in (".memory", ".stacks") and (text := path.read_text()[:20_000].strip()):
+            terminalreporter.write_line(f"{path.stem}: {text}")
 
 
 def pytest_collection_modifyitems(items):
