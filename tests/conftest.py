@@ -65,7 +65,8 @@ def pytest_configure(config):
 def pytest_sessionstart(session):
     """A worker that a signal ends leaves its stacks in a file: what it says on stderr is lost with its capture."""
     if hasattr(session.config, "workerinput"):
-        stacks = Path(os.environ["MAECLIP_TESTS_SHARED"], f"{os.environ['PYTEST_XDIST_WORKER']}.stacks").open("w")
+        path = Path(os.environ["MAECLIP_TESTS_SHARED"], f"{os.environ['PYTEST_XDIST_WORKER']}.stacks")
+        stacks = path.open("w")
         faulthandler.enable(stacks)
         session.config.add_cleanup(lambda: (faulthandler.disable(), stacks.close()))
 

@@ -21,7 +21,9 @@ def get_evals(config, arg=None):
         zero_shot=dict(type="zero_shot", data=test, batch_size=8, **shared),
         knn=dict(type="knn", data=test, train=train, k=(3, 1), batch_size=8),
         # One l2: of 27 tried on nine pictures, rounding chooses.
-        linear_probe=dict(type="linear_probe", data=test, train=train, batch_size=8, solver=dict(type="lbfgs", l2=(1.0,))),
+        linear_probe=dict(
+            type="linear_probe", data=test, train=train, batch_size=8, solver=dict(type="lbfgs", l2=(1.0,))
+        ),
         few_shot=dict(type="few_shot", data=test, train=train, shots=(1, 2), seeds=2, batch_size=8),
         segmentation=dict(type="segmentation", data=masked, batch_size=8, **shared),
         grounding=dict(type="grounding", data=masked, batch_size=8, pools=("own", "max"), **shared),
