@@ -107,7 +107,7 @@ def main(names: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     from importlib.metadata import version
 
-    from maeclip_jax.preflight import estimate
+    from maeclip_jax.preflight import compilation
 
     FOLDER.mkdir(exist_ok=True)
     index = FOLDER / "programs.json"
@@ -115,7 +115,7 @@ def main(names: list[str]) -> None:
     for name in names or PROGRAMS:
         traced, mesh, flops = trace(name)
         with jax.set_mesh(mesh):
-            text = estimate.compiled_with_text(traced.lower())[1]
+            text = compilation.compiled_with_text(traced.lower())[1]
         (FOLDER / f"{name}.txt.xz").write_bytes(lzma.compress(short(text).encode(), preset=9))
         known[name] = {
             "model FLOPs": flops, "devices": mesh.size, "jax": version("jax"), "libtpu": version("libtpu"),

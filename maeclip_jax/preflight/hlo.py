@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from maeclip_jax.preflight.program import Op, computations
+from maeclip_jax.preflight.program_text import Op, computations
 
 # Of one element, by the name of its type.
 BYTES = {"pred": 1} | {f"{kind}{n}": n / 8 for kind in ("s", "u", "f", "bf", "c") for n in (2, 4, 8, 16, 32, 64)}

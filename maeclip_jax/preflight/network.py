@@ -21,7 +21,7 @@ import numpy as np
 
 from maeclip_jax.parallel.chips import NETWORK, Chip
 from maeclip_jax.preflight import hlo
-from maeclip_jax.preflight.program import Op
+from maeclip_jax.preflight.program_text import Op
 from maeclip_jax.preflight.topology import Slice
 
 SLICES = "between slices"

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import clip, mae, mae_clip, siglip
 from maeclip_jax.errors import UserError
-from maeclip_jax.preflight import estimate, hlo
+from maeclip_jax.preflight import hlo, programs
 from maeclip_jax.run import step
 
 BATCH, DEVICES, WIDTH = 1024, 8, 32
@@ -21,7 +21,7 @@ def compiled(experiment, mesh="copies", **settings) -> str:
     config.update_from_flattened_dict({"batch_size": BATCH, **{f"mesh.{k}": n for k, n in MESHES[mesh].items()}})
     config.update_from_flattened_dict(settings)
     built = step.build(config, epoch=None, devices=jax.devices()[:DEVICES])
-    call, args = estimate.contrast(built)
+    call, args = programs.contrast(built)
     with jax.set_mesh(built.mesh):
         return call.lower(*args).compile().as_text()
 
@@ -64,4 +64,4 @@ def test_in_parts_logits_are_smaller_and_no_more_is_sent_by_more_parts():
 def test_what_has_no_contrast_is_refused():
     config = mae.get_config("runlocal")
     with pytest.raises(UserError, match="--program=contrast: Masked has no contrast of its own; valid: train"):
-        estimate.contrast(step.build(config, epoch=None, devices=jax.devices()[:1]))
+        programs.contrast(step.build(config, epoch=None, devices=jax.devices()[:1]))

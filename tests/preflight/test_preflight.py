@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import clip
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
-from maeclip_jax.preflight import command, estimate, hlo, kernels, table, topology
+from maeclip_jax.preflight import command, compilation, estimate, hlo, kernels, remedy, table, topology
 from tests import runs
 from tests.objectives import models
 
@@ -185,11 +185,11 @@ def test_a_step_without_room_is_cut_into_the_fewest_parts_that_fit(monkeypatch):
             return types.SimpleNamespace(lower=lambda: types.SimpleNamespace(memory_analysis=lambda: memory))
 
     tried, changed = [], []
-    monkeypatch.setattr(estimate, "train", lambda built: (None, ()))
-    monkeypatch.setattr(estimate, "compiled_with_text", lambda lowered: (lowered, ""))
-    monkeypatch.setattr(estimate, "build", lambda config, **_: changed.append(config.mesh.fsdp) or in_two)
+    monkeypatch.setattr(remedy.programs, "train", lambda built: (None, ()))
+    monkeypatch.setattr(remedy, "compiled_with_text", lambda lowered: (lowered, ""))
+    monkeypatch.setattr(remedy, "build", lambda config, **_: changed.append(config.mesh.fsdp) or in_two)
     in_two = Built(models.build("clip"))
-    fewest = functools.partial(estimate.fewest_parts, clip.get_config("runlocal"))
+    fewest = functools.partial(remedy.fewest_parts, clip.get_config("runlocal"))
     assert fewest(in_two, 1000, [], {}, 2, 9.5) == 8 and tried == [2, 8]  # 4 parts would take 17 GiB at least
     assert fewest(in_two, 1000, [], {}, 2, 2.0) is None
     assert fewest(in_two, 1000, [], {"mesh.fsdp": 4}, 16, 9.5) == 16 and changed == [4]
@@ -220,7 +220,7 @@ def test_parameters_without_room_are_sharded():
         "teacher GiB": 0.0,
         "peak HBM GiB": 30.0,
     }
-    assert estimate.remedy(config, Program, found, None) == {"mesh.replica": -1, "mesh.fsdp": 8}
+    assert remedy.overrides(config, Program, found, None) == {"mesh.replica": -1, "mesh.fsdp": 8}
     found |= {"parameters GiB": 1.0, "optimizer GiB": 2.0, "peak HBM GiB": 103.0}
     asked = []
 
@@ -228,19 +228,19 @@ def test_parameters_without_room_are_sharded():
         asked.append((changes, least, round(room, 2)))
         return found
 
-    assert estimate.remedy(config, Program, found, parts) == {"microbatches": 8}
+    assert remedy.overrides(config, Program, found, parts) == {"microbatches": 8}
     assert asked == [({}, 9, 14.4)]  # 100 GiB of activations into the 11.4 that the state leaves
     otherwise = {"model.compute.remat": "full", "batch_size": 128}
-    assert estimate.remedy(config, Program, found, None) == otherwise
-    assert estimate.remedy(config, Program, found, lambda *_: None) == otherwise
-    assert estimate.remedy(config, Program, found | {"program": "embed"}, parts) == {"batch_size": 64}
+    assert remedy.overrides(config, Program, found, None) == otherwise
+    assert remedy.overrides(config, Program, found, lambda *_: None) == otherwise
+    assert remedy.overrides(config, Program, found | {"program": "embed"}, parts) == {"batch_size": 64}
 
 
 def test_needs_are_read_from_the_compiler_s_messages():
     said = "the total memory required for HLO temporaries (384.00G) exceeds available HBM (15.75G)"
-    assert estimate.needed_gib(said) == 384
-    assert estimate.needed_gib("Used 512.00M of 15.75G hbm") == 0.5
-    assert estimate.needed_gib("no room") is None
+    assert compilation.needed_gib(said) == 384
+    assert compilation.needed_gib("Used 512.00M of 15.75G hbm") == 0.5
+    assert compilation.needed_gib("no room") is None
 
 
 def run(monkeypatch, capsys, found: dict, *flags: str) -> tuple[int, str]:

@@ -6,7 +6,7 @@ from collections import Counter
 import jax
 import pytest
 
-from maeclip_jax.preflight import estimate, hlo, program, topology
+from maeclip_jax.preflight import compilation, hlo, program_text, topology
 from tests import programs
 
 # Large enough that the compiler does not make all-reduces of reduce-scatters.
@@ -25,8 +25,8 @@ def moved(request) -> Counter:
         pytest.skip(f"libtpu is not installed: {topology.INSTALL}")
     traced, mesh, _ = programs.trace_of(request.param, 1, "clip", programs.FUSED | programs.FSDP | SETTINGS)
     with jax.set_mesh(mesh):
-        text = estimate.compiled_with_text(traced.lower())[1]
-    module, entry = program.computations(text)
+        text = compilation.compiled_with_text(traced.lower())[1]
+    module, entry = program_text.computations(text)
     found, pieces = Counter(), set()
     for op, inside, times, _ in hlo.walk(module, entry, 1, False, set()):
         kind, channel = hlo.collective(op, inside), op.attribute("channel_id")

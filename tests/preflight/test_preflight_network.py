@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from maeclip_jax.parallel.chips import CHIPS
-from maeclip_jax.preflight import hlo, network, program, topology
+from maeclip_jax.preflight import hlo, network, program_text, topology
 from tests import programs
 
 
@@ -91,7 +91,7 @@ ENTRY %main (a: f32[25]) -> f32[100] {
 
 
 def test_work_between_start_and_end_hides_a_collective():
-    module, entry = program.computations(TEXT)
+    module, entry = program_text.computations(TEXT)
     # A byte takes a second, a cycle too: gathers of 400 s behind 30 s and 500 s of work, five blocking sums.
     found = network.waits(module, entry, lambda op, _: op.cycles, lambda kind, size, op: size)
     assert found.exposed == 370 + 0 + 5 * 400 and found.hidden == 30 + 400
@@ -105,7 +105,7 @@ def test_collectives_that_run_under_fusions_or_on_sparse_cores_are_asynchronous(
     asynchronous = {}
     for name in ("v5e-two-slices", "tpu7x-fsdp", "v6e-fsdp-kernels"):
         text, _ = programs.read(name)
-        module, entry = program.computations(text)
+        module, entry = program_text.computations(text)
         found = network.waits(module, entry, lambda op, _: op.cycles, lambda kind, size, op: size)
         told = found.told()["kinds"]
         asynchronous[name] = told["all-gather"]["asynchronous"], told["all-gather"]["calls"]
@@ -117,7 +117,7 @@ def test_collectives_that_run_under_fusions_or_on_sparse_cores_are_asynchronous(
     assert (
         network.SLICES
         in network.waits(
-            *program.computations(programs.read("v5e-two-slices")[0]), lambda *_: 0.0, lambda *_: 0.0
+            *program_text.computations(programs.read("v5e-two-slices")[0]), lambda *_: 0.0, lambda *_: 0.0
         ).told()["kinds"]
     )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.preflight import estimate, hlo, program
+from maeclip_jax.preflight import estimate, hlo, program_text
 from tests import programs
 
 
@@ -14,7 +14,7 @@ def kept(request):
 
 def test_every_operation_is_read_and_every_flop_is_found(kept):
     name, text, known = kept
-    module, entry = program.computations(text)
+    module, entry = program_text.computations(text)
     lines = [line for line in text.splitlines() if line.startswith(("  %", "  ROOT %"))]
     assert entry and sum(map(len, module.values())) == len(lines) > 300
     found = hlo.costs(text)

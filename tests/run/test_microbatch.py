@@ -13,7 +13,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.parallel import sharding
 from maeclip_jax.params import flatten
-from maeclip_jax.preflight import hlo, program
+from maeclip_jax.preflight import hlo, program_text
 from maeclip_jax.run import microbatch
 from tests import runs
 from tests.objectives import models
@@ -147,7 +147,7 @@ def test_nothing_is_sent_between_parts_and_no_pictures_at_all():
     case = "softmax, FLIP's keep, equal captions"
     traffic = {}
     for parts in (4, 8):
-        module, entry = program.computations(programs(case, parts)[0].as_text())
+        module, entry = program_text.computations(programs(case, parts)[0].as_text())
         sent = [
             (times, op)
             for op, _, times, _ in hlo.walk(module, entry, 1, False, set())
