@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from maeclip_jax import bench, cli
 from maeclip_jax.errors import UserError, choose
 
-NAMES = ("step", "input", "storage", "probe", "startup", "scenes", "sweep")
+NAMES = ("step", "input", "storage", "probe", "startup", "scenes", "sweep", "microbatches")
 
 
 def run(argv: Sequence[str]) -> int | None:

@@ -1,7 +1,7 @@
 """`make bench`: what an experiment's step and input cost on this machine, as a table and as JSON.
 
     python -m maeclip_jax.bench step --config=experiments/clip.py:scale=demo [--steps=20] [--json=FILE] [--config.x=y]
-        [--peer=open_clip] [--peer_python=PYTHON]
+        [--batches=N] [--peer=open_clip] [--peer_python=PYTHON]
 
 The step is timed on one batch that stays on the device, so it is the upper bound the input pipeline must reach; the
 input pipeline is timed alone, on the experiment's own data (or on noise pictures of the same size where that is not
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import statistics
 import sys
 import time
@@ -32,6 +33,8 @@ from maeclip_jax.parallel import sharding
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.run import microbatch
 from maeclip_jax.run.step import TrainStep, build
+
+RSS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # what getrusage counts in: bytes there, KiB elsewhere
 
 
 def time_steps(step: TrainStep, peak: tuple[float, str], steps: int, peer: peers.Peer | None = None) -> dict:
@@ -82,6 +85,7 @@ def time_steps(step: TrainStep, peak: tuple[float, str], steps: int, peer: peers
         "peak memory GiB/device (runtime)": stats["peak_bytes_in_use"] / 2**30
         if "peak_bytes_in_use" in stats
         else None,
+        "peak resident GiB (process)": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_PER_GIB,
     }
     return figures | (peer.figures(figures) if peer else {})
 
@@ -137,6 +141,7 @@ def run(argv: Sequence[str]) -> None:
     """The command line: the experiment's flags and --steps, --peer, --json."""
     parser = cli.ExperimentParser("maeclip_jax.bench step", __doc__)
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed (%(default)s)")
+    parser.add_argument("--batches", type=int, help="batches of input that are timed (512 pictures); 0: none")
     parser.add_argument(
         "--peer", choices=tuple(peers.PEERS), help="another code base, whose steps take turns with ours"
     )
@@ -161,8 +166,10 @@ def run(argv: Sequence[str]) -> None:
         figures = {"config": " ".join(argv)}
         figures |= time_steps(step, peak, args.steps, peer)
         try:
-            figures |= time_input(config, step, max(2, 512 // step.batch_size))
-            figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]
+            batches = max(2, 512 // step.batch_size) if args.batches is None else args.batches
+            if batches > 0:
+                figures |= time_input(config, step, batches)
+                figures["step needs of the input (share)"] = figures["images/s"] / figures["input images/s"]
         except UserError as e:  # what the step costs has been measured
             figures["input of"] = f"nothing: {' '.join(str(e).split())}"
     print(report(figures))
