@@ -56,7 +56,7 @@ def prototypes(head: Mapping[str, Any]) -> jax.Array:
     return unit(head["prototypes"].astype(jnp.float32), axis=0)
 
 
-def over_rows(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
+def in_parts(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
     """`function` of each of `parts` parts of `rows` (arrays [B, ...]), stacked as [P, ...].
 
     With more than one, what it makes in between exists for one part at a time: the backward pass makes it again. Part
@@ -90,7 +90,7 @@ def sinkhorn_centre(teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, tempera
                 logits = logits - jax.nn.logsumexp(logits + shift_K[None, None], axis=-1, keepdims=True)
             return jax.nn.logsumexp(logits, axis=(0, 1))
 
-        shift_K = -jax.nn.logsumexp(over_rows(part, teacher_BxGxD, parts), axis=0)
+        shift_K = -jax.nn.logsumexp(in_parts(part, teacher_BxGxD, parts), axis=0)
     return -temperature * shift_K
 
 
@@ -139,7 +139,7 @@ def distilled(
             loss = -jnp.sum(jnp.einsum("bgk,gv->bvk", targets_bxGxK, pairs_GxV) * own_bxVxK)
         return loss, -jnp.sum(targets_bxGxK * logs_bxGxK), jnp.sum(targets_bxGxK, axis=(0, 1))
 
-    loss, entropy, assigned_K = (jnp.sum(x, axis=0) for x in over_rows(part, (student_BxVxD, teacher_BxGxD), parts))
+    loss, entropy, assigned_K = (jnp.sum(x, axis=0) for x in in_parts(part, (student_BxVxD, teacher_BxGxD), parts))
     count = batch * teacher_BxGxD.shape[1]
     mean_K = assigned_K / count
     spread = -jnp.sum(mean_K * jnp.log(jnp.maximum(mean_K, 1e-30)))
