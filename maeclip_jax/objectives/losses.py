@@ -35,17 +35,29 @@ class Exchange(NamedTuple):
 AT_ONCE = Exchange()  # as for one device
 
 
+class Texts(NamedTuple):
+    """Columns of a contrast: `own_CxD` lie as rows of a batch and have the gradient, `whole_CxD` are everywhere."""
+
+    own_CxD: jax.Array
+    whole_CxD: jax.Array
+
+    @classmethod
+    def of(cls, text_BxD: jax.Array, exchange: Exchange) -> Texts:
+        """Sent once, in the dtype of the product, whatever number of parts the contrast has, and for both passes."""
+        return cls(text_BxD, exchange.whole(jax.lax.stop_gradient(text_BxD).astype(exchange.dtype)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def cosines(exchange: Exchange, image_BxD: jax.Array, text_CxD: jax.Array) -> jax.Array:
+def cosines(exchange: Exchange, image_BxD: jax.Array, texts: Texts) -> jax.Array:
     """[B, C] float32. Left to itself the compiler sums the texts' gradient on every device, and gathers in float32."""
-    return _cosines(exchange, image_BxD, text_CxD)[0]
+    return _cosines(exchange, image_BxD, texts)[0]
 
 
-def _cosines(exchange, image_BxD, text_CxD):
-    image, text = image_BxD.astype(exchange.dtype), exchange.whole(text_CxD.astype(exchange.dtype))
+def _cosines(exchange, image_BxD, texts):
+    image = image_BxD.astype(exchange.dtype)
     # Empty arrays, for the dtypes of the gradients.
-    of = image_BxD[:0, :0], text_CxD[:0, :0]
-    return jnp.dot(image, text.T, preferred_element_type=jnp.float32), (image, text, of)
+    of = image_BxD[:0, :0], texts.own_CxD[:0, :0]
+    return jnp.dot(image, texts.whole_CxD.T, preferred_element_type=jnp.float32), (image, texts.whole_CxD, of)
 
 
 def _cosines_back(exchange, saved, d_logits_BxC):
@@ -53,7 +65,7 @@ def _cosines_back(exchange, saved, d_logits_BxC):
     d_logits_BxC = d_logits_BxC.astype(exchange.dtype)
     d_image = jnp.dot(d_logits_BxC, text, preferred_element_type=jnp.float32)
     d_text = exchange.over_rows(d_logits_BxC, image)
-    return d_image.astype(of_image.dtype), d_text.astype(of_text.dtype)
+    return d_image.astype(of_image.dtype), Texts(d_text.astype(of_text.dtype), jnp.zeros_like(text))
 
 
 cosines.defvjp(_cosines, _cosines_back)
@@ -87,15 +99,17 @@ def contrastive_softmax(
     of_rows, of_columns = _prints(captions_BxT, exchange)
 
     def part(columns, own_BxC):
-        text_CxD, prints = columns
-        logits_BxC = scale * cosines(exchange, image_BxD, text_CxD)
+        texts, prints = columns
+        logits_BxC = scale * cosines(exchange, image_BxD, texts)
         same_BxC = _equal(of_rows, prints, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(part, (text_BxD, of_columns), parts)
+    (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
+        part, (Texts.of(text_BxD, exchange), of_columns), parts
+    )
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
         positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
@@ -130,15 +144,15 @@ def contrastive_sigmoid(
     of_rows, of_columns = _prints(captions_BxT, exchange)
 
     def part(columns, own_BxC):
-        text_CxD, prints = columns
-        logits_BxC = jnp.exp(log_scale) * cosines(exchange, image_BxD, text_CxD) + bias
+        texts, prints = columns
+        logits_BxC = jnp.exp(log_scale) * cosines(exchange, image_BxD, texts) + bias
         same_BxC = _equal(of_rows, prints, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (text_BxD, of_columns), parts)
+    sums_P, counts_PxB, compared = over_columns(part, (Texts.of(text_BxD, exchange), of_columns), parts)
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
