@@ -172,7 +172,7 @@ class Clip(nn.Module):
         z_image, z_text, captions = made["image"], made["text"], made["captions"]
         parts = self._parts(z_image.shape[0])
         dtype = compute_dtype(dict(self.compute or {}).get("dtype", "float32"))
-        exchange = losses.Exchange(dtype, batch_sharded, everywhere, over_rows)
+        exchange = losses.Exchange(dtype, batch_devices(), batch_sharded, everywhere, over_rows)
         if self.loss == "softmax":
             loss, metrics = losses.contrastive_softmax(
                 z_image,

@@ -20,11 +20,13 @@ DUPLICATES = ("negative", "positive")  # what a caption that equals a picture's 
 class Exchange(NamedTuple):
     """How columns of a contrast reach the devices that have its rows, and gradients come back.
 
-    `dtype`: of embeddings in the product that makes logits; its sums are float32. `apart(x)`: rows of a batch, each
-    device its own. `whole(x)`: all of them on every device. `over_rows(a_BxC, b_BxD)`: a^T b [C, D] in float32.
+    `dtype`: of embeddings in the product that makes logits; its sums are float32. `devices` share the rows of a batch.
+    `apart(x)`: rows, each device its own. `whole(x)`: all of an array on every device. `over_rows(a_BxC, b_BxD)`:
+    a^T b [C, D] in float32.
     """
 
     dtype: Any = jnp.float32
+    devices: int = 1
     apart: Callable[[jax.Array], jax.Array] = lambda x: x
     whole: Callable[[jax.Array], jax.Array] = lambda x: x
     over_rows: Callable[[jax.Array, jax.Array], jax.Array] = functools.partial(
@@ -35,29 +37,20 @@ class Exchange(NamedTuple):
 AT_ONCE = Exchange()  # as for one device
 
 
-class Texts(NamedTuple):
-    """Columns of a contrast: `own_CxD` lie as rows of a batch and have the gradient, `whole_CxD` are everywhere."""
-
-    own_CxD: jax.Array
-    whole_CxD: jax.Array
-
-    @classmethod
-    def of(cls, text_BxD: jax.Array, exchange: Exchange) -> Texts:
-        """Sent once, in the dtype of the product, whatever number of parts the contrast has, and for both passes."""
-        return cls(text_BxD, exchange.whole(jax.lax.stop_gradient(text_BxD).astype(exchange.dtype)))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def cosines(exchange: Exchange, image_BxD: jax.Array, texts: Texts) -> jax.Array:
-    """[B, C] float32. Left to itself the compiler sums the texts' gradient on every device, and gathers in float32."""
-    return _cosines(exchange, image_BxD, texts)[0]
+def cosines(exchange: Exchange, image_BxD: jax.Array, text_CxD: jax.Array, sent_CxD: jax.Array) -> jax.Array:
+    """[B, C] float32 of pictures and of `sent_CxD`, the texts on every device; `text_CxD`, the same, has the gradient.
+
+    Left to itself the compiler sums the texts' gradient on every device.
+    """
+    return _cosines(exchange, image_BxD, text_CxD, sent_CxD)[0]
 
 
-def _cosines(exchange, image_BxD, texts):
+def _cosines(exchange, image_BxD, text_CxD, sent_CxD):
     image = image_BxD.astype(exchange.dtype)
     # Empty arrays, for the dtypes of the gradients.
-    of = image_BxD[:0, :0], texts.own_CxD[:0, :0]
-    return jnp.dot(image, texts.whole_CxD.T, preferred_element_type=jnp.float32), (image, texts.whole_CxD, of)
+    of = image_BxD[:0, :0], text_CxD[:0, :0]
+    return jnp.dot(image, sent_CxD.T, preferred_element_type=jnp.float32), (image, sent_CxD, of)
 
 
 def _cosines_back(exchange, saved, d_logits_BxC):
@@ -65,7 +58,7 @@ def _cosines_back(exchange, saved, d_logits_BxC):
     d_logits_BxC = d_logits_BxC.astype(exchange.dtype)
     d_image = jnp.dot(d_logits_BxC, text, preferred_element_type=jnp.float32)
     d_text = exchange.over_rows(d_logits_BxC, image)
-    return d_image.astype(of_image.dtype), Texts(d_text.astype(of_text.dtype), jnp.zeros_like(text))
+    return d_image.astype(of_image.dtype), d_text.astype(of_text.dtype), jnp.zeros_like(text)
 
 
 cosines.defvjp(_cosines, _cosines_back)
@@ -96,19 +89,20 @@ def contrastive_softmax(
     the whole batch (Jia et al. 2021 have 0.1).
     """
     scale, spread = jnp.exp(log_scale), _spread(duplicates, captions_BxT)
-    of_rows, of_columns = _prints(captions_BxT, exchange)
+    prints = _prints(captions_BxT)
+    of_rows = tuple(map(exchange.apart, prints))
 
-    def part(columns, own_BxC):
-        texts, prints = columns
-        logits_BxC = scale * cosines(exchange, image_BxD, texts)
-        same_BxC = _equal(of_rows, prints, own_BxC)
+    def part(text_CxD, sent, own_BxC):
+        sent_CxD, of_columns = sent
+        logits_BxC = scale * cosines(exchange, image_BxD, text_CxD, sent_CxD)
+        same_BxC = _equal(of_rows, of_columns, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
         targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
     (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
-        part, (Texts.of(text_BxD, exchange), of_columns), parts
+        part, text_BxD, parts, (text_BxD.astype(exchange.dtype), prints), exchange
     )
     counts_B = jnp.sum(counts_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
@@ -141,18 +135,21 @@ def contrastive_sigmoid(
     the right decision on a picture and a text that equals its own is "yes", which changes what is learnt.
     """
     spread = _spread(duplicates, captions_BxT)
-    of_rows, of_columns = _prints(captions_BxT, exchange)
+    prints = _prints(captions_BxT)
+    of_rows = tuple(map(exchange.apart, prints))
 
-    def part(columns, own_BxC):
-        texts, prints = columns
-        logits_BxC = jnp.exp(log_scale) * cosines(exchange, image_BxD, texts) + bias
-        same_BxC = _equal(of_rows, prints, own_BxC)
+    def part(text_CxD, sent, own_BxC):
+        sent_CxD, of_columns = sent
+        logits_BxC = jnp.exp(log_scale) * cosines(exchange, image_BxD, text_CxD, sent_CxD) + bias
+        same_BxC = _equal(of_rows, of_columns, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sign_BxC = 2 * right_BxC.astype(jnp.float32) - 1
         loss = jnp.sum(jax.nn.log_sigmoid(sign_BxC * logits_BxC))
         return loss, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
-    sums_P, counts_PxB, compared = over_columns(part, (Texts.of(text_BxD, exchange), of_columns), parts)
+    sums_P, counts_PxB, compared = over_columns(
+        part, text_BxD, parts, (text_BxD.astype(exchange.dtype), prints), exchange
+    )
     metrics = _in_batch_top1(*compared) | _share_of_duplicates(captions_BxT, jnp.sum(counts_PxB, axis=0))
     return -jnp.sum(sums_P) / image_BxD.shape[0], metrics
 
@@ -173,15 +170,9 @@ def _equal(of_rows: tuple[jax.Array, ...], of_columns: tuple[jax.Array, ...], ow
     return functools.reduce(operator.and_, (b_B[:, None] == c_C[None] for b_B, c_C in zip(of_rows, of_columns)))
 
 
-def _prints(captions_BxT: jax.Array | None, exchange: Exchange) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Fingerprints of the captions of rows and of columns; none without captions.
-
-    Left alone, the compiler makes the columns' share of a comparison and sends it to the rows: a table [B / devices, B]
-    for every number, in place of the number of each caption. Where nothing splits the rows, it compares all pairs on
-    every device.
-    """
-    prints = () if captions_BxT is None else fingerprints(captions_BxT)
-    return tuple(map(exchange.apart, prints)), tuple(map(exchange.whole, prints))
+def _prints(captions_BxT: jax.Array | None) -> tuple[jax.Array, ...]:
+    """Fingerprints of captions; none without captions."""
+    return () if captions_BxT is None else fingerprints(captions_BxT)
 
 
 def fingerprints(captions_BxT: jax.Array) -> tuple[jax.Array, ...]:
@@ -207,22 +198,41 @@ def _share_of_duplicates(captions_BxT: jax.Array | None, counts_B: jax.Array) ->
     return {} if captions_BxT is None else {"duplicates": 100 * (1 - jnp.mean(1 / counts_B))}
 
 
-def over_columns(function: Callable[[Any, jax.Array], Any], columns: Any, parts: int) -> Any:
-    """`function(columns, own [B, C])` of each of `parts` parts of C = B / parts columns, stacked as [P, ...].
+def over_columns(
+    function: Callable[[Any, Any, jax.Array], Any],
+    columns: Any,
+    parts: int,
+    sent: Any = (),
+    exchange: Exchange = AT_ONCE,
+) -> Any:
+    """`function(columns, sent, own [B, C])` of each of `parts` parts of C = B / parts columns, stacked as [P, ...].
 
     `columns`: arrays [B, ...]; `own` True where a column is that of the row. With more than one part, logits exist for
     one part at a time, forward and backward: the backward pass computes them again, so gradients are exact. Part p
     holds columns p, p + P, p + 2 P, ...: as many of each device's columns, so that a batch that is split over devices
-    stays where it is and what is gathered is one part. Raises ValueError if the parts do not divide the batch.
+    stays where it is. `sent`: arrays [B, ...] without gradient, which go to every device once for all parts and both
+    passes. What is needed of `columns` elsewhere is gathered where it is used. Raises ValueError if the parts do not
+    divide the batch.
+
+    Left alone, the compiler makes the columns' share of a comparison of captions and sends it to the rows: a table
+    [B / devices, B] for every number, in place of the number of each caption.
     """
     batch = jax.tree.leaves(columns)[0].shape[0]
     if batch % parts:
         raise ValueError(f"a batch of {batch} does not divide into {parts} parts")
+    devices = exchange.devices if batch // parts % exchange.devices == 0 else 1
+
+    def everywhere(x):  # [devices, P, c, ...]: what is gathered lies as it comes, and a part is few long pieces of it
+        x = jax.lax.stop_gradient(x).reshape(devices, -1, parts, *x.shape[1:])
+        return exchange.whole(x.swapaxes(1, 2))
+
+    sent = jax.tree.map(everywhere, sent)
 
     def one(numbered):
         number, columns_C = numbered
+        here = jax.tree.map(lambda x: x[:, number].reshape(-1, *x.shape[3:]), sent)
         own_BxC = jnp.arange(batch)[:, None] == (number + parts * jnp.arange(batch // parts))[None]
-        return function(columns_C, own_BxC)
+        return function(columns_C, here, own_BxC)
 
     if parts == 1:
         return jax.tree.map(lambda x: x[None], one((0, columns)))

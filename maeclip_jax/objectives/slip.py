@@ -117,7 +117,7 @@ def nt_xent(a_BxD: jax.Array, b_BxD: jax.Array, temperature: float, parts: int =
     Views are L2-normalised. Source: SimCLR (Chen et al. 2020), as SLIP has it. `parts`: see `losses.over_columns`.
     """
 
-    def part(views, own_BxC):
+    def part(views, _, own_BxC):
         def found(x_BxD, same_CxD, other_CxD):
             same_BxC, other_BxC = (
                 jnp.dot(x_BxD, y_CxD.T, preferred_element_type=jnp.float32) / temperature
