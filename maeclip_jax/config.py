@@ -185,12 +185,20 @@ def has_usual_table(config) -> bool:
     return bool(tower.get("vocab")) and tower["vocab"] == tokenizer.usual_size(words)
 
 
+def shipped(folder: str = "experiments", holds: str = "def get_config(") -> list[str]:
+    """Names of the files in `folder` whose text `holds` that: experiments. UserError where none is here."""
+    found = [os.path.basename(p)[:-3] for p in _files(f"{folder}/*.py", holds)]
+    if not found:
+        raise UserError(f"there is no {folder}/ here; run in the repository")
+    return found
+
+
 def _call(path: str, what: str, function: str, *args):
     """Calls `function` of the file at `path`; a UserError names what is wrong with either."""
     if remote.is_remote(path):
         raise UserError(f"{what} file {path!r}: Python files are read from local folders; valid: a copy of it here")
     if not os.path.isfile(path):
-        here = _files(f"experiments/{'eval/' if what == 'evaluation' else ''}*.py", function)
+        here = _files(f"experiments/{'eval/' if what == 'evaluation' else ''}*.py", f"def {function}(")
         raise UserError(f"no {what} file {path!r}; here are: {', '.join(here) or 'none (run in the repository)'}")
     folder = os.path.dirname(os.path.abspath(path))
     for root in (os.path.dirname(folder), os.path.dirname(os.path.dirname(folder))):
@@ -207,12 +215,12 @@ def _call(path: str, what: str, function: str, *args):
         raise UserError(f"{what} file {path!r} failed: {type(e).__name__}: {e}") from e
 
 
-def _files(pattern: str, function: str) -> list[str]:
-    """Files that define `function`."""
+def _files(pattern: str, holds: str) -> list[str]:
+    """Files whose text `holds` that."""
     found = []
     for path in sorted(glob.glob(pattern)):
         with open(path, encoding="utf-8") as f:
-            if f"def {function}(" in f.read():
+            if holds in f.read():
                 found.append(path)
     return found
 

@@ -14,7 +14,6 @@ do for all. --launch prints a file for a scheduler, made of its template in tpu/
 from __future__ import annotations
 
 import dataclasses
-import glob
 import importlib.util
 import os
 import re
@@ -35,7 +34,7 @@ def runs_of(name: str) -> tuple:
     """RUNS of a sweep file, by its name without .py or by its path."""
     path = name if name.endswith(".py") else f"{FOLDER}/{name}.py"
     if not os.path.isfile(path):
-        raise unknown("sweep", name, sorted(os.path.basename(p)[:-3] for p in glob.glob(f"{FOLDER}/*.py")))
+        raise unknown("sweep", name, configs.shipped(FOLDER, "RUNS"))
     spec = importlib.util.spec_from_file_location("sweep_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -81,7 +80,7 @@ def run(argv: Sequence[str]) -> None:
     source, suite, settings, rest = cli.split_config(argv)
     args = parser.parse_args(rest)
     if len(args.sweep) != 1 or source or suite:
-        raise UserError(f"name one sweep; here are: {', '.join(sorted(glob.glob(f'{FOLDER}/*.py')))}")
+        raise UserError(f"name one sweep; here are: {', '.join(configs.shipped(FOLDER, 'RUNS'))}")
     remote.check_scheme(args.root, "--root", "checkpoints")
     flags = tuple(f"--{n}={x}" for n in ("platform", "cpu_devices", "cache") if (x := getattr(args, n)))
     name = os.path.basename(args.sweep[0]).removesuffix(".py")

@@ -9,6 +9,8 @@ import pytest
 
 from maeclip_jax import main, sweep
 from maeclip_jax.errors import UserError
+from maeclip_jax.preflight import command as preflight
+from maeclip_jax.study import command as study
 
 FILES = sorted(glob.glob("experiments/sweeps/*.py"))
 
@@ -78,3 +80,17 @@ def test_two_runs_side_by_side_one_table_and_again_costs_nothing(tmp_path):
         assert "step 2/2" in path.read_text() and f"[{path.stem}] step 2/2" in first.stdout
     again = subprocess.run([*command, "--config.total=2 steps"], capture_output=True, text=True, check=False)
     assert again.returncode == 0 and again.stdout.count("all 2 steps are done") == 2
+
+
+@pytest.mark.parametrize(
+    "run, words",
+    [
+        (sweep.run, ["pooling_demo"]), (sweep.run, []), (study.run, ["--sizes=1k", "--dry_run"]),
+        (preflight.run, ["--all"]), (main.parse, ["--config=experiments/clip.py", "--workdir=runs/a"]),
+    ],
+)  # fmt: skip
+def test_outside_the_repository_each_command_says_where_to_run_it(run, words, tmp_path, monkeypatch):
+    """Names of the shipped experiments and sweeps are of the folder one is in; none is not a list to choose from."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="run in the repository"):
+        run(words)

@@ -166,6 +166,7 @@ def run(argv: Sequence[str]) -> int:
     check(args)
     machine.configure_jax(args.platform, args.cpu_devices, args.cache)
     if args.all:
+        configs.shipped()
         return every(args)
     if args.calibrate:
         return calibrated(args)
