@@ -1,6 +1,9 @@
 """Tests run on 8 fake CPU devices, with compiled programs kept in .jax_cache/ between runs."""
 
+import contextlib
+import ctypes
 import faulthandler
+import gc
 import os
 import re
 import resource
@@ -119,6 +122,17 @@ def nothing_remembered(monkeypatch):
                 monkeypatch.setattr(sys.modules[module], name, first())
     if "maeclip_jax.remote" in sys.modules:
         monkeypatch.setattr(sys.modules["maeclip_jax.remote"].Wait, "_said", {})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """Compiled programs go with the file that made them: those of all files took more than 7 GiB of each worker."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc alone has it: what was freed goes back at once
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
