@@ -10,6 +10,8 @@ import resource
 import shutil
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,26 @@ def pytest_sessionstart(session):
         stacks = path.open("w")
         faulthandler.enable(stacks)
         session.config.add_cleanup(lambda: (faulthandler.disable(), stacks.close()))
+        threading.Thread(target=_overhear, args=(session.config, path.with_suffix(".stderr")), daemon=True).start()
+
+
+LONG_SECONDS = 150  # of a test that may hang
+_begun = time.monotonic()  # when the newest test began
+
+
+def pytest_runtest_logstart(nodeid, location):
+    global _begun
+    _begun = time.monotonic()
+
+
+def _overhear(config, path):
+    """Copies what the process has said while a test takes long: before XLA ends it, it tells who waits for whom."""
+    while True:
+        time.sleep(30)
+        if time.monotonic() - _begun > LONG_SECONDS:
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # nothing is captured, or the test has ended
+                fd = config.pluginmanager.getplugin("capturemanager")._global_capturing.err.tmpfile.fileno()
+                path.write_bytes(os.pread(fd, 20_000, max(0, os.fstat(fd).st_size - 20_000)))
 
 
 def pytest_runtest_logfinish(nodeid, location):
@@ -85,9 +107,11 @@ def pytest_terminal_summary(terminalreporter):
     """What crashed workers left, and the memory of all."""
     if hasattr(terminalreporter.config, "workerinput"):
         return
-    for path in sorted(Path(os.environ["MAECLIP_TESTS_SHARED"]).glob("gw*.*")):
-        if path.suffix in (".memory", ".stacks") and (text := path.read_text()[:20_000].strip()):
-            terminalreporter.write_line(f"{path.stem}: {text}")
+    for path in sorted(Path(os.environ["MAECLIP_TESTS_SHARED"]).glob("gw*.memory")):
+        crashed = path.with_suffix(".stacks").stat().st_size
+        for left in (path, *([path.with_suffix(".stderr"), path.with_suffix(".stacks")] if crashed else [])):
+            if left.exists():
+                terminalreporter.write_line(f"{path.stem}: {left.read_text(errors='replace')[:20_000].strip()}")
 
 
 def pytest_collection_modifyitems(items):
