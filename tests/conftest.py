@@ -25,6 +25,8 @@ for name, value in {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "8",
     "NPROC": "128",  # threads for collectives of 8 devices, as `machine.configure_jax` gives them
+    # A step of several devices at a time: now and then, on busy cores, devices waited for each other until XLA gave up.
+    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
