@@ -96,7 +96,7 @@ doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q . && $(VENV)/bin/lint-imports --no-logo
-	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 2 $(ARGS)
 
 test-unit:  ## lint and the tests that take seconds a file, no whole runs and no pods (minutes on 2 cores)
 	@$(MAKE) -s install EXTRAS=$(EXTRAS)
@@ -112,7 +112,7 @@ test-lowest:  ## all tests with the oldest versions that setup.cfg allows, in .v
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q uv
 	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[test,tpu-compile]'
-	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 0 \
+	.venv-lowest/bin/python -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 2 \
 		-W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks top to bottom and keep their outputs, 20 minutes on 2 cores (ARGS=4_preflight: one)

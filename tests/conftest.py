@@ -25,13 +25,11 @@ for name, value in {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "8",
     "NPROC": "128",  # threads for collectives of 8 devices, as `machine.configure_jax` gives them
-    # A step of several devices at a time: now and then, on busy cores, devices waited for each other until XLA gave up.
-    "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     # Tests compile more than they compute. On busy cores eight devices may take long to meet: XLA aborts after 40 s.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=300 "
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
     "JAX_TRACEBACK_FILTERING": "tracebackhide",  # no note of jax's behind the text of an error
 }.items():
@@ -76,7 +74,7 @@ def pytest_sessionstart(session):
         stacks = path.open("w")
         faulthandler.enable(stacks)
         session.config.add_cleanup(lambda: (faulthandler.disable(), stacks.close()))
-        threading.Thread(target=_overhear, args=(session.config, path.with_suffix(".stderr")), daemon=True).start()
+        threading.Thread(target=_overhear, args=(path.with_suffix(".stderr"),), daemon=True).start()
 
 
 LONG_SECONDS = 150  # of a test that may hang
@@ -88,14 +86,13 @@ def pytest_runtest_logstart(nodeid, location):
     _begun = time.monotonic()
 
 
-def _overhear(config, path):
+def _overhear(path):
     """Copies what the process has said while a test takes long: before XLA ends it, it tells who waits for whom."""
     while True:
         time.sleep(30)
         if time.monotonic() - _begun > LONG_SECONDS:
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # nothing is captured, or the test has ended
-                fd = config.pluginmanager.getplugin("capturemanager")._global_capturing.err.tmpfile.fileno()
-                path.write_bytes(os.pread(fd, 20_000, max(0, os.fstat(fd).st_size - 20_000)))
+            with contextlib.suppress(OSError):  # captured, it is a file that can be read, whoever captures it
+                path.write_bytes(os.pread(2, 20_000, max(0, os.fstat(2).st_size - 20_000)))
 
 
 def pytest_runtest_logfinish(nodeid, location):
@@ -103,6 +100,23 @@ def pytest_runtest_logfinish(nodeid, location):
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024)
         Path(os.environ["MAECLIP_TESTS_SHARED"], f"{worker}.memory").write_text(f"{most:.0f} MiB at most by {nodeid}\n")
+
+
+_ended_once = set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem, report, sched):
+    """A test whose worker XLA ended is judged by its second run, which the worker in its place makes; only once.
+
+    Now and then, on busy cores, the fake devices of a step wait for each other until XLA aborts the process (jax
+    0.10.2; twice in some ten thousand tests, in different ones). Whatever else ends a worker is a failure.
+    """
+    worker = re.search(r"worker '(\w+)' crashed", str(report.longrepr))
+    said = Path(os.environ["MAECLIP_TESTS_SHARED"], f"{worker[1] if worker else ''}.stderr")
+    if said.is_file() and b"rendezvous.cc" in said.read_bytes() and crashitem not in _ended_once:
+        report.outcome = "rerun"
+    _ended_once.add(crashitem)
 
 
 def pytest_terminal_summary(terminalreporter):
