@@ -189,7 +189,7 @@ def shipped(folder: str = "experiments", holds: str = "def get_config(") -> list
     """Names of the files in `folder` whose text `holds` that: experiments. UserError where none is here."""
     found = [os.path.basename(p)[:-3] for p in _files(f"{folder}/*.py", holds)]
     if not found:
-        raise UserError(f"there is no {folder}/ here; run in the repository")
+        raise UserError(f"{folder}/ is not in this folder; run in the repository, which holds it")
     return found
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maeclip_jax import cli
+from maeclip_jax.bench.children import last_words
 from maeclip_jax.bench.figures import add_json, write
 from maeclip_jax.errors import UserError
 
@@ -37,8 +38,7 @@ def measure(words: Sequence[str], ways: dict[str, tuple[int, int]], steps: int, 
             ]  # fmt: skip
             done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
             if done.returncode:
-                said = done.stderr.strip().splitlines() or [f"a process ended with code {done.returncode}"]
-                raise UserError(f"{name}: {said[-1].removeprefix('error: ')}")
+                raise UserError(f"{name}: {last_words(done.stderr, f'a process ended with code {done.returncode}')}")
             found[name].append(json.loads(file.read_text())["figures"])
             print(
                 f"{name}: {found[name][-1][SPEED]:.1f} images/s, {found[name][-1][MEMORY]:.2f} GiB",

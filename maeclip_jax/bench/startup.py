@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maeclip_jax import cli
+from maeclip_jax.bench.children import last_words
 from maeclip_jax.bench.figures import add_json, write
 from maeclip_jax.errors import UserError
 from maeclip_jax.run import startup
@@ -46,8 +47,8 @@ def start(argv: list[str], workdir: Path, cache: Path) -> dict[str, float]:
     finally:
         process.kill()
     if process.returncode or not costs.exists():
-        lines = said.read_text().strip().splitlines() or ["nothing was said"]
-        raise UserError(f"training ended with code {process.returncode}: {lines[-1].removeprefix('error: ')}")
+        last = last_words(said.read_text(), "nothing was said")
+        raise UserError(f"training ended with code {process.returncode}: {last}")
     return json.loads(costs.read_text())["start_seconds"]
 
 

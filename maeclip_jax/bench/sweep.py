@@ -17,8 +17,11 @@ import time
 from collections.abc import Sequence
 
 from maeclip_jax import cli
+from maeclip_jax.bench.children import last_words
 from maeclip_jax.bench.figures import add_json, write
 from maeclip_jax.errors import UserError
+
+SILENT = "the sweep failed and said nothing"
 
 
 def measure(words: Sequence[str], ways: Sequence[int], rounds: int) -> tuple[dict[int, list[float]], int]:
@@ -26,7 +29,7 @@ def measure(words: Sequence[str], ways: Sequence[int], rounds: int) -> tuple[dic
     command = [sys.executable, "-m", "maeclip_jax.sweep", *words]
     listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=False)
     if listed.returncode:
-        raise UserError(_last(listed.stderr))
+        raise UserError(last_words(listed.stderr, SILENT))
     seconds: dict[int, list[float]] = {jobs: [] for jobs in ways}
     with tempfile.TemporaryDirectory() as folder:
         for i, jobs in enumerate([max(ways), *ways * rounds]):
@@ -34,16 +37,12 @@ def measure(words: Sequence[str], ways: Sequence[int], rounds: int) -> tuple[dic
             flags = [f"--root={folder}/{i}", f"--jobs={jobs}", f"--cache={folder}/xla"]
             done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
             if done.returncode:
-                raise UserError(_last(done.stderr))
+                raise UserError(last_words(done.stderr, SILENT))
             took = time.monotonic() - begun
             print(f"{'first, not counted' if not i else f'jobs={jobs}'}: {took:.1f} s", file=sys.stderr, flush=True)
             if i:
                 seconds[jobs].append(took)
     return seconds, len(listed.stdout.splitlines())
-
-
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["the sweep failed and said nothing"])[-1].removeprefix("error: ")
 
 
 def run(argv: Sequence[str]) -> None:

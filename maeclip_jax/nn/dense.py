@@ -1,7 +1,7 @@
 """Products with weights, [..., D] x [D, E], whose gradient by the weights is computed in the weights' own order.
 
 jax multiplies the other way round, [E, ...] x [..., D], and transposes what comes out. XLA of jax 0.12 has a fast
-product of bfloat16 on CPUs for one of the orders and computes the other in a plain loop, twenty times slower and ten
+product of bfloat16 on CPUs for one of the orders and computes the other in a plain loop, twenty times slower and twelve
 times as inexact (LOG.md, findings/jax_weight_gradient_in_bfloat16_on_cpu.sh).
 Compilers for TPUs and GPUs make the same of both.
 """
