@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.evals.statistics import holm
-from maeclip_jax.study import curves, design, effects
+from maeclip_jax.study import curves, design, effects, levels
 from maeclip_jax.study.crossing import crossing
 from maeclip_jax.study.effects import Difference
 from maeclip_jax.study.results import Result
@@ -86,7 +86,8 @@ def analyse(study: Study) -> dict[str, Any]:
     return {
         "outcome": study.plan["outcome"], "baseline": axes["arms"][0],
         "runs": {"planned": len(study.plan["runs"]), "there": len(study.results), "missing": dict(study.missing)},
-        "declared": declared(study), "others": others(study), "lines": lines(study), "levels": levels(study),
+        "declared": declared(study), "others": others(study), "lines": lines(study),
+        "levels": levels.outcome(study), "measures": levels.measures(study, (*SECOND, *PLACES)),
         "laws": laws(study), "weights": weights(study), "without_a_seed": without_a_seed(study),
         "spread": spread(study), "data": data(study), "hours": sum(r.seconds for r in study.results) / 3600,
         "note": "" if axes["seeds"] > 1 else "One seed: nothing here has an interval.",
@@ -194,23 +195,6 @@ def lines(study: Study) -> list[dict[str, Any]]:
                         "crossing": {"size": zero.size, "interval": list(zero.interval) if zero.interval else None,
                                      "said": zero.said, "how": zero.how},
                     })  # fmt: skip
-    return rows
-
-
-def levels(study: Study) -> list[dict[str, Any]]:
-    """The outcome itself: mean and standard deviation over seeds of every cell of the design, missing ones too."""
-    rows, cells = [], {}
-    for run in study.plan["runs"]:
-        if run["phase"] != design.TUNE:
-            key = (run["arm"], "+".join(run["matched"]), run["pool"], run["weight"], run["size"], run["diversity"])
-            cells.setdefault(key, []).append(run["id"])
-    have = {r.run.id: r.value for r in study.results}
-    for key, ids in cells.items():
-        values = [have[i] for i in ids if i in have]
-        rows.append(dict(zip(("arm", "matched", "pool", "weight", "size", "diversity"), key)) | {
-            "planned": len(ids), "n": len(values), "mean": float(np.mean(values)) if values else None,
-            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        })  # fmt: skip
     return rows
 
 

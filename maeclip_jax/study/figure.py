@@ -29,7 +29,7 @@ def panels(numbers: Mapping[str, Any]) -> dict[str, bytes]:
              "axes.linewidth": 0.7}  # fmt: skip
     for arm, share in dict.fromkeys((row["arm"], row["diversity"]) for row in rows):
         with plt.rc_context(style):
-            drawn, ax = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
+            drawn, ax = plt.subplots(figsize=(4.6, 4.0), layout="constrained")
             for row in [r for r in rows if (r["arm"], r["diversity"]) == (arm, share)]:
                 _line(ax, row, COLOURS[pools.index(row["pool"]) % 4], STYLES[matches.index(row["match"]) % 2],
                       0.03 * (pools.index(row["pool"]) - 0.5 * (len(pools) - 1)))  # fmt: skip
@@ -38,7 +38,7 @@ def panels(numbers: Mapping[str, Any]) -> dict[str, bytes]:
                    ylabel=f"gain in {numbers['outcome']}, points", ylim=(low - margin, high + margin))  # fmt: skip
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(axis="y", alpha=0.25, linewidth=0.7)
-            ax.legend(frameon=False, fontsize=8.5, labelcolor="linecolor")
+            drawn.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, labelcolor="linecolor")
             out = io.BytesIO()
             drawn.savefig(out, format="png", dpi=160, facecolor="white", metadata={"Software": None})
             plt.close(drawn)
@@ -50,8 +50,8 @@ def _line(ax, row: Mapping, colour: str, style: str, shift: float) -> None:
     x, y, low, high = zip(*row["line"])
     if len(x) > 1:
         ax.plot(x, y, color=colour, linestyle=style, linewidth=1.6)
-        if low[0] is not None and style == STYLES[0]:
-            ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        if low[0] is not None:
+            ax.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
     at = [point["size"] * 10**shift for point in row["points"]]
     value = [point["value"] for point in row["points"]]
     label = f"{row['pool'].upper()}, matched by {row['match']}"

@@ -63,7 +63,7 @@ def html(made: Mapping, numbers: Mapping, pictures: Mapping[str, str], folder: s
     """One self-contained page."""
     view = {
         "plan": made, "n": numbers, "pictures": pictures, "folder": folder, "compact": compact, "effect": effect,
-        "crossing": crossing, "p": p_value, "amount": amount, "plan_text": plan.text(made),
+        "crossing": crossing, "p": p_value, "amount": amount, "level": level, "plan_text": plan.text(made),
     }  # fmt: skip
     import jinja2
 
@@ -83,6 +83,14 @@ def effect(row: Mapping) -> str:
         if row["interval"]
         else f"{value} (no interval)"
     )
+
+
+def level(cell: Mapping) -> str:
+    """`61.8 ± 1.9`, `61.8` where there is no interval."""
+    if cell["mean"] is None:
+        return "missing"
+    mean, low_high = f"{cell['mean']:.1f}", cell["interval"]
+    return f"{mean} ± {(low_high[1] - low_high[0]) / 2:.1f}" if low_high else mean
 
 
 def p_value(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 
 import pytest
 
@@ -45,12 +46,26 @@ def test_what_pooling_does_to_places_is_looked_at_besides(written):
         assert 29 < found[f"max minus gap of {arm}, grounding/gradcam_pointing: mean", "both"] < 31
 
 
+def test_every_pool_has_its_means_over_seeds_at_the_last_size(written):
+    found = json.loads((written / "analysis.json").read_text())["measures"]
+    assert (found["size"], found["diversity"], found["match"]) == (64000, 1.0, "examples")
+    rows = {row["metric"]: {(c["arm"], c["pool"]): c for c in row["cells"]} for row in found["rows"]}
+    assert list(rows) == ["zero_shot_seen/top1", "grounding/gradcam_pointing", "zero_shot_unseen/top1"]
+    kept = [json.loads(p.read_text()) for p in (written / "runs").glob("clip-n64000-d1-max-examples-s*.json")]
+    values = [one["metrics"]["zero_shot_seen/top1"] for one in kept]
+    cell = rows["zero_shot_seen/top1"]["clip", "max"]
+    half = 4.303 * statistics.stdev(values) / 3**0.5  # Student's quantile of three values
+    assert cell["n"] == len(values) == 3 and cell["mean"] == pytest.approx(statistics.mean(values))
+    assert cell["interval"] == pytest.approx([cell["mean"] - half, cell["mean"] + half], rel=1e-3)
+    assert f"{cell['mean']:.1f} ± {half:.1f}" in (written / "index.html").read_text()
+
+
 def test_every_cell_of_a_table_says_what_it_is_on_a_narrow_screen(written):
     shown = (written / "index.html").read_text()
     for table in re.findall(r'<table class="stack">.*?</table>', shown, re.S):
         rows = [re.findall(r"<td( [^>]*)?>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)[1:]]
         assert rows and all(cells[0] == "" and all("data-what" in cell for cell in cells[1:]) for cells in rows)
-    assert shown.count("<table") == shown.count('<table class="stack">') == 8
+    assert shown.count("<table") == shown.count('<table class="stack">') == 9
 
 
 def test_page_figure_and_table_hold_the_same(written):
