@@ -18,8 +18,8 @@ from typing import Any
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import jobs, shares
 from maeclip_jax.parallel.terminal import duration_text
-from maeclip_jax.study import design, plan, results, subsets
-from maeclip_jax.study.work import DONE, FAILED
+from maeclip_jax.study import design, draws, plan, results
+from maeclip_jax.study.work import DONE, FAILED, MISTAKE
 
 TRIES = 2  # of a run whose process dies
 
@@ -40,7 +40,7 @@ def work(
     part: (i, n): every n-th run, from the i-th on; only: the run of this name alone. Runs that
     failed before are tried again. `show` is called after every run, in one thread at a time.
     """
-    draw_subsets(folder, made)
+    draws.write(plan.axes_of(made), plan.runs_of(made), folder)
     for phases in ((design.TUNE,), (design.MAIN, design.WEIGHT)):
         if only and only not in (run.id for run in plan.runs_of(made) if run.phase in phases):
             continue
@@ -55,27 +55,6 @@ def work(
             crew.run(given[: len(left)])
         if design.TUNE in phases and made["tuning"]["grid"] and not only:
             _choose(folder, made)
-
-
-def draw_subsets(folder: Path, made: Mapping) -> None:
-    """Writes the subsets of a prepared set that the runs read. UserError for one that cannot be drawn."""
-    axes = plan.axes_of(made)
-    if axes.data == "scenes":
-        from maeclip_jax.data import source
-
-        for share in axes.diversities:  # a diversity that cannot be reached is said now
-            run = next(r for r in plan.runs_of(made) if r.diversity == share)
-            source.make(design.load(run, axes).data.source)
-        return
-    held = subsets.read_clusters(axes.clusters) if axes.clusters else None
-    for run in plan.runs_of(made):
-        path = Path(design.subset(run.size, run.diversity, run.seed).replace("{study}", os.fspath(folder)))
-        if not path.exists():
-            parent = dict(kind="tfds", name=axes.data, split="train")
-            clusters = held if run.diversity != 1 else None
-            about = subsets.make(parent, run.size, seed=run.seed, share=run.diversity, clusters_N=clusters)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(about, indent=1))
 
 
 def tuned(folder: Path, made: Mapping) -> dict[str, dict[str, Any]]:
@@ -113,7 +92,7 @@ class _Crew:
         self.lock, self.begun, self.done, self.failed = threading.Lock(), time.monotonic(), 0, []
         self.weight = {run.id: run.flops for run in runs}
         self.processes: list[subprocess.Popen] = []
-        self.stopped = 0.0  # when it was
+        self.stopped, self.mistake = 0.0, ""  # when it was; what no run of the plan can do
 
     def run(self, given: Sequence[shares.Share]) -> None:
         threads = [threading.Thread(target=self._serve, args=(share,), daemon=True) for share in given]
@@ -127,6 +106,8 @@ class _Crew:
                         break
             if came:
                 raise KeyboardInterrupt
+            if self.mistake:
+                raise UserError(self.mistake)
         finally:
             for process in self.processes:
                 if process.poll() is None:
@@ -152,6 +133,9 @@ class _Crew:
             if process is None or process.poll() is not None:
                 process = self._start(share)
             said = self._ask(process, run)
+            if said.startswith(MISTAKE):
+                self.mistake = said.removeprefix(MISTAKE)
+                self.stop(self.mistake)
             if self.stopped and said not in (DONE, FAILED):
                 break
             if not said and self.tried[run.id] < TRIES:

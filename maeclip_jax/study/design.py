@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,6 +63,8 @@ class Axes:
         for word in self.match:
             if word not in MATCHES:
                 raise unknown("match", word, MATCHES)
+        if not all(0 < w < math.inf for w in self.weights):
+            raise UserError(f"weights={','.join(map(str, self.weights))}; valid: above 0; --arms has arms without it")
         if self.data != "scenes" and self.diversities != (1.0,) and not self.clusters:
             raise UserError(
                 f"diversity of {self.data} goes by clusters; name --clusters=FILE, of study.subsets cluster"
@@ -177,6 +180,7 @@ def runs(axes: Axes, flops_of) -> list[Run]:
     where = (axes.sizes[0], axes.diversities[-1], axes.pools[-1])
     for arm, more in itertools.product(axes.arms, grid):
         found.append(_made(axes, TUNE, arm, where, TUNING_SEED, main[arm], [EXAMPLES], by_examples, more))
+        load(found[-1], axes)  # an unknown setting is said now
     steps = max(1, round(axes.examples / kinds[axes.arms[0]].batch_size))
     costs = {}
     for pool, arm in itertools.product(axes.pools, axes.arms):

@@ -15,7 +15,7 @@ import jax
 
 from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError
-from maeclip_jax.study import design, power, spending
+from maeclip_jax.study import design, draws, power, spending
 
 PLAN, FORMAT = "study.json", 1
 # Spread of the difference of two paired runs in points, where no pilot has measured it: three differences of a cell
@@ -26,9 +26,14 @@ STOPPING = "every run of this plan is trained to its end, whatever the others fo
 
 def make(axes: design.Axes, topology: str, sd: float, price: float) -> dict[str, Any]:
     """The content of study.json. UserError for what cannot be planned."""
+    if not 0 < sd < math.inf:
+        raise UserError(f"--sd={sd:g}; valid: points above 0")
+    if not 0 <= price < math.inf:
+        raise UserError(f"--price={price:g}; valid: 0 or more")
     runs = design.runs(axes, spending.flops_of)
     ids = [run.id for run in runs]
     assert len(set(ids)) == len(ids), "two runs with one name"
+    unchecked = draws.check(axes, runs)
     speed = spending.speed(axes, runs, topology)
     total = spending.hours(runs, speed)
     tests = primary(axes)
@@ -48,7 +53,7 @@ def make(axes: design.Axes, topology: str, sd: float, price: float) -> dict[str,
             "test": "two-sided t of the linear model of paired differences, Holm over the primary contrasts",
             "level": power.ALPHA,
         },
-        "stopping": STOPPING,
+        "stopping": STOPPING, "unchecked": unchecked,
         "costs": {
             "topology": topology, "how": speed.how, "runs": len(runs), "flops": sum(run.flops for run in runs),
             "hours": total, "chip_hours": total * speed.chips, "price": price * total * speed.chips,
@@ -141,6 +146,8 @@ def text(plan: Mapping) -> str:
         f"found with 80 % power, if paired runs differ by chance by {found['sd']:.3g} points (standard deviation): "
         + ", ".join(per[k].format(v) for k, v in least.items()),
     ]  # fmt: skip
+    if plan.get("unchecked"):
+        out.append(plan["unchecked"])
     if axes["seeds"] < 2:
         out.append("one seed: no effect has an interval, and nothing can be said to be more than chance")
     return "\n".join(out)

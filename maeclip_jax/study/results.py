@@ -32,18 +32,24 @@ class Result:
     data: Mapping[str, float]
 
 
+class NotMeasured(UserError):
+    """A run of the plan has ended, and its evaluations do not have the outcome."""
+
+
 def file(folder: str | os.PathLike, run: str) -> Path:
     """Where a run's result is."""
     return Path(folder) / RUNS / f"{run}.json"
 
 
 def collect(run: design.Run, workdir: str | os.PathLike, outcome: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a finished run. UserError if it has not measured the outcome."""
+    """What is kept of a finished run. NotMeasured if it lacks the outcome."""
     evaluated = workdirs.read_results(workdir)[0]
     last = evaluated[-1] if evaluated else {"step": 0, "metrics": {}, "about": {}}
     if outcome not in last["metrics"]:
         have = ", ".join(sorted(last["metrics"])) or "nothing"
-        raise UserError(f"{run.id} has not measured {outcome!r}; it has {have}")
+        raise NotMeasured(
+            f"{run.id} has not measured --outcome={outcome}; it has {have}. Name one of these, and another --out"
+        )
     costs = workdirs.read_object(Path(workdir) / workdirs.COSTS, missing={})
     about = last["about"][outcome]
     return {

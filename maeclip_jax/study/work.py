@@ -28,6 +28,7 @@ from maeclip_jax.study import design, diversity, plan, results
 
 MEASURED = 200_000  # records of which the realised diversity is measured
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+MISTAKE = "mistake: "  # of the plan, so that every run would fail alike
 
 
 def train(run: design.Run, folder: Path, workdir: Path, made: dict, tuned: dict) -> bool:
@@ -88,6 +89,8 @@ def serve(argv: Sequence[str]) -> None:
         with _said_to(Path(args.workdirs) / f"{name}.log"):
             try:
                 said = DONE if train(run, folder, workdir, made, asked["tuned"]) else STOPPED
+            except results.NotMeasured as e:
+                said = MISTAKE + " ".join(str(e).split())
             except Exception as e:
                 traceback.print_exc()
                 said = " ".join(str(e).split()) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
@@ -95,7 +98,7 @@ def serve(argv: Sequence[str]) -> None:
                 said = FAILED
         jax.clear_caches()
         print(said, file=answer, flush=True)
-        if said == STOPPED:
+        if said == STOPPED or said.startswith(MISTAKE):
             break
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError
-from maeclip_jax.study import command, crew, design, plan, spending
+from maeclip_jax.prepare.builders.scenes import build
+from maeclip_jax.study import command, design, plan, spending
 
 TINY = dict(sizes=(20, 40), pools=("gap", "max"), seeds=2, examples=64, runlocal=True)
 
@@ -100,6 +101,11 @@ def test_a_plan_above_the_budget_names_what_to_cut(runs):
         (["--outcome=knn/top1"], "arm 'clip' has no evaluation 'knn'"),
         (["--config=experiments/clip.py"], "a study names its experiments by --arms"),
         (["--jobs=0"], "--jobs=0; valid: 1 or more"),
+        (["--weights=-1"], "weights=-1.0; valid: above 0"),
+        (["--tune=optim.learning=1e-3"], "unknown setting config.optim: name 'learning'"),
+        (["--sd=0"], "--sd=0; valid: points above 0"),
+        (["--price=-2"], "--price=-2; valid: 0 or more"),
+        (["--diversity=0.001,1"], "diversity=0.001 leave 0 of 64 pairs"),
     ],
 )
 def test_a_mistake_is_one_line(words, text, tmp_path, capsys, monkeypatch):
@@ -138,10 +144,22 @@ def test_list_gives_the_runs_of_a_plan_by_index(assumed, tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
-def test_a_diversity_or_a_size_that_cannot_be_is_said_before_training(assumed, tmp_path):
-    made = plan.make(design.Axes(**TINY, diversities=(0.05, 1.0)), "cpu", 3.6, 0.0)
+def test_what_cannot_be_drawn_is_said_with_the_plan(assumed, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="leave 3 of 64 pairs"):
-        crew.draw_subsets(tmp_path, made)
+        plan.make(design.Axes(**TINY, diversities=(0.05, 1.0)), "cpu", 3.6, 0.0)
+    few = design.Axes(**TINY | dict(data="scenes/mu"))
+    large = design.Axes(**TINY | dict(data="scenes/mu", sizes=(20, 10**6)))
+    monkeypatch.setenv("MAECLIP_DATA_DIR", str(tmp_path))
+    elsewhere = plan.make(large, "cpu", 3.6, 0.0)
+    assert "scenes/mu is not prepared here: whether it has 1,000,000 pairs was not checked" in plan.text(elsewhere)
+    build("mu", str(tmp_path), workers=1)
+    assert "not checked" not in plan.text(plan.make(few, "cpu", 3.6, 0.0))
+    with pytest.raises(UserError, match="--size=1,000,000 is above the 256 records of scenes/mu"):
+        plan.make(large, "cpu", 3.6, 0.0)
+
+
+def test_a_plan_is_read_as_it_was_made(assumed):
+    made = plan.make(design.Axes(**TINY, diversities=(0.5, 1.0)), "cpu", 3.6, 0.0)
     read = json.loads(json.dumps(made))
-    assert plan.axes_of(read) == design.Axes(**TINY, diversities=(0.05, 1.0))
+    assert plan.axes_of(read) == design.Axes(**TINY, diversities=(0.5, 1.0))
     assert plan.runs_of(read) == plan.runs_of(made)

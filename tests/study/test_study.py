@@ -100,3 +100,11 @@ def test_what_does_not_belong_there_or_is_missing_is_said(done, tmp_path, capsys
     assert "holds results of another plan: strange" in capsys.readouterr().err
     assert command.main(["--report", f"--out={tmp_path}"]) == 2
     assert "it has no study.json" in capsys.readouterr().err
+
+
+def test_an_outcome_that_runs_do_not_measure_ends_the_study_with_the_first(tmp_path):
+    process = start(tmp_path, "--outcome=zero_shot_seen/top7")
+    assert process.wait(500) == 2, text(tmp_path)
+    last = text(tmp_path).splitlines()[-1]
+    assert "has not measured --outcome=zero_shot_seen/top7; it has" in last and "zero_shot_seen/top1" in last
+    assert not list((tmp_path / "out" / "runs").glob("*.json"))

@@ -1,0 +1,46 @@
+"""The data of a study's cells: whether a size and a diversity can be drawn, and the files of what is drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from maeclip_jax.data import folder, source
+from maeclip_jax.errors import UserError
+from maeclip_jax.study import design, subsets
+
+
+def check(axes: design.Axes, runs: Sequence[design.Run]) -> str:
+    """What could not be checked, in words; "" where all was. UserError for a cell that cannot be drawn.
+
+    A plan for machines elsewhere may be made where the data are not.
+    """
+    if axes.data == "scenes":
+        for share in axes.diversities:
+            source.make(design.load(next(run for run in runs if run.diversity == share), axes).data.source)
+        return ""
+    try:
+        folder.locate(source.data_dir(), axes.data)
+    except UserError:
+        return f"{axes.data} is not prepared here: whether it has {axes.sizes[-1]:,} pairs was not checked"
+    for share in axes.diversities:
+        _drawn(axes, axes.sizes[-1], share, 0)
+    return ""
+
+
+def write(axes: design.Axes, runs: Sequence[design.Run], to: Path) -> None:
+    """The subsets of a prepared set that the runs read, below the study's folder. UserError as of `check`."""
+    for run in runs if axes.data != "scenes" else ():
+        path = Path(design.subset(run.size, run.diversity, run.seed).replace("{study}", os.fspath(to)))
+        if not path.exists():
+            about = _drawn(axes, run.size, run.diversity, run.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(about, indent=1))
+
+
+def _drawn(axes: design.Axes, size: int, share: float, seed: int) -> dict:
+    parent = dict(kind="tfds", name=axes.data, split="train")
+    clusters = subsets.read_clusters(axes.clusters) if axes.clusters and share != 1 else None
+    return subsets.make(parent, size, seed=seed, share=share, clusters_N=clusters)
