@@ -19,7 +19,7 @@ comma  := ,
 export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo data train eval report tables compare sweep bench bench-probe bench-input preflight preflight-all doctor \
+.PHONY: help install demo data train eval report tables compare sweep study study-report bench bench-probe bench-input preflight preflight-all doctor \
 	test test-unit test-parity test-lowest notebooks lint golden clean
 
 help:  ## this list
