@@ -254,9 +254,11 @@ def items_of(keys: Sequence[str], areas_NxC1x3: np.ndarray) -> dict[str, Items]:
     key_N = np.array(keys, object)
 
     def within(part_NxC: np.ndarray, whole_NxC: np.ndarray) -> Items:
-        n, c = np.nonzero(whole_NxC)
-        value = 100 * part_NxC[n, c] / whole_NxC[n, c]
-        strata = [f"class {i}" for i in c] if whole_NxC.shape[1] > 1 else None
+        several = whole_NxC.shape[1] > 1
+        # A picture without a pixel of the whole weighs nothing, and stays: whether it has one may depend on the model.
+        n, c = np.nonzero(whole_NxC) if several else (np.arange(len(key_N)), np.zeros(len(key_N), int))
+        value = 100 * part_NxC[n, c] / np.maximum(whole_NxC[n, c], 1)
+        strata = [f"class {i}" for i in c] if several else None
         return Items(value, key_N[n], stratum=strata, weight=whole_NxC[n, c])
 
     return {

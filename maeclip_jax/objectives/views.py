@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a crop
-CROPS = "crops"  # the scope of what cuts them out, to which no gradient goes
+CROPS = "crops"  # the scope of what cuts them out and changes them, to which no gradient goes
 TRIES = 10  # boxes; after them, the whole picture
 
 
@@ -53,6 +53,7 @@ def places(rng: jax.Array, batch: int, count: int, area: tuple[float, float]) ->
     return box_Rx4.reshape(batch, count, 4)
 
 
+@jax.named_scope(CROPS)
 def crop(box_Bx4: jax.Array, image_BxSxSx3: jax.Array) -> jax.Array:
     """A part of each square uint8 picture, resized to all of it, float in 0..1. `box_Bx4`: of `draw`."""
     side = image_BxSxSx3.shape[1]
@@ -77,6 +78,7 @@ def crops(box_BxVx4: jax.Array, image_BxSxSx3: jax.Array, size: int) -> jax.Arra
     return jnp.einsum("bvij,bvhjc->bvhic", across, x)
 
 
+@jax.named_scope(CROPS)
 def distort(look_Bx9: jax.Array, x: jax.Array) -> jax.Array:
     """Each square picture [B, S, S, 3] in 0..1, mirrored, jittered, greyed and blurred as often as said above, in
     0..255. `look_Bx9`: of `draw`."""

@@ -157,7 +157,7 @@ def mark_best(models: Sequence[Model], cells: Sequence[Cell], metrics: Iterable[
     nothing is tested and nothing marked."""
     groups: dict[tuple[str, str], list[int]] = {}
     for n, m in enumerate(models):
-        if len(cells[n].lines) == 1:
+        if len(cells[n].lines) == 1 and math.isfinite(cells[n].lines[0].value):
             groups.setdefault((paper.scale_of(m.pairs) or m.scale, m.size), []).append(n)
     better = next((b for b in (m.better for m in metrics) if b != "none"), "none")
     best = {"lower": min, "higher": max}.get(better)

@@ -56,9 +56,9 @@ class Shelf:
 def compare(first: Run, second: Run) -> tuple[list[Pair], list[str]]:
     """The pairs, in the first run's order, and notes on what was left out or differs in how it was measured.
 
-    UserError where the runs share no number, and where they were evaluated on different items.
+    A number whose items are others is left out and named. UserError where no number can be compared.
     """
-    pairs, notes, without = [], [], []
+    pairs, notes, without, others = [], [], [], []
     shelf = Shelf()
     for mine, theirs in _shared(first, second):
         notes += _apart(mine, theirs)
@@ -68,13 +68,22 @@ def compare(first: Run, second: Run) -> tuple[list[Pair], list[str]]:
             kept = [shelf.items(run, result.step, name) for run, result in ((first, mine), (second, theirs))]
             if any(items is None for items in kept):
                 without.append(name)
-            else:
-                pairs.append(Pair(name, number, other[number.name], _difference(name, number.unit, *kept)))
+                continue
+            try:
+                found = statistics.paired(*kept, number.unit)
+            except ValueError as e:
+                others.append(f"{name}: {e}")
+                continue
+            pairs.append(Pair(name, number, other[number.name], found))
     if without:
         notes.append(
             f"Without kept items, so not compared: {', '.join(without)}. Evaluating such a step anew keeps them "
             "(delete its evals/STEP.json first)."
         )
+    if others and not pairs:
+        raise UserError(f"{'; '.join(others[:3])}; evaluate both runs on the same data")
+    if others:
+        notes.append(f"Not the same items in both runs, so not compared: {'; '.join(others)}.")
     if not pairs:
         names = [sorted({r.evaluator for r in run.results()}) for run in (first, second)]
         raise UserError(
@@ -97,13 +106,6 @@ def _adjusted(pairs: Sequence[Pair]) -> list[Pair]:
 def _shared(first: Run, second: Run) -> Iterator[tuple[Result, Result]]:
     theirs = {r.evaluator: r for r in second.results()}
     return ((r, theirs[r.evaluator]) for r in first.results() if r.evaluator in theirs)
-
-
-def _difference(name: str, unit: str, first: Items, second: Items) -> statistics.Difference:
-    try:
-        return statistics.paired(first, second, unit)
-    except ValueError as e:
-        raise UserError(f"{name}: {e}; evaluate both runs on the same data") from e
 
 
 def _apart(mine: Result, theirs: Result) -> list[str]:

@@ -22,18 +22,27 @@ from maeclip_jax.study.results import Result
 
 GRID = 41  # points of a line in the figure
 # What is compared beside the outcome, where runs measure it; of all of these, higher is better.
-SECOND = ("top1", "R@1")
+SECOND = ("top1", "image_to_text_R@1", "text_to_image_R@1")
 PLACES = ("gradcam_pointing", "gradcam_matched_iou", "miou")  # where in the picture, which is what pooling changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A plan with its results. sign: 1 where a higher outcome is better, else -1, so that a gain is always good."""
+    """A plan with its results."""
 
     plan: Mapping[str, Any]
     results: Sequence[Result]
     missing: Mapping[str, str]
-    sign: int = 1
+
+    @property
+    def better(self) -> str:
+        """Which outcomes are better: "higher", "lower" or "none"."""
+        return self.results[0].better if self.results else "higher"
+
+    @property
+    def sign(self) -> int:
+        """-1 where a lower outcome is better, so that a gain is always good; where neither is, a gain is more."""
+        return -1 if self.better == "lower" else 1
 
     @property
     def axes(self) -> Mapping[str, Any]:
@@ -70,9 +79,9 @@ class Study:
                 if metric in one.metrics and metric in other.metrics:
                     found.append(Difference(*key, one.metrics[metric] - other.metrics[metric]))
                 continue
-            both = one.items_I is not None and other.items_I is not None
+            both = one.items_I is not None and other.items_I is not None and one.items == other.items
             each = self.sign * (one.items_I - other.items_I) if both else None
-            found.append(Difference(*key, self.sign * (one.value - other.value), each))
+            found.append(Difference(*key, self.sign * (one.value - other.value), each, one.items if both else ""))
         return found
 
     def gains(self, arm: str, match: str, pool: str, metric: str = "") -> list[Difference]:
@@ -89,7 +98,8 @@ def analyse(study: Study) -> dict[str, Any]:
         "declared": declared(study), "others": others(study), "lines": lines(study),
         "levels": levels.outcome(study), "measures": levels.measures(study, (*SECOND, *PLACES)),
         "laws": laws(study), "weights": weights(study), "without_a_seed": without_a_seed(study),
-        "spread": spread(study), "data": data(study), "hours": sum(r.seconds for r in study.results) / 3600,
+        "spread": spread(study), "item_sets": item_sets(study), "data": data(study),
+        "hours": sum(r.seconds for r in study.results) / 3600,
         "note": "" if axes["seeds"] > 1 else "One seed: nothing here has an interval.",
     }  # fmt: skip
 
@@ -104,7 +114,7 @@ def _said(effect: effects.Effect | None) -> dict[str, Any]:
 
 def _term(study: Study, found: Sequence[Difference], name: str) -> effects.Effect | None:
     made = effects.fit(found, study.centres())
-    return made.term(name) if made and name in made.names else None
+    return made.term(name) if made else None
 
 
 def _with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -121,8 +131,19 @@ def declared(study: Study, skip: int | None = None) -> list[dict[str, Any]]:
     for contrast in study.plan["contrasts"]["primary"]:
         found = study.gains(contrast["arm"], contrast["match"], contrast["pool"])
         found = [g for g in found if g.seed != skip]
-        rows.append(dict(contrast) | _said(_term(study, found, contrast["term"])))
+        made, term = effects.fit(found, study.centres()), contrast["term"]
+        rows.append(dict(contrast) | _said(_term(study, found, term)) | _checks(made, found, term))
     return _with_holm(rows)
+
+
+def _checks(made: effects.Fit | None, found: Sequence[Difference], term: str) -> dict[str, Any]:
+    """What the model takes for granted: the same effect by the spread within cells, and p of two of its assumptions."""
+    pure, lack = effects.within_cells(made, found) if made else (None, None)
+    within = pure.term(term) if pure else None
+    return {
+        "within": list(within.interval) if within and within.interval else None, "lack_of_fit": lack,
+        "seeds_differ": effects.seeds_differ(found),
+    }  # fmt: skip
 
 
 def others(study: Study) -> list[dict[str, Any]]:
@@ -140,7 +161,7 @@ def others(study: Study) -> list[dict[str, Any]]:
                         rows.append(dict(what=f"{arm} minus {base}: {term}", pool=pool, match=match) | _said(effect))
     rows += _pools(study)
     measured = sorted({m for r in study.results for m in r.metrics} - {study.plan["outcome"]})
-    for metric in [m for m in measured if m.rpartition("/")[2].endswith(SECOND)]:
+    for metric in [m for m in measured if m.rpartition("/")[2] in SECOND]:
         for contrast in [c for c in study.plan["contrasts"]["primary"] if c["term"] == "mean"]:
             found = study.gains(contrast["arm"], contrast["match"], contrast["pool"], metric)
             what = f"{contrast['arm']} minus {base}, {metric}: mean"
@@ -199,16 +220,17 @@ def lines(study: Study) -> list[dict[str, Any]]:
 
 
 def laws(study: Study) -> list[dict[str, Any]]:
-    """Power laws of the error (100 minus the outcome) over the size."""
-    rows, axes = [], study.axes
-    for arm in axes["arms"]:
-        for match in axes["match"]:
-            for pool in axes["pools"]:
-                for share in axes["diversities"]:
-                    kept = [r for k, r in study.runs(arm, match, pool).items() if k[1] == share]
-                    law = curves.power_law([r.run.size for r in kept], [100 - r.value for r in kept]) if kept else None
-                    if law:
-                        rows.append(dict(arm=arm, match=match, pool=pool, diversity=share) | dataclasses.asdict(law))
+    """Power laws over the size: of the error, 100 minus a percentage, or of an outcome of which less is better."""
+    rows, axes, less = [], study.axes, study.better == "lower"
+    if not less and (study.better == "none" or any(r.unit != "%" for r in study.results)):
+        return rows
+    for arm, match, pool in itertools.product(axes["arms"], axes["match"], axes["pools"]):
+        for share in axes["diversities"]:
+            kept = [r for k, r in study.runs(arm, match, pool).items() if k[1] == share]
+            errors = [r.value if less else 100 - r.value for r in kept]
+            law = curves.power_law([r.run.size for r in kept], errors) if kept else None
+            if law:
+                rows.append(dict(arm=arm, match=match, pool=pool, diversity=share) | dataclasses.asdict(law))
     return rows
 
 
@@ -247,6 +269,15 @@ def spread(study: Study) -> dict[str, float | None]:
                     total += float(((np.array(values) - np.mean(values)) ** 2).sum())
                     df += len(values) - 1
     return {"assumed": study.plan["power"]["sd"], "measured": math.sqrt(total / df) if df else None, "df": df}
+
+
+def item_sets(study: Study) -> dict[str, int]:
+    """Of how many gains the items are known, of how many all there are, and how many sets of items there are."""
+    axes, found = study.axes, []
+    for arm, match, pool in itertools.product(axes["arms"][1:], axes["match"], axes["pools"]):
+        found += study.gains(arm, match, pool)
+    known = [g.items for g in found if g.items_I is not None]
+    return {"known": len(known), "gains": len(found), "sets": len(set(known))}
 
 
 def data(study: Study) -> list[dict[str, Any]]:

@@ -78,7 +78,10 @@ def _choose(folder: Path, made: Mapping) -> None:
         mine = [r for r in tries if r.run.arm == arm]
         if not mine:
             raise UserError(f"no run that tunes {arm!r} has a result; see the logs, and run the same command again")
-        higher = results.better(folder, mine[0].run.id) == "higher"
+        if mine[0].better == "none":
+            raise UserError(f"--tune takes the best {made['outcome']}, of which neither more nor less is better; name "
+                            "another --outcome, and another --out")  # fmt: skip
+        higher = mine[0].better == "higher"
         best = max(mine, key=lambda r: -math.inf if math.isnan(r.value) else r.value if higher else -r.value)
         chosen[arm] = {k: best.run.settings[k] for k in made["tuning"]["grid"]}
         table[arm] = {r.run.id: r.value for r in mine}

@@ -73,22 +73,22 @@ def _by_line(made: Fit, sizes: Sequence[int]) -> Crossing:
 
 
 def _by_pieces(pieces: Fit, sizes: Sequence[int]) -> Crossing:
-    grid = np.geomspace(sizes[0], sizes[-1], 400)
-    gains, kept = [], []
-    for x in np.log10(grid):
-        weights = [float(np.interp(x, np.log10(sizes), row)) for row in np.eye(len(sizes))]
-        effect = pieces.at(weights)
-        gains.append(effect.value)
-        kept.append(effect.interval[0] <= 0 <= effect.interval[1])
-    changes = np.flatnonzero(np.diff(np.sign(gains)) != 0)
-    at = float(grid[changes[0]]) if len(changes) else math.inf
-    if not any(kept):
-        return _within(at, math.inf, math.inf, sizes, [gains[0], gains[-1]], "pieces")
-    low, high = grid[kept][0], grid[kept][-1]
-    low, high = (0.0 if kept[0] else low), (math.inf if kept[-1] else high)
-    if len(changes) > 1:
-        at = math.inf
-    return _within(at, low, high, sizes, [gains[0], gains[-1]], "pieces")
+    x, gain = np.log10(sizes), pieces.value_P
+    roots = [a - g * (b - a) / (h - g) for a, b, g, h in zip(x, x[1:], gain, gain[1:]) if g * h < 0]
+    roots += [a for a, g in zip(x, gain) if g == 0]
+    grid = np.unique([*np.linspace(x[0], x[-1], 400), *x, *roots])
+    weights_GxP = np.stack([np.interp(grid, x, row) for row in np.eye(len(x))], axis=1)
+    intervals = [pieces.at(weights_P).interval for weights_P in weights_GxP]
+    kept = np.isin(grid, roots) | [low <= 0 <= high for low, high in intervals]
+    if not kept.any():
+        return _within(math.inf, math.inf, math.inf, sizes, gain[[0, -1]], "pieces")
+    if len(roots) > 1:
+        return Crossing(None, None, "not determined: the gain crosses zero more than once", "pieces")
+    first, last = np.flatnonzero(kept)[[0, -1]]
+    if not kept[first:last].all():
+        return Crossing(None, None, "not determined: between sizes that fit there are some that do not", "pieces")
+    low, high = (0.0 if kept[0] else 10 ** grid[first]), (math.inf if kept[-1] else 10 ** grid[last])
+    return _within(10 ** roots[0] if roots else math.inf, low, high, sizes, gain[[0, -1]], "pieces")
 
 
 def _within(at: float, low: float, high: float, sizes: Sequence[int], ends: Sequence[float], how: str) -> Crossing:

@@ -65,6 +65,8 @@ class Axes:
                 raise unknown("match", word, MATCHES)
         if not all(0 < w < math.inf for w in self.weights):
             raise UserError(f"weights={','.join(map(str, self.weights))}; valid: above 0; --arms has arms without it")
+        if len(self.weights) > 1 and EXAMPLES not in self.match:
+            raise UserError("several --weights are compared by examples; valid: --match=examples,flops, or one weight")
         if self.data != "scenes" and self.diversities != (1.0,) and not self.clusters:
             raise UserError(
                 f"diversity of {self.data} goes by clusters; name --clusters=FILE, of study.subsets cluster"

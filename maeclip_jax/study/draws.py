@@ -25,8 +25,11 @@ def check(axes: design.Axes, runs: Sequence[design.Run]) -> str:
         folder.locate(source.data_dir(), axes.data)
     except UserError:
         return f"{axes.data} is not prepared here: whether it has {axes.sizes[-1]:,} pairs was not checked"
-    for share in axes.diversities:
-        _drawn(axes, axes.sizes[-1], share, 0)
+    most = {}
+    for run in runs:  # the sizes of one draw are nested
+        most[run.diversity, run.seed] = max(run.size, most.get((run.diversity, run.seed), 0))
+    for (share, seed), size in most.items():
+        _drawn(axes, size, share, seed)
     return ""
 
 

@@ -5,10 +5,15 @@ subset of the data and the items they are tested on, so their difference g is mo
 
     g = mean + slope * (log10 N - centre) + diversity * (d - centre) + error
 
-The seeds of different cells are different, so the errors of runs are independent. Items (test pictures) are the same
-in all runs, so what they have in common does not average out over runs: its covariance is added, from the model fitted
-to every item. Of two crossed sources of chance V = V(runs) + V(items) - V(both) (Cameron, Gelbach and Miller 2011;
-the "pigeonhole" of Owen 2007 in closed form). Degrees of freedom are Satterthwaite's.
+Initialisation and order of different cells have different seeds, so the errors of runs are taken to be independent. The
+subsets of one seed are nested, so its cells have pairs in common; `seeds_differ` tests whether that shows. Items (test
+pictures) are the same in many runs, so what they have in common does not average out over runs: its covariance is added
+for each set of items, from the model fitted to every item. Of two crossed sources of chance V = V(runs) + V(items) -
+V(both) (Cameron, Gelbach and Miller 2011; the "pigeonhole" of Owen 2007 in closed form). Degrees of freedom are
+Satterthwaite's.
+
+The error is what the model leaves over, so that a gain which bends over log10 N counts as chance; `within_cells` takes
+the spread of the seeds within cells instead.
 """
 
 from __future__ import annotations
@@ -24,13 +29,17 @@ LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A paired difference, in the metric's unit. items_I: that of each item, None where items are not kept."""
+    """A paired difference, in the metric's unit.
+
+    items_I: that of each item, None where items are not kept; items: which these are.
+    """
 
     size: int
     diversity: float
     seed: int
     value: float
     items_I: np.ndarray | None = None
+    items: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +69,15 @@ class Effect:
 class Fit:
     """A fitted model: `names` of the P terms, their values, and covariance = residual * shape + items.
 
-    value_P, shape_PxP, items_PxP as said; residual: variance of one difference; df: of it; centres: of the terms.
+    value_P, shape_PxP, items_PxP as said; known_PxP: projects on what the data can tell apart; residual: variance of
+    one difference; df: of it; centres: of the terms.
     """
 
     names: tuple[str, ...]
     value_P: np.ndarray
     shape_PxP: np.ndarray
     items_PxP: np.ndarray
+    known_PxP: np.ndarray
     residual: float | None
     df: int
     centres: Mapping[str, float]
@@ -82,9 +93,11 @@ class Fit:
         df = self.df * (total / runs) ** 2 if runs else self.df  # the items' part has hundreds of its own
         return Effect.of(w @ self.value_P, math.sqrt(total), min(df, 1e4), self.n)
 
-    def term(self, name: str) -> Effect:
-        """One of the terms."""
-        return self.at([float(n == name) for n in self.names])
+    def term(self, name: str) -> Effect | None:
+        """One of the terms; None if it is not in the model, or the data cannot tell it from the others."""
+        weights_P = np.array([float(n == name) for n in self.names])
+        there = weights_P.any() and np.allclose(weights_P @ self.known_PxP, weights_P, atol=1e-6)
+        return self.at(weights_P) if there else None
 
     def gain_at(self, size: float, diversity: float | None = None) -> Effect:
         """The difference that the model expects at a size; `diversity` None: at the centre."""
@@ -95,7 +108,7 @@ class Fit:
 
 
 def fit(found: Sequence[Difference], centres: Mapping[str, float] | None = None) -> Fit | None:
-    """The model of the differences; a term that does not vary is left out. None where there are none.
+    """The model of the differences; a term that is at its centre in all is left out. None where there are none.
 
     centres: of the design, so that `mean` is the same question when cells are missing (default: those of `found`).
     """
@@ -103,28 +116,86 @@ def fit(found: Sequence[Difference], centres: Mapping[str, float] | None = None)
         return None
     x = {"slope": np.log10([g.size for g in found]), "diversity": np.array([g.diversity for g in found], np.float64)}
     centres = {name: float((centres or {}).get(name, values.mean())) for name, values in x.items()}
-    varying = [name for name, values in x.items() if np.ptp(values) > 0]
+    varying = [name for name, values in x.items() if np.abs(values - centres[name]).max() > 1e-9]
     design = np.stack([np.ones(len(found)), *(x[name] - centres[name] for name in varying)], 1)
     return _solve(found, ("mean", *varying), design, centres)
 
 
 def _solve(found: Sequence[Difference], names: tuple[str, ...], design_NxP: np.ndarray, centres: Mapping) -> Fit:
-    shape = np.linalg.pinv(design_NxP.T @ design_NxP)
+    shape, rank = np.linalg.pinv(design_NxP.T @ design_NxP), int(np.linalg.matrix_rank(design_NxP))
     to_terms_PxN = shape @ design_NxP.T
     value_N = np.array([g.value for g in found], np.float64)
-    value_P, (count, terms) = to_terms_PxN @ value_N, design_NxP.shape
-    variance, df = None, count - terms
+    value_P, df = to_terms_PxN @ value_N, len(found) - rank
+    variance = None
     if len({g.seed for g in found}) > 1 and df > 0:
         variance = float(((value_N - design_NxP @ value_P) ** 2).sum() / df)
-    items = np.zeros((terms, terms))
-    kept = [g.items_I for g in found]
-    if all(k is not None and len(k) == len(kept[0]) for k in kept) and len(kept[0]) > 1 and df > 0:
-        items_NxI = np.stack(kept)
-        term_PxI = to_terms_PxN @ items_NxI
-        rest = items_NxI - design_NxP @ term_PxI
-        both = ((rest - rest.mean(1, keepdims=True)) ** 2).sum() / (df * (items_NxI.shape[1] - 1))
-        items = _positive(np.atleast_2d(np.cov(term_PxI)) - both * shape) / items_NxI.shape[1]
-    return Fit(names, value_P, shape, items, variance, df, centres, count)
+    items = _of_items(found, design_NxP, to_terms_PxN) if df > 0 else np.zeros_like(shape)
+    return Fit(names, value_P, shape, items, to_terms_PxN @ design_NxP, variance, df, centres, len(found))
+
+
+def _of_items(found: Sequence[Difference], design_NxP: np.ndarray, to_terms_PxN: np.ndarray) -> np.ndarray:
+    """[P, P]: what the choice of the items adds to the covariance of the terms, a sum over the sets of items."""
+    total = np.zeros((design_NxP.shape[1],) * 2)
+    if any(g.items_I is None or len(g.items_I) < 2 for g in found):
+        return total
+    for which in sorted({(g.items, len(g.items_I)) for g in found}):
+        mine = [n for n, g in enumerate(found) if (g.items, len(g.items_I)) == which]
+        items_NxI, part_NxP, to_PxN = (
+            np.stack([found[n].items_I for n in mine]),
+            design_NxP[mine],
+            to_terms_PxN[:, mine],
+        )
+        rest = items_NxI - part_NxP @ np.linalg.pinv(part_NxP) @ items_NxI
+        df, both = len(mine) - int(np.linalg.matrix_rank(part_NxP)), 0.0
+        if df > 0:
+            both = ((rest - rest.mean(1, keepdims=True)) ** 2).sum() / (df * (which[1] - 1))
+        total += _positive(np.atleast_2d(np.cov(to_PxN @ items_NxI)) - both * to_PxN @ to_PxN.T) / which[1]
+    return total
+
+
+def within_cells(made: Fit, found: Sequence[Difference]) -> tuple[Fit | None, float | None]:
+    """The same model with the spread of the seeds within cells as its residual, and p that the cells' means follow it.
+
+    (None, None) where no cell has two seeds; p is None where there are no more cells than terms.
+    """
+    from scipy import stats
+
+    cell_NxC = _indicators([(g.size, g.diversity) for g in found])
+    lost, df = _left_over(cell_NxC, found)
+    if df < 1 or made.residual is None:
+        return None, None
+    pure, more = dataclasses.replace(made, residual=lost / df, df=df), made.df - df
+    if more < 1 or lost <= 0:
+        return pure, None
+    return pure, float(stats.f.sf((made.residual * made.df - lost) / more / (lost / df), more, df))
+
+
+def seeds_differ(found: Sequence[Difference]) -> float | None:
+    """p that differences of one seed, whose subsets are nested, have nothing in common beside their cells' means.
+
+    None where that cannot be told from the rest.
+    """
+    from scipy import stats
+
+    cell_NxC = _indicators([(g.size, g.diversity) for g in found])
+    without, df = _left_over(cell_NxC, found)
+    left, least = _left_over(np.hstack([cell_NxC, _indicators([g.seed for g in found])]), found)
+    if least < 1 or df == least or left <= 0:
+        return None
+    return float(stats.f.sf((without - left) / (df - least) / (left / least), df - least, least))
+
+
+def _indicators(kinds: Sequence) -> np.ndarray:
+    """float [N, K]: 1 where the N-th is of the k-th kind."""
+    names = sorted(set(kinds))
+    return np.array([[float(kind == name) for name in names] for kind in kinds])
+
+
+def _left_over(design_NxP: np.ndarray, found: Sequence[Difference]) -> tuple[float, int]:
+    """The sum of squares that a design leaves over, and its degrees of freedom."""
+    value_N = np.array([g.value for g in found], np.float64)
+    rest = value_N - design_NxP @ np.linalg.pinv(design_NxP) @ value_N
+    return float((rest**2).sum()), len(found) - int(np.linalg.matrix_rank(design_NxP))
 
 
 def _positive(matrix: np.ndarray) -> np.ndarray:

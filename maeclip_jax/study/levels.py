@@ -13,7 +13,7 @@ from maeclip_jax.study import design
 if TYPE_CHECKING:
     from maeclip_jax.study.analysis import Study
 
-CENTRE = "baseline_center_pointing"  # what pointing at the middle of every picture finds
+BESIDE = ("similarity_pointing", "baseline_center_pointing")  # the latter points at the middle of every picture
 
 
 def outcome(study: Study) -> list[dict[str, Any]]:
@@ -33,8 +33,8 @@ def outcome(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def measures(study: Study, endings: Sequence[str]) -> dict[str, Any]:
-    """The outcome and the metrics that end so, of every arm under every pool, at the last size and diversity.
+def measures(study: Study, names: Sequence[str]) -> dict[str, Any]:
+    """The outcome and the metrics of these names, of every arm under every pool, at the last size and diversity.
 
     {"size", "diversity", "match", "rows": [{"metric", "cells": [{"arm", "pool", "mean", "interval", "n"}]}]}; the
     interval is Student's at 95 % over seeds, None of one.
@@ -48,7 +48,7 @@ def measures(study: Study, endings: Sequence[str]) -> dict[str, Any]:
         ] for arm in axes["arms"] for pool in axes["pools"]
     }  # fmt: skip
     there = {metric for of in columns.values() for one in of for metric in one}
-    kept = [m for m in sorted(there - {name}) if m.rpartition("/")[2].endswith((*endings, CENTRE))]
+    kept = [m for m in sorted(there - {name}) if m.rpartition("/")[2] in (*names, *BESIDE)]
     rows = []
     for metric in [name] * (name in there) + kept:
         cells = []

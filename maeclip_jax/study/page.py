@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ def write(folder: str | os.PathLike) -> Path:
     if made is None:
         raise UserError(f"no study in {folder}: it has no {plan.PLAN}; valid: a folder of results of `make study`")
     found, missing = results.read(folder, made)
-    sign = 1 if not found or results.better(folder, found[0].run.id) == "higher" else -1
-    numbers = analysis.analyse(analysis.Study(made, found, missing, sign))
+    numbers = analysis.analyse(analysis.Study(made, found, missing))
     _put(folder / ANALYSIS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
     _put(folder / TABLE, table(numbers))
     pictures = {}
@@ -63,7 +62,8 @@ def html(made: Mapping, numbers: Mapping, pictures: Mapping[str, str], folder: s
     """One self-contained page."""
     view = {
         "plan": made, "n": numbers, "pictures": pictures, "folder": folder, "compact": compact, "effect": effect,
-        "crossing": crossing, "p": p_value, "amount": amount, "level": level, "plan_text": plan.text(made),
+        "crossing": crossing, "p": p_value, "amount": amount, "level": level, "interval": interval,
+        "plan_text": plan.text(made),
     }  # fmt: skip
     import jinja2
 
@@ -83,6 +83,11 @@ def effect(row: Mapping) -> str:
         if row["interval"]
         else f"{value} (no interval)"
     )
+
+
+def interval(found: Sequence[float] | None) -> str:
+    """`+0.4 to +3.8`, or nothing."""
+    return f"{found[0]:+.2f} to {found[1]:+.2f}" if found else ""
 
 
 def level(cell: Mapping) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -22,11 +23,17 @@ RUNS = "runs"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A run of the plan with what it measured. value: the outcome; items_I: of each item, None if they are not kept."""
+    """A run of the plan with what it measured. value: the outcome, in `unit`; better: "higher", "lower" or "none".
+
+    items_I: the outcome of each item, None if they are not kept; items: which items these are.
+    """
 
     run: design.Run
     value: float
+    unit: str
+    better: str
     items_I: np.ndarray | None
+    items: str
     metrics: Mapping[str, float]
     seconds: float
     data: Mapping[str, float]
@@ -102,11 +109,14 @@ def read(folder: str | os.PathLike, plan: Mapping) -> tuple[list[Result], dict[s
         if differ or kept["outcome"] != plan["outcome"]:
             said = ", ".join(differ) or "outcome"
             raise UserError(f"{there[name]} is of another plan: it differs in {said}; move it away")
-        value = kept["metrics"][kept["outcome"]]
-        found.append(Result(run, value, unpack(kept["items"]), kept["metrics"], kept["seconds"], kept["data"]))
-    kinds = {workdirs.read_object(there[r.run.id])["items"]["items"] for r in found if r.items_I is not None}
-    if len(kinds) > 1:  # other items in some runs: nothing is paired by item
-        found = [dataclasses.replace(r, items_I=None) for r in found]
+        metrics = {k: v for k, v in kept["metrics"].items() if math.isfinite(v)}
+        if kept["outcome"] not in metrics:
+            missing[name] = "its outcome is not a number"
+            continue
+        of_items, which = unpack(kept["items"]), (kept["items"] or {}).get("items", "")
+        about = kept.get("unit", ""), kept.get("better", "higher")
+        value = metrics[kept["outcome"]]
+        found.append(Result(run, value, *about, of_items, which, metrics, kept["seconds"], kept["data"]))
     return found, missing
 
 
@@ -117,8 +127,3 @@ def write(folder: str | os.PathLike, run: str, kept: Mapping) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     temporary.replace(path)
-
-
-def better(folder: str | os.PathLike, run: str) -> str:
-    """Whether "higher" or "lower" is better, of the outcome of a run that has a result."""
-    return workdirs.read_object(file(folder, run)).get("better", "higher")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.errors import UserError
-from maeclip_jax.evals import NotApplicable
+from maeclip_jax.evals import NotApplicable, segmentation, statistics
 from maeclip_jax.evals.segmentation import Segmentation, confusion, metrics, per_class, read_words, window_places
 from tests.evals.found import values
 
@@ -219,3 +219,18 @@ def test_one_window_is_the_plain_way(fake):
     context = stand_in(fake, SEEN, blocks(*TRUE))
     context.objective.image_tower = dict(size=4, patch=2)
     assert values(make(context, stride=2).run(None))["miou"] == plain["miou"]
+
+
+def test_pictures_without_foreground_are_items_of_every_model():
+    """Whether foreground is found where there is none depends on the model; the items must not."""
+    empty, thing = np.zeros((3, 4)), np.zeros((3, 4))
+    empty[0, 0] = 10  # all background, found as background
+    thing[0, 0], thing[1, 1], thing[1, 0] = 5, 4, 1
+    wrong = np.zeros((3, 4))
+    wrong[0, 0], wrong[0, 1] = 8, 2  # foreground where there is none
+    one, other = (
+        segmentation.items_of(["x", "y"], np.stack([segmentation.areas(c) for c in pair]))["foreground_iou"]
+        for pair in ((empty, thing), (wrong, thing))
+    )
+    found = statistics.paired(one, other)
+    assert found.n == 2 and found.value == pytest.approx(100 * (4 / 7 - 4 / 5))

@@ -100,6 +100,15 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path, capsys):
     assert "not a parquet file" in refused(capsys, a, other)
 
 
+def test_a_number_on_other_items_is_left_out_and_named(tmp_path, capsys):
+    a = make(tmp_path / "a", [top1([1, 0, 1]), top1([1, 0, 1], "masked", keys=["x", "y", "z"])])
+    b = make(tmp_path / "b", [top1([1, 1, 1]), top1([1, 0], "masked", keys=["x", "y"])])
+    assert command.main(["--compare", str(a), str(b)]) == 0
+    said = capsys.readouterr().out
+    assert sum(line.startswith("zero/") for line in said.splitlines()) == 1
+    assert "Not the same items in both runs, so not compared: zero/masked: 1 of 3 items" in said
+
+
 def test_one_item_and_values_that_are_no_numbers_say_nothing(tmp_path, capsys):
     a = make(tmp_path / "a", [top1([1]), error([np.nan] + [1.0] * 20)])
     b = make(tmp_path / "b", [top1([0]), error([2.0] * 21)])

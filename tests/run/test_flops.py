@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.objectives import views
 from maeclip_jax.parallel import chips, machine, sharding
 from maeclip_jax.parallel.chips import peak_per_device
 from maeclip_jax.run import flops, step, summary, train
@@ -142,3 +143,15 @@ def test_where_bfloat16_is_slower_than_float32_it_is_said(monkeypatch):
         monkeypatch.setattr(machine, "has_bfloat16", lambda has=has: has)
         assert summary.slow_dtype(mesh, "bfloat16").startswith(said)
         assert bool(summary.slow_dtype(mesh, "bfloat16")) != has and not summary.slow_dtype(mesh, "float32")
+
+
+def test_what_changes_pictures_has_no_backward_pass():
+    """Views are made of pictures, to which no gradient goes: their products count once, not three times."""
+    look = views.draw(jax.random.key(0), 2)
+
+    def loss(image):
+        return views.distort(look["look"], views.crop(look["box"], image)).sum()
+
+    image = jnp.zeros((2, 16, 16, 3), jnp.uint8)
+    once = flops.forward_matmul_flops(loss, image)
+    assert flops.training_matmul_flops(loss, image) == once > 0

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import statistics
 
@@ -84,3 +85,61 @@ def test_one_seed_is_said(tmp_path, monkeypatch):
     page.write(to)
     assert "One seed: nothing here has an interval" in (to / "index.html").read_text()
     assert all(row["interval"] is None for row in json.loads((to / "analysis.json").read_text())["declared"])
+
+
+def remade(tmp_path, monkeypatch, change, **axes):
+    """A small made-up study whose kept results are changed, read again."""
+    to = made_up.folder(tmp_path / "study", monkeypatch, **dict(sizes=(1000, 4000, 16000), pools=("max",)) | axes)
+    for path in (to / "runs").glob("*.json"):
+        kept = json.loads(path.read_text())
+        change(path.stem, kept)
+        path.write_text(json.dumps(kept))
+    page.write(to)
+    return to, json.loads((to / "analysis.json").read_text())
+
+
+@pytest.mark.parametrize("better", ["higher", "none", "lower"])
+def test_a_gain_is_more_unless_less_is_better(tmp_path, monkeypatch, better):
+    def change(name, kept):
+        kept["metrics"][kept["outcome"]] = (
+            10.0 + name.startswith("mae") + 20 * (int(kept["id"].split("-n")[1].split("-")[0]) ** -0.4)
+        )
+        kept |= {"better": better, "unit": "nats", "items": None}
+
+    to, numbers = remade(tmp_path, monkeypatch, change)
+    assert numbers["declared"][0]["value"] == pytest.approx(-1 if better == "lower" else 1)
+    assert "hold the chance of runs alone" in (to / "index.html").read_text()
+    laws = [law for law in numbers["laws"] if law["arm"] == "clip"]
+    assert bool(laws) == (better == "lower") and all(law["c"] == pytest.approx(0.4, abs=0.05) for law in laws)
+
+
+def test_a_run_without_a_number_is_missing_and_the_page_stands(tmp_path, monkeypatch):
+    def change(name, kept):
+        if name == "clip-n1000-d1-max-examples-s0":
+            kept["metrics"][kept["outcome"]] = math.nan
+        kept["metrics"]["retrieval/text_to_image_R@1"] = math.inf
+
+    _, numbers = remade(tmp_path, monkeypatch, change)
+    assert numbers["runs"]["missing"] == {"clip-n1000-d1-max-examples-s0": "its outcome is not a number"}
+    assert not any("R@1" in row["what"] for row in numbers["others"])
+
+
+def test_accuracies_of_training_are_not_looked_at_besides(tmp_path, monkeypatch):
+    def change(name, kept):
+        kept["metrics"] |= {"linear_probe/top1": 40.0, "linear_probe/train_top1": 99.0, "val/image_to_text_top1": 70.0}
+
+    _, numbers = remade(tmp_path, monkeypatch, change)
+    looked = {row["what"].split(", ")[1].split(":")[0] for row in numbers["others"] if ", " in row["what"]}
+    assert looked == {"grounding/gradcam_pointing", "linear_probe/top1", "zero_shot_unseen/top1"}
+
+
+def test_each_diversity_may_have_items_of_its_own(tmp_path, monkeypatch):
+    def change(name, kept):
+        kept["items"]["items"] = "few" if "-d0.25-" in name else "all"
+
+    to, numbers = remade(tmp_path, monkeypatch, change, diversities=(0.25, 1.0))
+    assert numbers["item_sets"]["sets"] == 2 and numbers["item_sets"]["known"] == numbers["item_sets"]["gains"]
+    assert "hold the chance of runs and of items" in (to / "index.html").read_text()
+    declared = numbers["declared"][0]
+    assert declared["within"][0] < declared["value"] < declared["within"][1]
+    assert 0 <= declared["lack_of_fit"] <= 1 and 0 <= declared["seeds_differ"] <= 1

@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import numpy as np
 import pytest
 
 from maeclip_jax import config as configs
@@ -102,6 +103,7 @@ def test_a_plan_above_the_budget_names_what_to_cut(runs):
         (["--config=experiments/clip.py"], "a study names its experiments by --arms"),
         (["--jobs=0"], "--jobs=0; valid: 1 or more"),
         (["--weights=-1"], "weights=-1.0; valid: above 0"),
+        (["--weights=4,1", "--match=flops"], "several --weights are compared by examples"),
         (["--tune=optim.learning=1e-3"], "unknown setting config.optim: name 'learning'"),
         (["--sd=0"], "--sd=0; valid: points above 0"),
         (["--price=-2"], "--price=-2; valid: 0 or more"),
@@ -156,6 +158,22 @@ def test_what_cannot_be_drawn_is_said_with_the_plan(assumed, tmp_path, monkeypat
     assert "not checked" not in plan.text(plan.make(few, "cpu", 3.6, 0.0))
     with pytest.raises(UserError, match="--size=1,000,000 is above the 256 records of scenes/mu"):
         plan.make(large, "cpu", 3.6, 0.0)
+
+
+def test_every_draw_of_clusters_is_tried_with_the_plan(assumed, tmp_path, monkeypatch):
+    """A quarter of uneven clusters holds enough records by some seeds and not by others."""
+    monkeypatch.setenv("MAECLIP_DATA_DIR", str(tmp_path))
+    build("mu", str(tmp_path), workers=1)
+    sizes = [5, 6, 7, 8, 14, 60, 70, 86]
+    np.savez(tmp_path / "k.npz", clusters=np.repeat(np.arange(8), sizes))
+    asked = dict(TINY, data="scenes/mu", clusters=str(tmp_path / "k.npz"), diversities=(0.25,), sizes=(10, 30))
+    said = []
+    for seeds in range(1, 5):
+        try:
+            plan.make(design.Axes(**asked | dict(seeds=seeds)), "cpu", 3.6, 0.0)
+        except UserError as e:
+            said.append((seeds, str(e)))
+    assert said and said[0][0] > 1 and "--diversity=0.25 leaves" in said[0][1]
 
 
 def test_a_plan_is_read_as_it_was_made(assumed):

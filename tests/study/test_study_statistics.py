@@ -34,6 +34,85 @@ def test_one_seed_has_no_interval():
     assert crossing(found).said == "needs two seeds"
 
 
+def cells(gains, seeds=3, noise=0.0, seed=0):
+    """Differences of {(size, diversity): gain}."""
+    lots = np.random.default_rng(seed)
+    return [
+        Difference(n, d, r, g + noise * lots.standard_normal()) for (n, d), g in gains.items() for r in range(seeds)
+    ]
+
+
+def test_terms_that_the_runs_cannot_tell_apart_have_no_value():
+    """Sizes and diversities that rise together, as in an unfinished study, and a size beside the design's centre."""
+    centres = {"slope": math.log10(1000), "diversity": 0.5}
+    both = effects.fit(cells({(1000, 0.25): 0.0, (100_000, 1.0): 4.0}, noise=0.1), centres)
+    assert both.names == ("mean", "slope", "diversity") and both.df == 6 - 2
+    assert [both.term(name) for name in both.names] == [None] * 3
+    one = effects.fit(cells({(1000, 0.25): 1.0, (1000, 1.0): 2.0}, noise=0.1), centres)
+    assert one.term("diversity").value == pytest.approx(1 / 0.75, abs=0.3) and one.term("slope") is None
+    beside = effects.fit(cells({(4000, 0.5): 1.0}, noise=0.1), centres)
+    assert beside.term("mean") is None and beside.df == 2
+
+
+def test_a_bent_gain_is_not_chance_within_cells():
+    """Gains of two points' spread within cells, but bent over the sizes: the model's residual holds the bend."""
+    bent = {(n, d): g for n, g in ((300, -4.0), (2500, -20.0), (20000, -14.0)) for d in (0.25, 1.0)}
+    missed, halves, lacks = 0, [], []
+    for i in range(100):
+        found = cells(bent, noise=2.0, seed=i)
+        made = effects.fit(found)
+        pure, lack = effects.within_cells(made, found)
+        low, high = pure.term("mean").interval
+        missed += not low <= np.mean(list(bent.values())) <= high
+        halves.append((high - low) / np.diff(made.term("mean").interval)[0])
+        lacks.append(lack)
+    assert pure.df == 12 and 1 <= missed <= 12 and np.mean(halves) < 0.5 and np.median(lacks) < 0.001
+    straight = [
+        effects.within_cells(effects.fit(f), f)[1]
+        for f in (cells({(n, 1.0): math.log10(n) for n in (300, 2500, 20000)}, noise=2.0, seed=i) for i in range(200))
+    ]
+    assert np.mean(np.array(straight) < 0.05) == pytest.approx(0.05, abs=0.05)
+    assert effects.within_cells(effects.fit(cells(bent, seeds=1)), cells(bent, seeds=1)) == (None, None)
+
+
+def test_what_runs_of_one_seed_have_in_common_shows():
+    """p by F, which has its rate where they have nothing in common and is small where each draw moves all its cells."""
+    flat = {(n, d): 0.0 for n in (300, 2500, 20000) for d in (0.25, 1.0)}
+    alone = [effects.seeds_differ(cells(flat, noise=1.0, seed=i)) for i in range(200)]
+    assert np.mean(np.array(alone) < 0.05) == pytest.approx(0.05, abs=0.05)
+    moved = [Difference(g.size, g.diversity, g.seed, g.value + 4 * g.seed) for g in cells(flat, noise=1.0)]
+    assert effects.seeds_differ(moved) < 1e-4
+    assert effects.seeds_differ(cells(flat, seeds=1)) is None
+
+
+def test_two_sets_of_items_are_two_sources_of_chance():
+    """Diversities with test pictures of their own: items of one set do not make up for those of another."""
+    lots = np.random.default_rng(0)
+    missed = 0
+    for _ in range(200):
+        found = []
+        for share in (0.25, 1.0):
+            own = lots.normal(0, 20, 100)
+            for size in (300, 2500, 20000):
+                for r in range(3):
+                    each = own + lots.normal(0, 0.3) + lots.normal(0, 10, 100)
+                    found.append(Difference(size, share, r, each.mean(), each, f"set {share}"))
+        low, high = effects.fit(found).term("mean").interval
+        missed += not low <= 0 <= high
+        without = effects.fit([Difference(g.size, g.diversity, g.seed, g.value) for g in found]).term("mean")
+    assert 2 <= missed <= 22 and without.error < 0.5 * effects.fit(found).term("mean").error
+
+
+def test_a_gain_that_crosses_twice_has_no_crossing():
+    twice = crossing(cells({(1000, 1.0): -2.0, (4000, 1.0): 3.0, (20000, 1.0): -2.0}, noise=0.3))
+    assert (twice.size, twice.interval) == (None, None) and "more than once" in twice.said
+    ends = crossing(cells({(1000, 1.0): 0.0, (4000, 1.0): 5.0, (20000, 1.0): 0.0}, noise=0.4, seed=3))
+    assert ends.interval is None and ends.said.startswith("not determined")
+    sure = crossing(cells({(1000, 1.0): -5.0, (4000, 1.0): -4.0, (20000, 1.0): 6.0}, noise=1e-4))
+    assert sure.size == pytest.approx(4000 * 5 ** (4 / 10), rel=1e-3) and sure.said == "inside the range"
+    assert sure.interval[0] <= sure.size <= sure.interval[1]
+
+
 REPETITIONS = 100
 
 
