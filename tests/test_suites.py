@@ -12,6 +12,7 @@ from PIL import Image
 from maeclip_jax import main
 from maeclip_jax.data import ops, pipeline
 from maeclip_jax.data.image_ops import sample_box
+from maeclip_jax.errors import UserError
 from maeclip_jax.run import evaluate
 from tests import runs, suite
 
@@ -106,6 +107,28 @@ def test_results_of_other_settings_are_made_again(tmp_path, capsys):
     second = evaluate.run(config, tmp_path)
     assert first.keys() - second.keys() == {"knn/top1_k1"}
     assert runs.result(tmp_path, 12)["metrics"].keys() == second.keys()  # nothing of the old settings stays
+
+
+def test_results_of_two_checkpoints_are_not_put_together(tmp_path):
+    """A file of results has the name of its step alone, and two runs may have the same steps."""
+    first, second = runs.whole(8, ARG), runs.copy(runs.whole(8, ARG), tmp_path / "second")
+    config = runs.config(ARG, resume=str(first))
+    config.evals = dict(knn=suite.get_evals(config)["knn"])
+    assert evaluate.run(config, tmp_path / "results") and evaluate.run(config, tmp_path / "results") == {}
+    config.resume = str(second)
+    with pytest.raises(UserError, match=f"holds results of {first}/checkpoints/12; name another --workdir for those"):
+        evaluate.run(config, tmp_path / "results")
+
+
+def test_parameters_are_not_evaluated_as_another_model(tmp_path):
+    config = runs.config(ARG, resume=str(runs.whole(8, ARG)))
+    config.model.compute.dtype = "bfloat16"  # how it is computed may differ
+    config.evals = dict(knn=suite.get_evals(config)["knn"])
+    assert evaluate.run(config, tmp_path / "rounded")
+    was = config.model.image_tower.pool
+    config.model.image_tower.pool = "max" if was != "max" else "gap"
+    with pytest.raises(UserError, match=f"is of another model: model.image_tower.pool '{was}' there and"):
+        evaluate.run(config, tmp_path / "other")
 
 
 def test_the_config_of_a_run_is_a_config(tmp_path):

@@ -171,7 +171,12 @@ class Run:
         source = self.find("data.source") or {}
         if source.get("kind") == "scenes" and not source.get("count"):  # drawn on the fly, and never twice
             return self.examples(step)
-        return None if self.records is None else min(self.records, self.examples(step))
+        if self.records is None:
+            return None
+        weights = {str(part[0]): float(part[1]) for part in self.find("data.mix") or ()}
+        total, seen = sum(weights.values()) or 1.0, self.examples(step)
+        shares = {name: weights.get(name, total) / total for name in self.data}  # without a mix there is one part
+        return sum(min(part["records"], shares[name] * seen) for name, part in self.data.items())
 
     def planned(self, total: str) -> float | None:
         """Examples of a duration ("30 epochs") with this run's batch and data; None if that cannot be known."""

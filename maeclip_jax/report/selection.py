@@ -9,7 +9,7 @@ from etils import epath
 
 from maeclip_jax.report import cost, details, paper, tables, trends
 from maeclip_jax.report.comparison import link
-from maeclip_jax.report.models import Model, entries, models
+from maeclip_jax.report.models import Entry, Model, entries, models
 from maeclip_jax.report.page import curves
 from maeclip_jax.report.run import Run
 
@@ -26,7 +26,7 @@ def view(runs: Sequence[Run], out: epath.Path) -> dict[str, Any]:
     numbers = list(entries(found))
     made, absent = tables.paper_tables(found, numbers)
     notes += [f"{run.workdir.name} has not been evaluated." for run in runs if not run.evals]
-    notes += _uneven(found)
+    notes += [*_uneven(found), *_older(numbers)]
     return {
         "runs": len(runs), "tables": made, "absent": absent, "everything": tables.everything(found, numbers),
         "examples": curves("examples", trends.against_examples(found)),
@@ -45,6 +45,18 @@ def _uneven(several: Sequence[Model]) -> list[str]:
             counts = " and ".join(f"{s:,.0f}" for s in seen)
             out.append(f"The seeds of {m.label} were last evaluated after {counts} examples; their means mix these.")
     return out
+
+
+def _older(numbers: Sequence[Entry]) -> list[str]:
+    """Numbers that are not of the step that their row tells of, such as those of a run under way."""
+    out: dict[tuple[str, str], set[str]] = {}
+    for e in numbers:
+        last = e.run.evals[-1]["step"]
+        if e.step != last:
+            seen = f"{e.run.examples(e.step):,.0f} examples, others after {e.run.examples(last):,.0f}"
+            out.setdefault((e.model.label, seen), set()).add(e.evaluator)
+    return [f"{', '.join(sorted(names))} of {label} was last measured after {seen}." for (label, seen), names in
+            out.items()]  # fmt: skip
 
 
 def _facts(model: Model, run: Run, out: epath.Path) -> dict[str, Any]:

@@ -113,17 +113,31 @@ def _scales(models: Sequence[Model], entries: Sequence[Entry], note: str) -> Tab
     rows = []
     for data in _ordered({e.data for e in entries}, [paper.PROBE.data]):
         measured = [e for e in entries if e.data == data]
-        keys = dict.fromkeys((m.objective, m.pool, m.size, m.note) for m in _of(models, measured))
-        for key in keys:
-            same = [m for m in models if (m.objective, m.pool, m.size, m.note) == key]
-            mine = [e for e in measured if e.model in _Same(same)]
-            chance, cells = settle([cell([e for e in mine if read(e.model.pairs) == s]) for s in scales])
-            objective, pool, size, more = key
-            rows.append(((data_name(data), objective, pool.upper(), size, more, chance), tuple(cells)))
+        groups: dict[tuple, list[Model]] = {}
+        for m in _of(models, measured):
+            groups.setdefault((m.objective, m.pool, m.size, m.note), []).append(m)
+        for (objective, pool, size, more), same in groups.items():
+            for scale, alike in _rows_of(same).items():
+                mine = [e for e in measured if e.model in _Same(alike)]
+                chance, cells = settle([cell([e for e in mine if read(e.model.pairs) == s]) for s in scales])
+                said = ", ".join(filter(None, (more, scale)))
+                rows.append(((data_name(data), objective, pool.upper(), size, said, chance), tuple(cells)))
     columns = tuple((f"{s} pairs", "", "") for s in scales)
     heads = ("data", "objective", "pooling", "size", "", "compared with")
     note = f"Top-1 accuracy in percent; columns: different pairs that were read in pretraining. {note}"
     return _trim(Table("T1. Linear probe", note, heads, columns, tuple(rows)))
+
+
+def _rows_of(same: Sequence[Model]) -> dict[str, list[Model]]:
+    """{"": all of them}; where two of them would be in one cell, a row for each scale by its name."""
+    counts = [read(m.pairs) for m in same]
+    if len(set(counts)) == len(counts):
+        return {"": list(same)}
+    found: dict[str, list[Model]] = {}
+    for n, m in enumerate(same):
+        name = m.scale or "no scale"
+        found.setdefault(f"{name} ({n + 1})" if name in found else name, []).append(m)
+    return found
 
 
 class _Same:

@@ -16,7 +16,7 @@ from maeclip_jax.report.tables import data_name, metric_name, type_name
 # What is worth a figure; everything is in the tables.
 DRAWN = ("top1", "image_to_text_R@1", "text_to_image_R@1", "accuracy", "miou", "gradcam_pointing")
 STYLES = ("-", "--", ":", "-.")
-What = tuple[str, str, str, str, str]  # evaluator type, data, split, metric, unit
+What = tuple[str, str, str, str, str, str]  # evaluator type, data, split, metric, the evaluator's name, unit
 
 
 def against_examples(models: Sequence[Model]) -> list[tuple[str, Draw]]:
@@ -39,21 +39,31 @@ def against_examples(models: Sequence[Model]) -> list[tuple[str, Draw]]:
     several = {w: lines for w, lines in found.items() if any(len(s) > 1 for ss in lines.values() for s in ss)}
     labels = list(dict.fromkeys(label for lines in several.values() for label in lines))
     return [
-        (_title(w), functools.partial(_curves, lines, bounds[w], held.get(w, {}), labels, w[-1]))
-        for w, lines in several.items()
+        (title, functools.partial(_curves, lines, bounds[w], held.get(w, {}), labels, w[-1]))
+        for title, (w, lines) in zip(_titles(several), several.items())
     ]
 
 
 def against_pairs(entries: Sequence[Entry]) -> list[tuple[str, Draw]]:
-    """(title, drawing) of every metric that an objective with one pooling has after different numbers of pairs."""
+    """(title, drawing) of every metric that an objective with one pooling and size has after several numbers of pairs.
+
+    Seeds of a model are one point; two models with as many pairs are two lines, told apart by their scales.
+    """
     found: dict[What, dict[str, dict[float, list[Number]]]] = {}
-    for e in entries:
-        if _drawn(e) and e.model.pairs and not e.model.note:
-            line = " ".join(filter(None, (e.model.objective, e.model.pool.upper())))
-            at = found.setdefault(_what(e), {}).setdefault(line, {})
-            at.setdefault(e.model.pairs, []).append(e.metric)
+    there = [e for e in entries if _drawn(e) and e.model.pairs and not e.model.note]
+    alike: dict[tuple, set[str]] = {}
+    for m in (e.model for e in there):
+        alike.setdefault((m.objective, m.pool, m.size, m.pairs), set()).add(m.scale)
+    by_scale = {key[:3] for key, scales in alike.items() if len(scales) > 1}
+    sizes = {e.model.size for e in there}
+    for e in there:
+        m = e.model
+        more = (m.size if len(sizes) > 1 else "", m.scale if (m.objective, m.pool, m.size) in by_scale else "")
+        line = " ".join(filter(None, (m.objective, m.pool.upper(), *more)))
+        found.setdefault(_what(e), {}).setdefault(line, {}).setdefault(m.pairs, []).append(e.metric)
     several = {w: lines for w, lines in found.items() if any(len(at) > 1 for at in lines.values())}
-    return [(_title(w), functools.partial(_by_pairs, lines, w[-1])) for w, lines in several.items()]
+    return [(title, functools.partial(_by_pairs, lines, w[-1])) for title, (w, lines) in
+            zip(_titles(several), several.items())]  # fmt: skip
 
 
 def _entries(model: Model, run: Run, one: Mapping) -> list[Entry]:
@@ -67,12 +77,16 @@ def _drawn(e: Entry) -> bool:
 
 
 def _what(e: Entry) -> What:
-    return (e.type, e.data, e.split, e.metric.name, e.metric.unit)
+    return (e.type, e.data, e.split, e.metric.name, e.evaluator, e.metric.unit)
 
 
-def _title(what: What) -> str:
-    kind, data, split, metric, _ = what
-    return f"{type_name(kind)}, {data_name(data)}{' ' + split if split else ''}: {metric_name(metric)}"
+def _titles(several: Sequence[What]) -> list[str]:
+    """What each is, with the evaluator's name where only that tells it from another."""
+    plain = [
+        f"{type_name(kind)}, {data_name(data)}{' ' + split if split else ''}: {metric_name(metric)}"
+        for kind, data, split, metric, *_ in several
+    ]
+    return [f"{title} ({what[4]})" if plain.count(title) > 1 else title for title, what in zip(plain, several)]
 
 
 def _lines(ax, draw: Callable[[str, dict], None], labels: Sequence[str], unit: str) -> None:

@@ -39,6 +39,7 @@ from maeclip_jax.workdir import (
     write_text,
 )
 from maeclip_jax.workdir.claim import find_files, other_words
+from maeclip_jax.workdir.identity import model_differences
 
 SECTIONS = ("metrics", "about", "details", "pictures", "not_applicable", "seconds", "settings")
 
@@ -48,6 +49,7 @@ class Runner:
 
     `averaged`: whether there is an average of the parameters. An evaluation is of that, if it says nothing else, or of
     the parameters as they are (`evals.*.params`, see `average.evaluations`); `which` has EMA or RAW of each.
+    `checkpoint`: the one that is evaluated, if it is not of the run in `workdir`.
 
     Results of step n are in `evals/<n>.json`, pictures beside it; what is there already, of the same settings, is not
     computed again. `failed`: evaluators that could not be made or run, and why. `show` is told of every picture.
@@ -63,7 +65,9 @@ class Runner:
         steps: Callable[[str, str], int],
         names: Mapping,
         averaged: bool = False,
+        checkpoint: str = "",
     ):
+        self.checkpoint = checkpoint
         self.workdir, self.evaluators, self.every, self.not_applicable = workdir, {}, {}, {}
         self.failed: dict[str, str] = {}
         self._warned: set[str] = set()  # those whose reason has been said
@@ -110,8 +114,13 @@ class Runner:
             before = json.loads(remote.read_text(path) or "{}")
             if before.get("format") != RESULTS_FORMAT:  # of a version whose numbers had no units: made again
                 before = {}
+            if before and before.get("checkpoint", "") != self.checkpoint:
+                held, asked = (of or f"the run in {self.workdir}" for of in (before.get("checkpoint"), self.checkpoint))
+                raise errors.UserError(f"{path} holds results of {held}; name another --workdir for those of {asked}")
             self._items = {}
-            self._known = {"step": step, "format": RESULTS_FORMAT} | {name: {} for name in SECTIONS} | before
+            self._known = {"step": step, "format": RESULTS_FORMAT} | {name: {} for name in SECTIONS}
+            self._known |= {"checkpoint": self.checkpoint} if self.checkpoint else {}
+            self._known |= before
         return self._known
 
     def forget_after(self, step: int) -> None:
@@ -295,13 +304,17 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     tokenizer = tokenizers.of(config)
     if tokenizer and (other := other_words(config, origin)):
         raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
+    if differ := model_differences(read_config(origin), config) if read_config(origin) else {}:
+        told = ", ".join(f"{name} {was!r} there and {is_!r} here" for name, (was, is_) in list(differ.items())[:4])
+        raise errors.UserError(f"{folder} is of another model: {told}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)
     with jax.set_mesh(model.mesh), remote.patience(remote.RUN_SECONDS), outbox.opened():
         step, averaged = int(folder.name), checkpoint.keeps_average(folder)
         names = read_names(folder, workdir)
         runner = Runner(
-            config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names, averaged
-        )
+            config, model.objective, model.mesh, tokenizer, workdir, lambda duration, what: 0, names, averaged,
+            "" if os.fspath(origin) == os.fspath(workdir) else os.fspath(folder),
+        )  # fmt: skip
         with Waiting(f"reading {folder}"):
             wanted = set(runner.which.values())
             params = {which: checkpoint.read_params(folder, model.params, which)[0] for which in sorted(wanted)}

@@ -90,6 +90,16 @@ def identity(config) -> dict[str, Any]:
     return {n: by_content(x) for n, x in counted.items()}
 
 
+def model_differences(before, config) -> dict[str, tuple[Any, Any]]:
+    """{name: (was, is)} of the settings that say what a run's parameters mean, or how they were trained.
+
+    `before`: the config of the run. How the model is computed, its dtype too, is not among them.
+    """
+    then, now = all_leaves(before), all_leaves(config)
+    names = sorted(n for n in then.keys() | now.keys() if n.startswith("model.") and not n.startswith("model.compute."))
+    return {n: (then.get(n), now.get(n)) for n in names if classify(n) == LEARNT and then.get(n) != now.get(n)}
+
+
 def all_leaves(config) -> dict[str, Any]:
     """Leaves of a config in JSON's types. Objects that a notebook put into it are written without their address."""
     tree = plain(config) if hasattr(config, "to_json_best_effort") else json.loads(json.dumps(config, default=repr))

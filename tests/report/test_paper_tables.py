@@ -394,7 +394,7 @@ def everything(folder):
     found = [percent("gradcam_pointing", 55, chance=7.5)]
     evals = [two_steps(shot, 45.5, 57.0), ("ground", settings("grounding", "segment"), found),
              ("seg", settings("segmentation", "voc_segmentation"), [percent("miou", 33.3, reference=3.5)])]  # fmt: skip
-    small = make(folder / "small", scale="demo", size="demo", evals=[shot(30.0)])
+    small = make(folder / "small", scale="demo", size="B/16", evals=[shot(30.0)])
     large = make(folder / "max", scale="high", evals=evals, steps=(50, STEPS["high"]))
     last = large / "evals" / f"{STEPS['high']}.json"
     one = json.loads(last.read_text())
@@ -479,7 +479,7 @@ def test_curves(page):
     assert data == sorted([(few, [40.0, 50.0]), (few, [41.0, 51.0]), (large, [45.5, 57.0]), ([1000], [30.0])])
     assert [t.get_label() for t in ax.lines if t.get_label()[0] != "_"] == [
         "CLIP GAP low B/16",
-        "CLIP MAX demo",
+        "CLIP MAX demo B/16",
         "CLIP MAX high B/16",
         "chance",
     ]
@@ -492,6 +492,83 @@ def test_curves(page):
     bar = statistics_of.of_seeds([50.0, 51.0])
     assert ([1638400, 1638400], list(bar)) in drawn and len(drawn) == 3
     plt.close("all")
+
+
+def points(drawing):
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots()
+    drawing(ax)
+    found = {x.get_label(): list(zip(x.get_xdata(), x.get_ydata())) for x in ax.lines if x.get_label()[0] != "_"}
+    plt.close("all")
+    return found
+
+
+def test_curves_join_only_what_differs_in_the_number_of_pairs(tmp_path):
+    """Other sizes, and other sets of as many pairs, are lines of their own, not seeds of one model."""
+    few = make(tmp_path / "few", scale="demo", size="B/16", evals=[shot(30.0)])
+    other = make(tmp_path / "other", scale="demo", size="L/14", evals=[shot(50.0)])
+    large = make(tmp_path / "large", scale="high", size="B/16", evals=[shot(57.0)])
+    ((_, drawing),) = trends.against_pairs(read(few, other, large)[1])
+    assert {name: [y for _, y in at] for name, at in points(drawing).items()} == {
+        "CLIP MAX B/16": [30.0, 57.0], "CLIP MAX L/14": [50.0]
+    }  # fmt: skip
+    web, clean = (
+        make(tmp_path / n, scale=n, size="B/16", evals=[shot(v)]) for n, v in (("web", 40.0), ("clean", 60.0))
+    )
+    ((_, drawing),) = trends.against_pairs(read(web, clean, large)[1])
+    assert {name: [y for _, y in at] for name, at in points(drawing).items()} == {
+        "CLIP MAX web": [40.0], "CLIP MAX clean": [60.0], "CLIP MAX high": [57.0]
+    }  # fmt: skip
+
+
+def test_two_evaluators_of_one_kind_are_two_figures(tmp_path):
+    pair = [two_steps(probe, 60.0, 62.0), (two_steps(probe, 20.0, 25.0)[0] + "_raw", *two_steps(probe, 20.0, 25.0)[1:])]
+    path = make(tmp_path / "a", steps=(50, 100), evals=pair)
+    drawings = dict(trends.against_examples(read(path)[0]))
+    title = "Linear probe, ImageNet validation: top-1"
+    assert sorted(drawings) == [f"{title} (probe)", f"{title} (probe_raw)"]
+    assert [[y for _, y in at] for at in points(drawings[f"{title} (probe_raw)"]).values() if len(at) == 2][0] == [
+        20,
+        25,
+    ]
+
+
+def test_models_with_as_many_pairs_are_not_seeds_of_one(tmp_path):
+    web, clean = (
+        make(tmp_path / n, scale=n, size="B/16", evals=[probe(v)]) for n, v in (("web", 40.0), ("clean", 60.0))
+    )
+    found = cells(table("T1", web, clean))
+    assert {row: text.split()[0] for (row, _), text in found.items() if "CLIP" in row and not text.startswith("|")} == {
+        "ImageNet CLIP MAX B/16 web chance 0.1 %": "40.0", "ImageNet CLIP MAX B/16 clean chance 0.1 %": "60.0"
+    }  # fmt: skip
+
+
+def test_pairs_of_a_mix_are_read_by_their_shares(tmp_path):
+    """Of 1,000 and 1,000,000 records half each, 20,000 examples read 1,000 and 10,000 different ones."""
+    path = make(tmp_path / "a", scale="web", size="B/16", evals=[probe(40.0)])
+    (path / "data.json").write_text(json.dumps({"few": {"records": 1000}, "many": {"records": 1_000_000}}))
+    config = json.loads((path / "config.json").read_text())
+    config["data"] = {"source": None, "mix": [["few", 0.5, {}], ["many", 0.5, {}]]}
+    (path / "config.json").write_text(json.dumps(config))
+    run = runs.read(path)
+    assert run.examples(2000) == 20_000 and run.pairs(2000) == 11_000
+    assert run.pairs(10_000_000) == 1_001_000
+
+
+def test_numbers_of_an_earlier_step_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "render", lambda *_: b"\x89PNG")
+    path = make(tmp_path / "a", steps=(50, 100), evals=[two_steps(shot, 40.0, 50.0), two_steps(probe, 60.0, 62.0)])
+    last = path / "evals" / "100.json"
+    one = json.loads(last.read_text())
+    for part in ("metrics", "about"):
+        one[part] = {k: v for k, v in one[part].items() if not k.startswith("probe/")}
+    for part in ("settings", "seconds"):
+        one[part].pop("probe", None)
+    last.write_text(json.dumps(one))
+    report.collect([path], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "probe of " in text and "was last measured after" in text and "others after" in text
 
 
 def test_runs_without_evaluations_and_runs_given_twice(tmp_path, monkeypatch):
