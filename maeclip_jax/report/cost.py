@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def view(run: Run) -> dict[str, Any]:
         shares = [(label, parts[k], 100 * parts[k] / total) for k, label in PHASES.items() if parts.get(k, 0) > 0]
         row("time, restarts included", total, duration(total))
         if devices:
-            hours = total / 3600 * chips.count(devices, kind)
-            row("chip-hours", hours, f"{hours:.3g} ({devices} × {kind})")
+            hours, last = chip_hours(run), total / 3600 * chips.count(devices, kind)
+            once = math.isclose(hours, last, rel_tol=1e-3)
+            row("chip-hours", hours, f"{hours:.3g} ({'' if once else 'at last '}{devices} × {kind})")
     if seconds.get("slept"):
         row("time asleep, left out of all others", seconds["slept"], duration(seconds["slept"]))
     per_chip = median(run, "perf/img_per_sec_per_chip")
@@ -79,7 +81,12 @@ def _text(value: Any, form) -> tuple[Any, str]:
 
 
 def chip_hours(run: Run) -> float:
-    """Hours of all chips together, restarts included; 0 if nothing is recorded."""
+    """Hours of all chips together, restarts included; 0 if nothing is recorded.
+
+    Older runs recorded no sum over starts: they count as if every start had had the devices of the last.
+    """
+    if number(run.costs.get("chip_seconds")):
+        return run.costs["chip_seconds"] / 3600
     seconds = run.costs.get("seconds") or {}
     total = sum(v for k, v in seconds.items() if k not in NOT_SPENT and number(v))
     return total * chips.count(run.costs.get("devices") or 1, run.costs.get("device_kind", "")) / 3600

@@ -14,15 +14,25 @@ class Clock:
 
     `train` is the time in the loop that went into neither checkpoints nor evaluations; `input_wait` is the part of it
     spent waiting for data. `slept`, if any, is time in which the machine slept, which belongs to no other phase.
-    `start` takes the phases of this start alone, up to its first step.
+    `start` takes the phases of this start alone, up to its first step. `chips` are those of this start, and
+    `chip_seconds` the sum of those before it, None if only their seconds are known.
     """
 
     PAUSES = ("checkpoint", "eval")
     SLEPT = "slept"
-    PHASES = ("compile", "restore", "train", "input_wait", *PAUSES)
+    SPENT = ("compile", "restore", "train", *PAUSES)
+    PHASES = (*SPENT, "input_wait")
 
-    def __init__(self, seconds: Mapping[str, float] | None = None, start: startup.Startup | None = None):
+    def __init__(
+        self,
+        seconds: Mapping[str, float] | None = None,
+        start: startup.Startup | None = None,
+        chips: float = 1,
+        chip_seconds: float | None = None,
+    ):
         self._seconds = dict.fromkeys(self.PHASES, 0.0) | dict(seconds or {})
+        before = sum(self._seconds[phase] for phase in self.SPENT)
+        self._chips, self._before = chips, (before, before * chips if chip_seconds is None else chip_seconds)
         self._loop: tuple[float, float] | None = None
         self._slept = self._seconds.get(self.SLEPT, 0.0) - sleep.slept()
         self._doing = ("", 0.0)  # phase, since when
@@ -74,3 +84,9 @@ class Clock:
             start, paused = self._loop
             out["train"] += sleep.awake() - start - (self.paused - paused)
         return out
+
+    @property
+    def chip_seconds(self) -> float:
+        """Seconds of all chips together up to now, of every start with those that it had."""
+        seconds, (spent, chip_seconds) = self.seconds, self._before
+        return chip_seconds + (sum(seconds[phase] for phase in self.SPENT) - spent) * self._chips

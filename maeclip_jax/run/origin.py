@@ -16,7 +16,7 @@ from maeclip_jax import interop
 from maeclip_jax.config import FILES
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import adoption
-from maeclip_jax.parallel import sleep
+from maeclip_jax.parallel import chips, sleep
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.run import average, checkpoint
 from maeclip_jax.run.clock import Clock
@@ -58,7 +58,13 @@ class Beginning:
             state = self.built.init()
         if self.config.init_from:
             state = self._warm(state)
-        return state, Clock(start=start), Meter()
+        return state, Clock(start=start, chips=self.chips), Meter()
+
+    @property
+    def chips(self) -> float:
+        """How many this start has."""
+        mesh = self.built.mesh
+        return chips.count(mesh.size, next(mesh.devices.flat).device_kind)
 
     def _restored(self, folder: epath.Path, start: Startup) -> tuple[State, Clock, Meter]:
         built, config = self.built, self.config
@@ -84,7 +90,7 @@ class Beginning:
                 f"checkpoint {folder} is past the end: total={config.total!r} is {built.total_steps} steps; "
                 "raise total, or start a new --workdir"
             )
-        clock = Clock(meta["seconds"], start)
+        clock = Clock(meta["seconds"], start, self.chips, meta.get("chip_seconds"))
         clock.add("restore", sleep.awake() - begun)
         say(f"continuing from step {step} of {built.total_steps} ({folder})")
         self._say_schedule(step, folder)

@@ -220,7 +220,7 @@ def update(
         **parts,
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(params),
-        "learning_rate": rate(state.step),
+        "learning_rate": rate(state.step - was["skipped"]),  # a skipped update does not move the schedule on
         **counters,
     }
     return State(state.step + 1, params, opt_state, counters, ema, teacher), metrics

@@ -108,6 +108,7 @@ class _Run:
         known = average.evaluations(config.evals, averaged)
         if best and best not in known:
             raise unknown("evaluation in checkpoint.best:", best, sorted(known))
+        self.best = best if config.checkpoint.keep_best else ""  # each of its evaluations needs a checkpoint
         self.log_every = max(1, steps(config.log.every, "log.every"))
         self.save_every = max(1, steps(config.checkpoint.every, "checkpoint.every"))
         self.saved = Checkpoints(
@@ -238,8 +239,10 @@ class _Run:
                 self._report(*pending, progress)  # 3, 4
             pending, done = (n + 1, metrics, keys), n + 1
             stopping = self.stop.agreed(done)
+            due = self.runner.due(done, final=done == built.total_steps)
             saving = done % self.save_every == 0 or done == built.total_steps or stopping or self.saved.lost(done)
-            if saving or self.runner.due(done, final=done == built.total_steps):
+            saving = saving or self.best in due
+            if saving or due:
                 self._report(*pending, progress)  # a step that must not be saved is found before it is
                 pending = None
             if saving:  # 5
@@ -319,13 +322,14 @@ class _Run:
             "seed": self.config.seed,
             "total_steps": self.built.total_steps,
             "seconds": self.clock.seconds,
+            "chip_seconds": self.clock.chip_seconds,
             "asked": self.asked.sums,
         }
 
     def _write_costs(self, step: int) -> None:
         costs = {
             "step": step, "examples_seen": step * self.built.batch_size, "seconds": self.clock.seconds,
-            "start_seconds": self.start.seconds,
+            "chip_seconds": self.clock.chip_seconds, "start_seconds": self.start.seconds,
             "devices": self.built.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
             "processes": jax.process_count(), "batch_size": self.built.batch_size,
             "parameters": sum(x.size for x in jax.tree.leaves(self.built.abstract.params)),

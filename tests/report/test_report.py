@@ -191,6 +191,9 @@ def test_cost_rows(workdir):
     rows = {what: (value, known) for what, value, known in spent["rows"]}
     assert rows["time, restarts included"] == ("2.0 min", "measured")  # 100 s of steps, 20 s of evaluation
     assert rows["chip-hours"][0] == "0.133 (4 × TPU v4)"
+    run = runs.read(workdir)
+    run.costs["chip_seconds"] = 2 * 3600.0
+    assert ("chip-hours", "2 (at last 4 × TPU v4)", "measured") in cost.view(run)["rows"] and cost.chip_hours(run) == 2
     assert rows["step time"][0] == "500 ms, median"
     assert rows["model FLOPs utilisation (MFU)"] == ("25.0 %, median", "measured time, computed FLOPs")
     assert rows["share of training time spent waiting for input"][0] == "5.0 %"

@@ -319,6 +319,13 @@ def test_another_run_does_not_continue_one(arg, settings, text, capsys):
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
+def test_every_evaluation_that_could_be_the_best_has_its_checkpoint(tmp_path):
+    """Saves every 6 steps and evaluations every 4: the best may be at 4 or 8."""
+    settings = {"checkpoint.keep_last": 9, "checkpoint.keep_best": 1, "checkpoint.best": "val/loss"}
+    train.run(runs.config(ARG, **settings), tmp_path / "run")
+    assert torture.steps(tmp_path / "run") == [4, 6, 8, 12]
+
+
 def test_what_makes_no_other_run_may_change(tmp_path):
     """Length, layout, reading and looking; config.json says so, and still where the run began, which is over."""
     workdir = runs.copy(runs.whole(8, ARG), tmp_path / "run")

@@ -132,6 +132,22 @@ def test_time_is_booked_where_it_is_spent(monkeypatch):
     assert clock.seconds == dict(compile=7, restore=0, train=17, input_wait=2, checkpoint=3, eval=5)
 
 
+def test_chip_seconds_are_those_of_the_chips_of_every_start(monkeypatch):
+    """Ten hours on eight chips and one on one are 81, not 11."""
+    now = [0.0]
+    monkeypatch.setattr(sleep, "awake", lambda: now[0])
+
+    def train(clock, hours):
+        clock.start_loop()
+        now[0] += hours
+        clock.stop_loop()
+        return clock.seconds, clock.chip_seconds
+
+    seconds, chip_seconds = train(Clock(chips=8), 10)
+    assert train(Clock(seconds, chips=1, chip_seconds=chip_seconds), 1) == (seconds | {"train": 11}, 81)
+    assert train(Clock(seconds, chips=2), 1)[1] == 22  # a checkpoint that does not say it
+
+
 def test_throughput_mfu_and_eta():
     start = dict(compile=9.0, restore=0.0, train=100.0, input_wait=1.0, checkpoint=0.0, eval=0.0)
     progress = Throughput(10, 110, 32, 6e9, 1e9, 4, 2, start)

@@ -14,7 +14,7 @@ import pytest
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten
 from maeclip_jax.run import optim
-from maeclip_jax.run.step import build
+from maeclip_jax.run.step import State, build, update
 from tests import runs
 from tests.objectives import models
 
@@ -377,3 +377,20 @@ def test_a_cap_that_fits_no_parameter_is_refused():
     with pytest.raises(UserError) as error:
         optim.cap(PARAMS, (("logit_scale", 3.0),))
     assert str(error.value).startswith("optim.caps rule 'logit_scale' matches no parameter; paths look like: image/")
+
+
+def test_the_rate_that_is_logged_is_the_one_applied():
+    """A step whose gradients are not finite leaves the schedule where it is, and the log with it."""
+    schedule = lambda n: 1.0 / (1 + n)  # noqa: E731
+    transform, params = optax.sgd(schedule), {"w": jnp.float32(0)}
+    counters = dict.fromkeys(("skipped", "skipped_in_row", "bad_records"), jnp.int32(0))
+    state = State(jnp.int32(0), params, transform.init(params), counters)
+    loss = lambda params, batch, rngs: (params["w"] * batch["x"], {})  # noqa: E731
+    rates = []
+    for x in (1.0, jnp.nan, jnp.nan, 1.0, 1.0):
+        after, metrics = update(loss, transform, schedule, 0.0, 0, (), state, {"x": jnp.float32(x)})
+        if jnp.isfinite(x):
+            rates.append(float(metrics["learning_rate"]))
+            assert float(state.params["w"] - after.params["w"]) == pytest.approx(rates[-1])
+        state = after
+    assert rates == pytest.approx([1, 1 / 2, 1 / 3])
