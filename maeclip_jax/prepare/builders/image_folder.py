@@ -97,7 +97,7 @@ def read_lists(root: Path) -> dict[str, list[str]]:
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file; UserError if there are none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if not lines:

@@ -45,6 +45,17 @@ def test_split_lists_and_class_names(tmp_path):
     assert opened(folder, "test").classes == ["large dog", "cat, or kitten"]  # in the order of classes.txt
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path, capsys):
+    listed = ["cat/1.jpg", "cat/2.JPEG", "dog/a\u2028b.jpg", "dog/c\x85d.jpg"]
+    root = pets(tmp_path, **{"dog/a\u2028b.jpg": picture(7), "dog/c\x85d.jpg": b"not one"},
+                **{"train.txt": "\n".join(listed), "classes.txt": "dog\tdog\u2028s\r\ncat\r\n"})  # fmt: skip
+    assert read_layout(root).classes == {"dog": "dog\u2028s", "cat": "cat"}
+    words = ["--src", str(root), "--name", "pets", "--data_dir", str(tmp_path / "data")]
+    made = manual.run(ImageFolder, manual.folder_parser(ImageFolder).parse_args(words))
+    assert set(records(made, "train")) == set(listed[:3])
+    assert "1 pictures dropped (not_an_image 1)" in capsys.readouterr().out
+
+
 def test_split_folders(tmp_path):
     for split, classes in {"train": ("a_b", "c"), "val": ("a_b",)}.items():
         write_tree(tmp_path / "src", {f"{split}/{c}/{i}.jpg": picture(i) for c in classes for i in range(2)})
