@@ -36,7 +36,12 @@ def permuted(index: int, length: int, key: int) -> int:
         return int(_written_out(length, key)[index])
     from grain.experimental import index_shuffle
 
-    return index_shuffle(index, max_index=length - 1, seed=key >> 32, rounds=16)
+    # Where the last index is 2^16, 2^18, ..., grain's cipher has a bit too few for it: the last index goes where the
+    # first does, and one record never comes. Of such lengths one index more is permuted, and walked past.
+    last = length - 1
+    extra = int(last.bit_count() == 1 and last.bit_length() % 2 == 1)
+    place = index_shuffle(index, max_index=last + extra, seed=key >> 32, rounds=16)
+    return place if place < length else index_shuffle(place, max_index=last + extra, seed=key >> 32, rounds=16)
 
 
 @functools.lru_cache(maxsize=32)  # the epochs that threads are in, of each component of a mix

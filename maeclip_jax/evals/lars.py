@@ -62,7 +62,7 @@ def train(
         raise UserError(f"linear_probe: train has {rows} pictures, and a batch {batch_size}; it must fill one")
     steps = math.ceil(epochs * per_epoch)
     peak = rate * batch_size / 256
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, round(warmup * per_epoch), steps)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, min(round(warmup * per_epoch), steps - 1), steps)
     optimizer = lars(schedule)
 
     def pooled(objective, params, batch):

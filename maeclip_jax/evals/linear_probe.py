@@ -154,4 +154,7 @@ def read_solver(solver: str | Mapping) -> tuple[str, dict[str, Any]]:
     strengths = settings.get("l2")
     if strengths is not None and (not len(strengths) or min(strengths) <= 0):
         raise UserError(f"linear_probe: l2={strengths} is not valid; valid: numbers above 0, at least one, or None")
+    if name == "lars" and not (settings["epochs"] > settings["warmup"] >= 0 and settings["rate"] > 0):
+        given = ", ".join(f"{key}={settings[key]}" for key in ("epochs", "warmup", "rate"))
+        raise UserError(f"linear_probe: {given} are not valid; valid: more epochs than warmup >= 0, and a rate above 0")
     return name, settings

@@ -20,7 +20,7 @@ def read_list(path: str, what: str) -> list | dict:
     cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        value = json.loads(text) if path.endswith(".json") else [x for x in text.splitlines() if x.strip()]
+        value = json.loads(text) if path.endswith(".json") else [x for x in text.split("\n") if x.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise UserError(f"cannot read {what} from {path!r}: {e}") from e
     if isinstance(value, dict) and isinstance(value.get(what), list | dict):

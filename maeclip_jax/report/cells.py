@@ -116,7 +116,13 @@ def line(
     n: int | None = None,
 ) -> Line:
     """Of several seeds: their mean, half of its t interval, how many, their sample standard deviation. Of one seed: its
-    number with the interval of its evaluation, if that has one, over `n` items. Every unit but percent is said."""
+    number with the interval of its evaluation, if that has one, over `n` items. Every unit but percent is said. Where
+    not all seeds are finite, the mean is not either; how many are stands in place of the spread."""
+    finite = sum(map(math.isfinite, values))
+    if len(values) > 1 and finite < len(values):
+        mean = sum(values) / len(values)
+        counted = f"({finite} of {len(values)} seeds finite)"
+        return Line(mean, amount(mean, unit).removesuffix(" %"), counted, label, held)
     mean = statistics.fmean(values)
     counted = f"(n={n:,})" if n else ""
     if len(values) > 1:

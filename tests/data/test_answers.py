@@ -119,6 +119,8 @@ def test_vocabulary_files(tmp_path):
     assert list(answers.read(path).items()) == [("yes", 5), ("2 dogs", 1)]
     path.write_text("Two\t4\nblue\n\n2\t1\n")
     assert answers.read(path) == {"2": 5, "blue": 0}
+    path.write_text("one\u2028way\t4\nblue\x85\n")
+    assert answers.read(path) == {"1 way": 4, "blue": 0}  # a line ends at \n alone
     path.write_text("two\tmany\n")
     with pytest.raises(
         UserError, match=r"answers.txt, line 1: 'many' is not a count; valid: answer, or answer TAB count"

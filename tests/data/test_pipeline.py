@@ -128,12 +128,26 @@ def test_seed_and_offset_change_the_order_but_neighbouring_seeds_share_no_epoch(
     assert flat(take(data(), 3)) == flat(take(data(), 3))
 
 
-@pytest.mark.parametrize("n", [1, 2, 4096, (1 << 16) + 5])  # written out, and computed point by point
+# Written out, and computed point by point; where the last index is an even power of two, grain's own shuffle is none.
+@pytest.mark.parametrize("n", [1, 2, 4096, (1 << 16) + 1, (1 << 16) + 5])
 def test_each_epoch_is_a_permutation_of_its_own(n):
     epochs = order.Epochs(n, 3)
     first, second = (np.array([epochs(e * n + i) for i in range(n)]) for e in range(2))
     assert sorted(first) == sorted(second) == list(range(n))
     assert n < 3 or abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("bits", range(16, 32))
+def test_the_last_index_has_a_place_of_its_own(bits):
+    """Of 2^bits + 1 records and others near; all other lengths go as grain's shuffle says."""
+    from grain.experimental import index_shuffle
+
+    for n in ((1 << bits) + 1, (1 << bits) + 2, 3 << (bits - 1)):
+        for key in (0, 5 << 32, (1 << 64) - 1):
+            ends = [order.permuted(i, n, key) for i in (0, 1, n - 2, n - 1)]
+            assert len(set(ends)) == 4 and min(ends) >= 0 and max(ends) < n
+            if n != (1 << bits) + 1 or bits % 2:
+                assert ends[-1] == index_shuffle(n - 1, max_index=n - 1, seed=key >> 32, rounds=16)
 
 
 @pytest.mark.parametrize("n", [20_000, 10**6, 11_300_000, 1_400_000_000])

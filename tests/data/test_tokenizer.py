@@ -87,6 +87,16 @@ def test_bert_ids_are_those_of_bert():
     assert tokenizer("bert_cls").decode([101, 14477, 20961, 3468, 0]) == "unaffable"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_a_bert_vocabulary_is_a_token_whatever_it_holds(tmp_path, end):
+    """bert-base-chinese has U+2028 as a token; such lines must not shift the ids of those below them."""
+    tokens = ["[PAD]", "[UNK]", "\x85", "\u2028", "\x0c", "a\u2029b", "cat", "dog"]
+    for last in ("", end):
+        (tmp_path / "vocab.txt").write_bytes((end.join(tokens) + last).encode())
+        t = make({"type": "bert", "path": str(tmp_path / "vocab.txt")})
+        assert [t.token(i) for i in range(t.vocab_size)] == tokens and t("dog cat", 3).tolist() == [7, 6, 0]
+
+
 @functools.cache
 def clip_ranks():
     lines = gzip.decompress(Path(SPECS["clip"]["path"]).read_bytes()).decode().splitlines()

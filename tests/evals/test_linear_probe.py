@@ -136,6 +136,8 @@ def test_few_rows_are_used_as_they_are_and_the_table_says_so(labelled_sets, thre
     assert "'batch_size': 240" in got["solver"]["note"]
     assert got["solver"]["note"].endswith("A batch was to have 1024 pictures; there are 240.")
     assert len(got["solver"]["rows"]) == 2
+    got = probe(labelled_sets(three), solver=dict(type="lars", epochs=1, warmup=0.6))  # of one step
+    assert len(got["solver"]["rows"]) == 1
 
 
 def test_what_a_user_can_get_wrong(labelled_sets, three):
@@ -150,6 +152,10 @@ def test_what_a_user_can_get_wrong(labelled_sets, three):
     )
     fails(r"l2=\(0,\) is not valid; valid: numbers above 0", solver=dict(l2=(0,)))
     fails(r"holdout=0.0 is not valid; valid: a share between 0 and 1", solver=dict(holdout=0.0))
+    valid = "are not valid; valid: more epochs than warmup >= 0, and a rate above 0"
+    fails(f"linear_probe: epochs=5, warmup=10, rate=0.1 {valid}", solver=dict(type="lars", epochs=5))
+    for wrong in (dict(epochs=10), dict(warmup=-1), dict(rate=0), dict(epochs=0, warmup=0), dict(rate=float("nan"))):
+        fails(valid, solver=dict(type="lars") | wrong)
     names = {"test": ["a", "b", "c", "d", "e", "f"], "train": ["a", "c", "b", "d", "e", "f"]}
     fails(r"the classes of data and train differ: 6 \(a, b, c, \.\.\.\) and 6 \(a, c, b, \.\.\.\); they must", names)
     fails(r"data has label 5, but there are 5 classes \(0 to 4\)", {"test": names["test"][:5]})

@@ -47,6 +47,9 @@ def test_published_lists_are_read_as_they_are(tmp_path):
     assert class_names(str(names), ["n01440764", "n01443537"]) == ["tench", "goldfish"]
     assert re.fullmatch(r"prompts prompts.json \(2, \w{8}\), names names.json \(\w{8}\)",
                         set_of_prompts(str(prompts), str(names)))  # fmt: skip
+    lines = tmp_path / "lines.txt"
+    lines.write_text("tench\x85\n\ngold\u2028fish\r\n")
+    assert class_names(str(lines), ["a", "b"]) == ["tench\x85", "gold\u2028fish"]  # a line ends at \n alone
     with pytest.raises(UserError, match=r"holds templates of cifar10, cars; valid: those of imagenet1k or imagenet"):
         read_templates(str(other))
 

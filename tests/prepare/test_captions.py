@@ -1,5 +1,7 @@
 """Where captions are found, and what is said where they are not."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -44,6 +46,31 @@ def test_captions_are_found_by_name_or_path(row, path, expected, tmp_path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"image": "0.jpg"} | row) + "\n")
     (raw,) = dump_sources.read(tmp_path / "t.jsonl", caption_column=path)
     assert raw.texts == expected and raw.image
+
+
+@pytest.mark.parametrize(
+    "cell, expected",
+    [
+        ('["Two young guys.", "Two, \\"men\\"."]', ("Two young guys.", 'Two, "men".')),
+        (' ["a"]', ("a",)),
+        ("[]", ()),
+        ("['a', 'b']", ("['a', 'b']",)),
+        ("[1, 2]", ("[1, 2]",)),
+        ('["a"] and ["b"]', ('["a"] and ["b"]',)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_cell_that_is_a_list_in_json_holds_several_captions(cell, expected, suffix, tmp_path):
+    """As Hugging Face's csv of Flickr30k has them; a text of json is the text."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",")
+    writer.writerows([("raw", "filename"), (cell, "0.jpg")])
+    line = json.dumps({"filename": "0.jpg", "raw": cell}) + "\n"
+    (tmp_path / f"t{suffix}").write_text(line if suffix == ".jsonl" else file.getvalue())
+    (tmp_path / "0.jpg").write_bytes(pair_sources.picture(0))
+    (raw,) = dump_sources.read(tmp_path / f"t{suffix}", caption_column="raw")
+    assert raw.texts == ((cell,) if suffix == ".jsonl" else expected)
+    assert bool(raw.error) == (raw.texts == ())
 
 
 def test_what_could_be_a_caption_is_listed_with_examples(tmp_path):

@@ -32,8 +32,72 @@ def test_csv_rows_are_what_the_csv_module_says(tmp_path):
     path.write_bytes(CSV.encode())
     ours = [row for *_, row in table_rows.rows(path, ",")]
     header, *rows = [r for r in csv.reader(io.StringIO(CSV, newline="")) if r]
-    assert ours == [dict(zip(header, r)) for r in rows]
+    assert ours == [dict(zip(header, r)) for r in rows[:-1]] + [
+        "not csv: 3 cells where the header has 2; valid: quotes around ','"
+    ]
     assert ours[0]["caption"] == 'two\r\nlines, and "quotes"'
+
+
+def _read(path, name, text):
+    (path / name).write_bytes(text.encode())
+    return [row for *_, row in table_rows.rows(path / name, table_rows.delimiter(path / name))]
+
+
+def _captions(rows):
+    return [row["caption"] if isinstance(row, dict) else "" for row in rows]
+
+
+@pytest.mark.parametrize(
+    "caption, others",
+    [
+        ('"a sign', "caption"),  # the next quote is 20 rows further down
+        ('"a sign', 'the 5"'),  # the next row closes the cell as csv does
+        ('"a sign', 'a 5" one'),
+        ('"Stop" says a sign', "caption"),
+        ('""', 'caption "'),
+        ('"""three', '"'),
+    ],
+)
+@pytest.mark.parametrize("order", [("image", "caption"), ("caption", "image")])
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_a_quote_that_begins_a_caption_takes_no_other_rows(tmp_path, caption, others, order, delimiter):
+    rows = [
+        {"image": f"{i}.jpg", "caption": caption if i in (4, 24) else others if i in (5, 25) else f"c{i}"}
+        for i in range(50)
+    ]
+    text = "".join(delimiter.join(row[name] for name in order) + "\n" for row in ({n: n for n in order}, *rows))
+    found = _read(tmp_path, "x.csv", text)
+    assert len(found) == 50 and all(isinstance(row, dict) for row in found)
+    assert [row["image"] for row in found] == [row["image"] for row in rows]
+    kept = [row["caption"] for row in rows]
+    if caption == '""':  # an empty cell
+        kept[4] = kept[24] = ""
+    if caption == '"Stop" says a sign' and delimiter == ",":  # as the csv module has it
+        kept[4] = kept[24] = "Stop says a sign"
+    assert _captions(found) == kept
+
+
+def test_no_quote_takes_what_follows_a_thousand_lines(tmp_path):
+    """Nothing of what follows looks like a row, and the last line closes the cell."""
+    text = 'image,caption\na.jpg,"x\n' + "y\n" * 2000 + 'z"\nb.jpg,c\n'
+    found = _read(tmp_path, "x.csv", text)
+    assert len(found) == 2003 and found[0]["caption"] == '"x' and found[-1] == {"image": "b.jpg", "caption": "c"}
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_quoted_cells_of_several_lines_are_text(tmp_path, delimiter):
+    texts = ['two\nlines, and "quotes"', "a\n\nb, c\n", "one, a.jpg\ntwo", 'x\r\n"y"', "a, b\nc, d\ne, f"]
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=delimiter).writerows(
+        [("image", "caption"), *((f"{i}.jpg", t) for i, t in enumerate(texts))]
+    )
+    assert _captions(_read(tmp_path, "x.csv", file.getvalue())) == texts
+
+
+def test_empty_cells_behind_the_header_are_nothing(tmp_path):
+    found = _read(tmp_path, "x.csv", "image,caption\na.jpg,a,,\nb.jpg,b, ,c\nc.jpg\n")
+    assert found[::2] == [{"image": "a.jpg", "caption": "a"}, {"image": "c.jpg"}]
+    assert found[1].startswith("not csv: 4 cells where the header has 2")
 
 
 def test_bad_json_lines_are_rows_that_say_why(tmp_path):

@@ -180,6 +180,26 @@ def test_seeds_are_one_row_with_sample_deviation(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("broken", "said"), [(math.nan, "not a number"), (math.inf, "inf"), (-math.inf, "-inf")])
+def test_seeds_that_are_not_finite_are_counted(tmp_path, broken, said):
+    paths = [make(tmp_path / str(n), seed=n, evals=[probe(v)]) for n, v in enumerate([50.0, broken, 53.0])]
+    assert list(cells(table("T1", *paths)).values()) == [f"{said} (2 of 3 seeds finite) | 52.6"]
+    both = [*paths, make(tmp_path / "other", seed=3, evals=[probe(-math.inf)])]
+    assert " (2 of 4 seeds finite) | 52.6" in next(iter(cells(table("T1", *both)).values()))
+    made = evaluators(32)
+    for seed in range(2):
+        evals = [(n, c, [percent("top1", broken if seed and not i else 10 + i, chance=5)])
+                 for i, (n, c) in enumerate(made.items())]  # fmt: skip
+        make(tmp_path / f"vtab{seed}", seed=seed, evals=evals)
+    found = cells(table("VTAB", tmp_path / "vtab0", tmp_path / "vtab1"))
+    assert {k[0]: v for k, v in found.items() if "mean" in k[0]} == {
+        "natural mean of 7": f"{said} (1 of 2 seeds finite)",
+        "specialized mean of 4": "18.5000 ± 0.0000 (2 seeds, sd 0)",
+        "structured mean of 8": "24.5000 ± 0.0000 (2 seeds, sd 0)",
+        "all mean of 19": f"{said} (1 of 2 seeds finite)",
+    }
+
+
 def test_what_is_no_seed_is_not_averaged(tmp_path):
     paths = [
         make(tmp_path / "a", evals=[probe(50.0)]),

@@ -46,7 +46,7 @@ import json
 import re
 import unicodedata
 
-from maeclip_jax.data.tokenizer.base import PACKAGED, Tokenizer, read
+from maeclip_jax.data.tokenizer.base import PACKAGED, Tokenizer, lines, read
 from maeclip_jax.data.tokenizer.pieces import Json, SentencePiece
 from maeclip_jax.errors import UserError, choose, unknown
 
@@ -128,7 +128,7 @@ class Bert(Tokenizer):
 
         try:
             there = f"packaged are: {', '.join(PACKAGED)}; bert-base-uncased's is {BERT_FILE}"
-            vocab = read(path, there).decode("utf-8").splitlines()
+            vocab = lines(read(path, there))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not a BERT vocabulary (one token a line): {error}") from None
         needed = ["[UNK]", *(["[CLS]"] if cls else []), *(["[SEP]"] if eos else [])]
@@ -200,12 +200,12 @@ class Clip(Tokenizer):
 def _clip_merges(path: str, data: bytes) -> list[tuple[str, ...]]:
     """The merges of a text file, which may be gzipped: a #version line, then two parts a line."""
     try:
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").splitlines()
-        merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
-        if "version" not in lines[0] or not merges or any(len(m) != 2 for m in merges):
-            raise ValueError(f"its first lines are {lines[:2]}")
+        first, *rest = lines(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        merges = [tuple(line.split()) for line in rest[:_CLIP_MERGES]]
+        if "version" not in first or not merges or any(len(m) != 2 for m in merges):
+            raise ValueError(f"its first lines are {[first, *rest[:1]]}")
         return merges
-    except (OSError, ValueError, IndexError, EOFError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is not a CLIP merges file (a #version line, then two parts a line): {error}") from None
 
 

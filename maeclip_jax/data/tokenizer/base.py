@@ -62,3 +62,11 @@ def read(path: str, otherwise: str) -> bytes:
         raise UserError(f"tokenizer file {str(path)!r} is not there; {otherwise}") from None
     except OSError as error:  # a folder, no permission
         raise UserError(f"tokenizer file {str(path)!r} cannot be read: {error}") from None
+
+
+def lines(data: bytes) -> list[str]:
+    r"""The lines of UTF-8 text, which end at \n or \r\n alone: U+2028 and U+0085 are tokens with a line of their own.
+
+    UnicodeDecodeError for what is not UTF-8.
+    """
+    return [line.removesuffix("\r") for line in data.decode("utf-8").removesuffix("\n").split("\n")]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -20,11 +21,13 @@ from maeclip_jax.prepare.builders import manual
 from maeclip_jax.prepare.builders.archive import Archive
 from maeclip_jax.prepare.formats import names
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 CLASSES = "classes.txt"
 LAYOUT = f"""\
 SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg with splits named {", ".join(SPLITS)}.
 SRC/train.txt, SRC/test.txt and so on: a picture (its path below SRC) a line; they make the splits (optional).
+    Pictures that none names are left out.
 SRC/{CLASSES}: CLASS<TAB>readable name, a class a line; its order is that of the labels (optional; else by name).
 Pictures: {", ".join(names.PICTURES)}; folders may be nested below CLASS."""
 
@@ -79,6 +82,7 @@ def read_layout(root: Path, split: str = "train") -> Layout:
     lists = read_lists(root)
     if lists:
         splits = {name: _listed(root / f"{name}.txt", lines, set(paths)) for name, lines in lists.items()}
+        check_apart(root, splits, paths)
     else:
         splits = collections.defaultdict(list)
         for path in paths:
@@ -94,10 +98,28 @@ def read_lists(root: Path) -> dict[str, list[str]]:
     return {split: list(dict.fromkeys(read_lines(path))) for split, path in files.items() if path.exists()}
 
 
+def check_apart(root: Path, splits: Mapping[str, Collection[str]], pictures: Collection[str]) -> None:
+    """Raises UserError for a picture that is named in two splits, and warns of `pictures` that are named in none."""
+    first: dict[str, str] = {}
+    both = [
+        (p, first[p], split) for split, named in splits.items() for p in named if first.setdefault(p, split) != split
+    ]
+    if both:
+        picture, one, other = both[0]
+        raise UserError(
+            f"{root}: {len(both)} pictures are in two splits, the first: {picture} in {one!r} and {other!r}; "
+            "valid: a picture in one of them"
+        )
+    left = [p for p in pictures if p not in first]
+    if left:
+        log.warning("%d of %d pictures of %s are in no split and left out, the first: %s",
+                    len(left), len(pictures), root, left[0])  # fmt: skip
+
+
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file; UserError if there are none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if not lines:
@@ -117,13 +139,13 @@ def read_table(path: Path) -> dict[str, str]:
 
 
 def _listed(file: Path, lines: list[str], paths: set[str]) -> list[str]:
-    lines = [line.removeprefix("./").replace("\\", "/") for line in lines]
+    lines = [line.replace("\\", "/").removeprefix("./") for line in lines]
     missing = [line for line in lines if line not in paths]
     if missing:
         raise UserError(
             f"{file}: {len(missing)} of {len(lines)} pictures are not in {file.parent}, the first: {missing[0]}"
         )
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _names(file: Path, folders: list[str]) -> dict[str, str]:

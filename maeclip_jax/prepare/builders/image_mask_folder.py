@@ -29,7 +29,7 @@ SRC/images/NAME.jpg (or .png, ...) and SRC/masks/NAME.png, one channel, of the s
 SRC/classes.txt: id<TAB>name, a class a line. Ids need not be contiguous; 255, and ids named {", ".join(UNLABELLED)},
     count nowhere.
 SRC/split.jsonl: {{"image": "NAME.jpg", "mask": "NAME.png", "split": "train"}} a line; or SRC/train.txt, SRC/test.txt
-    and so on, a NAME (or NAME.jpg) a line (optional)."""
+    and so on, a NAME (or NAME.jpg) a line (optional). Pictures that are named nowhere are left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,7 @@ def read_layout(root: Path, split: str = "train") -> Layout:
         splits = {split: [(path, masks.get(stem, "")) for stem, path in stems.items()]}
     for name, pairs in splits.items():
         _check_pairs(root, name, pairs, set(images), set(masks.values()))
+    image_folder.check_apart(root, {name: [image for image, _ in pairs] for name, pairs in splits.items()}, images)
     paths = {name: [(f"images/{image}", f"masks/{mask}") for image, mask in pairs] for name, pairs in splits.items()}
     return Layout(root, ids, ignored, dict(sorted(paths.items())))
 

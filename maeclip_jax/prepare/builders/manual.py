@@ -254,6 +254,6 @@ def run(cls: type[Builder], arguments: argparse.Namespace) -> epath.Path:
     print(f"{target}: {counts} ({time.time() - began:.1f} s)")
     bad = target / "dropped.jsonl"
     if bad.exists():
-        dropped = [json.loads(line) for line in bad.read_text().splitlines()]
+        dropped = [json.loads(line) for line in bad.read_text().removesuffix("\n").split("\n")]
         print(f"{len(dropped):,} pictures dropped ({by_kind(dropped)}); they are named in {bad}")
     return target

@@ -91,7 +91,7 @@ def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
 
 def _rows(file: Path) -> Iterator[tuple[int, dict]]:
     """(number of the line, its object), checked for what every question has."""
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 
@@ -48,6 +49,17 @@ def of_row(row: Mapping, path: str = "") -> object:
     if path:
         return pick(row, path)
     return next((row[n] for f in FIELDS for n in row if n.lower() == f and row[n] is not None), None)
+
+
+def of_cell(value: object) -> object:
+    """The value of a csv cell: a list of texts, if the whole cell is one in JSON (Hugging Face's Flickr30k)."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, list) and all(isinstance(v, str) for v in found) else value
 
 
 def texts(value: object) -> tuple[str, ...]:

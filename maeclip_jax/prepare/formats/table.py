@@ -206,6 +206,7 @@ def _row(name: str, rows: list, reading: Reading, unit: Unit) -> tuple[Raw, str]
         texts: list[str] = []
         for row in rows:
             value = captions.pick(row, reading.caption_column)
+            value = captions.of_cell(value) if table_rows.has_cells(unit.syntax) else value
             if value is not None or len(rows) == 1:
                 texts += captions.texts(value)
         return dataclasses.replace(raw, texts=captions.texts(texts)), image.strip()

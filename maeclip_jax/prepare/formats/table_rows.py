@@ -1,9 +1,18 @@
-"""Rows of jsonl, csv and tsv tables with their byte positions, and what the columns of a row mean."""
+"""Rows of jsonl, csv and tsv tables with their byte positions, and what the columns of a row mean.
+
+Quotes of csv and tsv. A quoted cell may hold delimiters and lines, with quotes in it doubled. But captions also begin
+with a quote that is only text, and then the cell would last until the next quote, rows further down. So a row that is
+not well formed (no end of the line or delimiter behind the closing quote; no closing quote in 1000 lines) is its first
+line alone. Quotes are text there: always in a tsv; elsewhere, if the cell does not close in its line. The same goes for
+a well-formed row if each of its lines would be a row by itself: of a tsv, by as many cells as the header has;
+elsewhere, if one of them names a picture besides. A row with more cells than the header says so, unless they are empty.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 
@@ -11,9 +20,11 @@ from etils import epath
 
 from maeclip_jax import errors
 from maeclip_jax.prepare.formats import captions, json_arrays, remote
+from maeclip_jax.prepare.formats.names import PICTURES
 
 IMAGE_COLUMNS = ("image", "image_path", "image_name", "filepath", "file_path", "file_name", "filename", "file",
                  "path", "img", "jpg", "png", "webp", "image_bytes", "bytes")  # fmt: skip
+_MOST_LINES = 1000  # of a row; beyond, a quote was not meant to open a cell
 csv.field_size_limit(1 << 24)
 
 
@@ -68,9 +79,14 @@ def delimiter(path: epath.Path) -> str:
     return max(",\t;|", key=header.count)
 
 
+def has_cells(syntax: str) -> bool:
+    """Whether rows of a syntax are cells of text, as those of csv and tsv are."""
+    return bool(syntax) and syntax not in json_arrays.SYNTAXES
+
+
 def first_row(path: epath.Path, delimiter: str) -> dict:
     """The first readable row; of a csv without rows, its header with empty values."""
-    if delimiter and delimiter not in json_arrays.SYNTAXES:
+    if has_cells(delimiter):
         with _text(path) as file:
             reader = csv.reader(file, delimiter=delimiter)
             try:
@@ -129,16 +145,55 @@ def _lines(file) -> Iterator[str]:
 
 
 def _csv_rows(file, header: list[str], delimiter: str) -> Iterator[dict | str | None]:
-    reader = csv.reader(_lines(file), delimiter=delimiter)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield f"not csv: {error}"
-            continue
-        yield dict(zip(header, row)) if row else None
+    for line in _lines(file):
+        row = _quoted(line, file, header, delimiter) if '"' in line else _plain(line, delimiter)
+        if isinstance(row, list) and any(cell.strip() for cell in row[len(header) :]):
+            row = f"not csv: {len(row)} cells where the header has {len(header)}; valid: quotes around {delimiter!r}"
+        yield dict(zip(header, row)) if row and isinstance(row, list) else row or None
+
+
+def _plain(line: str, delimiter: str) -> list[str] | str:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    except csv.Error as error:
+        return f"not csv: {error}"
+
+
+def _quoted(line: str, file, header: list[str], delimiter: str) -> list[str] | str:
+    """The cells of the row that begins with `line`; `file` stands behind it, and is left behind the row."""
+    lines, end = [line], file.tell()
+    try:
+        row = next(csv.reader(_and_more(lines, file), delimiter=delimiter, strict=True))
+        if len(lines) == 1 or not _are_rows(lines, header, delimiter):
+            return row
+    except csv.Error:
+        pass
+    file.seek(end)
+    plain, reader = _plain(line, delimiter), csv.reader([line, ""], delimiter=delimiter)
+    try:
+        row = next(reader)
+    except csv.Error:
+        return plain
+    closed = reader.line_num == 1
+    return plain if not closed or (delimiter == "\t" and len(plain) == len(header)) else row
+
+
+def _and_more(lines: list[str], file) -> Iterator[str]:
+    """The line in `lines`, then those of `file`, which are added to it."""
+    yield lines[0]
+    for line in itertools.islice(_lines(file), _MOST_LINES - 1):
+        lines.append(line)
+        yield line
+
+
+def _are_rows(lines: list[str], header: list[str], delimiter: str) -> bool:
+    """Whether the lines of one quoted row would be a row each."""
+    rows = [line.split(delimiter) for line in lines if line.strip()]
+    return all(
+        len(row) >= len(header)
+        and (delimiter == "\t" or any(cell.strip(' "\r\n').lower().endswith(PICTURES) for cell in row))
+        for row in rows
+    )
 
 
 def _json_rows(file) -> Iterator[dict | str | None]:

@@ -36,13 +36,25 @@ def test_pictures_are_kept_byte_for_byte_with_labels(tmp_path):
         assert record["label"] == (0 if path.startswith("cat") else 1)
 
 
-def test_split_lists_and_class_names(tmp_path):
-    lists = {"train.txt": "cat/1.jpg\n\ndog/2.jpg\ncat/1.jpg\n", "test.txt": "./cat/in/3.jpg\ndog/3.jpg\n"}
+def test_split_lists_and_class_names(tmp_path, caplog):
+    lists = {"train.txt": "cat/1.jpg\n\ndog/2.jpg\ncat/1.jpg\n./cat/1.jpg\n", "test.txt": "./cat/in/3.jpg\ndog/3.jpg\n"}
     root = pets(tmp_path, **lists, **{"classes.txt": "dog\tlarge dog\ncat\tcat, or kitten\n"})
     folder = build(root, tmp_path / "data")
+    assert f"2 of 6 pictures of {root} are in no split and left out, the first: cat/2.JPEG" in caplog.text
     assert set(records(folder, "train")) == {"cat/1.jpg", "dog/2.jpg"}
     assert {k: r["label"] for k, r in records(folder, "test").items()} == {"cat/in/3.jpg": 1, "dog/3.jpg": 0}
     assert opened(folder, "test").classes == ["large dog", "cat, or kitten"]  # in the order of classes.txt
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path, capsys):
+    listed = ["cat/1.jpg", "cat/2.JPEG", "dog/a\u2028b.jpg", "dog/c\x85d.jpg"]
+    root = pets(tmp_path, **{"dog/a\u2028b.jpg": picture(7), "dog/c\x85d.jpg": b"not one"},
+                **{"train.txt": "\n".join(listed), "classes.txt": "dog\tdog\u2028s\r\ncat\r\n"})  # fmt: skip
+    assert read_layout(root).classes == {"dog": "dog\u2028s", "cat": "cat"}
+    words = ["--src", str(root), "--name", "pets", "--data_dir", str(tmp_path / "data")]
+    made = manual.run(ImageFolder, manual.folder_parser(ImageFolder).parse_args(words))
+    assert set(records(made, "train")) == set(listed[:3])
+    assert "1 pictures dropped (not_an_image 1)" in capsys.readouterr().out
 
 
 def test_split_folders(tmp_path):
@@ -118,6 +130,10 @@ def test_built_once(tmp_path):
         ({"classes.txt": "\n"}, "classes.txt is empty"),
         ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "test.txt: 1 of 2 pictures are not in "),
         ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "the first: cat/9.jpg"),
+        (
+            {"train.txt": "cat/1.jpg\ncat/2.JPEG\ndog/1.PNG\n", "test.txt": "dog/2.jpg\n.\\cat\\2.JPEG\n"},
+            "pets: 1 pictures are in two splits, the first: cat/2.JPEG in 'train' and 'test'; valid: a picture in one",
+        ),
         ({"train.txt": b"\xff\xfe\xff"}, "train.txt cannot be read"),
     ],
 )

@@ -84,6 +84,7 @@ def test_splits(tmp_path):
         ({"masks/1.png": picture(1)}, "JPEG, which does not preserve ids"),
         ({"images/9.jpg": picture(9)}, "1 of 5 pictures of split 'train' have no file in "),
         ({"images/9.jpg": picture(9)}, "the first: a mask of 9.jpg"),
+        ({"test.txt": "0\n1\n", "val.txt": "1.jpg\n"}, "1 pictures are in two splits, the first: 1.jpg in 'val' and"),
         ({"test.txt": "0\nnine\n"}, "1 of 2 pictures of split 'test' have no file in "),
         ({"split.jsonl": '{"image": "0.jpg"}'}, 'split.jsonl, line 1: \'{"image": "0.jpg"}\'; expected: {"image": ...'),
         ({"split.jsonl": "nothing"}, "split.jsonl, line 1: 'nothing'"),

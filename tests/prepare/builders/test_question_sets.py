@@ -214,6 +214,14 @@ def test_vqa_jsonl(tmp_path, caplog):
     assert test["a.jpg/0"]["answers"] == []
 
 
+def test_a_line_of_vqa_jsonl_ends_at_a_newline_alone(tmp_path):
+    write_jsonl(tmp_path, [])
+    line = {"image": "a.jpg", "question": "what\u2028\x85is it?", "answer": "cup"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    manual.build(vqa_jsonl.VqaJsonl, tmp_path, tmp_path / "data", "mine")
+    assert records(tmp_path / "data", "mine", "train")[1]["a.jpg/0"]["question"] == line["question"]
+
+
 def test_vqa_jsonl_with_one_reference(tmp_path):
     lines = [{**LINES[0], "id": k} for k in "xy"]
     manual.build(vqa_jsonl.VqaJsonl, write_jsonl(tmp_path, lines), tmp_path / "data", "mine", references="answer")
