@@ -7,7 +7,7 @@
     python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
     python -m maeclip_jax.preflight --sweep --config=... [--slices=v5e-64,v6e-64] [--batches=...] [--computes=...]
         [--meshes=...] [--hours=24] [--dollars=1000] [--json=FILE]
-    python -m maeclip_jax.preflight --calibrate=WORKDIR [--topology=...] [--calibrations=FILE]
+    python -m maeclip_jax.preflight --calibrate=WORKDIR [--topology=... [--num_slices=2]] [--calibrations=FILE]
 
 --topology is a slice as people name it (v4-128 counts cores, v5litepod-256 chips) or as libtpu does (v4:4x4x4).
 --compare pre-flights a second config on the same slice, with the same overrides. --text leaves the compiled program's
@@ -222,7 +222,7 @@ def calibrated(args: argparse.Namespace) -> int:
     """A run beside its estimate, printed and kept."""
     source = os.path.join(args.calibrate, "config.json")
     line = calibration.calibrate(
-        args.calibrate, lambda where: preflight(source, args, where), args.topology, args.calibrations
+        args.calibrate, lambda where: preflight(source, args, where), args.topology, args.num_slices, args.calibrations
     )
     write(args.json, line)
     if args.json != "yes":

@@ -105,6 +105,14 @@ def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
     assert 1e8 < found < 1e14 and "measured here, best of float32 matmuls" in where
 
 
+@pytest.mark.parametrize("kind, platform", [("NVIDIA L4", "gpu"), ("TPU v99", "tpu")])
+def test_what_processors_do_says_nothing_of_another_device(kind, platform, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(device_kind=kind, platform=platform)])
+    peak, source = peak_per_device("bfloat16")
+    assert peak is None and source == f"no data sheet of {kind} is known here, so there is no MFU"
+    assert chips.peak_text(peak, source) == f"unknown, {source}"
+
+
 def test_a_measured_peak_counts_the_time_of_processors_and_not_of_the_clock(monkeypatch):
     """Eight devices of one CPU share what its cores reach, whatever the clock on the wall says meanwhile."""
     processors = itertools.count(step=0.5)  # seconds that all cores together took for a round
