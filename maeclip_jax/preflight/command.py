@@ -124,7 +124,7 @@ def check(args: argparse.Namespace) -> None:
     if args.select and not args.all:
         raise UserError("--select goes with --all only")
     sweep.check(args, made)
-    if args.price and args.program != "train":
+    if args.price is not None and args.program != "train":
         raise UserError(f"--price is that of a whole run; valid with it: --program=train, not {args.program}")
     for name, path in ((n, getattr(args, n)) for n in ("json", "text") if getattr(args, n) not in ("", "yes")):
         folder = os.path.dirname(path) or "."
@@ -151,7 +151,7 @@ def preflight(source: str, args: argparse.Namespace, where: topology.Slice, text
 def with_cost(found: dict, asked: float | None) -> dict:
     """Figures and, of a run whose price is known, its cost in dollars: as estimated, and the band's ends."""
     price = PRICES.get(found["chip"]) if asked is None else asked
-    if not price or not found["fits"] or found["program"] != "train":
+    if price is None or not found["fits"] or found["program"] != "train":
         return found
     said = f"{price:g} a chip-hour, {'--price' if asked is not None else PRICED}"
     ends = {f"cost {end}": price * found["chips"] * found[f"hours {end}"] for end in ("low", "high")}
@@ -241,7 +241,7 @@ def swept(source: str, args: argparse.Namespace) -> int:
     write(args.json, found)
     if args.json != "yes":
         print(sweep.text(found, args))
-    return int(None in sweep.chosen(found, args).values())
+    return int(not all(sweep.within(found, args)))
 
 
 def short(name: str) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from maeclip_jax.config import to_steps
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import chips
 from maeclip_jax.preflight import bands, calibration, command, topology
@@ -117,3 +118,42 @@ def test_a_sweep_names_the_cheapest_and_the_fastest(monkeypatch, capsys):
     assert command.main([*flags, "--hours=1"]) == 1
     text = capsys.readouterr().out
     assert "cheapest that finishes within 1 hours: none of those that were tried" in text and "fastest: v6e" in text
+
+
+@pytest.mark.parametrize("total, steps", [("1000 steps", 1000), ("20k steps", 20_000), ("1.6e3 step", 1600)])
+def test_with_other_batches_a_run_sees_as_many_examples(total, steps, monkeypatch):
+    seen = []
+
+    def estimated(source, args, where, text=""):
+        batch = int(args.settings["batch_size"])
+        seen.append(batch * to_steps(args.settings["total"], "total", batch_size=batch))
+        return FOUND
+
+    monkeypatch.setattr(command, "preflight", estimated)
+    flags = (f"--config={CONFIG}", f"--config.total={total}", "--sweep", "--slices=v5e-4,v5e-16", "--batches=4,8")
+    assert command.main([*flags]) == 0
+    assert seen == [16 * steps] * 4  # its own batch is of 16
+
+
+@pytest.mark.parametrize(
+    "slices, flags, code, said",
+    [
+        ("tpu7x-8", ["--hours=24"], 0, "cheapest that finishes within 24 hours: not known; there is no price of tpu7x"),
+        ("tpu7x-8", ["--hours=1"], 1, "cheapest that finishes within 1 hours: none of those that were tried"),
+        ("tpu7x-8", ["--dollars=9"], 1, "fastest within 9 dollars: not known; there is no price of tpu7x"),
+        (
+            "tpu7x-8",
+            ["--dollars=9", "--price=0"],
+            0,
+            "cheapest: tpu7x:2x2x1 (4 chips, 8 cores) : 1.70 to 2.02 hours, 0.00",
+        ),
+        ("tpu7x-8,v5e-4", ["--hours=24"], 0, "in no choice by dollars, for want of a price: tpu7x"),
+    ],
+)
+def test_a_chip_without_a_price_is_said_and_one_for_nothing_is_chosen(slices, flags, code, said, monkeypatch, capsys):
+    def estimated(source, args, where, text=""):
+        return FOUND | {"slice": str(where), "chip": where.kind}
+
+    monkeypatch.setattr(command, "preflight", estimated)
+    assert command.main([f"--config={CONFIG}", "--sweep", f"--slices={slices}", *flags]) == code
+    assert said in capsys.readouterr().out
