@@ -299,6 +299,12 @@ _FORM = re.compile(
 )
 
 
+def in_steps(duration: str) -> bool:
+    """Whether a duration is a number of steps, so that what is seen in it goes with the batch."""
+    m = _FORM.fullmatch(duration) if isinstance(duration, str) else None
+    return bool(m) and m["unit"] == "step"
+
+
 def to_steps(
     duration: str,
     what: str,

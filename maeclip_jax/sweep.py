@@ -42,9 +42,24 @@ def runs_of(name: str) -> tuple:
 
 
 def label(experiment: str, argument: str, settings: dict) -> str:
-    """A folder name that describes the run: `clip-scale-demo-pool-max-seed-1`."""
+    """A folder name that describes the run: `clip-scale-demo-pool-max-seed-1`, and `mesh.replica--1` of a -1."""
     parts = [experiment, argument, *(f"{k}={v}" for k, v in settings.items())]
-    return re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts))).strip("-")
+    text = "-".join(filter(None, parts))
+    return re.sub(r"=-(?=[\d.])|[^\w.]+", lambda m: "--" if m[0] == "=-" else "-", text).strip("-")
+
+
+def labels(runs: Sequence[tuple[str, str, dict]], name: str) -> list[str]:
+    """Those of the runs of sweep `name`. UserError for two that have one, whose folder would be the same."""
+    found: dict[str, int] = {}
+    for i, one in enumerate(runs):
+        of = label(*one)
+        if of in found:
+            raise UserError(
+                f"sweep {name}: runs {found[of]} and {i} would both be in {of}; valid: runs that differ in a letter, a "
+                "number or a sign"
+            )
+        found[of] = i
+    return list(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +100,11 @@ def run(argv: Sequence[str]) -> None:
     flags = tuple(f"--{n}={x}" for n in ("platform", "cpu_devices", "cache") if (x := getattr(args, n)))
     name = os.path.basename(args.sweep[0]).removesuffix(".py")
     folder = os.path.join(args.root, name)
+    listed = runs_of(args.sweep[0])
     runs = [
         Run(of, os.path.join(folder, of), f"experiments/{experiment}.py:{argument}",
             (*((k, f"{v}") for k, v in own.items() if k not in settings), *settings.items()), flags)
-        for experiment, argument, own in runs_of(args.sweep[0]) for of in [label(experiment, argument, own)]
+        for of, (experiment, argument, own) in zip(labels(listed, name), listed)
     ]  # fmt: skip
     if args.list:
         for i, one in enumerate(runs):

@@ -49,3 +49,78 @@ def test_one_request_says_what_is_in_a_folder(fresh_bucket, remote):
         assert not (here / "b").exists() and files.names(here) == ["a.json"]
     with files.known(here / "nothing"), files.known("/tmp"):
         assert not (here / "nothing").exists()
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """remote.copies, with its copies in a folder of the test's own."""
+    import tempfile
+
+    from maeclip_jax.remote import copies
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return copies
+
+
+def test_a_copy_follows_weights_of_the_same_size(fresh_bucket, remote, copies):
+    """Exports of one architecture differ in no size."""
+    from maeclip_jax import remote as files
+
+    where = f"{remote}/model"
+    for name, data in (("config.json", b"{}"), ("model.safetensors", b"old"), ("a/merges.txt", b"x")):
+        files.write(f"{where}/{name}", data)
+    here = copies.download(where, "weights")
+    assert (here / "model.safetensors").read_bytes() == b"old" and (here / "a" / "merges.txt").read_bytes() == b"x"
+    (here / "config.json").write_text("[]")  # shows whether it is fetched again
+    fresh_bucket.reset()
+    assert copies.download(where, "weights") == here
+    listed = fresh_bucket.counts().requests
+    files.write(f"{where}/model.safetensors", b"new")
+    files.delete(f"{where}/a/merges.txt")
+    fresh_bucket.reset()
+    assert copies.download(where, "weights") == here
+    assert (here / "model.safetensors").read_bytes() == b"new" and (here / "config.json").read_text() == "[]"
+    assert not (here / "a" / "merges.txt").exists()
+    assert fresh_bucket.counts().requests > listed
+    (here.parent / "model.versions").write_text("{")
+    copies.download(where, "weights")
+    assert (here / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_where_nothing_is_told_of_versions_all_is_fetched(tells, copies, monkeypatch):
+    """And what was cut off on its way is fetched again, though a version is known."""
+    from maeclip_jax import remote as files
+
+    class Store:
+        fetched, content, fails = [], {"b/m/config.json": b"{}", "b/m/w": b"old"}, False
+
+        def invalidate_cache(self, path):
+            pass
+
+        def ls(self, path, **_):
+            return list(self.content) if path.endswith("/m") else ["b/m"]
+
+        def find(self, path, detail):
+            more = {name: {"ETag": str(hash(data))} if tells else {} for name, data in self.content.items()}
+            return {name: {"type": "file", "size": len(data)} | more[name] for name, data in self.content.items()}
+
+        def get_file(self, name, here):
+            name = name.partition("://")[2]
+            self.fetched.append(name)
+            with open(here, "wb") as f:
+                f.write(self.content[name])
+            if self.fails:
+                raise RuntimeError("cut off")
+
+    store = Store()
+    monkeypatch.setattr(files, "system", lambda path: store)
+    here = copies.download("gs://b/m", "weights")
+    copies.download("gs://b/m", "weights")
+    assert len(store.fetched) == (2 if tells else 4)
+    store.content["b/m/w"], store.fails = b"new", True
+    with pytest.raises(RuntimeError, match="cut off"):
+        copies.download("gs://b/m", "weights")
+    store.content["b/m/w"], store.fails = b"old", False  # it is put back, in a version that was known
+    copies.download("gs://b/m", "weights")
+    assert (here / "w").read_bytes() == b"old"

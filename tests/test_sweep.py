@@ -53,6 +53,20 @@ def test_a_mistake_in_one_config_is_found_before_any_is_trained(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
+def test_each_run_has_a_folder_of_its_own(tmp_path, capsys):
+    file = tmp_path / "signs.py"
+    runs = '("clip", "runlocal", {"mesh.replica": -1}), ("clip", "runlocal", {"mesh.replica": 1}), ("clip", "runlocal")'
+    file.write_text(f"RUNS = ({runs})\n")
+    sweep.run([str(file), "--list"])
+    folders = [line.split("\t")[1].rpartition("/")[2] for line in capsys.readouterr().out.splitlines()]
+    assert folders == ["clip-runlocal-mesh.replica--1", "clip-runlocal-mesh.replica-1", "clip-runlocal"]
+    file.write_text(f'RUNS = ({runs}, ("clip", "runlocal", {{"mesh.replica": "+1"}}))\n')
+    with pytest.raises(
+        UserError, match=r"sweep signs: runs 1 and 3 would both be in clip-runlocal-mesh.replica-1; valid"
+    ):
+        sweep.run([str(file), "--list"])
+
+
 def test_list_gives_what_index_runs(tmp_path, capsys, monkeypatch):
     sweep.run(["weights_demo", f"--root={tmp_path}", "--list", "--config.seed=3"])
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]

@@ -37,7 +37,7 @@ from maeclip_jax.run.step import TrainStep, build
 RSS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # what getrusage counts in: bytes there, KiB elsewhere
 
 
-def time_steps(step: TrainStep, peak: tuple[float, str], steps: int, peer: peers.Peer | None = None) -> dict:
+def time_steps(step: TrainStep, peak: tuple[float | None, str], steps: int, peer: peers.Peer | None = None) -> dict:
     """Compiles and runs `steps` train steps on one random batch; figures per step (median). `peak`: of one device.
 
     A `peer` makes one of its steps after each of ours.
@@ -77,8 +77,11 @@ def time_steps(step: TrainStep, peak: tuple[float, str], steps: int, peer: peers
         "images/s": step.batch_size / median,
         "images/s/device": step.batch_size / median / devices,
         "model FLOPs/step": step.flops_per_step,
-        "MFU (%)": 100 * step.flops_per_step / median / devices / peak[0],
-        "peak FLOP/s per device": peak[0],
+        **(
+            {"MFU (%)": 100 * step.flops_per_step / median / devices / peak[0], "peak FLOP/s per device": peak[0]}
+            if peak[0]
+            else {}
+        ),
         "peak from": peak[1],
         "arguments GiB/device (compiler)": memory.argument_size_in_bytes / 2**30 if memory else None,
         "temporaries GiB/device (compiler)": memory.temp_size_in_bytes / 2**30 if memory else None,

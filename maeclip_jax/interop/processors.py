@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,10 +90,43 @@ def ops(side: int, patch: int, *, squash: bool, resized: int = 0, method: str = 
 
 
 def at_size(words: str, size: int) -> str:
-    """Ops of `ops` for pictures of another size, which the patches divide: the share that is cut off is kept."""
-    words = re.sub(r"\|corner_crop\(\d+\)$", "", words)
-    last = int(re.findall(r"\((\d+)", words)[-1])
-    return re.sub(r"\((\d+)", lambda m: f"({round(int(m[1]) * size / last)}", words)
+    """Ops of a folder for pictures of another size, which the patches divide: the share that is cut off is kept.
+
+    UserError where the ops name no size.
+    """
+    words = words.replace("\n", " ")  # as they are read
+    head, _, last = words.rpartition("|")
+    words = head if last.strip().startswith("corner_crop") else words
+    found = _sizes(words)
+    if not found:
+        raise UserError(f"size={size}: the ops of pictures are {words!r}, which name no size; valid: as they are")
+    before = found[-1][2]
+    pair = before if isinstance(before, tuple) else (before, before)
+    for begin, end, old in reversed(found):
+        if isinstance(old, tuple):
+            new = "({},{})".format(*(round(n * size / of) for n, of in zip(old, pair)))
+        else:
+            new = str(round(old * size / min(pair)))
+        words = words[:begin] + new + words[end:]
+    return words
+
+
+def _sizes(words: str) -> list[tuple[int, int, int | tuple[int, int]]]:
+    """(begin, end, size) of the size that each op of `words` makes, in their order: 224, (224,224) or size=224."""
+    import ast
+    import inspect
+
+    from maeclip_jax.data.ops import OPS
+
+    found = []
+    for call in ast.walk(ast.parse(f"({words})", mode="eval")):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in OPS:
+            continue
+        name = next(iter(list(inspect.signature(OPS[call.func.id]).parameters)[2:]), "")  # behind the record, the rng
+        given = call.args[:1] + [k.value for k in call.keywords if k.arg == name]
+        if name in ("size", "side") and given:
+            found.append((given[0].col_offset - 1, given[0].end_col_offset - 1, ast.literal_eval(given[0])))
+    return sorted(found)
 
 
 def stats_of(found: Mapping, default: str, keys: tuple[str, str], folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import statistics
 import time
 
@@ -12,7 +13,7 @@ from maeclip_jax.parallel import machine
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU. `peak` bf16 FLOP/s of a jax device (data sheets); `kinds`: pieces of jax's device_kind by which it is
+    """A TPU. `peak` bf16 FLOP/s of a jax device (data sheets); `kinds`: words of jax's device_kind by which it is
     known.
 
     `clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
@@ -60,21 +61,37 @@ PRICED = "on demand in the USA, list price read 2026-11-29 in SkyPilot's catalog
 NETWORK = {"v5e": 6.4e12 / 8 / 256, "v5p": 50e9 / 8, "v6e": 25.6e12 / 8 / 256}
 # How a CPU's peak is measured: sides of square matrices, FLOPs of a core's share of a round, fewest rounds, seconds.
 SIZES, ROUND, ROUNDS, SECONDS = (512, 1024), 4e9, 3, 0.6
-# bf16 peak FLOP/s of a GPU, dense, by a piece of jax's device_kind (NVIDIA's data sheets).
-GPUS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+# bf16 peak FLOP/s of a GPU, dense, by words of jax's device_kind: NVIDIA's data sheets, which give twice as much, with
+# sparsity, of Hopper; None: not looked up. The cards named first are slower than the modules of that name.
+GPUS = {
+    "A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200 NVL": None, "H200": 989e12,
+}  # fmt: skip
+
+
+def _has(device_kind: str, words: str) -> bool:
+    """Whether `words` stand in a device_kind, whole: an RTX A1000 is no A100."""
+    kind, asked = (" ".join(re.findall(r"[a-z0-9]+", text.lower())) for text in (device_kind, words))
+    return f" {asked} " in f" {kind} "
 
 
 def peak(device_kind: str) -> float | None:
-    """bf16 peak FLOP/s of one jax device, from its data sheet; None if it is not known."""
-    known = [(piece, chip.peak) for chip in CHIPS.values() for piece in chip.kinds] + list(GPUS.items())
-    return next((found for piece, found in known if piece.lower() in device_kind.lower()), None)
+    """bf16 peak FLOP/s of one jax device, from its data sheet; None if it is not known, as of a part of a GPU (MIG)."""
+    known = [(words, chip.peak) for chip in CHIPS.values() for words in chip.kinds] + list(GPUS.items())
+    if _has(device_kind, "MIG"):
+        return None
+    return next((found for words, found in known if _has(device_kind, words)), None)
+
+
+def name(device_kind: str) -> str:
+    """The name in CHIPS of a jax device, by its kind; empty for what is not a TPU that is known."""
+    known = [(words, name) for name, chip in CHIPS.items() for words in chip.kinds]
+    tpu = "tpu" in device_kind.lower()
+    return next((name for words, name in known if tpu and _has(device_kind, words)), "")
 
 
 def of(device_kind: str) -> Chip | None:
     """The chip of a jax device, by its kind; None for what is not a TPU that is known."""
-    kind = device_kind.lower()
-    known = [(piece, chip) for chip in CHIPS.values() for piece in chip.kinds]
-    return next((chip for piece, chip in known if "tpu" in kind and piece.lower() in kind), None)
+    return CHIPS.get(name(device_kind))
 
 
 def count(devices: int, device_kind: str) -> float:
@@ -92,20 +109,31 @@ def memory(device) -> float | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def peak_per_device(dtype: str) -> tuple[float, str]:
-    """(peak FLOP/s of one device, where the number is from): the data sheet, or measured where there is none (CPU)."""
+def peak_per_device(dtype: str) -> tuple[float | None, str]:
+    """(peak FLOP/s of one device, where the number is from): the data sheet's, or measured on a CPU, which has none.
+
+    None for other devices that are not known: time of processors says nothing of them.
+    """
     import jax
     import jax.numpy as jnp
 
-    kind = jax.local_devices()[0].device_kind
+    device = jax.local_devices()[0]
+    kind = device.device_kind
     found = peak(kind)
     if found:
         return found, f"{kind} data sheet, bf16"
+    if device.platform != "cpu":
+        return None, f"no data sheet of {kind} is known here, so there is no MFU"
     rate, low, cores = _measured(jnp.dtype(dtype))
     return rate / len(jax.local_devices()), (
         f"{kind}: measured here, best of {dtype} matmuls of {' and '.join(map(str, SIZES))} a side, "
         f"by processor time of {cores} cores; half of the rounds reached {low / rate:.0%} of it"
     )
+
+
+def peak_text(found: float | None, source: str) -> str:
+    """What `peak_per_device` gives as a run keeps it: `1.970e+14, TPU v5 lite data sheet, bf16`."""
+    return f"{'unknown' if found is None else f'{found:.3e}'}, {source}"
 
 
 @functools.cache

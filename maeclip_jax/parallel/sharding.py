@@ -160,6 +160,11 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[a] for a in BATCH)
 
 
+def slices(mesh: Mesh) -> int:
+    """How many slices of TPUs the devices are of; 1 of other devices."""
+    return len({getattr(device, "slice_index", None) or 0 for device in mesh.devices.flat})
+
+
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises UserError if a global batch does not divide over the batch axes."""
     parts = batch_shards(mesh)

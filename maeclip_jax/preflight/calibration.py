@@ -14,17 +14,18 @@ from etils import epath
 
 from maeclip_jax import workdir as files
 from maeclip_jax.errors import UserError
-from maeclip_jax.parallel.chips import CHIPS
+from maeclip_jax.parallel import chips
 from maeclip_jax.preflight import bands, topology
 
 ROOFLINE = "model FLOPs at the peak of its devices: what is not compiled for a TPU has no better estimate"
 
 
-def calibrate(workdir: str, estimate: Callable[[topology.Slice], dict], name: str, keep: str) -> dict:
+def calibrate(workdir: str, estimate: Callable[[topology.Slice], dict], name: str, count: int, keep: str) -> dict:
     """The measured step of a run and its estimate; a line of it goes into the file `keep`.
 
-    `estimate(slice)` gives the figures of the run's own config on a slice; `name`: of the slice, where the
-    number of chips does not tell it. UserError for a run without step times.
+    `estimate(slice)` gives the figures of the run's own config on a slice; `name`: of the slice, where the number of
+    chips does not tell it; `count` of such slices, where the run did not note it. UserError for a run without step
+    times, and for one of which nobody says how many slices it had.
     """
     folder = epath.Path(workdir)
     costs = files.read_object(folder / files.COSTS)
@@ -33,13 +34,22 @@ def calibrate(workdir: str, estimate: Callable[[topology.Slice], dict], name: st
     if not seconds or not steps:
         raise UserError(f"--calibrate={workdir}: no step times; valid: a run that logged steps after the first")
     kind, devices = costs["device_kind"], costs["devices"]
-    chip = next((k for k, c in CHIPS.items() if any(p.lower() in kind.lower() for p in c.kinds)), "")
+    chip = chips.name(kind)
     waited = (costs["median"] or {}).get("perf/input_wait_fraction", 0.0)
     busy = seconds * (1 - min(waited, 1.0))  # an estimate knows nothing of the input
     if chip:
-        where = topology.parse(name or named(chip, devices))
-        if where.chips * where.chip.devices != devices:
-            raise UserError(f"--topology={name}: {where} is not the {devices} devices of {workdir}; valid: its slice")
+        slices = costs.get("slices") or (name and count)
+        if not slices:
+            raise UserError(
+                f"--calibrate={workdir}: the run did not note how many slices it had; "
+                "valid: with --topology, and --num_slices if there were several"
+            )
+        where = topology.parse(name or named(chip, devices // slices), slices)
+        if where.chips * where.chip.devices != devices or count not in (1, slices):
+            raise UserError(
+                f"--topology={name} --num_slices={count} is not the {devices} devices in {slices} slices of {workdir}; "
+                "valid: its slice"
+            )
         found = estimate(where)
         if not found["fits"]:
             raise UserError(f"--calibrate={workdir}: the compiler says that it does not fit on {where}")
@@ -47,8 +57,13 @@ def calibrate(workdir: str, estimate: Callable[[topology.Slice], dict], name: st
         expected += (found["network"] or {}).get("exposed seconds", 0.0)
         parts = {t["module"]: t["seconds"] for t in found["top"]}
     else:
-        chip, peak = kind, float(costs["peak_flops_per_device"].split(",")[0])
-        expected, how, parts = costs["flops_per_step"] / (devices * peak), ROOFLINE, {}
+        chip, peak = kind, costs["peak_flops_per_device"].partition(",")[0]
+        if peak == "unknown":
+            valid = ", ".join(gpu for gpu, known in chips.GPUS.items() if known)
+            raise UserError(
+                f"--calibrate={workdir}: the peak of {kind} is not known; valid: runs on TPUs, on CPUs and on {valid}"
+            )
+        expected, how, parts = costs["flops_per_step"] / (devices * float(peak)), ROOFLINE, {}
     line = {
         "chip": chip, "run": str(workdir), "date": datetime.date.today().isoformat(), "devices": devices,
         "steps": len(steps), "measured seconds": busy, "estimated seconds": expected, "how": how,
@@ -60,8 +75,8 @@ def calibrate(workdir: str, estimate: Callable[[topology.Slice], dict], name: st
 
 def named(chip: str, devices: int) -> str:
     """A slice of so many devices as people call it."""
-    chips = devices // CHIPS[chip].devices
-    return f"{chip}-{chips * (1 + CHIPS[chip].cores_in_name)}"
+    of = chips.CHIPS[chip]
+    return f"{chip}-{devices // of.devices * (1 + of.cores_in_name)}"
 
 
 def profile(folder: epath.Path) -> dict[str, float]:

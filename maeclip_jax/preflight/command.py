@@ -7,7 +7,7 @@
     python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
     python -m maeclip_jax.preflight --sweep --config=... [--slices=v5e-64,v6e-64] [--batches=...] [--computes=...]
         [--meshes=...] [--hours=24] [--dollars=1000] [--json=FILE]
-    python -m maeclip_jax.preflight --calibrate=WORKDIR [--topology=...] [--calibrations=FILE]
+    python -m maeclip_jax.preflight --calibrate=WORKDIR [--topology=... [--num_slices=2]] [--calibrations=FILE]
 
 --topology is a slice as people name it (v4-128 counts cores, v5litepod-256 chips) or as libtpu does (v4:4x4x4).
 --compare pre-flights a second config on the same slice, with the same overrides. --text leaves the compiled program's
@@ -124,7 +124,7 @@ def check(args: argparse.Namespace) -> None:
     if args.select and not args.all:
         raise UserError("--select goes with --all only")
     sweep.check(args, made)
-    if args.price and args.program != "train":
+    if args.price is not None and args.program != "train":
         raise UserError(f"--price is that of a whole run; valid with it: --program=train, not {args.program}")
     for name, path in ((n, getattr(args, n)) for n in ("json", "text") if getattr(args, n) not in ("", "yes")):
         folder = os.path.dirname(path) or "."
@@ -151,7 +151,7 @@ def preflight(source: str, args: argparse.Namespace, where: topology.Slice, text
 def with_cost(found: dict, asked: float | None) -> dict:
     """Figures and, of a run whose price is known, its cost in dollars: as estimated, and the band's ends."""
     price = PRICES.get(found["chip"]) if asked is None else asked
-    if not price or not found["fits"] or found["program"] != "train":
+    if price is None or not found["fits"] or found["program"] != "train":
         return found
     said = f"{price:g} a chip-hour, {'--price' if asked is not None else PRICED}"
     ends = {f"cost {end}": price * found["chips"] * found[f"hours {end}"] for end in ("low", "high")}
@@ -222,7 +222,7 @@ def calibrated(args: argparse.Namespace) -> int:
     """A run beside its estimate, printed and kept."""
     source = os.path.join(args.calibrate, "config.json")
     line = calibration.calibrate(
-        args.calibrate, lambda where: preflight(source, args, where), args.topology, args.calibrations
+        args.calibrate, lambda where: preflight(source, args, where), args.topology, args.num_slices, args.calibrations
     )
     write(args.json, line)
     if args.json != "yes":
@@ -241,7 +241,7 @@ def swept(source: str, args: argparse.Namespace) -> int:
     write(args.json, found)
     if args.json != "yes":
         print(sweep.text(found, args))
-    return int(None in sweep.chosen(found, args).values())
+    return int(not all(sweep.within(found, args)))
 
 
 def short(name: str) -> str:

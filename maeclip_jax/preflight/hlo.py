@@ -84,7 +84,8 @@ def count(module: dict[str, dict[str, Op]], entry: str) -> Costs:
             key = (kind, op.name)
             if fused and PIECE in op.rest:  # stands in several fusions, which hide it bit by bit
                 key = (kind, op.attribute("channel_id") or op.name, op.source)
-            sent[key] = max(sent.get(key, 0), times * payload(op, here))
+            size = times * payload(op, here)
+            sent[key] = max(sent.get(key, 0), size) if fused else sent.get(key, 0) + size
         if op.unestimated and op.kind != "custom-call":  # work given to a SparseCore
             found.uncosted[f"{op.kind} without an estimate"] += times
         if fused:  # its cycles are the fusion's
@@ -119,7 +120,8 @@ def walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> I
             listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
             branches = re.findall(r"[\w.\-]+", listed[1]) if listed else filter(None, both)
             ways = [list(walk(module, branch, times, fused, loops)) for branch in branches]
-            yield from max(ways, key=lambda way: sum(o.cycles for o, *_, f in way if not f), default=[])  # the dearest
+            # The dearest.
+            yield from max(ways, key=lambda way: sum(n * o.cycles for o, _, n, f in way if not f), default=[])
         for called in op.calls():
             yield from walk(module, called, times, fused or op.kind != "call", loops)
 

@@ -33,37 +33,50 @@ TRAFFIC = {"all-reduce": 2.0}
 
 @dataclasses.dataclass
 class Waits:
-    """Seconds of one call: `exposed`, in which the core waits; `hidden` behind its work. `kinds`: kind -> [calls,
-    of them asynchronous, bytes of the whole arrays, seconds].
+    """Seconds of one call: `exposed`, in which the core waits. `kinds`: kind -> [calls, of them asynchronous, bytes of
+    the whole arrays, seconds]; `untimed`: those whose seconds nobody knows, which count as none.
     """
 
     exposed: float = 0.0
-    hidden: float = 0.0
     kinds: dict = dataclasses.field(default_factory=lambda: defaultdict(lambda: [0, 0, 0.0, 0.0]))
+    untimed: set = dataclasses.field(default_factory=set)
+
+    @property
+    def hidden(self) -> float:
+        """Seconds of the links behind the core's work."""
+        return sum(seconds for *_, seconds in self.kinds.values()) - self.exposed
+
+    def add(self, other: Waits) -> None:
+        """What else was waited for."""
+        self.exposed += other.exposed
+        self.untimed |= other.untimed
+        for kind, calls in other.kinds.items():
+            self.kinds[kind] = [mine + more for mine, more in zip(self.kinds[kind], calls)]
 
     def told(self) -> dict:
         """As figures by name."""
         names = "calls", "asynchronous", "bytes", "seconds"
         kinds = {kind: dict(zip(names, of)) for kind, of in self.kinds.items()}
-        return {"exposed seconds": self.exposed, "hidden seconds": self.hidden, "kinds": kinds}
+        figures = {"exposed seconds": self.exposed, "hidden seconds": self.hidden, "kinds": kinds}
+        return figures | {"without a data sheet": sorted(self.untimed)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-    """The torus of a slice: `places`, of each device of the mesh in its order, chips along the axes; `grid`, its size.
-
-    `wraps`: rows as long as an axis are rings.
-    """
+    """The torus of a slice, `grid` chips along its axes; `places` of each device of the mesh, in its order."""
 
     chip: Chip
     grid: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]
-    outside: float | None = None  # bytes/s a chip to other slices
+    outside: float | None = None  # bytes/s a chip to other slices; None: not known
 
-    def seconds(self, kind: str, size: float, op: Op) -> float:
-        """That a collective takes if nothing else is on its links. `size`: bytes of the whole arrays."""
+    def seconds(self, kind: str, size: float, op: Op) -> float | None:
+        """That a collective takes if nothing else is on its links; None if nothing is known of these.
+
+        `size`: bytes of the whole arrays.
+        """
         if kind == SLICES:
-            return size * self.chip.devices / self.outside if self.outside else 0.0
+            return size * self.chip.devices / self.outside if self.outside else None
         group = group_of(op.rest, len(self.places))
         n = len(group)
         if n < 2:
@@ -83,14 +96,16 @@ class Links:
             length = at[-1] - at[0] + 1
             if len(at) > 1:
                 step = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
-                ring = len(at) * step == size and wraps(size, self.chip)
+                ring = len(at) * step == size and wraps(size, self.grid, self.chip)
                 total += link * (2 if ring else 1) * (len(at) / (size if ring else length))
         return total * len(places) / len(group)
 
 
-def wraps(size: int, chip: Chip) -> bool:
-    """Whether a row of so many chips, an axis of a slice, closes to a ring: of v5e and v6e, 16; else multiples of 4."""
-    return size == 16 if chip.axes == 2 else size % 4 == 0
+def wraps(size: int, grid: Sequence[int], chip: Chip) -> bool:
+    """Whether a row of so many chips, an axis of a slice, closes to a ring: of v5e and v6e, 16; else any of whole cubes
+    of 4 x 4 x 4 chips (docs.cloud.google.com/tpu/docs/v5p, .../v4); what is smaller than a cube has no ring.
+    """
+    return size == 16 if chip.axes == 2 else all(n % 4 == 0 for n in grid)
 
 
 def links(where: Slice, devices: Sequence) -> Links | None:
@@ -131,9 +146,11 @@ def group_of(rest: str, devices: int) -> tuple[int, ...]:
 
 
 def waits(
-    module: dict, entry: str, seconds: Callable[[Op, dict], float], net: Callable[[str, float, Op], float]
+    module: dict, entry: str, seconds: Callable[[Op, dict], float], net: Callable[[str, float, Op], float | None]
 ) -> Waits:
-    """What the network costs a program. `seconds(op, computation)`: of the core; `net(kind, bytes, op)`: links."""
+    """What the network costs a program. `seconds(op, computation)`: of the core; `net(kind, bytes, op)`: of links,
+    None if that is not known.
+    """
     found = Waits()
     _Clock(module, seconds, net, found).run(entry, 1)
     return found
@@ -151,26 +168,22 @@ class _Clock:
         here = self.module[name]
 
         def begin(kind: str, size: float, op: Op, key) -> None:
-            took, net = self.net(kind, size, op), kind == SLICES
+            took, net = self._note(kind, size, op, times, True), kind == SLICES
             free[net] = max(free[net], now) + took
-            pending[key].append((free[net], took))
-            self._note(kind, size, took, times, True)
+            pending[key].append(free[net])
+
+        def wait(until: float) -> None:
+            nonlocal now
+            self.found.exposed += times * max(0.0, until - now)
+            now = max(now, until)
 
         def end(key) -> None:
-            nonlocal now
             if pending[key]:
-                done, took = pending[key].popleft()
-                waited = min(max(0.0, done - now), took)
-                self.found.exposed += times * waited
-                self.found.hidden += times * (took - waited)
-                now = max(now, done)
+                wait(pending[key].popleft())
 
         def block(kind: str, size: float, op: Op) -> None:
-            nonlocal now
-            took = self.net(kind, size, op)
-            now = free[False] = max(now, free[False]) + took
-            self.found.exposed += times * took
-            self._note(kind, size, took, times, False)
+            free[False] = max(now, free[False]) + self._note(kind, size, op, times, False)
+            wait(free[False])
 
         for op in here.values():
             kind = hlo.collective(op)
@@ -178,7 +191,10 @@ class _Clock:
                 turns = hlo.turns_of(op, self.module) or 1
                 now += turns * self.run(op.attribute("body"), times * turns)
             elif op.kind == "conditional":
-                now += max((self.run(branch, times) for branch in op.computations()), default=0.0)
+                ways = [self._apart(branch, times) for branch in op.computations()]
+                took, cost = max(ways, key=lambda way: way[0], default=(0.0, Waits()))
+                self.found.add(cost)
+                now += took
             elif op.kind == "call":
                 now += sum(self.run(called, times) for called in op.calls())
             elif op.kind.endswith("-start") and (kind or op.kind == "async-start"):
@@ -220,10 +236,19 @@ class _Clock:
                 end(left)
         return now
 
-    def _note(self, kind: str, size: float, took: float, times: int, hidden: bool) -> None:
-        calls = self.found.kinds[kind]
-        for i, value in enumerate((1, int(hidden), size, took)):
+    def _apart(self, name: str, times: int) -> tuple[float, Waits]:
+        """(seconds of one call of a computation, what it waits for), which may be one of several that does not run."""
+        clock = _Clock(self.module, self.seconds, self.net, Waits())
+        return clock.run(name, times), clock.found
+
+    def _note(self, kind: str, size: float, op: Op, times: int, hidden: bool) -> float:
+        """Seconds of the links of one call; 0 if that is not known."""
+        calls, took = self.found.kinds[kind], self.net(kind, size, op)
+        if took is None:
+            self.found.untimed.add(kind)
+        for i, value in enumerate((1, int(hidden), size, took or 0.0)):
             calls[i] += times * value
+        return took or 0.0
 
     def _inside(self, op: Op) -> list[tuple[Op, float, str, str]]:
         """(collective, bytes, kind, role) of all in a fusion's or an asynchronous call's computation.

@@ -53,8 +53,9 @@ def overrides(config, built: TrainStep, found: dict, parts: Callable[[Mapping, i
     fewest micro-batches that `parts(overrides, least, GiB)` finds to fit; see `fewest_parts`.
 
     Where that finds none or is None: remat and a smaller batch, guessed from the memory that is needed, since
-    activations go with the batch, parameters and optimizer with 1/fsdp. Empty if the compiler did not report the need
-    and everything was tried. Run the pre-flight again with them.
+    activations go with the batch, parameters and optimizer with 1/fsdp. Empty if parameters and optimizer alone have no
+    room on the slice, or if the compiler did not report the need and everything was tried. Run the pre-flight again
+    with them.
     """
     room, changes = TIGHT * found["HBM GiB"], {}
     state = state_gib(found)
@@ -67,6 +68,8 @@ def overrides(config, built: TrainStep, found: dict, parts: Callable[[Mapping, i
     if wanted > fsdp:
         changes |= {"mesh.replica": -1, "mesh.fsdp": wanted}
         state *= fsdp / wanted
+    if state > room:
+        return {}
     asked = 0 if found["program"] != "train" else built.microbatches
     if parts and asked not in (0, microbatch.AUTO) and state < room:
         least = max(asked + 1, math.ceil(asked * activations / (room - state)) if found["peak HBM GiB"] else 1)

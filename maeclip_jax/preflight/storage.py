@@ -62,17 +62,18 @@ def figures(config: Any, args: argparse.Namespace, found: Mapping, epoch: int) -
     """The estimate of a pre-flight's run as JSON; with bytes a second and host, if its step time is known."""
     made = bill(config, args, epoch=epoch, total=found["steps"], processes=found["processes"])
     out = made.whole(3600 * found.get("hours", 0.0))
-    data = made.data[0][1]
+    remote = [of for _, of in made.data if of.remote]
     if "note" in out:
         return out
-    out["data"] = "in a bucket" if data.remote else "on a disk"
+    out["data"] = "in a bucket" if remote else "on a disk"
     out["order"] = str(made.plan or "record by record")
-    files = f"{data.files:,} files" if data.files > 1 else "1 file"
+    count = sum(of.files for of in remote or [of for _, of in made.data])
+    files = f"{count:,} files" if count > 1 else "1 file"
     out["assumed"] = (
-        f"records of {data.record_bytes:,} bytes, {files}, evaluations of {EVALUATION:,} records; "
+        f"records of {args.record_bytes:,} bytes, {files}, evaluations of {EVALUATION:,} records; "
         "--record_bytes and --data_files to set them"
     )
-    if data.remote and found["fits"]:
+    if remote and found["fits"]:
         rate = made.rate(found["step seconds"])
         out["bytes per second and host"] = {"value": rate, "known": f"estimated bytes, {SECONDS}"}
         network = NETWORK.get(found["chip"], 0.0) * found["chips"] / found["processes"]

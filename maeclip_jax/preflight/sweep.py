@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from maeclip_jax.config import in_steps, to_steps
 from maeclip_jax.errors import UserError
 from maeclip_jax.preflight import table, topology
 
@@ -83,8 +85,10 @@ def run(
     With --batches the global batch follows the slice, and the run sees as many examples as the experiment's: a `total`
     in steps becomes one in examples.
     """
-    steps = re.fullmatch(r"\s*(\d+)\s*steps?\s*", str(config.total))
-    same = {"total": f"{int(steps[1]) * config.batch_size} examples"} if steps else {}
+    same = {}
+    if in_steps(config.total):
+        steps = to_steps(config.total, "total", batch_size=config.batch_size)
+        same = {"total": f"{steps * config.batch_size} examples"}
     found = []
     todo = [(where, *way) for where in slices(args) for way in ways(args)]
     for i, (where, batch, more) in enumerate(todo, 1):
@@ -101,16 +105,21 @@ def run(
     return found
 
 
-def chosen(found: Sequence[Mapping], args: argparse.Namespace) -> dict[str, Mapping | None]:
-    """{what was asked for: its figures}, by the upper ends of the bands; None for what nothing satisfies."""
+def within(found: Sequence[Mapping], args: argparse.Namespace) -> tuple[list[Mapping], list[Mapping]]:
+    """Those that fit and finish within --hours, and those within --dollars; by the upper ends of the bands."""
     fit = [f for f in found if f["fits"]]
-    priced = [f for f in fit if "cost high" in f]
-    quick = [f for f in priced if not args.hours or f["hours high"] <= args.hours]
-    cheap = [f for f in priced if f["cost high"] <= args.dollars] if args.dollars else fit
-    within = f" that finishes within {args.hours:g} hours" if args.hours else ""
+    quick = [f for f in fit if not args.hours or f["hours high"] <= args.hours]
+    return quick, [f for f in fit if not args.dollars or f.get("cost high", math.inf) <= args.dollars]
+
+
+def chosen(found: Sequence[Mapping], args: argparse.Namespace) -> dict[str, Mapping | None]:
+    """{what was asked for: its figures}, by the upper ends of the bands; None for what nothing is known to satisfy."""
+    quick, cheap = within(found, args)
+    finishing = f" that finishes within {args.hours:g} hours" if args.hours else ""
     below = f" within {args.dollars:g} dollars" if args.dollars else ""
+    priced = [f for f in quick if "cost high" in f]
     return {
-        f"cheapest{within}": min(quick, key=lambda f: f["cost high"], default=None),
+        f"cheapest{finishing}": min(priced, key=lambda f: f["cost high"], default=None),
         f"fastest{below}": min(cheap, key=lambda f: f["hours high"], default=None),
     }
 
@@ -124,8 +133,15 @@ def text(found: Sequence[Mapping], args: argparse.Namespace) -> str:
             cells.append((name, figures["slice name"], *("-",) * (len(table.HEADER) - 3), figures["error"]))
         else:
             cells.append(table.line(name, figures))
-    lines = [table.markdown(cells), ""]
-    for what, figures in chosen(found, args).items():
+    lines, known = [table.markdown(cells), ""], chosen(found, args)
+    fit = [f for f in found if f["fits"]]
+    unpriced = ", ".join(dict.fromkeys(f["chip"] for f in fit if "cost high" not in f))
+    for (what, figures), of in zip(known.items(), (within(found, args)[0], fit)):
+        if figures is None and any("cost high" not in f for f in of):
+            lines.append(
+                f"{what}: not known; there is no price of {unpriced}, --price=DOLLARS sets that of a chip-hour"
+            )
+            continue
         if figures is None:
             lines.append(f"{what}: none of those that were tried")
             continue
@@ -134,6 +150,8 @@ def text(found: Sequence[Mapping], args: argparse.Namespace) -> str:
             f"{what}: {figures['slice']} {' '.join(f'--config.{s}' for s in figures['settings'])}: "
             f"{figures['hours low']:,.2f} to {figures['hours high']:,.2f} hours{cost}"
         )
+    if unpriced and None not in known.values():
+        lines.append(f"in no choice by dollars, for want of a price: {unpriced}")
     return "\n".join([*lines, "", table.NOTE])
 
 

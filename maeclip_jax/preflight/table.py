@@ -73,10 +73,12 @@ def rows(found: Mapping) -> dict[str, str]:
 
 def network(net: Mapping) -> str:
     """Waits for the network, what is hidden, and how many calls of each kind go on while the core works."""
+    unknown = ", ".join(net.get("without a data sheet", ()))
     kinds = ", ".join(f"{of['asynchronous']} of {of['calls']} {kind}" for kind, of in sorted(net["kinds"].items()))
     return (
         f"{1e3 * net['exposed seconds']:.2f} ms at the data sheet's speed, {1e3 * net['hidden seconds']:.2f} ms hidden"
         + (f"; asynchronous: {kinds}" if kinds else "")
+        + (f"; not in it, without a data sheet: {unknown}" if unknown else "")
     )
 
 
@@ -139,7 +141,7 @@ def line(name: str, found: Mapping) -> tuple[str, ...]:
     net = found["network"]
     return (
         *front, f"{1e3 * found['step seconds']:.1f}", f"{found['MFU']:.1%}", f"{found['images/s']:,.0f}",
-        f"{1e3 * net['exposed seconds']:.1f}" if net else "-",
+        f"{1e3 * net['exposed seconds']:.1f}{' + ?' if net.get('without a data sheet') else ''}" if net else "-",
         f"{1e3 * found['step seconds low']:.0f} to {1e3 * found['step seconds high']:.0f}",
         *(hours(found) if found["program"] == "train" else ("-", "-", "-")), verdict(found),
     )  # fmt: skip

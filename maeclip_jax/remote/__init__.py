@@ -148,8 +148,11 @@ def failing(operation: str, path: object) -> Iterator[None]:
         raise said from e
 
 
-def sizes(folder: epath.PathLike) -> dict[str, int]:
-    """{name below `folder`: bytes} of all files in a folder of a bucket and those below; a request a thousand."""
+def files(folder: epath.PathLike) -> dict[str, dict]:
+    """{name below `folder`: what its storage tells of it} of all files in a folder of a bucket and those below.
+
+    Of each, `size` in bytes; the rest has the names that its fsspec file system gives. A request a thousand.
+    """
     prefix = str(folder).partition("://")[2].rstrip("/") + "/"
     with failing("list", folder):
         here = system(folder)
@@ -158,8 +161,13 @@ def sizes(folder: epath.PathLike) -> dict[str, int]:
         else:
             here.invalidate_cache(str(folder))
             all_of_it = here.find(str(folder), detail=True)
-            found = {name: info["size"] or 0 for name, info in all_of_it.items() if info["type"] == "file"}
-    return {name.removeprefix(prefix): size for name, size in found.items()}
+            found = {name: info for name, info in all_of_it.items() if info["type"] == "file"}
+    return {name.removeprefix(prefix): info for name, info in found.items()}
+
+
+def sizes(folder: epath.PathLike) -> dict[str, int]:
+    """{name below `folder`: bytes}, as `files`."""
+    return {name: int(info["size"] or 0) for name, info in files(folder).items()}
 
 
 @contextlib.contextmanager

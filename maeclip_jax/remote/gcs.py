@@ -80,11 +80,11 @@ class Gcs(GCSFileSystem if _PLAIN else gcsfs.GCSFileSystem):
         names = [one["name"] for one in found if not one["name"].endswith("/")]
         return sorted({name.rstrip("/").rpartition("/")[2] for name in (*names, *folders)})
 
-    def below(self, folder: str) -> dict[str, int]:
-        """{path: bytes} of the files in a folder and those below, a request a thousand; `find` fills a cache, too."""
+    def below(self, folder: str) -> dict[str, dict]:
+        """{path: what is told of it} of the files in a folder and those below; `find` fills a cache, too."""
         path = self._strip_protocol(folder)
         found, _ = fsspec.asyn.sync(self.loop, self._do_list_objects, path, delimiter="")
-        return {one["name"]: int(one["size"] or 0) for one in found if not one["name"].endswith("/")}
+        return {one["name"]: one for one in found if not one["name"].endswith("/")}
 
     @contextlib.contextmanager
     def known(self, folder: str) -> Iterator[None]:

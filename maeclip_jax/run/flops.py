@@ -17,6 +17,8 @@ from maeclip_jax.objectives.distillation import TEACHER
 from maeclip_jax.objectives.views import CROPS
 
 FORWARD_ALONE = {TEACHER, CROPS}  # scopes of what has no backward pass
+# jax's primitives of cuDNN's attention, which have no program inside that could be counted.
+CUDNN = ("dot_product_attention_fwd", "dot_product_attention_fp8_fwd")
 FORMULA = (
     "MFU = 3 x forward matmul FLOPs (2 per multiply-add, counted from the program, remat not counted) "
     "/ (step seconds x devices x peak FLOP/s)"
@@ -57,6 +59,14 @@ def _count(jaxpr, trained: float = 1.0) -> float:
             total += (
                 times * eqn.params["cost_estimate"].flops
             )  # its body works on a piece, and is padded to the chip's tiles
+        elif name.startswith(CUDNN):
+            query, key = (v.aval.shape for v in eqn.invars[:2])
+            layout = eqn.params["layout"]
+            keys = key[
+                1 + getattr(layout, "value", layout)
+            ]  # of [B, tokens, heads, width] or [B, heads, tokens, width]
+            made = eqn.outvars[0].aval.shape
+            total += times * 2.0 * keys * (math.prod(query) + math.prod(made))  # scores, and values summed by them
         elif name == "cond":
             total += max(_count(branch.jaxpr, times) for branch in eqn.params["branches"])
         else:

@@ -17,12 +17,15 @@ class Throughput:
         total: int,
         batch_size: int,
         flops_per_step: float,
-        peak: float,
+        peak: float | None,
         devices: int,
         chips: float,
         seconds: Mapping,
     ):
-        """`peak` FLOP/s of a device; `chips` are fewer than `devices` where a chip has two."""
+        """`peak` FLOP/s of a device, None if it is not known: then there is no MFU.
+
+        `chips` are fewer than `devices` where a chip has two.
+        """
         self.total, self.batch_size, self.devices, self.chips = total, batch_size, devices, chips
         self.flops_per_step, self.peak = flops_per_step, peak
         self._last = (start_step, seconds["train"], seconds["input_wait"])
@@ -44,11 +47,12 @@ class Throughput:
         elapsed, steps = max(trained - last_trained, 1e-9), max(step - last_step, 1)
         self._last = (step, trained, waited)
         per_step = elapsed / steps
+        used = {"perf/mfu": self.flops_per_step / per_step / self.devices / self.peak} if self.peak else {}
         return {
             "perf/step_seconds": per_step,
             "perf/img_per_sec": self.batch_size / per_step,
             "perf/img_per_sec_per_chip": self.batch_size / per_step / self.chips,
-            "perf/mfu": self.flops_per_step / per_step / self.devices / self.peak,
+            **used,
             "perf/input_wait_fraction": min(1.0, (waited - last_waited) / elapsed),
             "progress/eta_seconds": (self.total - step) * wall_a_step,
         }
@@ -60,7 +64,7 @@ class Throughput:
             f"eta {duration_text(row['progress/eta_seconds'])}",
             f"loss {row['train/loss']:.4f}",
             f"{row['perf/img_per_sec']:.0f} img/s",
-            f"mfu {100 * row['perf/mfu']:.0f}%",
+            *([f"mfu {100 * row['perf/mfu']:.0f}%"] if "perf/mfu" in row else []),
             f"input wait {100 * row['perf/input_wait_fraction']:.0f}%",
         ]
         if row.get("train/skipped"):

@@ -20,7 +20,7 @@ from maeclip_jax.data import tokenizer as tokenizers
 from maeclip_jax.data.batches import check_bad
 from maeclip_jax.errors import UserError, storage, unknown
 from maeclip_jax.errors.storage import StorageError
-from maeclip_jax.parallel import chips, sleep, watchdog
+from maeclip_jax.parallel import chips, sharding, sleep, watchdog
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
@@ -91,7 +91,7 @@ class _Run:
 
     def __init__(
         self, config, workdir: epath.Path, owner: Owner, tokenizer, data: pipeline.Data, built,
-        peak: tuple[float, str], stop, start, limits, profile,
+        peak: tuple[float | None, str], stop, start, limits, profile,
     ):  # fmt: skip
         self.config, self.workdir, self.built, self.data = config, workdir, built, data
         self.tokenizer, self.peak, self.stop, self.owner = tokenizer, peak, stop, owner
@@ -206,9 +206,9 @@ class _Run:
             with clock.phase("compile"), Waiting("compiling the training step"):
                 self.seed = built.seeded()
                 parts, step = microbatch.compiled(built, built.abstract, ahead.shapes() | self.seed)
-            peak, peak_source = self.peak
-            say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step; peak {peak:.3e} FLOP/s a device")
-            say(f"peak: {peak_source}; {memory_line(step.memory_analysis())}{microbatch.said(built, parts)}")
+            say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step")
+            peak, memory = chips.peak_text(*self.peak), memory_line(step.memory_analysis())
+            say(f"peak FLOP/s of a device: {peak}; {memory}{microbatch.said(built, parts)}")
             with watchdog.Watchdog(self.limits, clock.look) as dog, self.profile:
                 return self._steps(state, first, step, ahead, dog)
         finally:
@@ -331,11 +331,12 @@ class _Run:
             "step": step, "examples_seen": step * self.built.batch_size, "seconds": self.clock.seconds,
             "chip_seconds": self.clock.chip_seconds, "start_seconds": self.start.seconds,
             "devices": self.built.mesh.size, "device_kind": jax.local_devices()[0].device_kind,
-            "processes": jax.process_count(), "batch_size": self.built.batch_size,
+            "slices": sharding.slices(self.built.mesh), "processes": jax.process_count(),
+            "batch_size": self.built.batch_size,
             "parameters": sum(x.size for x in jax.tree.leaves(self.built.abstract.params)),
             "flops_per_step": self.built.flops_per_step, "mfu_formula": flops.FORMULA,
             "command": " ".join(sys.orig_argv), "versions": versions(),
-            "peak_flops_per_device": "{:.3e}, {}".format(*self.peak),
+            "peak_flops_per_device": chips.peak_text(*self.peak),
             "storage": self.bill.so_far(self.asked.sums, step, self.clock, self.config.data.get("num_workers", 0)),
         }  # fmt: skip
         write_costs(self.workdir, costs, self.log.rows)

@@ -71,8 +71,24 @@ def test_another_size_keeps_the_share_that_is_cut_off():
         ("decode|resize_small(36)|center_crop(32)", "decode|resize_small(72)|center_crop(64)"),
         ("decode|resize(38)|corner_crop(32)", "decode|resize(64)"),
         ('decode|resize(32,method="bilinear")', 'decode|resize(64,method="bilinear")'),
+        # As a config of ours may have them, which `save` keeps.
+        ("decode|resize((32,32))", "decode|resize((64,64))"),
+        ("decode|resize_small(36)|center_crop((32,32))", "decode|resize_small(72)|center_crop((64,64))"),
+        (
+            "decode|resize((36,48))|center_crop((32,32))|corner_crop((30,30))",
+            "decode|resize((72,96))|center_crop((64,64))",
+        ),
+        ('decode|resize(method="bilinear",size=32)', 'decode|resize(method="bilinear",size=64)'),
+        (
+            "decode(10000)|resize_small(side=48)|center_crop((32,24))",
+            "decode(10000)|resize_small(side=128)|center_crop((64,64))",
+        ),
     ):
-        assert processors.at_size(words, 64) == want
+        made = processors.at_size(words, 64)
+        assert made == want
+        ops.parse(f'{made}|keep("image")')
+    with pytest.raises(UserError, match=r"size=64: the ops of pictures are 'decode', which name no size"):
+        processors.at_size("decode", 64)
 
 
 @pytest.mark.parametrize(

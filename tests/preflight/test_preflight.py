@@ -221,6 +221,11 @@ def test_parameters_without_room_are_sharded():
         "peak HBM GiB": 30.0,
     }
     assert remedy.overrides(config, Program, found, None) == {"mesh.replica": -1, "mesh.fsdp": 8}
+    for size in (20.0, 300.0):  # on sixteen chips, 2.5 and 37.5 GiB each with the optimizer
+        more = found | {"parameters GiB": size, "optimizer GiB": size, "peak HBM GiB": 3 * size, "fits": False}
+        changes = remedy.overrides(config, Program, more, lambda *_: 2)
+        assert bool(changes) == (size == 20.0)
+    assert table.verdict(more | {"remedy": changes}) == "DOES NOT FIT; take a larger slice"
     found |= {"parameters GiB": 1.0, "optimizer GiB": 2.0, "peak HBM GiB": 103.0}
     asked = []
 

@@ -102,6 +102,43 @@ def test_every_reduce_scatter_counts_though_they_share_a_channel():
     assert found == {"all-reduce": 12 * 10 * 4 + 3 * 4, "all-gather": 32 * 4 * 2, "reduce-scatter": 2 * 64 * 10 * 4}
 
 
+def test_a_collective_of_a_computation_that_is_called_twice_counts_twice():
+    called = """%both (p: f32[25]) -> f32[25] {
+  %p = f32[25] parameter(0)
+  ROOT %twice = f32[25] all-reduce(%p), channel_id=9, to_apply=%add
+}
+
+"""
+    calls = """  %s25 = f32[25]{0} constant({...})
+  %call.1 = f32[25] call(%s25), to_apply=%both
+  %call.2 = f32[25] call(%call.1), to_apply=%both
+"""
+    text = TEXT.replace("ENTRY", f"{called}ENTRY").replace("  %note =", f"{calls}  %note =")
+    assert hlo.costs(text).collectives["all-reduce"] == 12 * 10 * 4 + 2 * 25 * 4
+
+
+def test_the_dearest_branch_is_that_which_takes_longest_with_its_loops():
+    """Twelve turns of 1,000 cycles against 5,000 in one go."""
+    branches = """%looped (a.1: (s32[], bf16[32,64])) -> (s32[], bf16[32,64]) {
+  %a.1 = (s32[], bf16[32,64]{1,0}) parameter(0)
+  ROOT %while.1 = (s32[]{:T(128)}, bf16[32,64]{1,0}) while(%a.1), condition=%condition, body=%body
+}
+
+%flat (a.2: (s32[], bf16[32,64])) -> (s32[], bf16[32,64]) {
+  %a.2 = (s32[], bf16[32,64]{1,0}) parameter(0)
+  ROOT %copy.1 = (s32[], bf16[32,64]{1,0}) copy(%a.2), backend_config={"estimated_cycles":"5000"}
+}
+
+"""
+    loop = "  %while.1 = (s32[]{:T(128)}, bf16[32,64]{1,0}) while(%a), condition=%condition, body=%body\n"
+    either = (
+        "  %q = s32[] constant(0)\n  %either = (s32[], bf16[32,64]) conditional(%q, %a, %a), branch_computations={%B}\n"
+    )
+    for names in ("looped, %flat", "flat, %looped"):
+        text = TEXT.replace(loop, either.replace("B", names)).replace("ENTRY", f"{branches}ENTRY")
+        assert hlo.costs(text).cycles == 12 * 1000 + 50
+
+
 def test_kernels_are_told_with_what_they_say_of_themselves():
     says = """, metadata={op_name="jit(f)/cond/branch_0_fun/mine_2_steps/pallas_call" stack_frame_id=1}, backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"700","transcendentals":"9","bytes_accessed":"80"}}}"""  # noqa: E501
     told = hlo.costs(TEXT.replace('"tpu_custom_call"', f'"tpu_custom_call"{says}'))

@@ -1,11 +1,12 @@
 """Time on the network: links that a group has, and what the schedule of a program hides; worked out by hand."""
 
+import dataclasses
 import itertools
 
 import pytest
 
-from maeclip_jax.parallel.chips import CHIPS
-from maeclip_jax.preflight import hlo, network, program_text, topology
+from maeclip_jax.parallel.chips import CHIPS, NETWORK
+from maeclip_jax.preflight import hlo, network, program_text, table, topology
 from tests import programs
 
 
@@ -27,11 +28,13 @@ def torus(kind: str, *grid: int) -> network.Links:
         ("v5e", (4, 4), range(16), 2),  # no rings in small slices
         ("v4", (4, 4, 4), range(64), 6),
         ("v5p", (4, 4, 8), range(128), 6),
+        ("v5p", (2, 2, 4), range(16), 3),  # nothing smaller than a cube of 64 chips has a ring
+        ("tpu7x", (2, 4, 4), range(64), 1.5),  # two devices a chip
     ],
 )
 def test_a_group_has_the_links_among_its_chips(kind, grid, group, links):
     chip = CHIPS[kind]
-    assert torus(kind, *grid).speed(list(group)) == pytest.approx(links * chip.ici / (2 * len(grid)))
+    assert torus(kind, *grid).speed(list(group)) == pytest.approx(links * chip.ici * chip.devices / (2 * len(grid)))
 
 
 def test_two_devices_share_the_links_of_their_chip():
@@ -99,6 +102,90 @@ def test_work_between_start_and_end_hides_a_collective():
         "all-gather": {"calls": 2, "asynchronous": 2, "bytes": 800, "seconds": 800},
         "all-reduce": {"calls": 5, "asynchronous": 0, "bytes": 2000, "seconds": 2000},
     }
+
+
+GATHERS = {
+    # Blocking, behind a gather that has the links for 400 s: the core waits for both, and works 10 s afterwards.
+    "a blocking one behind another": (
+        """  %start = (f32[25], f32[100]) all-gather-start(%a), replica_groups={{0,1}}
+  %sum = f32[25] all-reduce(%a), replica_groups={{0,1}}
+  %work = f32[25] negate(%sum), backend_config={"estimated_cycles":"10"}
+  ROOT %done = f32[100] all-gather-done(%start)
+""",
+        500, 0,
+    ),
+    # 400 s each; 100 s of work hide a part of the first, and the second has ended before the first is asked for.
+    "two that end in the other order": (
+        """  %s1 = (f32[25], f32[100]) all-gather-start(%a), replica_groups={{0,1}}
+  %s2 = (f32[25], f32[100]) all-gather-start(%a), replica_groups={{0,1}}
+  %work = f32[25] negate(%a), backend_config={"estimated_cycles":"100"}
+  %d2 = f32[100] all-gather-done(%s2)
+  ROOT %d1 = f32[100] all-gather-done(%s1)
+""",
+        700, 100,
+    ),
+    "the dearest of two branches": (
+        """  %p = s32[] constant(0)
+  ROOT %either = f32[25] conditional(%p, %a, %a), branch_computations={%once, %twice}
+""",
+        200, 0,
+    ),
+    "the dearest of two branches, which works": (
+        """  %p = s32[] constant(0)
+  ROOT %either = f32[25] conditional(%p, %a, %a), branch_computations={%works, %twice}
+""",
+        0, 0,
+    ),
+}  # fmt: skip
+BRANCHES = """HloModule m, is_scheduled=true
+
+%once (x: f32[25]) -> f32[25] {
+  %x = f32[25] parameter(0)
+  ROOT %r1 = f32[25] all-reduce(%x), replica_groups={{0,1}}
+}
+
+%twice (y: f32[25]) -> f32[25] {
+  %y = f32[25] parameter(0)
+  %r2 = f32[25] all-reduce(%y), replica_groups={{0,1}}
+  ROOT %r3 = f32[25] all-reduce(%r2), replica_groups={{0,1}}
+}
+
+%works (z: f32[25]) -> f32[25] {
+  %z = f32[25] parameter(0)
+  ROOT %n = f32[25] negate(%z), backend_config={"estimated_cycles":"300"}
+}
+
+ENTRY %main (a: f32[25]) -> f32[100] {
+  %a = f32[25] parameter(0)
+"""
+
+
+@pytest.mark.parametrize("name", GATHERS)
+def test_the_core_waits_for_what_is_before_on_the_links(name):
+    """A byte takes a second, a cycle too. What is exposed is how much longer it takes than the work alone."""
+    body, exposed, hidden = GATHERS[name]
+    module, entry = program_text.computations(f"{BRANCHES}{body}}}\n")
+
+    def seconds(op, _):
+        return op.cycles
+
+    found = network.waits(module, entry, seconds, lambda kind, size, op: size)
+    assert (found.exposed, found.hidden) == (exposed, hidden)
+    whole = network._Clock(module, seconds, lambda kind, size, op: size, network.Waits()).run(entry, 1)
+    alone = network._Clock(module, seconds, lambda kind, size, op: 0.0, network.Waits()).run(entry, 1)
+    assert whole - alone == exposed
+
+
+def test_traffic_between_slices_without_a_data_sheet_is_not_free():
+    text, _ = programs.read("v5e-two-slices")
+    module, entry = program_text.computations(text)
+    for kind, known in (("v5e", True), ("v4", False)):
+        links = torus(kind, *((2, 2) if kind == "v5e" else (2, 2, 1)))
+        links = dataclasses.replace(links, places=links.places * 2, outside=NETWORK.get(kind))
+        told = network.waits(module, entry, lambda op, _: 0.0, links.seconds).told()
+        assert told["without a data sheet"] == ([] if known else [network.SLICES])
+        assert (told["kinds"][network.SLICES]["seconds"] > 0) == known and told["kinds"][network.SLICES]["bytes"] > 0
+        assert ("not in it, without a data sheet: between slices" in table.network(told)) != known
 
 
 def test_collectives_that_run_under_fusions_or_on_sparse_cores_are_asynchronous():

@@ -44,3 +44,21 @@ def test_a_preflight_of_local_data(monkeypatch):
         "data: on a disk, for which nothing is paid" in text and "checkpoints" in text and "training data" not in text
     )
     assert storage.text(figures(monkeypatch, "data", workdir="runs/a")) == [f"storage: {storage_bill.NOTHING}"]
+
+
+@pytest.mark.parametrize("places", [("data", "gs://b/data"), ("gs://b/data", "data")])
+def test_a_mix_is_in_a_bucket_if_any_of_it_is(places):
+    config = clip.get_config("scale=low")
+    one = config.data.to_dict()
+    with config.unlocked():
+        config.data.mix = [
+            (place, weight, one | {"source": one["source"] | {"dir": place}})
+            for place, weight in zip(places, (1.0, 1.0))
+        ]
+    args = argparse.Namespace(record_bytes=10_000, data_files=0, workdir="runs/a")
+    found = storage.figures(config, args, FOUND, 11_300_000)
+    text = "\n".join(storage.text(found))
+    assert found["data"] == "in a bucket" and "records of 10,000 bytes, 221 files" in text  # half of 11.3M records
+    # Half of the examples of a step, and what is read between blocks.
+    least = config.batch_size / 2 * 10_000 / FOUND["step seconds"] / FOUND["processes"]
+    assert least < found["bytes per second and host"]["value"] < 1.5 * least

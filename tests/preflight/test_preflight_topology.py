@@ -76,8 +76,27 @@ def test_a_slice_has_the_peak_that_training_counts_with(kind):
 
 
 def test_the_peak_of_a_device_that_is_not_known_is_not_guessed():
-    assert chips.peak("NVIDIA H100 80GB HBM3") == 989e12
-    assert chips.peak("cpu") is None
+    for kind, peak in (
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA H200", 989e12),
+    ):  # fmt: skip
+        assert chips.peak(kind) == peak
+    others = (
+        "cpu",
+        "NVIDIA RTX A1000",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H200 NVL",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "",
+    )
+    assert [chips.peak(kind) for kind in others] == [None] * len(others)
+    assert [chips.name(kind) for kind in ("TPU v5", "TPU v5 lite", "TPU7x", "TPU v50", "cpu")] == [
+        "v5p",
+        "v5e",
+        "tpu7x",
+        "",
+        "",
+    ]
 
 
 def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch):

@@ -1,5 +1,6 @@
 """FLOPs counted from the program equal those of the textbook."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -49,6 +50,26 @@ def test_a_vit_costs_what_its_formula_says(compute):
     mesh = jax.make_mesh((2, 1, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:4])
     with jax.set_mesh(mesh):  # what a kernel does on each device counts for all of them
         assert flops.forward_matmul_flops(module.apply, params, {"image": patches}) == counted
+
+
+def test_attention_of_cudnn_costs_what_that_of_xla_does(monkeypatch):
+    """It is traced as on a GPU that has it, and not run."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000, raising=False)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda *_, **__: True, raising=False)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda *_, **__: False, raising=False)
+    patches = jax.ShapeDtypeStruct((BATCH, 64, 48), jnp.float32)
+    counted = []
+    for attention in ("xla", "cudnn"):
+        module = encoder(attention=attention, dtype="bfloat16")
+        params = jax.eval_shape(encoder().init, jax.random.key(0), {"image": patches})
+        counted.append(flops.forward_matmul_flops(module.apply, params, {"image": patches}))
+    assert counted[0] == counted[1] == BATCH * (2 * 64 * 48 * WIDTH + trunk(65))
+    q, k = jnp.ones((2, 5, 3, 64), jnp.bfloat16), jnp.ones((2, 9, 3, 64), jnp.bfloat16)
+    for layout, turn in (("BTNH", (0, 1, 2, 3)), ("BNTH", (0, 2, 1, 3))):
+        attend = functools.partial(cudnn.dot_product_attention, qkv_layout=layout, mask_type=cudnn.MaskType.NO_MASK)
+        assert flops.forward_matmul_flops(attend, *(x.transpose(turn) for x in (q, k, k))) == 4 * 2 * 3 * 5 * 9 * 64
 
 
 def test_vit_b_16_is_17_6_gmac():
@@ -103,6 +124,14 @@ def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
         assert found == peak and where == f"{kind} data sheet, bf16"
     found, where = peak_per_device("float32")
     assert 1e8 < found < 1e14 and "measured here, best of float32 matmuls" in where
+
+
+@pytest.mark.parametrize("kind, platform", [("NVIDIA L4", "gpu"), ("TPU v99", "tpu")])
+def test_what_processors_do_says_nothing_of_another_device(kind, platform, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(device_kind=kind, platform=platform)])
+    peak, source = peak_per_device("bfloat16")
+    assert peak is None and source == f"no data sheet of {kind} is known here, so there is no MFU"
+    assert chips.peak_text(peak, source) == f"unknown, {source}"
 
 
 def test_a_measured_peak_counts_the_time_of_processors_and_not_of_the_clock(monkeypatch):

@@ -168,6 +168,14 @@ def test_throughput_mfu_and_eta():
     )
 
 
+def test_there_is_no_mfu_where_the_peak_is_not_known():
+    start = dict(compile=9.0, restore=0.0, train=100.0, input_wait=1.0, checkpoint=0.0, eval=0.0)
+    progress = Throughput(10, 110, 32, 6e9, None, 4, 2, start)
+    row = progress.measure(20, start | dict(train=120.0))
+    assert row["perf/step_seconds"] == 2.0 and "perf/mfu" not in row
+    assert "16 img/s | input wait" in progress.line(20, row | {"train/loss": 2.0})
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (75, "1m15s"), (3600, "1h00m"), (9000, "2h30m")]
 )
