@@ -10,6 +10,8 @@ from maeclip_jax.interop import hf
 
 METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers writes
 HF_FILES = ("processor_config.json", "preprocessor_config.json")  # since version 5 of transformers; before it
+# Ops of the pictures of an evaluation that make a size, and what data.ops calls it.
+SIZED = {"resize": "size", "resize_small": "side", "center_crop": "size", "corner_crop": "size", "fit": "size"}
 
 
 def hugging_face(folder: Path, side: int, patch: int, *, stats: str, squash: bool) -> dict:
@@ -114,17 +116,13 @@ def at_size(words: str, size: int) -> str:
 def _sizes(words: str) -> list[tuple[int, int, int | tuple[int, int]]]:
     """(begin, end, size) of the size that each op of `words` makes, in their order: 224, (224,224) or size=224."""
     import ast
-    import inspect
-
-    from maeclip_jax.data.ops import OPS
 
     found = []
     for call in ast.walk(ast.parse(f"({words})", mode="eval")):
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in OPS:
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in SIZED:
             continue
-        name = next(iter(list(inspect.signature(OPS[call.func.id]).parameters)[2:]), "")  # behind the record, the rng
-        given = call.args[:1] + [k.value for k in call.keywords if k.arg == name]
-        if name in ("size", "side") and given:
+        given = call.args[:1] + [k.value for k in call.keywords if k.arg == SIZED[call.func.id]]
+        if given:
             found.append((given[0].col_offset - 1, given[0].end_col_offset - 1, ast.literal_eval(given[0])))
     return sorted(found)
 
