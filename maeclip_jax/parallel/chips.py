@@ -69,7 +69,7 @@ GPUS = {
 
 
 def _has(device_kind: str, words: str) -> bool:
-    """Whether `words` stand in a device_kind, whole: an RTX A1000 is no A100."""
+    """Whether `words` stand in a device_kind, whole: those of an A100 do not stand in that of an RTX A1000."""
     kind, asked = (" ".join(re.findall(r"[a-z0-9]+", text.lower())) for text in (device_kind, words))
     return f" {asked} " in f" {kind} "
 
