@@ -183,7 +183,7 @@ def _go_on(args, folder: Path, made: dict, part: tuple[int, int], given: Sequenc
     for result in found if not args.keep else ():
         shutil.rmtree(workdirs / result.run.id / "checkpoints", ignore_errors=True)
     print(page.write(folder))
-    failed = {name: why for name, why in missing.items() if results.file(folder, name).exists()}
+    failed = {name: why for name, why in missing.items() if why != results.NOT_RUN}
     for name, why in failed.items():
         print(f"{name} failed: {why}", file=sys.stderr)
     return int(bool(failed))

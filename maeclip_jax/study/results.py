@@ -18,7 +18,7 @@ from maeclip_jax import workdir as workdirs
 from maeclip_jax.errors import UserError
 from maeclip_jax.study import design
 
-RUNS = "runs"
+RUNS, NOT_RUN = "runs", "not yet run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read(folder: str | os.PathLike, plan: Mapping) -> tuple[list[Result], dict[s
         raise UserError(f"{folder} holds results of another plan: {', '.join(strange[:3])}; move them away")
     found, missing = [], {}
     for name, run in runs.items():
-        kept = workdirs.read_object(there[name]) if name in there else {"failed": "not yet run"}
+        kept = workdirs.read_object(there[name]) if name in there else {"failed": NOT_RUN}
         if "failed" in kept:
             missing[name] = kept["failed"]
             continue
