@@ -173,7 +173,7 @@ class Run:
             return self.examples(step)
         if self.records is None:
             return None
-        weights = {str(part[0]): float(part[1]) for part in self.find("data.mix") or ()}
+        weights = {str(part[0]): float(part[1]) for part in (self.find("data") or {}).get("mix") or ()}
         total, seen = sum(weights.values()) or 1.0, self.examples(step)
         shares = {name: weights.get(name, total) / total for name in self.data}  # without a mix there is one part
         return sum(min(part["records"], shares[name] * seen) for name, part in self.data.items())
