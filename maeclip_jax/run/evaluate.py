@@ -304,7 +304,8 @@ def run(config, workdir: epath.PathLike, *, devices: Sequence | None = None) -> 
     tokenizer = tokenizers.of(config)
     if tokenizer and (other := other_words(config, origin)):
         raise errors.UserError(f"{folder} was trained with other words: {other}; use --config={origin / CONFIG}")
-    if differ := model_differences(read_config(origin), config) if read_config(origin) else {}:
+    before = read_config(origin)
+    if differ := before and model_differences(before, config):
         told = ", ".join(f"{name} {was!r} there and {is_!r} here" for name, (was, is_) in list(differ.items())[:4])
         raise errors.UserError(f"{folder} is of another model: {told}; use --config={origin / CONFIG}")
     model = setup(config, devices=devices)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maeclip_jax.study.effects import LEVEL, Difference, Fit, by_size, fit
+from maeclip_jax.study.effects import LEVEL, Difference, Fit, by_size, fit, lack_of_fit
 
 BENT = 0.2  # p of the lack of fit below which the gain is taken from size to size, and not as one line
 
@@ -44,15 +44,6 @@ def crossing(found: Sequence[Difference]) -> Crossing:
     if len(sizes) > 2 and pieces.residual is not None and lack_of_fit(made, pieces) < BENT:
         return _by_pieces(pieces, sizes)
     return _by_line(made, sizes)
-
-
-def lack_of_fit(line: Fit, pieces: Fit) -> float:
-    """p that the means of the sizes lie on the line."""
-    from scipy import stats
-
-    more = line.df - pieces.df
-    lost = line.residual * line.df - pieces.residual * pieces.df
-    return float(stats.f.sf(lost / more / pieces.residual, more, pieces.df)) if pieces.residual > 0 else 1.0
 
 
 def _by_line(made: Fit, sizes: Sequence[int]) -> Crossing:

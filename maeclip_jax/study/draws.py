@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from maeclip_jax.data import folder, source
 from maeclip_jax.errors import UserError
 from maeclip_jax.study import design, subsets
@@ -28,22 +30,29 @@ def check(axes: design.Axes, runs: Sequence[design.Run]) -> str:
     most = {}
     for run in runs:  # the sizes of one draw are nested
         most[run.diversity, run.seed] = max(run.size, most.get((run.diversity, run.seed), 0))
+    clusters = _clusters(axes)
     for (share, seed), size in most.items():
-        _drawn(axes, size, share, seed)
+        _drawn(axes, size, share, seed, clusters)
     return ""
 
 
 def write(axes: design.Axes, runs: Sequence[design.Run], to: Path) -> None:
     """The subsets of a prepared set that the runs read, below the study's folder. UserError as of `check`."""
-    for run in runs if axes.data != "scenes" else ():
+    if axes.data == "scenes":
+        return
+    clusters = _clusters(axes)
+    for run in runs:
         path = Path(design.subset(run.size, run.diversity, run.seed).replace("{study}", os.fspath(to)))
         if not path.exists():
-            about = _drawn(axes, run.size, run.diversity, run.seed)
+            about = _drawn(axes, run.size, run.diversity, run.seed, clusters)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(about, indent=1))
 
 
-def _drawn(axes: design.Axes, size: int, share: float, seed: int) -> dict:
+def _clusters(axes: design.Axes) -> np.ndarray | None:
+    return subsets.read_clusters(axes.clusters) if axes.clusters else None
+
+
+def _drawn(axes: design.Axes, size: int, share: float, seed: int, clusters_N: np.ndarray | None) -> dict:
     parent = dict(kind="tfds", name=axes.data, split="train")
-    clusters = subsets.read_clusters(axes.clusters) if axes.clusters and share != 1 else None
-    return subsets.make(parent, size, seed=seed, share=share, clusters_N=clusters)
+    return subsets.make(parent, size, seed=seed, share=share, clusters_N=clusters_N if share != 1 else None)

@@ -158,16 +158,21 @@ def within_cells(made: Fit, found: Sequence[Difference]) -> tuple[Fit | None, fl
 
     (None, None) where no cell has two seeds; p is None where there are no more cells than terms.
     """
-    from scipy import stats
-
     cell_NxC = _indicators([(g.size, g.diversity) for g in found])
     lost, df = _left_over(cell_NxC, found)
     if df < 1 or made.residual is None:
         return None, None
-    pure, more = dataclasses.replace(made, residual=lost / df, df=df), made.df - df
-    if more < 1 or lost <= 0:
-        return pure, None
-    return pure, float(stats.f.sf((made.residual * made.df - lost) / more / (lost / df), more, df))
+    pure = dataclasses.replace(made, residual=lost / df, df=df)
+    return pure, lack_of_fit(made, pure) if made.df > df and lost > 0 else None
+
+
+def lack_of_fit(model: Fit, pieces: Fit) -> float:
+    """p that the means of the cells, which `pieces` has each for itself, lie on the model; by an F test."""
+    from scipy import stats
+
+    more = model.df - pieces.df
+    lost = model.residual * model.df - pieces.residual * pieces.df
+    return float(stats.f.sf(lost / more / pieces.residual, more, pieces.df)) if pieces.residual > 0 else 1.0
 
 
 def seeds_differ(found: Sequence[Difference]) -> float | None:
