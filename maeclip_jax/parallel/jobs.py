@@ -64,6 +64,7 @@ class Jobs:
         self._lock, self._most, self._stopped, self._told = threading.RLock(), 0, "", False
         self._allowed = len(given)  # at once; less once memory has run low
         self._looked = 0.0
+        self._broken: Exception | None = None  # what ended a thread of ours
 
     def run(self) -> list[Job]:
         """Returns the jobs that have failed, in their order. KeyboardInterrupt after Ctrl-C or SIGTERM, all ended."""
@@ -78,6 +79,8 @@ class Jobs:
                 time.sleep(LOOK / 5)
         if came:
             raise KeyboardInterrupt
+        if self._broken:
+            raise self._broken
         return [job for job in self.all if job.code]
 
     def stop(self, why: str) -> None:
@@ -88,9 +91,13 @@ class Jobs:
             self._end(job, signal.SIGKILL if again else signal.SIGTERM)
 
     def _serve(self, share: shares.Share) -> None:
-        share.pin()  # of this thread, which its children inherit
-        while job := self._next():
-            self._train(job, share)
+        try:
+            share.pin()  # of this thread, which its children inherit
+            while job := self._next():
+                self._train(job, share)
+        except Exception as e:  # no run is left out in silence
+            self._broken = self._broken or e
+            self.stop(str(e))
 
     def _next(self) -> Job | None:
         """The next job, as soon as there is room for it; None if none is left."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,7 @@ class _Crew:
         self.weight = {run.id: run.flops for run in runs}
         self.processes: list[subprocess.Popen] = []
         self.stopped, self.mistake = 0.0, ""  # when it was; what no run of the plan can do
+        self.broken: Exception | None = None  # what ended a thread of ours
 
     def run(self, given: Sequence[shares.Share]) -> None:
         threads = [threading.Thread(target=self._serve, args=(share,), daemon=True) for share in given]
@@ -109,6 +111,8 @@ class _Crew:
                         break
             if came:
                 raise KeyboardInterrupt
+            if self.broken:
+                raise self.broken
             if self.mistake:
                 raise UserError(self.mistake)
         finally:
@@ -125,6 +129,13 @@ class _Crew:
                 process.send_signal(number)
 
     def _serve(self, share: shares.Share) -> None:
+        try:
+            self._train_all(share)
+        except Exception as e:  # no run is left untrained in silence
+            self.broken = self.broken or e
+            self.stop(str(e))
+
+    def _train_all(self, share: shares.Share) -> None:
         share.pin()  # this thread, of which the process inherits it
         process = None
         while True:
@@ -182,4 +193,8 @@ class _Crew:
         failed = f" | {len(self.failed)} failed" if self.failed else ""
         print(f"{self.done} of {self.total} runs | {run.id}: {said or 'process died'} | {duration_text(spent)} | eta "
               f"{duration_text(eta)}{failed}", flush=True)  # fmt: skip
-        self.show()
+        try:
+            self.show()
+        except Exception:  # the runs are worth more than a look at them; at the end it is raised
+            print(f"the page of {self.done} runs cannot be written:", flush=True)
+            traceback.print_exc(limit=-1)

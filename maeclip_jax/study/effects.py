@@ -193,11 +193,13 @@ def seeds_differ(found: Sequence[Difference]) -> float | None:
 def _indicators(kinds: Sequence) -> np.ndarray:
     """float [N, K]: 1 where the N-th is of the k-th kind."""
     names = sorted(set(kinds))
-    return np.array([[float(kind == name) for name in names] for kind in kinds])
+    return np.array([[float(kind == name) for name in names] for kind in kinds]).reshape(len(kinds), len(names))
 
 
 def _left_over(design_NxP: np.ndarray, found: Sequence[Difference]) -> tuple[float, int]:
-    """The sum of squares that a design leaves over, and its degrees of freedom."""
+    """The sum of squares that a design leaves over, and its degrees of freedom; 0 of nothing found."""
+    if not found:
+        return 0.0, 0
     value_N = np.array([g.value for g in found], np.float64)
     rest = value_N - design_NxP @ np.linalg.pinv(design_NxP) @ value_N
     return float((rest**2).sum()), len(found) - int(np.linalg.matrix_rank(design_NxP))

@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+import random
 import re
 import statistics
 
 import pytest
 
-from maeclip_jax.study import page
+from maeclip_jax.study import analysis, page, plan, results
 from tests.study import made_up
 
 AXES = dict(sizes=(1000, 4000, 16000, 64000), diversities=(0.25, 1.0), weights=(0.1, 0.5))
@@ -111,6 +112,23 @@ def test_a_gain_is_more_unless_less_is_better(tmp_path, monkeypatch, better):
     assert "hold the chance of runs alone" in (to / "index.html").read_text()
     laws = [law for law in numbers["laws"] if law["arm"] == "clip"]
     assert bool(laws) == (better == "lower") and all(law["c"] == pytest.approx(0.4, abs=0.05) for law in laws)
+
+
+@pytest.mark.parametrize(
+    "axes", [dict(diversities=(0.25, 1.0), seeds=2), dict(diversities=(1.0,), seeds=3, weights=(0.1,))]
+)
+def test_a_page_can_be_written_whichever_runs_are_done(tmp_path, monkeypatch, axes):
+    made_up.folder(tmp_path / "study", monkeypatch, sizes=(1000, 4000), **axes)
+    made = plan.read(tmp_path / "study")
+    found, _ = results.read(tmp_path / "study", made)
+    lots = random.Random(0)
+    some = [lots.sample(range(len(found)), lots.randint(1, len(found) - 1)) for _ in range(60)]
+    for there in [range(n) for n in range(len(found))] + some:
+        done = [found[i] for i in sorted(there)]
+        missing = {r.run.id: results.NOT_RUN for r in found if r not in done}
+        numbers = analysis.analyse(analysis.Study(made, done, missing))
+        json.dumps(numbers, allow_nan=False)
+        assert page.table(numbers) and f"{len(done)}" in page.html(made, numbers, {}, "study")
 
 
 def test_a_run_without_a_number_is_missing_and_the_page_stands(tmp_path, monkeypatch):

@@ -47,7 +47,8 @@ def done(tmp_path_factory):
     while process.poll() is None and not any("step" in p.read_text() for p in (folder / "runs").glob("*s1.log")):
         time.sleep(0.2)
     process.terminate()  # as a scheduler does; what is under way saves, and none has failed
-    assert process.wait(120) == 130 and "interrupted; the same command continues" in text(folder)
+    code = process.wait(120)
+    assert code == 130 and "interrupted; the same command continues" in text(folder), f"{code}: {text(folder)}"
     assert not any("failed" in json.loads(p.read_text()) for p in results.glob("*.json"))
     process = start(folder, "--jobs=2")
     assert process.wait(500) == 0, text(folder)
