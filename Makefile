@@ -12,6 +12,7 @@ WORKDIRS ?= $(WORKDIR)
 OUT    ?= runs/tables
 TOPOLOGY ?= v5litepod-256
 SELECT ?=
+ROWS   ?=
 ARGS   ?=
 JOBS   ?= 2
 STAMP   = $(VENV)/.installed-$(subst $(eval ) ,,$(subst $(comma),-,$(EXTRAS)))
@@ -84,8 +85,8 @@ bench-probe: $(STAMP)  ## seconds of a linear probe on 50,000 x 768 features and
 preflight: $(STAMP)  ## would CONFIG fit TOPOLOGY=v5litepod-256, how fast, at what cost? Needs no TPU (EXTRAS=test,tpu-compile)
 	$(PY) -m maeclip_jax.preflight --config='$(CONFIG)' --topology='$(TOPOLOGY)' $(ARGS)
 
-preflight-all: $(STAMP)  ## table of the shipped experiments on their slices, minutes a row (SELECT=regex: some of them)
-	$(PY) -m maeclip_jax.preflight --all --select='$(SELECT)' $(ARGS)
+preflight-all: $(STAMP)  ## table of the shipped experiments on their slices, minutes a row (SELECT=regex: some; ROWS=folder: keeps them)
+	$(PY) -m maeclip_jax.preflight --all --select='$(SELECT)' --rows='$(ROWS)' $(ARGS)
 
 bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillow (and tf.data if installed): IMAGES=folder
 	$(PY) -m maeclip_jax.bench input --images '$(IMAGES)'

@@ -123,7 +123,7 @@ def peak_per_device(dtype: str) -> tuple[float | None, str]:
     if found:
         return found, f"{kind} data sheet, bf16"
     if device.platform != "cpu":
-        return None, f"no data sheet of {kind} is known here, so there is no MFU"
+        return None, f"no data sheet of {kind} is known here, so the MFU is not known"
     rate, low, cores = _measured(jnp.dtype(dtype))
     return rate / len(jax.local_devices()), (
         f"{kind}: measured here, best of {dtype} matmuls of {' and '.join(map(str, SIZES))} a side, "

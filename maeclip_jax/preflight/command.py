@@ -4,7 +4,7 @@
         [--config.x=y ...] [--num_slices=2] [--program=train|evaluate|embed|contrast] [--compare=OTHER_CONFIG]
         [--price=1.2] [--epoch_examples=11300000] [--record_bytes=10000] [--data_files=512] [--workdir=gs://...]
         [--json | --json=FILE] [--text=FILE]
-    python -m maeclip_jax.preflight --all [--select=REGEX] [--price=1.2] [--json | --json=FILE]
+    python -m maeclip_jax.preflight --all [--select=REGEX] [--rows=FOLDER] [--price=1.2] [--json | --json=FILE]
     python -m maeclip_jax.preflight --sweep --config=... [--slices=v5e-64,v6e-64] [--batches=...] [--computes=...]
         [--meshes=...] [--hours=24] [--dollars=1000] [--json=FILE]
     python -m maeclip_jax.preflight --calibrate=WORKDIR [--topology=... [--num_slices=2]] [--calibrations=FILE]
@@ -12,7 +12,8 @@
 --topology is a slice as people name it (v4-128 counts cores, v5litepod-256 chips) or as libtpu does (v4:4x4x4).
 --compare pre-flights a second config on the same slice, with the same overrides. --text leaves the compiled program's
 text in FILE, that of the second in FILE.2. --all prints the table of the shipped experiments, those whose name and
-slice match --select. --price is that of a chip-hour; without it the list price of the chip, if one is known. No data
+slice match --select; --rows keeps each row as soon as it is known, so that the same command goes on after an
+interruption. --price is that of a chip-hour; without it the list price of the chip, if one is known. No data
 is read: the length of an epoch is --epoch_examples, or known by the set's name, or taken as 1,000,000. Ends with 1 if
 something does not fit.
 
@@ -29,36 +30,26 @@ config.data.source.dir=gs://...) of --record_bytes a record in --data_files file
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from maeclip_jax import cli
 from maeclip_jax import config as configs
-from maeclip_jax.errors import UserError, unknown
+from maeclip_jax.errors import UserError
 from maeclip_jax.errors.storage import writing
 from maeclip_jax.parallel import machine
 from maeclip_jax.parallel.chips import PRICED, PRICES
-from maeclip_jax.preflight import bands, calibration, storage, sweep, table, topology
+from maeclip_jax.preflight import bands, calibration, shipped, storage, sweep, table, topology
 
 # Examples of an epoch, by data set: CC12M as downloaded (paper), DataComp-1B.
 EPOCHS = {"cc12m": 11_300_000, "datacomp_1b": 1_400_000_000}
 ASSUMED = 1_000_000
 NOT_WITH_ALL = ("source", "topology", "num_slices", "compare", "text", "calibrate", "sweep")
-# What --all pre-flights: experiments with the slices they are meant for. B/16 is the same program at both scales.
-SHIPPED = (
-    *(
-        (f"experiments/{experiment}.py:scale={scale},size={size}", where, 1)
-        for scale, size in (("low", "B/16"), ("high", "L/16"), ("high", "H/14"))
-        for experiment in ("clip", "mae_clip", "m3ae", "mae")
-        for where in ("v4-128", "v5litepod-256", "v5p-256", "v6e-256", "tpu7x-128")
-    ),
-    ("experiments/mae_clip.py:scale=low,size=B/16", "v5litepod-256", 2),
-    *((f"experiments/{experiment}.py:scale=low,size=B/16", "v5litepod-256", 1) for experiment in ("silc", "tips")),
-)
 
 
 def epoch_of(config, asked: int) -> tuple[int, str]:
@@ -104,6 +95,7 @@ def parser() -> cli.ExperimentParser:
     add("--text", default="", metavar="FILE", help="leave the compiled program's text in FILE")
     add("--all", action="store_true", help="the table of the shipped experiments")
     add("--select", default="", metavar="REGEX", help="of --all, those whose name and slice match")
+    add("--rows", default="", metavar="FOLDER", help="of --all: keep each row there, and go on from those that are")
     add("--calibrate", default="", metavar="WORKDIR", help="put a run's steps beside its estimate")
     add("--calibrations", default=bands.FILE, metavar="FILE", help="the ratios that were found (%(default)s)")
     sweep.add_flags(made, at_least)
@@ -121,8 +113,9 @@ def check(args: argparse.Namespace) -> None:
         valid = ", ".join(f"--{n}" for n in flags if n not in (*NOT_WITH_ALL, *sweep.FLAGS, "all"))
         name = wrong[0].replace("source", "config")
         raise UserError(f"--{name} does not go with --all, the shipped experiments on their slices; valid: {valid}")
-    if args.select and not args.all:
-        raise UserError("--select goes with --all only")
+    for name in ("select", "rows"):
+        if getattr(args, name) and not args.all:
+            raise UserError(f"--{name} goes with --all only")
     sweep.check(args, made)
     if args.price is not None and args.program != "train":
         raise UserError(f"--price is that of a whole run; valid with it: --program=train, not {args.program}")
@@ -190,32 +183,20 @@ def run(argv: Sequence[str]) -> int:
 
 def every(args: argparse.Namespace) -> int:
     """The table of the shipped experiments, printed as they are done; whether one does not fit or cannot be built."""
-    named = {
-        f"{config} on {count} x {slice_name}": (config, slice_name, count) for config, slice_name, count in SHIPPED
-    }
-    try:
-        chosen = [name for name in named if any(re.search(args.select, n) for n in (name, short(name)))]
-    except re.error as e:
-        raise UserError(f"--select={args.select!r} is not a regular expression: {e}") from None
-    if not chosen:
-        raise unknown("--select", args.select, named)
-    found, cells, bad = [], [table.HEADER], 0
-    for i, name in enumerate(chosen, 1):
-        config, slice_name, count = named[name]
-        try:
-            figures = with_cost(preflight(config, args, topology.parse(slice_name, count)), args.price)
-            cells.append(table.line(short(config), figures))
-        except UserError as e:
-            figures = {"fits": False, "error": " ".join(str(e).split())}
-            cells.append((short(config), slice_name, *("-",) * (len(table.HEADER) - 3), figures["error"]))
-        bad += not figures["fits"]
-        found.append({"config": config} | figures)
-        print(f"{i}/{len(chosen)} {name}: {cells[-1][-1]}", file=sys.stderr, flush=True)
-        write(args.json if args.json != "yes" else "", found)
-    prices = sorted({figures["price"] for figures in found if "price" in figures})
-    dollars = f" Dollars: at {'; '.join(prices)}." if prices else ""
-    print(json.dumps(found) if args.json == "yes" else f"{table.markdown(cells)}\n\n{table.NOTE}{dollars}")
-    return int(bad > 0)
+    asked = [args.program, args.epoch_examples, args.record_bytes, args.data_files, args.workdir]
+    known = Path(args.calibrations)
+
+    def key(source: str) -> str:
+        made_by = topology.compiler() if topology.installed() else "", importlib.metadata.version("maeclip_jax")
+        config = configs.load(source, args.settings, args.suite)
+        return shipped.made_of(config, *asked, *made_by, known.exists() and known.read_text())
+
+    rows = shipped.every(
+        args.select, args.rows, key, lambda source, where: preflight(source, args, where),
+        lambda found: with_cost(found, args.price), lambda found: write("" if args.json == "yes" else args.json, found),
+    )  # fmt: skip
+    print(json.dumps([found for _, found in rows]) if args.json == "yes" else shipped.text(rows))
+    return int(any(not found["fits"] for _, found in rows))
 
 
 def calibrated(args: argparse.Namespace) -> int:
@@ -242,11 +223,6 @@ def swept(source: str, args: argparse.Namespace) -> int:
     if args.json != "yes":
         print(sweep.text(found, args))
     return int(not all(sweep.within(found, args)))
-
-
-def short(name: str) -> str:
-    """An experiment as the table prints it: clip:scale=low."""
-    return re.sub(r"^experiments/|\.py", "", name)
 
 
 def write(to: str, what) -> None:

@@ -139,7 +139,7 @@ def text(found: Sequence[Mapping], args: argparse.Namespace) -> str:
     for (what, figures), of in zip(known.items(), (within(found, args)[0], fit)):
         if figures is None and any("cost high" not in f for f in of):
             lines.append(
-                f"{what}: not known; there is no price of {unpriced}, --price=DOLLARS sets that of a chip-hour"
+                f"{what}: not known, as the price of {unpriced} is not; --price=DOLLARS sets that of a chip-hour"
             )
             continue
         if figures is None:

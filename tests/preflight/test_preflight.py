@@ -12,7 +12,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import clip
-from maeclip_jax.errors import UserError
 from maeclip_jax.parallel import sharding
 from maeclip_jax.preflight import command, compilation, estimate, hlo, kernels, remedy, table, topology
 from tests import runs
@@ -324,39 +323,6 @@ def test_the_formula_is_that_of_the_program(monkeypatch, capsys):
     assert "MFU = forward matmul FLOPs" in text and "remat" not in text.split("MFU = ")[1].split("/")[0]
 
 
-def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys):
-    for select in ("/clip.py.*low.*v4-128", "^clip:scale=low.*v4-128"):  # as they are called, as they are printed
-        code, text = run(monkeypatch, capsys, FOUND, "--all", f"--select={select}")
-        assert code == 0 and "| clip:scale=low,size=B/16 | v5e:2x2 (4 chips) | 4 |" in text
-        assert "| 1.0 | 84 to 101 | 1.7 to 2.0 | 8 | 8 to 10 | fits |" in text
-        assert "Dollars: at 1.2 a chip-hour, on demand" in text
-    priced = ("--all", f"--select={select}", "--price=2")
-    assert "| 1.7 to 2.0 | 8 | 14 to 16 | fits |" in run(monkeypatch, capsys, FOUND, *priced)[1]
-    assert json.loads(run(monkeypatch, capsys, FOUND, *priced, "--json")[1])[0]["cost"] == 16
-    code, text = run(monkeypatch, capsys, FOUND | {"program": "embed"}, "--all", "--program=embed")
-    assert "| - | - | - | fits |" in text  # no run, no hours
-
-    def fails(*_):
-        raise UserError("nothing fits")
-
-    monkeypatch.setattr(command, "preflight", fails)
-    assert command.main(["--all", "--select=/clip.py.*low.*v4-128"]) == 1
-    assert "nothing fits |" in capsys.readouterr().out
-
-
-@needs_libtpu
-def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
-    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("clip", "mae_clip", "m3ae", "mae"))
-    monkeypatch.setattr(command, "SHIPPED", small)
-    monkeypatch.setattr(command.machine, "configure_jax", lambda *_: None)  # the tests' own settings stay
-    code = command.main(["--all", f"--json={tmp_path / 'table.json'}"])
-    text = capsys.readouterr().out
-    found = json.loads((tmp_path / "table.json").read_text())
-    assert code == 0 and [row["fits"] for row in found] == [True] * 4
-    assert all(row["step seconds"] > 0 and row["model FLOPs"] > 0 for row in found)
-    assert text.count("| fits |") == 4 and "Compiler-estimated" in text
-
-
 def test_epochs_need_no_data():
     config = clip.get_config("scale=low")
     assert command.epoch_of(config, 0) == (11_300_000, "known of cc12m")
@@ -397,6 +363,8 @@ HERE = (f"--config={CONFIG}", "--topology=v5e-4")
         ([*HERE, "--json=/no/such/folder/x.json"], "--json=/no/such/folder/x.json cannot be written"),
         ([*HERE, "--text=/"], "--text=/ cannot be written"),
         (["--all=no"], "argument --all: ignored explicit argument 'no'"),
+        ([*HERE, "--rows=x"], "--rows goes with --all only"),
+        (["--all", f"--rows={__file__}"], "is not a folder; valid: one in which rows are kept"),
         (["--all", "--select=nothing"], "unknown --select 'nothing'"),
         (["--all", "--select=*"], "--select='*' is not a regular expression: nothing to repeat"),
         *(

@@ -138,9 +138,14 @@ def test_with_other_batches_a_run_sees_as_many_examples(total, steps, monkeypatc
 @pytest.mark.parametrize(
     "slices, flags, code, said",
     [
-        ("tpu7x-8", ["--hours=24"], 0, "cheapest that finishes within 24 hours: not known; there is no price of tpu7x"),
+        (
+            "tpu7x-8",
+            ["--hours=24"],
+            0,
+            "cheapest that finishes within 24 hours: not known, as the price of tpu7x is not",
+        ),
         ("tpu7x-8", ["--hours=1"], 1, "cheapest that finishes within 1 hours: none of those that were tried"),
-        ("tpu7x-8", ["--dollars=9"], 1, "fastest within 9 dollars: not known; there is no price of tpu7x"),
+        ("tpu7x-8", ["--dollars=9"], 1, "fastest within 9 dollars: not known, as the price of tpu7x is not"),
         (
             "tpu7x-8",
             ["--dollars=9", "--price=0"],

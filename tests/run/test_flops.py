@@ -130,7 +130,7 @@ def test_the_peak_is_the_data_sheet_s_or_measured(monkeypatch):
 def test_what_processors_do_says_nothing_of_another_device(kind, platform, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(device_kind=kind, platform=platform)])
     peak, source = peak_per_device("bfloat16")
-    assert peak is None and source == f"no data sheet of {kind} is known here, so there is no MFU"
+    assert peak is None and source == f"no data sheet of {kind} is known here, so the MFU is not known"
     assert chips.peak_text(peak, source) == f"unknown, {source}"
 
 
