@@ -8,10 +8,11 @@ Compilers for TPUs and GPUs make the same of both.
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+
+from maeclip_jax.nn.broadcast import broadcast
 
 
 @jax.custom_vjp
@@ -39,13 +40,21 @@ def _backward(saved, d_out):
 product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _dot_general(x, kernel, dimensions, precision=None):
-    """What flax's Dense calls; it contracts the last axis of `x` with the first of `kernel`."""
-    if dimensions != (((x.ndim - 1,), (0,)), ((), ())) or precision is not None:
-        raise ValueError(
-            f"a Dense asks for the product {dimensions} with precision {precision}, which is not x @ kernel"
-        )
-    return product(x, kernel)
+class Dense(nn.Module):
+    """[..., D] -> [..., features] in `dtype` (None: that of the input and the parameters, promoted).
 
+    Parameters are named, drawn and kept in float32 as those of flax's Dense.
+    """
 
-Dense = functools.partial(nn.Dense, dot_general=_dot_general)
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = product(x, kernel)
+        return y if bias is None else y + broadcast(bias, y.shape)

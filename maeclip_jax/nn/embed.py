@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import Dense
-from maeclip_jax.nn.transformer import gathered
+from maeclip_jax.nn.transformer import gathered, sum_of_rows
 
 POSITIONS = ("sincos", "learned", "none")
 
@@ -66,6 +67,27 @@ def _on_grid(table_NxD: jax.Array, grid: tuple[int, int], count: int) -> jax.Arr
     return jax.image.resize(table, (side, side, table.shape[-1]), "linear", antialias=False).reshape(1, count, -1)
 
 
+@jax.custom_vjp
+def lookup(table_VxD: jax.Array, ids_BxK: jax.Array) -> jax.Array:
+    """Rows [B, K, D] of a table. The gradient is summed in float32 and rounded to the table's dtype once.
+
+    In bfloat16 the gradient of padding, or of a frequent word, would stop growing after a few hundred.
+    """
+    return jnp.take(gathered(table_VxD), ids_BxK, axis=0)
+
+
+def _lookup_back(saved, d_BxKxD):
+    ids_BxK, like_Vx0 = saved
+
+    def added(ids, d):
+        return jnp.zeros((like_Vx0.shape[0], d.shape[-1]), jnp.promote_types(d.dtype, jnp.float32)).at[ids].add(d)
+
+    return sum_of_rows(added, ids_BxK, d_BxKxD).astype(like_Vx0.dtype), None
+
+
+lookup.defvjp(lambda table, ids: (lookup(table, ids), (ids, table[:, :0])), _lookup_back)
+
+
 class PatchEmbed(nn.Module):
     """Patches [B, K, P] at grid places `ids_BxK` (None: all, in order) -> tokens [B, K, width].
 
@@ -91,13 +113,14 @@ class PatchEmbed(nn.Module):
         dense = Dense(self.width, use_bias=self.bias, kernel_init=init, dtype=self.dtype, name="patch")
         x_BxKxD = dense(patches_BxKxP)
         if hidden is not None:
-            x_BxKxD = jnp.where(hidden[0][..., None], hidden[1].astype(x_BxKxD.dtype), x_BxKxD)
+            token = broadcast(hidden[1].astype(x_BxKxD.dtype), x_BxKxD.shape)
+            x_BxKxD = jnp.where(hidden[0][..., None], token, x_BxKxD)
         table = positions(self, self.position, sincos_2d(*self.grid, self.width))
         if table is None:
             return x_BxKxD
         count = patches_BxKxP.shape[1]
         at = _on_grid(table, self.grid, count) if ids_BxK is None else _at(table, ids_BxK)
-        return x_BxKxD + at.astype(x_BxKxD.dtype)
+        return x_BxKxD + broadcast(at.astype(x_BxKxD.dtype), x_BxKxD.shape)
 
 
 class TextEmbed(nn.Module):
@@ -119,9 +142,9 @@ class TextEmbed(nn.Module):
             raise ValueError(f"text of {text_BxK.shape[1]} tokens, but the text tower has {self.length} positions")
         init = nn.initializers.normal(self.std)
         token = nn.Embed(self.vocab, self.width, embedding_init=init, name="token")
-        x_BxKxD = jnp.take(gathered(token.embedding.astype(self.dtype)), text_BxK, axis=0)
+        x_BxKxD = lookup(token.embedding.astype(self.dtype), text_BxK)
         table = positions(self, self.position, sincos_1d(self.length, self.width))
         if table is None:
             return x_BxKxD
         table = table[: text_BxK.shape[1]] if ids_BxK is None else table
-        return x_BxKxD + _at(table, ids_BxK).astype(x_BxKxD.dtype)
+        return x_BxKxD + broadcast(_at(table, ids_BxK).astype(x_BxKxD.dtype), x_BxKxD.shape)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.broadcast import broadcast
+
 SHARE = ("sample", "batch")
 
 
@@ -88,5 +90,5 @@ def restore(kept_BxKxD: jax.Array, fill_D: jax.Array, restore_BxN: jax.Array) ->
     """Puts kept tokens back where they came from and `fill_D` everywhere else -> [B, N, D]."""
     batch, kept, width = kept_BxKxD.shape
     missing = restore_BxN.shape[1] - kept
-    fill_BxMxD = jnp.broadcast_to(fill_D.astype(kept_BxKxD.dtype), (batch, missing, width))
+    fill_BxMxD = broadcast(fill_D.astype(kept_BxKxD.dtype), (batch, missing, width))
     return take(jnp.concatenate([kept_BxKxD, fill_BxMxD], axis=1), restore_BxN)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.embed import PatchEmbed, TextEmbed, sincos_1d, sincos_2d
 from maeclip_jax.nn.mask import Kept, hidden_ids, restore, take
@@ -80,7 +81,7 @@ class Encoder(nn.Module):
             cls_D = self.param("cls", _normal(), (self.width,))
             if self.cls_position:
                 cls_D = cls_D + self.param("cls_position", _normal(), (self.width,))  # += would write into NumPy's
-            parts.append(jnp.broadcast_to(cls_D.astype(dtype), (batch, 1, self.width)))
+            parts.append(broadcast(cls_D.astype(dtype), (batch, 1, self.width)))
             pads.append(jnp.zeros((batch, 1), bool))
         for stream in (s for s in STREAMS if s in inputs):
             ids_BxK = kept[stream].keep_BxK if stream in kept else None
@@ -88,7 +89,8 @@ class Encoder(nn.Module):
             instead = (hidden,) if hidden is not None and stream == "image" else ()
             x_BxKxD = self._embed(stream, dtype)(value, ids_BxK, *instead)
             if both:
-                x_BxKxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
+                modality = self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
+                x_BxKxD += broadcast(modality, x_BxKxD.shape)
             parts.append(x_BxKxD)
             pads.append(value == 0 if self._has_padding(stream) else jnp.zeros(value.shape[:2], bool))
             sizes[stream] = value.shape[1]
@@ -183,7 +185,8 @@ class Decoder(nn.Module):
                 x_BxNxD = restore(x_BxNxD, fill_D, kept[stream].restore_BxN)
             x_BxNxD += jnp.asarray(self._positions(stream))[None, : x_BxNxD.shape[1]].astype(dtype)
             if len(streams) > 1:
-                x_BxNxD += self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
+                modality = self.param(f"modality_{stream}", _normal(), (1, 1, self.width)).astype(dtype)
+                x_BxNxD += broadcast(modality, x_BxNxD.shape)
             parts.append(x_BxNxD)
             pads.append(pad_BxT if stream == "text" else jnp.zeros(x_BxNxD.shape[:2], bool))
             sizes[stream] = x_BxNxD.shape[1]

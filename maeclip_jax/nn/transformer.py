@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from maeclip_jax.nn import attention as fused_attention
 from maeclip_jax.nn import mlp as fused_mlp
+from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import product
 
 ACTIVATIONS = {
@@ -83,6 +84,31 @@ def over_rows(a_BxC: jax.Array, b_BxD: jax.Array) -> jax.Array:
     return jax.shard_map(
         device, mesh=mesh, in_specs=(rows, rows), out_specs=rows, axis_names=set(axes), check_vma=False
     )(a_BxC, b_BxD)
+
+
+def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
+    """function(*rows), a sum [C, D] over the rows of a batch, as the sum of what it is on each device.
+
+    Over `fsdp` each device keeps its own columns (a reduce-scatter), as it has them of the table that the sum is the
+    gradient of. The compiler would sum all of it on each.
+    """
+    devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
+    if devices == 1 or rows[0].shape[0] % devices:
+        return function(*rows)
+    split = "fsdp" if "fsdp" in axes and rows[-1].shape[-1] % free_axes()["fsdp"] == 0 else None
+
+    def device(*own):
+        total = function(*own)
+        if split:
+            total = jax.lax.psum_scatter(total, split, scatter_dimension=1, tiled=True)
+        rest = tuple(a for a in axes if a != split)
+        return jax.lax.psum(total, rest) if rest else total
+
+    mesh, own = jax.sharding.get_abstract_mesh(), jax.P(axes)
+    return jax.shard_map(
+        device, mesh=mesh, in_specs=(own,) * len(rows), out_specs=jax.P(None, split), axis_names=set(axes),
+        check_vma=False,
+    )(*rows)  # fmt: skip
 
 
 def gathered(table: jax.Array) -> jax.Array:
@@ -165,7 +191,8 @@ class Attention(nn.Module):
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
         kernel = whole(kernel, None, "tensor")
         if isinstance(how, str):
-            qkv = (product(x, kernel) + bias[None, None]).reshape(b, n, self.heads, 3, d // self.heads)
+            qkv = product(x, kernel)
+            qkv = (qkv + broadcast(bias, qkv.shape)).reshape(b, n, self.heads, 3, d // self.heads)
             mask = attention_mask(n, pad_BxN, self.causal)
             y = jax.nn.dot_product_attention(*(qkv[..., i, :] for i in range(3)), mask=mask, implementation=how)
         else:
@@ -174,7 +201,7 @@ class Attention(nn.Module):
                 product(x, kernel), bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how
             )
         kernel, bias = (a.astype(self.dtype) for a in Affine(d, name="out")(d))
-        return product(y.reshape(b, n, d), whole(kernel, "tensor", None)) + bias[None, None]
+        return product(y.reshape(b, n, d), whole(kernel, "tensor", None)) + broadcast(bias, (b, n, d))
 
 
 class Mlp(nn.Module):
@@ -194,7 +221,8 @@ class Mlp(nn.Module):
         up, down = whole(up, None, "tensor"), whole(down, "tensor", None)
         if how is not None and (how or self._worthwhile(x)):
             return fused_mlp.fused(x, up, up_bias, down, down_bias, act=act, name=self.activation, interpret=how)
-        return product(act(product(x, up) + up_bias[None, None]), down) + down_bias[None, None]
+        hidden = product(x, up)
+        return product(act(hidden + broadcast(up_bias, hidden.shape)), down) + broadcast(down_bias, x.shape)
 
     def _worthwhile(self, x_BxNxD: jax.Array) -> bool:
         batch, hidden = fused_mlp.here(x_BxNxD.shape[0], self.hidden)

@@ -98,17 +98,16 @@ def contrastive_softmax(
         same_BxC = _equal(of_rows, of_columns, own_BxC)
         right_BxC = same_BxC if spread else own_BxC
         sums = jax.nn.logsumexp(logits_BxC, axis=1), jax.nn.logsumexp(logits_BxC, axis=0)
-        targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1) if spread else None
+        # Out of the same logits: one that is rounded otherwise would leave 1 - p of a fitted pair to that difference.
+        targets_B = jnp.sum(jnp.where(right_BxC, logits_BxC, 0), axis=1)
         return sums, targets_B, jnp.sum(same_BxC, axis=1), own_and_best_other(logits_BxC, own_BxC, right_BxC)
 
     (rows_PxB, columns_PxC), targets_PxB, counts_PxB, compared = over_columns(
         part, text_BxD, parts, (text_BxD.astype(exchange.dtype), prints), exchange
     )
-    counts_B = jnp.sum(counts_PxB, axis=0)
+    counts_B, positive_B = jnp.sum(counts_PxB, axis=0), jnp.sum(targets_PxB, axis=0)
     if spread:  # the mean over texts of their pictures is this one again: all of a group have the same count
-        positive_B = jnp.sum(targets_PxB, axis=0) / counts_B
-    else:
-        positive_B = scale * jnp.sum(image_BxD * text_BxD, axis=-1)
+        positive_B = positive_B / counts_B
     i2t_B = jax.nn.logsumexp(rows_PxB, axis=0) - positive_B
     t2i_B = _in_order(columns_PxC) - positive_B
     loss = (jnp.mean(i2t_B) + jnp.mean(t2i_B)) / 2

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import Dense
 from maeclip_jax.nn.pool import Tokens, pooled
 from maeclip_jax.nn.pool import features as pool_features
@@ -57,7 +58,8 @@ class Fusion(nn.Module):
                 self.width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=f"project_{stream}"
             )
             modality = self.param(f"modality_{stream}", nn.initializers.normal(0.02), (1, 1, self.width))
-            parts.append(dense(t.x) + modality.astype(dtype))
+            x = dense(t.x)
+            parts.append(x + broadcast(modality.astype(dtype), x.shape))
             pads.append(jnp.zeros(t.x.shape[:2], bool) if t.pad is None else t.pad)
         trunk = Trunk(self.depth, self.heads, activation=self.activation, dtype=dtype, **compute, name="trunk")
         x = layer_norm("norm")(trunk(jnp.concatenate(parts, axis=1), jnp.concatenate(pads, axis=1)))

@@ -323,3 +323,27 @@ def test_fingerprints_are_equal_exactly_where_captions_are():
     same = (captions[:, None] == captions[None]).all(-1)
     assert same.sum() > 600 and ((prints[:, None] == prints[None]).all(-1) == same).all()
     assert all(len(np.unique(prints[:, k])) == len(np.unique(captions, axis=0)) for k in range(3))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("scale, noise", [(30.0, 2.5), (60.0, 3.0)])
+def test_the_gradient_of_fitted_pairs_in_bfloat16_is_that_of_float32(scale, noise, parts):
+    """Where a pair is nearly right, 1 - p is what its two roundings differ by, unless both logits are rounded alike."""
+    lots = np.random.default_rng(0)
+
+    def unit(x):
+        return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+    text = unit(lots.normal(size=(256, 512)))
+    image = unit(text + noise * unit(lots.normal(size=(256, 512))))
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        exchange = losses.Exchange(dtype=dtype)
+        loss, slopes = jax.value_and_grad(
+            lambda i, t, e=exchange: losses.contrastive_softmax(i, t, jnp.log(scale), parts, exchange=e)[0], (0, 1)
+        )(image, text)
+        # What the normalisation before it lets through.
+        found[dtype] = [g - (g * x).sum(-1, keepdims=True) * x for g, x in zip(slopes, (image, text))]
+        assert loss >= 0
+    for ours, exact in zip(found[jnp.bfloat16], found[jnp.float32]):
+        assert np.linalg.norm(ours - exact) < 0.02 * np.linalg.norm(exact)
