@@ -12,7 +12,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.prepare.formats import batches, columnar, names, pictures, remote
 from maeclip_jax.prepare.formats.listing import Listing
 from maeclip_jax.prepare.formats.raw import Raw, lost_records
-from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_field, unit_goal, unit_split
 
 NAME = "arrow"
 SAID = "folders of datasets' save_to_disk"
@@ -44,10 +44,9 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                     if not lengths and not any(counted):
                         reading = _reading(reading, schema, batch, wanted, path)
                     lengths.append(batch.num_rows)
-                    if reading.split_column:
-                        column = batch.column(reading.split_column).unique().to_pylist()
-                        told = unit_split(path, wanted)
-                        splits.update(split_of({reading.split_column: v}, reading, told) for v in column)
+                    told, field = unit_split(path, wanted), split_field(reading)
+                    named = field and field in schema.names
+                    splits |= columnar.splits(batch.column(field), reading, told) if named else {told or reading.split}
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             damage[path] = str(error)
         counted.append(lengths)
@@ -57,7 +56,6 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
     goal = unit_goal(sum(map(sum, counted)), unit_records)
     for path, lengths in zip(paths, counted):
         size, split = look.files[path], unit_split(path, wanted)
-        splits.update(() if reading.split_column else (split or reading.split,))
         first = row = held = 0
         for number, count in enumerate(lengths):
             held += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +10,7 @@ from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare.formats import captions, img2dataset, pictures, table_rows
 from maeclip_jax.prepare.formats.raw import Raw, key_prefix, printable
-from maeclip_jax.prepare.formats.units import Reading, Unit, split_of
+from maeclip_jax.prepare.formats.units import Reading, Unit, split_field, split_of
 
 FACTS = ("key", "__key__", "exif", "status", "error_message", "url")
 
@@ -46,8 +47,17 @@ def columns(wanted: Mapping, names: list[str], encoded: list[str], paths: list[s
 def needed(reading: Reading, names: Iterable[str]) -> list[str]:
     """The columns of a file that are read."""
     caption = reading.caption_column.partition(".")[0].removesuffix("[]")
-    wanted = {reading.image_column, reading.caption_column, caption, reading.split_column, *FACTS}
+    wanted = {reading.image_column, reading.caption_column, caption, split_field(reading), *FACTS}
     return [name for name in names if name in wanted]
+
+
+def splits(column, reading: Reading, told: str) -> set[str]:
+    """The splits that the values of a split column tell, in a file whose names tell the split `told`."""
+    import pyarrow as pa
+
+    with contextlib.suppress(pa.ArrowNotImplementedError):  # of lists
+        column = column.unique()
+    return {split_of({split_field(reading): value}, reading, told) for value in column.to_pylist()}
 
 
 def raw(row: dict, number: int, reading: Reading, unit: Unit) -> tuple[Raw, str]:
