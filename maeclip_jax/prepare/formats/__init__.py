@@ -13,10 +13,11 @@ A format is a module with
 `wanted` holds the columns that were asked for by role (image, caption, split; "" where none was). A layout more is one
 file more, and its line in `FORMATS`.
 
-What layouts share is here, too. `listing` lists a source, `names` knows what names of files tell, and `remote` opens
-files in buckets. `table_rows`, `json_arrays`, `batches`, `tarball`, `members` and `columnar` take rows and samples out
-of files. `img2dataset` knows what that tool writes beside its shards, `captions` which field holds captions, `pictures`
-how to fetch pictures that rows only name. `units` has a source divided, `raw` a record as it is read.
+What layouts share is here, too. `listing` lists a source by `folders`, `names` knows what names of files tell, and
+`remote` opens those in buckets. `table_rows`, `json_arrays`, `batches`, `tarball`, `members` and `columnar` take rows
+and samples out of files. `img2dataset` knows what that tool writes beside its shards, `captions` which field holds
+captions, `pictures` how to fetch pictures that rows only name. `units` has a source divided, `raw` a record as it is
+read.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 
 from etils import epath
 
-from maeclip_jax.prepare.formats import names, remote
+from maeclip_jax.prepare.formats import folders, names, remote
 
 
 @dataclasses.dataclass
@@ -41,16 +42,16 @@ def look(path: epath.Path) -> Listing:
         return _look_at_bucket(path)
     if not path.is_dir():
         found = Listing(path.parent, True, {path.name: path.stat().length})
-        folder = [
-            e for e in os.scandir(path.parent) if e.is_file() and names.stem(e.name).startswith(names.stem(path.name))
-        ]
-        return _with_side_files(found, {e.name: e.stat().st_size for e in folder})
+        beside = [e for e in folders.files(path.parent) if names.stem(e.name).startswith(names.stem(path.name))]
+        return _with_side_files(found, {e.name: e.stat().st_size for e in beside})
     found = Listing(path, False)
-    for folder, subfolders, _ in os.walk(path):
-        subfolders[:] = sorted(s for s in subfolders if not names.is_hidden(s))
-        relative = os.path.relpath(folder, path)
-        with os.scandir(folder) as entries:
-            _add(found, "" if relative == "." else relative, [e for e in entries if e.is_file()])
+    odd = []
+    for folder, entries in folders.walk(path):
+        _add(found, folder, filter(folders.is_file, entries))
+        odd += [_join(folder, e.name) for e in entries if not folders.is_file(e) and not names.is_hidden(e.name)]
+    if odd:
+        some = ", ".join(odd[:4]) + (", ..." if len(odd) > 4 else "")
+        found.notes.append(f"Left out: {some}: links to what is not there, pipes or devices.")
     return found
 
 
@@ -64,7 +65,7 @@ def _with_side_files(found: Listing, sizes: dict[str, int]) -> Listing:
     return found
 
 
-def _add(found: Listing, folder: str, entries: list) -> None:
+def _add(found: Listing, folder: str, entries: Iterable[os.DirEntry]) -> None:
     pictures, texts = set(), []
     for entry in entries:
         if names.is_hidden(entry.name):
