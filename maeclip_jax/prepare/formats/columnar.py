@@ -65,13 +65,13 @@ def raw(row: dict, number: int, reading: Reading, unit: Unit) -> tuple[Raw, str]
     taken = (reading.image_column, reading.caption_column)
     key = next((row[n] for n in ("key", "__key__") if n not in taken and row.get(n) is not None), None)
     key = f"{key_prefix(unit.path)}{key}" if key is not None else f"{unit.path}:row {number + 1}"
-    if img2dataset.failed(row):
-        return img2dataset.failure(key, row, reading, unit), ""
-    found = Raw(printable(key), unit.path, split_of(row, reading, unit.split))
     image = row.get(reading.image_column)
     path = image if isinstance(image, str) else ""
     if isinstance(image, dict):
         path, image = image.get("path") or "", image.get("bytes")
+    if img2dataset.failed(row, pictured=bool(image or path)):
+        return img2dataset.failure(key, row, reading, unit), ""
+    found = Raw(printable(key), unit.path, split_of(row, reading, unit.split))
     try:
         if not isinstance(image, bytes) and not path:
             raise BadRecord("missing_image", f"{reading.image_column} is {image!r:.60}")
