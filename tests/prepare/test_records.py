@@ -111,6 +111,30 @@ def test_rows_that_name_one_picture_are_one_record(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_row_without_a_caption_among_others_of_its_picture_is_named(place, tmp_path):
+    """As a row of Flickr30k's results.csv that lacks a bar."""
+    lines = ["image_name| comment_number| comment", "0.jpg| 0| alone"]
+    lines += [f"1.jpg| {i}| c{i}" if i != place else f"1.jpg| {i}   c{i}" for i in range(5)]
+    src = pair_sources.table(tmp_path / "src", [{}, {}], "unused.jsonl")
+    (src / "unused.jsonl").unlink()
+    (src / "results.csv").write_text("\n".join([*lines, "2.jpg| 0"]) + "\n")
+    alone, found, short, last = _read(src, caption_column="comment")
+    assert alone.texts == (" alone",) and found.texts == tuple(f" c{i}" for i in range(5) if i != place)
+    assert found.rows == 4 and found.key == "1.jpg" and not found.error
+    assert short.key == f"results.csv:row {place + 2}" and short.error.kind == "unreadable_row"
+    assert short.error.detail.startswith("not csv: 2 cells, and none for 'comment'")
+    assert last.error.kind == "no_caption"
+
+
+def test_rows_of_a_picture_without_a_caption_count_as_empty(tmp_path):
+    rows = [{"image": "0.jpg", "captions": value} for value in (["a", None], None, [], "b")]
+    rows += [{"image": "1.jpg", "captions": value} for value in (None, [])]
+    one, other = _read(pair_sources.table(tmp_path / "src", rows, pictures=2))
+    assert one.texts == ("a", "", "", "", "b") and one.rows == 4
+    assert _kinds([other]) == ["no_caption"]
+
+
 def test_bad_rows_of_a_table_are_named(tmp_path):
     rows = [{"image": "0.jpg", "captions": ["a", "b"]}, {"captions": ["x"]}, {"image": "no.jpg", "captions": ["x"]},
             {"image": "1.jpg", "captions": []}, {"image": "2.jpg", "captions": 3}, {"image": "3.jpg"},
@@ -157,7 +181,7 @@ def test_names_that_are_not_utf8(tmp_path):
 
 
 def test_captions_refuses_what_is_no_text():
-    assert captions.texts("a") == ("a",) and captions.texts(["a", ""]) == ("a", "")
-    for value in (None, [], 3, ["a", None], {"raw": "a"}):
+    assert captions.texts("a") == ("a",) and captions.texts(["a", ""]) == captions.texts(["a", None]) == ("a", "")
+    for value in (None, [], 3, ["a", 3], [None], [None, {"x": "a"}], {"raw": "a"}):
         with pytest.raises(BadRecord, match="no_caption"):
             captions.texts(value)

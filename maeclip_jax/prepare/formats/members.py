@@ -73,15 +73,16 @@ def _json(members: dict[str, bytes]) -> dict:
 
 
 def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Reading, unit: Unit) -> Raw:
-    """A record from members (extension -> bytes). Captions: the json's only where there is no text.
+    """A record from members (extension -> bytes). Captions: the json's only where there is no text but empty ones.
 
     `texts`: several texts of the sample, each a caption.
     """
     raw = Raw(printable(key), unit.path, unit.split or reading.split)
     if ".txt" in members:
         texts = [members[".txt"]]
+    told = any(text.strip() for text in texts)
     try:
-        row = _row(members, bool(texts), reading)
+        row = _row(members, told, reading)
         raw = dataclasses.replace(raw, split=split_of(row, reading, unit.split))
         image = next((members[e] for e in names.PICTURES if e in members), None)
         if image is None:
@@ -91,7 +92,7 @@ def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Rea
             caption = captions.pick(row, reading.caption_column)
             if caption is None and not captions.holds(row, reading.caption_column):
                 raise BadRecord("no_caption", absent(reading))
-        elif not texts:
+        elif not told and (not texts or captions.of_row(row) is not None):
             caption = captions.of_row(row)
         else:
             caption = [text.decode("utf-8", errors="surrogateescape") for text in texts]
