@@ -97,6 +97,31 @@ def test_folders_of_datasets_are_read(tmp_path):
     assert dump_sources.kinds(dump_sources.read(src)) == ["", "", "unreadable_shard", "", ""]
 
 
+def test_files_that_a_data_set_no_longer_names_are_left_out(tmp_path):
+    """`save_to_disk` over a data set of more shards, or of more splits, leaves the other files behind."""
+    src = dump_sources.hugging_face(tmp_path / "one", {"": 2})
+    old = dump_sources.hugging_face(tmp_path / "old", {"": 3})
+    for number in range(2):
+        shutil.copy(old / "data-00000-of-00001.arrow", src / f"data-0000{number}-of-00002.arrow")
+    assert [raw.texts for raw in dump_sources.read(src)] == [("c0",), ("c1",)]
+    notes = crawl.plan(str(src)).notes
+    assert notes[0] == "Hugging Face dataset: 1 arrow file."
+    assert "Left out: data-00000-of-00002.arrow, data-00001-of-00002.arrow." in notes
+    assert len(dump_sources.read(src / "data-00000-of-00002.arrow")) == 3
+    state = json.loads((src / "state.json").read_text())
+    names = [f"data-0000{number}-of-00002.arrow" for number in (1, 2)] + ["data-00000-of-00001.arrow"]
+    (src / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": name} for name in names]}))
+    plan = crawl.plan(str(src))
+    assert list(plan.files) == [names[0], names[2]]
+    assert "Not there, though state.json names them: data-00002-of-00002.arrow." in plan.notes
+    (src / "state.json").unlink()
+    assert len(dump_sources.read(src)) == 8
+    src = dump_sources.hugging_face(tmp_path / "two", {"train": 3, "test": 2})
+    (src / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    assert [raw.split for raw in dump_sources.read(src)] == ["train"] * 3
+    assert any(note.startswith("Left out: test/data-00000") for note in crawl.plan(str(src)).notes)
+
+
 def test_json_arrays_are_read(tmp_path):
     pair_sources.table(tmp_path / "llava", [{"a": 1}], "unused.jsonl", pictures=3)
     (tmp_path / "llava" / "unused.jsonl").unlink()
