@@ -122,6 +122,29 @@ def test_files_that_a_data_set_no_longer_names_are_left_out(tmp_path):
     assert any(note.startswith("Left out: test/data-00000") for note in crawl.plan(str(src)).notes)
 
 
+def test_loose_pictures_that_are_not_read_are_named(tmp_path):
+    def notes(path):
+        return [note for note in crawl.plan(str(path)).notes if note.startswith("Left out")]
+
+    for folder, count, text in (("a", 3, True), ("b/c", 2, False), ("", 1, False)):
+        (tmp_path / "src" / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (tmp_path / "src" / folder / f"{i}.jpg").write_bytes(pair_sources.picture(i))
+            if text:
+                (tmp_path / "src" / folder / f"{i}.txt").write_text("c")
+    src = tmp_path / "src"
+    assert notes(src) == ["Left out: 3 pictures without texts, in ., b/c."]
+    assert len(dump_sources.read(src)) == 3
+    table = src / "captions.csv"
+    table.write_text("image,caption\nb/c/0.jpg,c\n")
+    assert notes(src) == ["Left out: 3 pictures, as far as no row names them, and the texts beside them, in a."]
+    pair_sources.write_tar(src / "0.tar", pair_sources.pair("0", 0))
+    assert notes(src) == ["Left out: captions.csv.", "Left out: 6 loose pictures, in ., a, b/c."]
+    (src / "0.tar").unlink()
+    shutil.rmtree(src / "a")
+    assert notes(src) == []
+
+
 def test_json_arrays_are_read(tmp_path):
     pair_sources.table(tmp_path / "llava", [{"a": 1}], "unused.jsonl", pictures=3)
     (tmp_path / "llava" / "unused.jsonl").unlink()

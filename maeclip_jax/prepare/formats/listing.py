@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 from etils import epath
@@ -15,17 +16,23 @@ from maeclip_jax.prepare.formats import folders, names, remote
 class Listing:
     """`files`: path below `root` -> bytes, without loose pictures and their texts, and without hidden ones.
 
-    `single`: the source is one file. `pairs`: folders that hold a picture and a text of one stem. `pictures`: the
-    number of loose pictures. `notes` and `refusals` are for formats to say what they left out, and why.
+    `single`: the source is one file. `loose`: folder ("." for `root`) -> how many loose pictures lie in it; `pairs`:
+    those of them in which a picture and a text have one stem. `notes` and `refusals` are for formats to say what they
+    left out, and why.
     """
 
     root: epath.Path
     single: bool
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     pairs: list[str] = dataclasses.field(default_factory=list)
-    pictures: int = 0
+    loose: Counter[str] = dataclasses.field(default_factory=Counter)
     notes: list[str] = dataclasses.field(default_factory=list)
     refusals: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def pictures(self) -> int:
+        """How many loose pictures there are."""
+        return self.loose.total()
 
     def with_suffix(self, *suffixes: str) -> list[str]:
         """Sorted paths of the files with one of these suffixes."""
@@ -72,7 +79,7 @@ def _add(found: Listing, folder: str, entries: Iterable[os.DirEntry]) -> None:
             continue
         key, extension = names.key_and_extension(entry.name)
         if extension in names.PICTURES:
-            found.pictures += 1
+            found.loose[folder or "."] += 1
             pictures.add(key)
         elif extension in names.TEXTS:
             texts.append((key, entry))
@@ -109,7 +116,7 @@ def _look_at_bucket(path: epath.Path) -> Listing:
         if names.is_hidden(name):
             continue
         if names.key_and_extension(name)[1] in names.PICTURES:
-            found.pictures += 1
+            found.loose[name.rpartition("/")[0] or "."] += 1
         else:
             found.files[name] = size
     return found
