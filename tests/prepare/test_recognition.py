@@ -1,8 +1,11 @@
 """One look says what a source is, or what to do to make it one."""
 
+import contextlib
 import json
+import random
 import shutil
 import subprocess
+import zlib
 
 import dump_sources
 import pair_sources
@@ -185,6 +188,46 @@ def test_compressed_tars_at_any_depth(suffix, tmp_path):
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert dump_sources.kinds(dump_sources.read(tmp_path / "src"))[-1] == "unreadable_shard"
+
+
+def _decompressed(data: bytes, suffix: str) -> int:
+    """How many bytes come out of the beginning of a compressed file, for a reader that goes byte by byte."""
+    import pyarrow as pa
+
+    if suffix == ".tar.gz":
+        return len(zlib.decompressobj(31).decompress(data))
+    count = 0
+    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream, contextlib.suppress(OSError):
+        while stream.read(1):
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.zst"])
+def test_a_damaged_compressed_tar_is_read_up_to_its_damage(suffix, damage, tmp_path):
+    import pyarrow as pa
+
+    rng = random.Random(0)
+    members = [(f"{i:03d}.{e}", d) for i in range(300) for e, d in (("jpg", rng.randbytes(1500).hex().encode()),
+                                                                    ("txt", b"c"))]  # fmt: skip
+    data = pair_sources.write_tar(tmp_path / "plain.tar", members).read_bytes()
+    path = tmp_path / "src" / f"0{suffix}"
+    path.parent.mkdir()
+    with pa.CompressedOutputStream(str(path), "zstd" if suffix.endswith("zst") else "gzip") as file:
+        file.write(data)
+    packed = path.read_bytes()
+    place = len(packed) * 2 // 3
+    packed = packed[:place] + (b"" if damage == "cut" else rng.randbytes(50_000) + packed[place + 50_000 :])
+    path.write_bytes(packed)
+    expected = _decompressed(packed[:place], suffix) // (
+        512 + 3072 + 2 * 512
+    )  # a picture and its text with their headers
+    *found, last = dump_sources.read(tmp_path / "src")
+    assert 100 < expected < 220 and expected <= len(found) <= expected + 1
+    assert last.error.kind == "unreadable_shard"
+    whole = [(members[2 * i][1], ("c",)) for i in range(expected)]
+    assert [(raw.image, raw.texts) for raw in found[:expected]] == whole
 
 
 def test_what_is_not_read_is_named(tmp_path):

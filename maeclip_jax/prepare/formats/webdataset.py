@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -94,9 +95,23 @@ def _is_plain(path: epath.Path) -> bool:
     return names.suffix(path.name) not in _COMPRESSIONS and not remote.is_remote(path)
 
 
-def _source(path: epath.Path, stack: contextlib.ExitStack, block: int = remote.LONG):
-    """The bytes of a tar, uncompressed, from the beginning."""
+class _Sips(io.RawIOBase):
+    """A file of which a reader gets little at a time: a decompressor that meets damage loses what it was given."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self._file.readinto(memoryview(buffer)[: tarball.BLOCK])
+
+
+def _source(path: epath.Path, stack: contextlib.ExitStack, block: int = remote.LONG, careful: bool = False):
+    """The bytes of a tar, uncompressed, from the beginning. `careful`: nothing is lost of what lies before damage."""
     source = stack.enter_context(remote.opened(path, block))
+    source = _Sips(source) if careful else source
     compression = _COMPRESSIONS.get(names.suffix(path.name))
     if compression:
         import pyarrow as pa
@@ -180,20 +195,28 @@ def _descriptor(reading: Reading, unit: Unit, stack: contextlib.ExitStack) -> tu
     if _is_plain(path):
         return source.fileno(), ""
     target = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is closed by the stack)
-    most = max(_LEAST, _MOST_EXPANSION * unit.size) if names.suffix(path.name) in _COMPRESSIONS else unit.size
-    written, problem = 0, ""
-    while not problem:
-        try:
-            data = source.read(_CHUNK)
-        except OSError as error:
-            problem = " ".join(str(error).split())
-            break
-        if not data:
-            break
-        written += len(data)
-        if written > most:
-            problem = f"expands to more than {most:,} bytes"
-            break
-        target.write(data)
+    compressed = names.suffix(path.name) in _COMPRESSIONS
+    most = max(_LEAST, _MOST_EXPANSION * unit.size) if compressed else unit.size
+    problem, damaged = _copied(source, target, _CHUNK, most)
+    if damaged and compressed:  # a read that fails gives nothing: once more, in small ones from where it began
+        with contextlib.ExitStack() as again:
+            source = _source(path, again, careful=True)
+            for start in range(0, (whole := target.tell()), _CHUNK):
+                source.read(min(_CHUNK, whole - start))
+            _copied(source, target, tarball.BLOCK, most)
     target.flush()
     return target.fileno(), problem
+
+
+def _copied(source, target, piece: int, most: int) -> tuple[str, bool]:
+    """(what is wrong with the source, "" if all of it was copied to `target`; whether a read of it failed)."""
+    while True:
+        try:
+            data = source.read(piece)
+        except OSError as error:
+            return " ".join(str(error).split()), True
+        if not data:
+            return "", False
+        if target.tell() + len(data) > most:
+            return f"expands to more than {most:,} bytes", False
+        target.write(data)
