@@ -5,6 +5,7 @@ import tarfile
 import pair_sources
 import pytest
 
+from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import crawl, records
 from maeclip_jax.prepare.formats import captions
@@ -178,6 +179,34 @@ def test_names_that_are_not_utf8(tmp_path):
             file.write(data)
     (record,) = _read(tmp_path / "src")
     assert record.key == "caf\\udce9" and not record.error
+
+
+def test_a_second_picture_or_text_of_one_extension_is_counted(tmp_path):
+    (tmp_path / "src").mkdir()
+    for number, name in enumerate(("a.JPG", "a.jpg", "b.jpg")):
+        (tmp_path / "src" / name).write_bytes(pair_sources.picture(number))
+    for name in ("a.TXT", "a.txt", "b.txt"):
+        (tmp_path / "src" / name).write_text(name)
+    found = _read(tmp_path / "src")
+    assert [(r.key, r.image, r.texts, r.extras) for r in found] == [
+        ("a", pair_sources.picture(0), ("a.TXT",), 2), ("b", pair_sources.picture(2), ("b.txt",), 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "extension, format",
+    [("jfif", "JPEG"), ("jpe", "JPEG"), ("j2k", "JPEG2000"), ("ppm", "PPM"), ("PGM", "PPM"), ("pbm", "PPM"),
+     ("pnm", "PPM"), ("ico", "ICO")],
+)  # fmt: skip
+def test_pictures_of_rare_extensions_are_read(extension, format, tmp_path):
+    data = pair_sources.picture(0, (16, 16), format)
+    pair_sources.write_tar(tmp_path / "tar" / "0.tar", [(f"0.{extension}", data), ("0.txt", b"c")])
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / f"0.{extension}").write_bytes(data)
+    (tmp_path / "files" / "0.txt").write_text("c")
+    for layout in ("tar", "files"):
+        (raw,) = _read(tmp_path / layout)
+        assert raw.image == data and not raw.error and decode.decode(raw.image).shape == (16, 16, 3)
 
 
 def test_captions_refuses_what_is_no_text():

@@ -84,16 +84,20 @@ def _pairs(reading: Reading, unit: Unit) -> Iterator[Raw]:
     prefix = "" if unit.path == "." else f"{unit.path}/"
     lacking = 0
     for key in sorted(found)[unit.start : unit.stop]:
-        parts, error = {}, None
+        parts, further, error = {}, 0, None
         for name in found[key]:
+            extension = names.key_and_extension(name)[1]
+            if extension in parts:  # a.JPG and a.jpg
+                further += 1
+                continue
             try:
-                parts[names.key_and_extension(name)[1]] = pictures.local(Path(folder, name))
+                parts[extension] = pictures.local(Path(folder, name))
             except BadRecord as problem:
                 error = problem
             except OSError as problem:
                 error = BadRecord("unreadable_image", problem.strerror or str(problem))
         raw = members.joined(printable(prefix + key), parts, [], reading, unit)
-        extras = max(0, sum(extension in names.PICTURES for extension in parts) - 1)
+        extras = further + max(0, sum(extension in names.PICTURES for extension in parts) - 1)
         lacking += raw.error is not None and raw.error.detail == members.absent(reading)
         yield dataclasses.replace(raw, extras=extras, error=error or raw.error)
     members.check_shard(lacking, unit.stop - unit.start, reading, unit)
