@@ -171,6 +171,32 @@ def test_parquet_rows_without_a_picture_and_a_broken_file(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_columns_of_views_are_read(format, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array([b"a", b"\xff b", b"c"], pa.binary_view()).view(pa.string_view())
+    rows = {"image": pa.array([pair_sources.picture(i) for i in range(3)], pa.binary_view()), "caption": texts,
+            "split": pa.array(["train", "test", None], pa.string_view())}  # fmt: skip
+    path = tmp_path / f"0.{format}"
+    if format == "parquet":
+        pq.write_table(pa.table(rows), path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, pa.table(rows).schema) as writer:
+            writer.write_table(pa.table(rows))
+    found = _read(path)
+    assert [r.image for r in found] == [pair_sources.picture(i) for i in range(3)]
+    assert [r.texts for r in found] == [("a",), ("\udcff b",), ("c",)]
+    assert [r.split for r in found] == ["train", "test", "train"]
+    assert crawl.plan(str(path)).splits == ("test", "train")
+    (tmp_path / "paths").mkdir()
+    (tmp_path / "paths" / "0.jpg").write_bytes(pair_sources.picture(0))
+    rows = {"image": pa.array(["0.jpg"], pa.string_view()), "caption": ["c"]}
+    pq.write_table(pa.table(rows), tmp_path / "paths" / "0.parquet")
+    assert [r.image for r in _read(tmp_path / "paths")] == [pair_sources.picture(0)]
+
+
 def test_names_that_are_not_utf8(tmp_path):
     root = os.fsencode(tmp_path / "src")
     os.makedirs(root)

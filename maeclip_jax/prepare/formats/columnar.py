@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.formats import captions, img2dataset, pictures, table_rows
+from maeclip_jax.prepare.formats import batches, captions, img2dataset, pictures, table_rows
 from maeclip_jax.prepare.formats.raw import Raw, key_prefix, printable
 from maeclip_jax.prepare.formats.units import Reading, Unit, split_field, split_of
 
@@ -22,13 +22,12 @@ def image_columns(schema) -> tuple[list[str], list[str]]:
     def holds_bytes(kind) -> bool:
         if pa.types.is_struct(kind):
             return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-
-    def holds_text(kind) -> bool:
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+        return any(test(kind) for test in tests)
 
     encoded = [f.name for f in schema if holds_bytes(f.type)]
-    paths = [f.name for f in schema if holds_text(f.type) and f.name.lower() in table_rows.IMAGE_COLUMNS]
+    texts = [f.name for f in schema if batches.as_bytes(f.type) is not None]
+    paths = [name for name in texts if name.lower() in table_rows.IMAGE_COLUMNS]
     return encoded, paths
 
 
@@ -55,7 +54,7 @@ def splits(column, reading: Reading, told: str) -> set[str]:
     """The splits that the values of a split column tell, in a file whose names tell the split `told`."""
     import pyarrow as pa
 
-    with contextlib.suppress(pa.ArrowNotImplementedError):  # of lists
+    with contextlib.suppress(pa.ArrowNotImplementedError):  # of views and lists
         column = column.unique()
     return {split_of({split_field(reading): value}, reading, told) for value in column.to_pylist()}
 
