@@ -66,6 +66,18 @@ def test_a_folder_that_cannot_be_read_is_named(source, monkeypatch):
         list(folders.walk(source))
 
 
+def test_what_a_disk_keeps_for_itself_is_passed_over(source, monkeypatch):
+    scan = os.scandir
+    (source / "lost+found").mkdir()
+
+    def denied(path):
+        assert not str(path).endswith("lost+found")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert len(dump_sources.read(source)) == 8
+
+
 def test_links_to_nothing_and_pipes_are_named(source):
     (source / "a" / "gone.jpg").symlink_to(source / "no.jpg")
     (source / "a" / "itself.jpg").symlink_to(source / "a" / "itself.jpg")

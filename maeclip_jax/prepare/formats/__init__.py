@@ -77,7 +77,7 @@ def _left_out(look: Listing, found: list[str]) -> list[str]:
 
 
 def _loose(look: Listing, kind: str) -> list[str]:
-    """A sentence about loose pictures that are not read. Those that a table may name are no reason for one."""
+    """A sentence about loose pictures that are not read, but for those that a table may name."""
     if kind == files.NAME:
         where, what = [folder for folder in look.loose if folder not in look.pairs], "pictures without texts"
     elif kind in (webdataset.NAME, tfrecord.NAME):

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from maeclip_jax.errors import UserError
 from maeclip_jax.prepare.formats import names
 
+_OF_THE_DISK = "lost+found"  # in the topmost folder of one; only root may read it
+
 
 def walk(root: os.PathLike, hidden: Callable[[str], bool] = names.is_hidden) -> Iterator[tuple[str, list[os.DirEntry]]]:
-    """(path below `root`, "" for `root` itself; what lies in it and is no folder, by name), folders by name.
+    """(path below `root`, what lies there but folders) of every folder, `root` itself first, as ""; all by name.
 
     Links are followed, but for one to a folder that it lies in itself, at whatever depth. `hidden`: whether folders of
     a name are passed over. UserError where a folder cannot be read: what lies in it would be missing without a word.
@@ -45,7 +47,7 @@ def _walk(path: str, below: str, hidden: Callable, above: tuple) -> Iterator[tup
         (folders if _holds(entry.is_dir) else files).append(entry)
     yield below, files
     for entry in folders:
-        if not hidden(entry.name):
+        if entry.name != _OF_THE_DISK and not hidden(entry.name):
             yield from _walk(entry.path, f"{below}/{entry.name}" if below else entry.name, hidden, (*above, place))
 
 

@@ -68,7 +68,7 @@ def _elements(path: epath.Path, start: int) -> Iterator[tuple[int, int, dict | s
             buffer, offset = buffer[end:], offset + end
 
 
-# A text that has no end yet is a token too: brackets in it are no structure.
+# A text that has no end yet is a token too, lest brackets in it count as structure.
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|(?P<open>\\?\Z))|[{}\[\]]', re.DOTALL)
 _ATOM = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^",\]\s])[^,\]\s]*(?=[\s,\]])', re.DOTALL)
 
