@@ -16,7 +16,7 @@ import numpy as np
 
 from maeclip_jax.data import decode, source
 from maeclip_jax.errors import BadRecord, UserError
-from maeclip_jax.prepare.formats import names
+from maeclip_jax.prepare.formats import folders, names
 
 # Of 700 photographs of 256 pixels and their versions of JPEG quality 50, 99.6 % are within 8 bits, and all halved ones.
 # Of the 244,650 pairs of different ones 1 is (two frames of one scene), and the next are at 14.
@@ -70,12 +70,10 @@ def read(where: str, drops: bool) -> Near:
 def _pictures(where: str) -> Iterator[tuple[str, bytes]]:
     folder = Path(where).expanduser()
     if folder.is_dir() and not list(folder.glob("dataset_info.json")):
-        for path, subfolders, files in os.walk(folder):
-            subfolders.sort()
-            for name in sorted(files):
-                if names.key_and_extension(name)[1] in names.PICTURES and not names.is_hidden(name):
-                    full = Path(path, name)
-                    yield str(full.relative_to(folder)), full.read_bytes()
+        for below, entries in folders.walk(folder, hidden=lambda _: False):
+            for entry in filter(folders.is_file, entries):
+                if names.key_and_extension(entry.name)[1] in names.PICTURES and not names.is_hidden(entry.name):
+                    yield os.path.join(below, entry.name), Path(entry.path).read_bytes()
         return
     place, _, split = where.rpartition(":")
     if not place or "/" in split:

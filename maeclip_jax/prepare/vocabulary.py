@@ -20,6 +20,7 @@ from maeclip_jax.errors import UserError, storage
 
 # The id of the end of text. 2 would not do: `transformers` takes a CLIP's highest id for the end then.
 END = 3
+_LONGEST = 1 << 30  # bytes of a caption; by default SentencePiece passes over those above 4,192
 _RANGE = 16 << 20  # bytes of neighbouring records that are read at a time; of a bucket, by one request
 
 
@@ -38,7 +39,7 @@ def train(captions: Iterable[str], size: int, *, end: bool = False) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=captions, model_writer=model, vocab_size=size, hard_vocab_limit=False, pad_id=0, unk_id=1,
             bos_id=-1, eos_id=END if end else -1, normalization_rule_name="nmt_nfkc_cf", byte_fallback=False,
-            num_threads=1, minloglevel=2,
+            max_sentence_length=_LONGEST, num_threads=1, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as e:
         raise UserError(f"no vocabulary could be trained: {' '.join(str(e).split())}") from None

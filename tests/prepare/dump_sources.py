@@ -113,19 +113,20 @@ def write_tfrecord(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def hugging_face(root: Path, splits: dict[str, int], column: str = "image") -> Path:
-    """`save_to_disk` of a DatasetDict; of a Dataset where the one split is ""."""
+def hugging_face(root: Path, splits: dict[str, int], column: str = "image", split: dict | None = None) -> Path:
+    """`save_to_disk` of a DatasetDict; of a Dataset where the one split is "". `split`: a column of some of them."""
     import pyarrow as pa
 
-    for split, count in splits.items():
-        folder = root / split
+    for name, count in splits.items():
+        folder = root / name
         folder.mkdir(parents=True)
         rows = [{column: {"bytes": pair_sources.picture(i), "path": None}, "text": f"c{i}"} for i in range(count)]
+        rows = [row | ({"split": split[name]} if name in (split or {}) else {}) for row in rows]
         table = pa.Table.from_pylist(rows)
         path = str(folder / "data-00000-of-00001.arrow")
         with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table, max_chunksize=2)
-        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split or None}
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": name or None}
         state |= {"_fingerprint": "0", "_format_columns": None, "_format_kwargs": {}, "_format_type": None}
         (folder / "state.json").write_text(json.dumps(state | {"_output_all_columns": False}))
         (folder / "dataset_info.json").write_text(json.dumps({}))

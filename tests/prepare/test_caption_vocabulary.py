@@ -35,6 +35,14 @@ def test_same_captions_same_model():
     assert vocabulary.train(CAPTIONS, 300) == vocabulary.train(CAPTIONS, 300)
 
 
+@pytest.mark.parametrize("words", [250, 2500])
+def test_words_of_long_captions_are_learnt(words, tmp_path):
+    path = tmp_path / "words.model"
+    path.write_bytes(vocabulary.train([*CAPTIONS, *["zebra \u0436 " * words] * 20], 400))
+    learnt = tokenizer.make({"type": "sentencepiece", "path": str(path)})
+    assert learnt.decode(learnt("a zebra \u0436", 16)) == "a zebra \u0436"
+
+
 def test_an_end_of_text_is_there_where_it_is_asked_for(tmp_path):
     path = tmp_path / "words.model"
     path.write_bytes(vocabulary.train(CAPTIONS, 400, end=True))

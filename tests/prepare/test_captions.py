@@ -49,6 +49,26 @@ def test_captions_are_found_by_name_or_path(row, path, expected, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, path, expected",
+    [
+        ({"captions": ["a", None, "b"]}, "", ("a", "", "b")),
+        ({"sentences": [{"raw": "a"}, {"tokens": ["b"]}, None]}, "", ("a", "", "")),
+        ({"captions": [{"text": "a"}, {"text": None}]}, "captions[].text", ("a", "")),
+        ({"captions": [], "caption": "a"}, "", ("a",)),
+        ({"captions": [" ", None], "caption": "", "text": "a"}, "", ("a",)),
+        ({"caption": " "}, "", (" ",)),
+    ],
+)
+def test_an_empty_caption_hides_no_other(row, path, expected, tmp_path):
+    members = [("0.jpg", pair_sources.picture(0)), ("0.json", json.dumps(row).encode())]
+    (raw,) = dump_sources.read(pair_sources.write_tar(tmp_path / "x.tar", members), caption_column=path)
+    assert raw.texts == expected and not raw.error
+    members.append(("0.txt", b" \n"))
+    (raw,) = dump_sources.read(pair_sources.write_tar(tmp_path / "y.tar", members), caption_column=path)
+    assert raw.texts == expected and not raw.error
+
+
+@pytest.mark.parametrize(
     "cell, expected",
     [
         ('["Two young guys.", "Two, \\"men\\"."]', ("Two young guys.", 'Two, "men".')),

@@ -67,6 +67,25 @@ def test_pictures_that_lie_on_their_side_are_turned_once(layout, tmp_path):
         assert abs(upright.astype(int) - lying.transpose(1, 0, 2)[:, ::-1]).mean() < 3
 
 
+def test_a_column_status_of_another_meaning_drops_no_pictures(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    status = ["success", "reviewed", "draft", "failed_to_resize", "dead", None]
+    pictures = [pair_sources.picture(i) if i < 4 else None for i in range(6)]
+    rows = {"image": pictures, "caption": ["c"] * 6, "status": status}
+    (tmp_path / "src").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "src" / "a.parquet")
+    kinds = ["", "", "", "failed_download", "failed_download", "missing_image"]
+    assert dump_sources.kinds(dump_sources.read(tmp_path / "src")) == kinds
+    # A table beside a shard that img2dataset did not write counts no failed downloads.
+    pair_sources.write_tar(tmp_path / "tar" / "0.tar", pair_sources.pair("0", 0))
+    pq.write_table(
+        pa.table({"key": ["0", "1"], "status": ["reviewed", "failed_to_download"]}), tmp_path / "tar/0.parquet"
+    )
+    assert dump_sources.kinds(dump_sources.read(tmp_path / "tar")) == ["", "failed_download"]
+
+
 _ORIENTATIONS = (
     "Horizontal (normal)", "Mirrored horizontal", "Rotated 180", "Mirrored vertical",
     "Mirrored horizontal then rotated 90 CCW", "Rotated 90 CW", "Mirrored horizontal then rotated 90 CW",

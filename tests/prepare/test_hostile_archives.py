@@ -116,6 +116,25 @@ def test_damage_anywhere_is_an_account_or_one_line(layout, tmp_path):
             assert all(raw.image or raw.error for raw in found)
 
 
+def test_damage_anywhere_in_a_compressed_tfrecord_ends_it_alone(tmp_path):
+    import gzip
+    import random
+
+    rng = random.Random(0)
+    rows = [{"jpg": pair_sources.picture(i), "caption": b"c", "text": rng.randbytes(4000).hex().encode()}
+            for i in range(12)]  # fmt: skip
+    for name in ("0.tfrecord", "1.tfrecord"):
+        dump_sources.write_tfrecord(tmp_path / "src" / name, rows)
+    path = tmp_path / "src" / "0.tfrecord"
+    data = gzip.compress(path.read_bytes())
+    for _ in range(20):
+        at = rng.randrange(30, len(data))
+        path.write_bytes(data[:at] + rng.randbytes(30) + data[at + 30 :])
+        *found, last = dump_sources.read(path.parent)
+        assert len([raw for raw in (*found, last) if raw.source == "1.tfrecord" and not raw.error]) == 12
+        assert [raw.error.kind for raw in found if raw.error] == ["unreadable_shard"]
+
+
 def test_nothing_outside_the_data_set_is_written(tmp_path):
     names = ("../../up.jpg", "/tmp/../absolute.jpg", "../0.txt", "link.jpg", "..\\windows.jpg", "a/\0b.jpg")
     body = b"".join(_header(n, 0, b"2" if n == "link.jpg" else b"0") for n in names)

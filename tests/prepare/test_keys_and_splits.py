@@ -1,5 +1,8 @@
 """Which members are a record, and of which split it is: one rule for all formats."""
 
+import gzip
+import json
+
 import dump_sources
 import pair_sources
 import pytest
@@ -81,6 +84,74 @@ def test_a_field_split_is_one_rule_for_all_formats(tmp_path):
         src = dump_sources.img2dataset(tmp_path / layout, layout, [rows])
         assert [raw.split for raw in dump_sources.read(src)] == ["train", "val"], layout
         assert [raw.split for raw in dump_sources.read(src, split_column=None)] == ["train", "train"], layout
+
+
+def _tar_of_jsons(path, splits, start=0):
+    """A tar of pictures with captions in json; `splits`: what the field `split` holds, {} for no such field."""
+    members = []
+    for i, split in enumerate(splits, start):
+        row = {"caption": f"c{i}"} | ({} if split == {} else {"split": split})
+        members += [(f"{i}.jpg", pair_sources.picture(i)), (f"{i}.json", json.dumps(row).encode())]
+    return pair_sources.write_tar(path, members)
+
+
+def _compressed(path):
+    path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def test_a_field_split_counts_in_whichever_records_it_is(tmp_path):
+    _tar_of_jsons(tmp_path / "late" / "0.tar", [{}] * 3)
+    _tar_of_jsons(tmp_path / "late" / "1.tar", ["test", "val", None, ""], start=3)
+    assert [raw.split for raw in dump_sources.read(tmp_path / "late")] == ["train"] * 3 + ["test", "val"] + [
+        "train"
+    ] * 2
+    assert {raw.split for raw in dump_sources.read(tmp_path / "late", split_column=None)} == {"train"}
+    assert not any("tells the split" in note for note in crawl.plan(str(tmp_path / "late")).notes)
+    _tar_of_jsons(tmp_path / "null" / "0.tar", [None, "test", {"no": "text"}, "val"])
+    assert [raw.split for raw in dump_sources.read(tmp_path / "null")][1::2] == ["test", "val"]
+    rows = [{"image": f"{i}.jpg", "caption": "c"} | ({"split": "test"} if i else {}) for i in range(3)]
+    src = pair_sources.table(tmp_path / "table", rows)
+    assert [raw.split for raw in dump_sources.read(src)] == ["train", "test", "test"]
+    assert crawl.plan(str(src)).splits == ("test", "train")
+
+
+def test_a_field_split_of_later_records_counts_in_every_format(tmp_path):
+    rows = [row | ({"split": "val"} if i == 2 else {}) for i, row in enumerate(dump_sources.downloads(3, 0))]
+    for layout in ("webdataset", "files", "tfrecord", "parquet"):
+        shards = [rows[:2], rows[2:]]
+        src = dump_sources.img2dataset(tmp_path / layout, layout, shards)
+        assert [raw.split for raw in dump_sources.read(src)] == ["train", "train", "val"], layout
+        assert [raw.split for raw in dump_sources.read(src, split_column=None)] == ["train"] * 3, layout
+    assert crawl.plan(str(tmp_path / "parquet")).splits == ("train", "val")
+    src = dump_sources.hugging_face(tmp_path / "arrow", {"a": 2, "b": 2}, split={"b": "val"})
+    assert [raw.split for raw in dump_sources.read(src)] == ["train", "train", "val", "val"]
+    assert crawl.plan(str(src)).splits == ("train", "val")
+
+
+def test_a_column_without_a_name_tells_no_split(tmp_path):
+    src = pair_sources.table(tmp_path / "src", [{"": "0", "image": "0.jpg", "caption": "c"}], "captions.csv")
+    for split_column in ("", None):
+        assert [raw.split for raw in dump_sources.read(src, split_column=split_column)] == ["train"]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_fields_of_compressed_tars_are_looked_at(compressed, tmp_path):
+    path = _tar_of_jsons(tmp_path / "src" / "0.tar", ["train", "test"] * 3)
+    if compressed:
+        _compressed(path)
+    assert [raw.split for raw in dump_sources.read(tmp_path / "src")] == ["train", "test"] * 3
+    notes = crawl.plan(str(tmp_path / "src")).notes
+    assert "The field 'split' tells the split of a record; --ignore_split ignores it." in notes
+    message = dump_sources.message(tmp_path / "src", split_column="splt")
+    assert "unknown split_column 'splt' (did you mean 'split'?)" in message
+
+
+def test_a_split_column_where_no_sample_has_fields_is_an_error(tmp_path):
+    members = [(f"0.{e}", d) for e, d in (("jpg", pair_sources.picture(0)), ("txt", b"c"))]
+    src = pair_sources.write_tar(tmp_path / "0.tar", members)
+    message = dump_sources.message(src, split_column="fold")
+    assert message.startswith("0.tar: its first samples have no json that could hold split_column 'fold'; valid: ")
 
 
 def test_a_source_that_is_named_after_a_split_is_said(tmp_path):

@@ -38,6 +38,19 @@ def test_a_list_of_urls_and_its_downloads_are_accounted_for(tmp_path):
     assert more[0].startswith("Left out: downloaded_training_report.tsv is a list of URLs without a header")
 
 
+@pytest.mark.parametrize("name", ["CC3M's tsv and downloads", "CC12M's tsv and downloads"])
+def test_cells_behind_a_caption_and_its_address_are_counted(name, tmp_path):
+    write, _, _ = layouts.LAYOUTS[name]
+    write(tmp_path / "src", 8)
+    (path,) = [p for p in (tmp_path / "src").glob("*.tsv") if "report" not in p.name]
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line}{rest}\n" for line, rest in zip(lines, ["", "\tand more\t0.5", "\t", "\t\tx"] * 2)))
+    tree, _, found = dump_sources.prepared(tmp_path / "src", tmp_path / "out")
+    assert [row["texts"] for row in found["train"]] == [[f"caption {i}".encode()] for i in range(8) if i % 4]
+    assert tree["totals"]["further_members_left_out"] == 6
+    assert "6 further pictures and texts of a sample left out" in (tmp_path / "out/n/1.0.0/report.txt").read_text()
+
+
 def test_videos_are_named_with_what_makes_pictures_of_them(tmp_path):
     meta = json.dumps({"caption": "c", "status": "success"}).encode()
     members = [(f"{i:07d}.{e}", d) for i in range(3) for e, d in (("mp4", b"video"), ("txt", b"c"), ("json", meta))]

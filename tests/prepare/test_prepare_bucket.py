@@ -84,6 +84,18 @@ def test_compressed_tars_and_arrow_and_tfrecord_are_read_from_a_bucket(tmp_path,
         assert found == _records(local / name) and len(found) >= 4, name
 
 
+def test_fields_of_tars_in_a_bucket_are_looked_at(tmp_path, fresh_bucket, place):
+    members = []
+    for i in range(100):
+        row = json.dumps({"caption": "c", "split": ("train", "test")[i % 2]}).encode()
+        members += [(f"{i}.jpg", pair_sources.picture(i)), (f"{i}.json", row)]
+    src = fresh_bucket.upload(pair_sources.write_tar(tmp_path / "src" / "0.tar", members).parent, place)
+    plan = crawl.plan(src)
+    assert [raw.split for raw in records.read(plan.reading, plan.units[0])] == ["train", "test"] * 50
+    with pytest.raises(UserError, match="unknown split_column 'splt'"):
+        crawl.plan(src, split_column="splt")
+
+
 @pytest.mark.parametrize("name", ["captions.csv", "pairs.tsv", "captions.jsonl"])
 @pytest.mark.parametrize("folder", ["images", "."])
 def test_a_table_with_pictures_is_read_from_a_bucket(name, folder, tmp_path, fresh_bucket, place):

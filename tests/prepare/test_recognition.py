@@ -1,8 +1,11 @@
 """One look says what a source is, or what to do to make it one."""
 
+import contextlib
 import json
+import random
 import shutil
 import subprocess
+import zlib
 
 import dump_sources
 import pair_sources
@@ -97,6 +100,54 @@ def test_folders_of_datasets_are_read(tmp_path):
     assert dump_sources.kinds(dump_sources.read(src)) == ["", "", "unreadable_shard", "", ""]
 
 
+def test_files_that_a_data_set_no_longer_names_are_left_out(tmp_path):
+    """`save_to_disk` over a data set of more shards, or of more splits, leaves the other files behind."""
+    src = dump_sources.hugging_face(tmp_path / "one", {"": 2})
+    old = dump_sources.hugging_face(tmp_path / "old", {"": 3})
+    for number in range(2):
+        shutil.copy(old / "data-00000-of-00001.arrow", src / f"data-0000{number}-of-00002.arrow")
+    assert [raw.texts for raw in dump_sources.read(src)] == [("c0",), ("c1",)]
+    notes = crawl.plan(str(src)).notes
+    assert notes[0] == "Hugging Face dataset: 1 arrow file."
+    assert "Left out: data-00000-of-00002.arrow, data-00001-of-00002.arrow." in notes
+    assert len(dump_sources.read(src / "data-00000-of-00002.arrow")) == 3
+    state = json.loads((src / "state.json").read_text())
+    names = [f"data-0000{number}-of-00002.arrow" for number in (1, 2)] + ["data-00000-of-00001.arrow"]
+    (src / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": name} for name in names]}))
+    plan = crawl.plan(str(src))
+    assert list(plan.files) == [names[0], names[2]]
+    assert "Not there, though state.json names them: data-00002-of-00002.arrow." in plan.notes
+    (src / "state.json").unlink()
+    assert len(dump_sources.read(src)) == 8
+    src = dump_sources.hugging_face(tmp_path / "two", {"train": 3, "test": 2})
+    (src / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    assert [raw.split for raw in dump_sources.read(src)] == ["train"] * 3
+    assert any(note.startswith("Left out: test/data-00000") for note in crawl.plan(str(src)).notes)
+
+
+def test_loose_pictures_that_are_not_read_are_named(tmp_path):
+    def notes(path):
+        return [note for note in crawl.plan(str(path)).notes if note.startswith("Left out")]
+
+    for folder, count, text in (("a", 3, True), ("b/c", 2, False), ("", 1, False)):
+        (tmp_path / "src" / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (tmp_path / "src" / folder / f"{i}.jpg").write_bytes(pair_sources.picture(i))
+            if text:
+                (tmp_path / "src" / folder / f"{i}.txt").write_text("c")
+    src = tmp_path / "src"
+    assert notes(src) == ["Left out: 3 pictures without texts, in ., b/c."]
+    assert len(dump_sources.read(src)) == 3
+    table = src / "captions.csv"
+    table.write_text("image,caption\nb/c/0.jpg,c\n")
+    assert notes(src) == ["Left out: 3 pictures, as far as no row names them, and the texts beside them, in a."]
+    pair_sources.write_tar(src / "0.tar", pair_sources.pair("0", 0))
+    assert notes(src) == ["Left out: captions.csv.", "Left out: 6 loose pictures, in ., a, b/c."]
+    (src / "0.tar").unlink()
+    shutil.rmtree(src / "a")
+    assert notes(src) == []
+
+
 def test_json_arrays_are_read(tmp_path):
     pair_sources.table(tmp_path / "llava", [{"a": 1}], "unused.jsonl", pictures=3)
     (tmp_path / "llava" / "unused.jsonl").unlink()
@@ -137,6 +188,46 @@ def test_compressed_tars_at_any_depth(suffix, tmp_path):
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert dump_sources.kinds(dump_sources.read(tmp_path / "src"))[-1] == "unreadable_shard"
+
+
+def _decompressed(data: bytes, suffix: str) -> int:
+    """How many bytes come out of the beginning of a compressed file, for a reader that goes byte by byte."""
+    import pyarrow as pa
+
+    if suffix == ".tar.gz":
+        return len(zlib.decompressobj(31).decompress(data))
+    count = 0
+    with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream, contextlib.suppress(OSError):
+        while stream.read(1):
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.zst"])
+def test_a_damaged_compressed_tar_is_read_up_to_its_damage(suffix, damage, tmp_path):
+    import pyarrow as pa
+
+    rng = random.Random(0)
+    members = [(f"{i:03d}.{e}", d) for i in range(300) for e, d in (("jpg", rng.randbytes(1500).hex().encode()),
+                                                                    ("txt", b"c"))]  # fmt: skip
+    data = pair_sources.write_tar(tmp_path / "plain.tar", members).read_bytes()
+    path = tmp_path / "src" / f"0{suffix}"
+    path.parent.mkdir()
+    with pa.CompressedOutputStream(str(path), "zstd" if suffix.endswith("zst") else "gzip") as file:
+        file.write(data)
+    packed = path.read_bytes()
+    place = len(packed) * 2 // 3
+    packed = packed[:place] + (b"" if damage == "cut" else rng.randbytes(50_000) + packed[place + 50_000 :])
+    path.write_bytes(packed)
+    expected = _decompressed(packed[:place], suffix) // (
+        512 + 3072 + 2 * 512
+    )  # a picture and its text with their headers
+    *found, last = dump_sources.read(tmp_path / "src")
+    assert 100 < expected < 220 and expected <= len(found) <= expected + 1
+    assert last.error.kind == "unreadable_shard"
+    whole = [(members[2 * i][1], ("c",)) for i in range(expected)]
+    assert [(raw.image, raw.texts) for raw in found[:expected]] == whole
 
 
 def test_what_is_not_read_is_named(tmp_path):

@@ -5,6 +5,7 @@ import tarfile
 import pair_sources
 import pytest
 
+from maeclip_jax.data import decode
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare import crawl, records
 from maeclip_jax.prepare.formats import captions
@@ -111,6 +112,30 @@ def test_rows_that_name_one_picture_are_one_record(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_row_without_a_caption_among_others_of_its_picture_is_named(place, tmp_path):
+    """As a row of Flickr30k's results.csv that lacks a bar."""
+    lines = ["image_name| comment_number| comment", "0.jpg| 0| alone"]
+    lines += [f"1.jpg| {i}| c{i}" if i != place else f"1.jpg| {i}   c{i}" for i in range(5)]
+    src = pair_sources.table(tmp_path / "src", [{}, {}], "unused.jsonl")
+    (src / "unused.jsonl").unlink()
+    (src / "results.csv").write_text("\n".join([*lines, "2.jpg| 0"]) + "\n")
+    alone, found, short, last = _read(src, caption_column="comment")
+    assert alone.texts == (" alone",) and found.texts == tuple(f" c{i}" for i in range(5) if i != place)
+    assert found.rows == 4 and found.key == "1.jpg" and not found.error
+    assert short.key == f"results.csv:row {place + 2}" and short.error.kind == "unreadable_row"
+    assert short.error.detail.startswith("not csv: 2 cells, and none for 'comment'")
+    assert last.error.kind == "no_caption"
+
+
+def test_rows_of_a_picture_without_a_caption_count_as_empty(tmp_path):
+    rows = [{"image": "0.jpg", "captions": value} for value in (["a", None], None, [], "b")]
+    rows += [{"image": "1.jpg", "captions": value} for value in (None, [])]
+    one, other = _read(pair_sources.table(tmp_path / "src", rows, pictures=2))
+    assert one.texts == ("a", "", "", "", "b") and one.rows == 4
+    assert _kinds([other]) == ["no_caption"]
+
+
 def test_bad_rows_of_a_table_are_named(tmp_path):
     rows = [{"image": "0.jpg", "captions": ["a", "b"]}, {"captions": ["x"]}, {"image": "no.jpg", "captions": ["x"]},
             {"image": "1.jpg", "captions": []}, {"image": "2.jpg", "captions": 3}, {"image": "3.jpg"},
@@ -146,6 +171,32 @@ def test_parquet_rows_without_a_picture_and_a_broken_file(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_columns_of_views_are_read(format, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array([b"a", b"\xff b", b"c"], pa.binary_view()).view(pa.string_view())
+    rows = {"image": pa.array([pair_sources.picture(i) for i in range(3)], pa.binary_view()), "caption": texts,
+            "split": pa.array(["train", "test", None], pa.string_view())}  # fmt: skip
+    path = tmp_path / f"0.{format}"
+    if format == "parquet":
+        pq.write_table(pa.table(rows), path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, pa.table(rows).schema) as writer:
+            writer.write_table(pa.table(rows))
+    found = _read(path)
+    assert [r.image for r in found] == [pair_sources.picture(i) for i in range(3)]
+    assert [r.texts for r in found] == [("a",), ("\udcff b",), ("c",)]
+    assert [r.split for r in found] == ["train", "test", "train"]
+    assert crawl.plan(str(path)).splits == ("test", "train")
+    (tmp_path / "paths").mkdir()
+    (tmp_path / "paths" / "0.jpg").write_bytes(pair_sources.picture(0))
+    rows = {"image": pa.array(["0.jpg"], pa.string_view()), "caption": ["c"]}
+    pq.write_table(pa.table(rows), tmp_path / "paths" / "0.parquet")
+    assert [r.image for r in _read(tmp_path / "paths")] == [pair_sources.picture(0)]
+
+
 def test_names_that_are_not_utf8(tmp_path):
     root = os.fsencode(tmp_path / "src")
     os.makedirs(root)
@@ -156,8 +207,36 @@ def test_names_that_are_not_utf8(tmp_path):
     assert record.key == "caf\\udce9" and not record.error
 
 
+def test_a_second_picture_or_text_of_one_extension_is_counted(tmp_path):
+    (tmp_path / "src").mkdir()
+    for number, name in enumerate(("a.JPG", "a.jpg", "b.jpg")):
+        (tmp_path / "src" / name).write_bytes(pair_sources.picture(number))
+    for name in ("a.TXT", "a.txt", "b.txt"):
+        (tmp_path / "src" / name).write_text(name)
+    found = _read(tmp_path / "src")
+    assert [(r.key, r.image, r.texts, r.extras) for r in found] == [
+        ("a", pair_sources.picture(0), ("a.TXT",), 2), ("b", pair_sources.picture(2), ("b.txt",), 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "extension, format",
+    [("jfif", "JPEG"), ("jpe", "JPEG"), ("j2k", "JPEG2000"), ("ppm", "PPM"), ("PGM", "PPM"), ("pbm", "PPM"),
+     ("pnm", "PPM"), ("ico", "ICO")],
+)  # fmt: skip
+def test_pictures_of_rare_extensions_are_read(extension, format, tmp_path):
+    data = pair_sources.picture(0, (16, 16), format)
+    pair_sources.write_tar(tmp_path / "tar" / "0.tar", [(f"0.{extension}", data), ("0.txt", b"c")])
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / f"0.{extension}").write_bytes(data)
+    (tmp_path / "files" / "0.txt").write_text("c")
+    for layout in ("tar", "files"):
+        (raw,) = _read(tmp_path / layout)
+        assert raw.image == data and not raw.error and decode.decode(raw.image).shape == (16, 16, 3)
+
+
 def test_captions_refuses_what_is_no_text():
-    assert captions.texts("a") == ("a",) and captions.texts(["a", ""]) == ("a", "")
-    for value in (None, [], 3, ["a", None], {"raw": "a"}):
+    assert captions.texts("a") == ("a",) and captions.texts(["a", ""]) == captions.texts(["a", None]) == ("a", "")
+    for value in (None, [], 3, ["a", 3], [None], [None, {"x": "a"}], {"raw": "a"}):
         with pytest.raises(BadRecord, match="no_caption"):
             captions.texts(value)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.prepare.formats import folders
+
+# What the libraries raise for bytes that do not decompress, which is not all under one name.
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
 class Archive:
@@ -30,7 +36,7 @@ class Archive:
             else:
                 self._open = tarfile.open(self.path)  # noqa: SIM115 (lives as long as this object)
                 self._members = {m.name.removeprefix("./"): m for m in self._open if m.isfile()}
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+        except _DAMAGE as error:
             raise UserError(f"{self.path} is not a folder, tar or zip that can be read whole ({error})") from None
         self._place = {path: n for n, path in enumerate(self._members)}
 
@@ -50,7 +56,7 @@ class Archive:
             if isinstance(self._open, zipfile.ZipFile):
                 return self._open.read(member)
             return self._open.extractfile(member).read()
-        except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+        except _DAMAGE as error:
             raise UserError(f"{path} in {self.path} cannot be read ({error}); download it again") from None
 
     @functools.cached_property
@@ -73,8 +79,11 @@ class Archive:
 
 def _files(root: Path) -> Iterator[tuple[str, str]]:
     """(relative path, path) of every file below a folder that is not hidden, sorted."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(n for n in names if not n.startswith(".")):
-            path = os.path.join(folder, name)
-            yield os.path.relpath(path, root).replace(os.sep, "/"), path
+    for below, entries in folders.walk(root, hidden=_is_hidden):
+        for entry in entries:
+            if not _is_hidden(entry.name):
+                yield f"{below}/{entry.name}" if below else entry.name, entry.path
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")

@@ -13,10 +13,11 @@ A format is a module with
 `wanted` holds the columns that were asked for by role (image, caption, split; "" where none was). A layout more is one
 file more, and its line in `FORMATS`.
 
-What layouts share is here, too. `listing` lists a source, `names` knows what names of files tell, and `remote` opens
-files in buckets. `table_rows`, `json_arrays`, `batches`, `tarball`, `members` and `columnar` take rows and samples out
-of files. `img2dataset` knows what that tool writes beside its shards, `captions` which field holds captions, `pictures`
-how to fetch pictures that rows only name. `units` has a source divided, `raw` a record as it is read.
+What layouts share is here, too. `listing` lists a source by `folders`, `names` knows what names of files tell, and
+`remote` opens those in buckets. `table_rows`, `json_arrays`, `batches`, `tarball`, `members` and `columnar` take rows
+and samples out of files. `img2dataset` knows what that tool writes beside its shards, `captions` which field holds
+captions, `pictures` how to fetch pictures that rows only name. `units` has a source divided, `raw` a record as it is
+read.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def find(look: Listing, format: str, wanted: dict, path: epath.Path) -> tuple[st
         found = FORMATS[kind].find(look, wanted, forced)
         if found:
             look.notes += [f"Left out: {refusal.partition(';')[0]}." for refusal in look.refusals]
-            look.notes += _left_out(look, found)
+            look.notes += _left_out(look, found) + _loose(look, kind)
             return kind, found
     if look.refusals:
         raise errors.UserError(look.refusals[0])
@@ -73,6 +74,18 @@ def _left_out(look: Listing, found: list[str]) -> list[str]:
     rest = [path for path in look.with_suffix(*data) if path not in found and path not in said]
     rest = [path for path in rest if not img2dataset.is_side(look, path)]
     return [f"Left out: {', '.join(rest[:4])}{', ...' if len(rest) > 4 else ''}."] if rest else []
+
+
+def _loose(look: Listing, kind: str) -> list[str]:
+    """A sentence about loose pictures that are not read, but for those that a table may name."""
+    if kind == files.NAME:
+        where, what = [folder for folder in look.loose if folder not in look.pairs], "pictures without texts"
+    elif kind in (webdataset.NAME, tfrecord.NAME):
+        where, what = list(look.loose), "loose pictures"
+    else:
+        where, what = look.pairs, "pictures, as far as no row names them, and the texts beside them"
+    some = ", ".join(sorted(where)[:4]) + (", ..." if len(where) > 4 else "")
+    return [f"Left out: {sum(look.loose[folder] for folder in where):,} {what}, in {some}."] if where else []
 
 
 def _what(look: Listing) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 
 from etils import epath
@@ -12,7 +13,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.prepare.formats import batches, columnar, names, pictures, remote
 from maeclip_jax.prepare.formats.listing import Listing
 from maeclip_jax.prepare.formats.raw import Raw, lost_records
-from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_field, unit_goal, unit_split
 
 NAME = "arrow"
 SAID = "folders of datasets' save_to_disk"
@@ -22,7 +23,44 @@ _BATCH = 100
 
 def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
     del wanted, forced
-    return [path for path in look.with_suffix(".arrow") if not names.stem(path).startswith("cache-")]
+    folders: dict[str, list[str]] = {}
+    for path in look.with_suffix(".arrow"):
+        if not names.stem(path).startswith("cache-"):
+            folders.setdefault(path.rpartition("/")[0], []).append(path)
+    if not look.single:
+        folders = {f: _named(look, f, found) for f, found in folders.items() if _is_split(look, f)}
+    return [path for found in folders.values() for path in found]
+
+
+def _is_split(look: Listing, folder: str) -> bool:
+    """Whether a folder is of the data set: `save_to_disk` over another one leaves the splits of that behind."""
+    above, _, name = folder.rpartition("/")
+    told = _json(look, f"{above}/dataset_dict.json" if above else "dataset_dict.json").get("splits")
+    return not folder or not isinstance(told, list) or name in told
+
+
+def _named(look: Listing, folder: str, found: list[str]) -> list[str]:
+    """The files of a folder that its `state.json` names, in that order; all of them where there is none."""
+    prefix = f"{folder}/" if folder else ""
+    files = _json(look, f"{prefix}state.json").get("_data_files")
+    if not isinstance(files, list) or not all(isinstance(file, dict) and "filename" in file for file in files):
+        return found
+    told = [f"{prefix}{file['filename']}" for file in files]
+    gone = [path for path in told if path not in look.files]
+    if gone:
+        look.notes.append(f"Not there, though {prefix}state.json names them: {', '.join(gone[:4])}.")
+    return [path for path in told if path in look.files]
+
+
+def _json(look: Listing, path: str) -> dict:
+    """An object beside the data; {} where there is none."""
+    try:
+        found = json.loads(remote.read(look.root / path) or b"{}") if path in look.files else {}
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):  # which is a ValueError
+            raise
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def described(look: Listing, plan: Plan) -> str:
@@ -44,10 +82,9 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                     if not lengths and not any(counted):
                         reading = _reading(reading, schema, batch, wanted, path)
                     lengths.append(batch.num_rows)
-                    if reading.split_column:
-                        column = batch.column(reading.split_column).unique().to_pylist()
-                        told = unit_split(path, wanted)
-                        splits.update(split_of({reading.split_column: v}, reading, told) for v in column)
+                    told, field = unit_split(path, wanted), split_field(reading)
+                    named = field and field in schema.names
+                    splits |= columnar.splits(batch.column(field), reading, told) if named else {told or reading.split}
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             damage[path] = str(error)
         counted.append(lengths)
@@ -57,7 +94,6 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
     goal = unit_goal(sum(map(sum, counted)), unit_records)
     for path, lengths in zip(paths, counted):
         size, split = look.files[path], unit_split(path, wanted)
-        splits.update(() if reading.split_column else (split or reading.split,))
         first = row = held = 0
         for number, count in enumerate(lengths):
             held += count

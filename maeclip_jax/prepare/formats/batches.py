@@ -20,22 +20,26 @@ def rows(batch, trusted: bool = True) -> list[dict]:
 
 def _check_offsets(batch) -> None:
     """A full validation, but that texts which are not UTF-8 may pass."""
+    for column in batch.columns:
+        raw = as_bytes(column.type)
+        (column if raw is None else column.view(raw)).validate(full=True)
+
+
+def as_bytes(kind):
+    """The type of bytes that a type of texts is, checked for UTF-8; None for another type."""
     import pyarrow as pa
 
-    for column in batch.columns:
-        kind = column.type
-        if pa.types.is_string(kind):
-            column = column.view(pa.binary())
-        elif pa.types.is_large_string(kind):
-            column = column.view(pa.large_binary())
-        column.validate(full=True)
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    return pa.binary_view() if pa.types.is_string_view(kind) else None
 
 
 def _texts(column) -> list:
-    import pyarrow as pa
-
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        data = column.view(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).to_pylist()
+    raw = as_bytes(column.type)
+    if raw is not None:
+        data = column.view(raw).to_pylist()
         return [None if value is None else value.decode("utf-8", errors="surrogateescape") for value in data]
     try:
         return column.to_pylist()

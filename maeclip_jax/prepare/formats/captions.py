@@ -26,8 +26,7 @@ def pick(row: object, path: str) -> object:
     each = name.endswith("[]")
     value = row.get(name.removesuffix("[]")) if isinstance(row, Mapping) else None
     if each:
-        value = [pick(v, rest) if rest else v for v in value] if isinstance(value, list | tuple) else None
-        return None if value is None else [v for v in value if v is not None]
+        return [pick(v, rest) if rest else v for v in value] if isinstance(value, list | tuple) else None
     return pick(value, rest) if rest else value
 
 
@@ -45,10 +44,17 @@ def usual(names: Iterable[str]) -> str:
 
 
 def of_row(row: Mapping, path: str = "") -> object:
-    """The value at `path`, or of the first usual field that has one."""
+    """The value at `path`, or of the first usual field that has one; an empty one only where no other has any."""
     if path:
         return pick(row, path)
-    return next((row[n] for f in FIELDS for n in row if n.lower() == f and row[n] is not None), None)
+    found = [row[n] for f in FIELDS for n in row if n.lower() == f and row[n] is not None]
+    return next((value for value in found if not _is_empty(value)), found[0] if found else None)
+
+
+def _is_empty(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_empty, value))
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def of_cell(value: object) -> object:
@@ -65,19 +71,21 @@ def of_cell(value: object) -> object:
 def texts(value: object) -> tuple[str, ...]:
     """The captions from one text, a list of texts, a list of objects with a text, or a conversation.
 
-    A mark of byte order at the beginning is left out; all else stays as it is. BadRecord(no_caption) for what is none.
+    A mark of byte order at the beginning is left out; all else stays as it is. What is null beside texts is an empty
+    text. BadRecord(no_caption) for what is none.
     """
     if isinstance(value, str):
         return (value.removeprefix("\ufeff"),)
     if isinstance(value, list | tuple) and value:
-        if all(isinstance(v, Mapping) for v in value):
-            value = _of_objects(value)
-        if value and all(isinstance(v, str) for v in value):
-            return tuple(v.removeprefix("\ufeff") for v in value)
+        if all(v is None or isinstance(v, Mapping) for v in value):
+            value = _of_objects([v or {} for v in value])
+        if any(v is not None for v in value) and all(v is None or isinstance(v, str) for v in value):
+            return tuple((v or "").removeprefix("\ufeff") for v in value)
+        value = value if any(v is not None for v in value) else None
     raise BadRecord("no_caption", "none given" if value is None or value == [] else f"{value!r:.60} is not text")
 
 
-def _of_objects(values: Iterable[Mapping]) -> list:
+def _of_objects(values: list[Mapping]) -> list:
     if any("from" in v or "role" in v for v in values):
         spoken = [v.get("value", v.get("content")) for v in values if v.get("from", v.get("role")) in _ANSWERS]
         return spoken[:1]  # further answers are about questions

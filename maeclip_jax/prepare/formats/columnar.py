@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 
 from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.formats import captions, img2dataset, pictures, table_rows
+from maeclip_jax.prepare.formats import batches, captions, img2dataset, pictures, table_rows
 from maeclip_jax.prepare.formats.raw import Raw, key_prefix, printable
-from maeclip_jax.prepare.formats.units import Reading, Unit, split_of
+from maeclip_jax.prepare.formats.units import Reading, Unit, split_field, split_of
 
 FACTS = ("key", "__key__", "exif", "status", "error_message", "url")
 
@@ -21,13 +22,12 @@ def image_columns(schema) -> tuple[list[str], list[str]]:
     def holds_bytes(kind) -> bool:
         if pa.types.is_struct(kind):
             return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-
-    def holds_text(kind) -> bool:
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+        return any(test(kind) for test in tests)
 
     encoded = [f.name for f in schema if holds_bytes(f.type)]
-    paths = [f.name for f in schema if holds_text(f.type) and f.name.lower() in table_rows.IMAGE_COLUMNS]
+    texts = [f.name for f in schema if batches.as_bytes(f.type) is not None]
+    paths = [name for name in texts if name.lower() in table_rows.IMAGE_COLUMNS]
     return encoded, paths
 
 
@@ -46,8 +46,17 @@ def columns(wanted: Mapping, names: list[str], encoded: list[str], paths: list[s
 def needed(reading: Reading, names: Iterable[str]) -> list[str]:
     """The columns of a file that are read."""
     caption = reading.caption_column.partition(".")[0].removesuffix("[]")
-    wanted = {reading.image_column, reading.caption_column, caption, reading.split_column, *FACTS}
+    wanted = {reading.image_column, reading.caption_column, caption, split_field(reading), *FACTS}
     return [name for name in names if name in wanted]
+
+
+def splits(column, reading: Reading, told: str) -> set[str]:
+    """The splits that the values of a split column tell, in a file whose names tell the split `told`."""
+    import pyarrow as pa
+
+    with contextlib.suppress(pa.ArrowNotImplementedError):  # of views and lists
+        column = column.unique()
+    return {split_of({split_field(reading): value}, reading, told) for value in column.to_pylist()}
 
 
 def raw(row: dict, number: int, reading: Reading, unit: Unit) -> tuple[Raw, str]:
@@ -55,13 +64,13 @@ def raw(row: dict, number: int, reading: Reading, unit: Unit) -> tuple[Raw, str]
     taken = (reading.image_column, reading.caption_column)
     key = next((row[n] for n in ("key", "__key__") if n not in taken and row.get(n) is not None), None)
     key = f"{key_prefix(unit.path)}{key}" if key is not None else f"{unit.path}:row {number + 1}"
-    if img2dataset.failed(row):
-        return img2dataset.failure(key, row, reading, unit), ""
-    found = Raw(printable(key), unit.path, split_of(row, reading, unit.split))
     image = row.get(reading.image_column)
     path = image if isinstance(image, str) else ""
     if isinstance(image, dict):
         path, image = image.get("path") or "", image.get("bytes")
+    if img2dataset.failed(row, pictured=bool(image or path)):
+        return img2dataset.failure(key, row, reading, unit), ""
+    found = Raw(printable(key), unit.path, split_of(row, reading, unit.split))
     try:
         if not isinstance(image, bytes) and not path:
             raise BadRecord("missing_image", f"{reading.image_column} is {image!r:.60}")

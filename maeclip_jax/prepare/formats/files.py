@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from maeclip_jax.errors import BadRecord
-from maeclip_jax.prepare.formats import img2dataset, members, names, pictures, remote
+from maeclip_jax.prepare.formats import folders, img2dataset, members, names, pictures, remote
 from maeclip_jax.prepare.formats.listing import Listing
 from maeclip_jax.prepare.formats.raw import Raw, printable
 from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, splits_of, unit_goal, unit_split
@@ -30,7 +29,7 @@ def described(look: Listing, plan: Plan) -> str:
 def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit_records: int) -> Plan:
     root = Path(reading.root)
     reading = members.reading(reading, wanted, _first_samples(root / paths[0]), paths[0])
-    listings = [[(e.name, e.stat().st_size) for e in os.scandir(root / p) if e.is_file()] for p in paths]
+    listings = [[(e.name, e.stat().st_size) for e in folders.files(root / p)] for p in paths]
     keys = [sorted({names.key_and_extension(n)[0] for n, _ in found if names.is_member(n)}) for found in listings]
     goal = unit_goal(sum(map(len, keys)), unit_records)
     units = []
@@ -58,7 +57,7 @@ def _failed_alone(look: Listing, paths: list[str]) -> list[tuple[str, str]]:
 
 
 def _first_samples(folder: Path) -> list[dict[str, bytes]]:
-    found = sorted(e.name for e in os.scandir(folder) if e.is_file() and names.is_member(e.name))[:12]
+    found = [e.name for e in folders.files(folder) if names.is_member(e.name)][:12]
     samples: dict[str, dict[str, bytes]] = {}
     for name in found:
         key, extension = names.key_and_extension(name)
@@ -80,21 +79,25 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
 def _pairs(reading: Reading, unit: Unit) -> Iterator[Raw]:
     folder = Path(reading.root, unit.path)
     found: dict[str, list[str]] = {}
-    for name in sorted(e.name for e in os.scandir(folder) if e.is_file() and names.is_member(e.name)):
+    for name in filter(names.is_member, (e.name for e in folders.files(folder))):
         found.setdefault(names.key_and_extension(name)[0], []).append(name)
     prefix = "" if unit.path == "." else f"{unit.path}/"
     lacking = 0
     for key in sorted(found)[unit.start : unit.stop]:
-        parts, error = {}, None
+        parts, further, error = {}, 0, None
         for name in found[key]:
+            extension = names.key_and_extension(name)[1]
+            if extension in parts:  # a.JPG and a.jpg
+                further += 1
+                continue
             try:
-                parts[names.key_and_extension(name)[1]] = pictures.local(Path(folder, name))
+                parts[extension] = pictures.local(Path(folder, name))
             except BadRecord as problem:
                 error = problem
             except OSError as problem:
                 error = BadRecord("unreadable_image", problem.strerror or str(problem))
         raw = members.joined(printable(prefix + key), parts, [], reading, unit)
-        extras = max(0, sum(extension in names.PICTURES for extension in parts) - 1)
+        extras = further + max(0, sum(extension in names.PICTURES for extension in parts) - 1)
         lacking += raw.error is not None and raw.error.detail == members.absent(reading)
         yield dataclasses.replace(raw, extras=extras, error=error or raw.error)
     members.check_shard(lacking, unit.stop - unit.start, reading, unit)

@@ -28,6 +28,7 @@ _TURNED = {
     "Mirrored horizontal then rotated 90 CW": 7,
     "Rotated 90 CCW": 8,
 }
+_FAILED = "failed_to_"  # download or resize; video2dataset: subsample
 _COLUMNS = ("key", "url", "status", "error_message")
 
 
@@ -127,9 +128,16 @@ def upstream_total(plan: Plan) -> Counter[str]:
     return total
 
 
-def failed(row: dict) -> bool:
-    """Whether a row of img2dataset's tables tells of a download that failed."""
-    return isinstance(row.get("status"), str) and row["status"] != "success"
+def failed(row: dict, pictured: bool = True) -> bool:
+    """Whether a row tells of a download that failed, by img2dataset's words for that.
+
+    Other tools may have other words, but theirs count only where the row has no picture (`pictured` False): a column
+    `status` may mean anything.
+    """
+    status = row.get("status")
+    if not isinstance(status, str) or status == "success":
+        return False
+    return status.startswith(_FAILED) or not pictured
 
 
 def failure(key: str, row: dict, reading: Reading, unit: Unit) -> Raw:

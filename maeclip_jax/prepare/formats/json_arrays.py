@@ -14,6 +14,7 @@ from maeclip_jax.prepare.formats import remote
 ARRAY, COCO = "[", "coco"
 SYNTAXES = (ARRAY, COCO)
 _HEAD = 1 << 16
+_CHUNK = 1 << 20  # bytes of a read, and more where an object is longer
 _LONGEST = 1 << 26  # bytes of one object
 _SPACE = b" \t\r\n,"
 
@@ -44,7 +45,7 @@ def _elements(path: epath.Path, start: int) -> Iterator[tuple[int, int, dict | s
     """The objects of an array, each as soon as it is complete: memory holds one of them."""
     with remote.opened(path) as file:
         file.seek(start)
-        buffer, offset = file.read(1 << 20), start
+        buffer, offset = file.read(_CHUNK), start
         if not start:
             skipped = len(buffer) - len(buffer.removeprefix(b"\xef\xbb\xbf").lstrip()) + 1  # with the bracket
             buffer, offset = buffer[skipped:], offset + skipped
@@ -53,21 +54,23 @@ def _elements(path: epath.Path, start: int) -> Iterator[tuple[int, int, dict | s
             offset += len(buffer) - len(rest)
             buffer = rest
             end = _end(buffer)
-            while end < 0:
-                more = file.read(max(1 << 20, len(buffer)))
+            if end < 0:
+                more = file.read(max(_CHUNK, len(buffer)))
                 if not more or len(buffer) > _LONGEST:
-                    if buffer.strip():
+                    if buffer:
                         yield offset, offset + len(buffer), "not JSON: the file ends, or the object is too long"
                     return
                 buffer += more
-                end = _end(buffer)
+                continue
             if not end:  # the bracket at the end
                 return
             yield offset, offset + end, _parsed(buffer[:end])
             buffer, offset = buffer[end:], offset + end
 
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+# A text that has no end yet is a token too, lest brackets in it count as structure.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|(?P<open>\\?\Z))|[{}\[\]]', re.DOTALL)
+_ATOM = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^",\]\s])[^,\]\s]*(?=[\s,\]])', re.DOTALL)
 
 
 def _end(data: bytes) -> int:
@@ -75,11 +78,13 @@ def _end(data: bytes) -> int:
     if data[:1] == b"]":
         return 0
     if not data or data[:1] not in b"{[":  # a number or a text among the objects
-        found = re.match(rb'("(?:[^"\\]|\\.)*"|[^,\]\s]+)(?=[\s,\]])', data)
+        found = _ATOM.match(data)
         return found.end() if found else -1
     depth = 0
     for token in _TOKEN.finditer(data):
         mark = token.group()
+        if token["open"] is not None:
+            return -1
         if mark in (b"{", b"["):
             depth += 1
         elif mark in (b"}", b"]"):

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
+from collections.abc import Iterable
 
 from etils import epath
 
-from maeclip_jax.prepare.formats import names, remote
+from maeclip_jax.prepare.formats import folders, names, remote
 
 
 @dataclasses.dataclass
 class Listing:
     """`files`: path below `root` -> bytes, without loose pictures and their texts, and without hidden ones.
 
-    `single`: the source is one file. `pairs`: folders that hold a picture and a text of one stem. `pictures`: the
-    number of loose pictures. `notes` and `refusals` are for formats to say what they left out, and why.
+    `single`: the source is one file. `loose`: folder ("." for `root`) -> how many loose pictures lie in it; `pairs`:
+    those of them in which a picture and a text have one stem. `notes` and `refusals` are for formats to say what they
+    left out, and why.
     """
 
     root: epath.Path
     single: bool
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     pairs: list[str] = dataclasses.field(default_factory=list)
-    pictures: int = 0
+    loose: Counter[str] = dataclasses.field(default_factory=Counter)
     notes: list[str] = dataclasses.field(default_factory=list)
     refusals: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def pictures(self) -> int:
+        """How many loose pictures there are."""
+        return self.loose.total()
 
     def with_suffix(self, *suffixes: str) -> list[str]:
         """Sorted paths of the files with one of these suffixes."""
@@ -41,16 +49,16 @@ def look(path: epath.Path) -> Listing:
         return _look_at_bucket(path)
     if not path.is_dir():
         found = Listing(path.parent, True, {path.name: path.stat().length})
-        folder = [
-            e for e in os.scandir(path.parent) if e.is_file() and names.stem(e.name).startswith(names.stem(path.name))
-        ]
-        return _with_side_files(found, {e.name: e.stat().st_size for e in folder})
+        beside = [e for e in folders.files(path.parent) if names.stem(e.name).startswith(names.stem(path.name))]
+        return _with_side_files(found, {e.name: e.stat().st_size for e in beside})
     found = Listing(path, False)
-    for folder, subfolders, _ in os.walk(path):
-        subfolders[:] = sorted(s for s in subfolders if not names.is_hidden(s))
-        relative = os.path.relpath(folder, path)
-        with os.scandir(folder) as entries:
-            _add(found, "" if relative == "." else relative, [e for e in entries if e.is_file()])
+    odd = []
+    for folder, entries in folders.walk(path):
+        _add(found, folder, filter(folders.is_file, entries))
+        odd += [_join(folder, e.name) for e in entries if not folders.is_file(e) and not names.is_hidden(e.name)]
+    if odd:
+        some = ", ".join(odd[:4]) + (", ..." if len(odd) > 4 else "")
+        found.notes.append(f"Left out: {some}: links to what is not there, pipes or devices.")
     return found
 
 
@@ -64,14 +72,14 @@ def _with_side_files(found: Listing, sizes: dict[str, int]) -> Listing:
     return found
 
 
-def _add(found: Listing, folder: str, entries: list) -> None:
+def _add(found: Listing, folder: str, entries: Iterable[os.DirEntry]) -> None:
     pictures, texts = set(), []
     for entry in entries:
         if names.is_hidden(entry.name):
             continue
         key, extension = names.key_and_extension(entry.name)
         if extension in names.PICTURES:
-            found.pictures += 1
+            found.loose[folder or "."] += 1
             pictures.add(key)
         elif extension in names.TEXTS:
             texts.append((key, entry))
@@ -108,7 +116,7 @@ def _look_at_bucket(path: epath.Path) -> Listing:
         if names.is_hidden(name):
             continue
         if names.key_and_extension(name)[1] in names.PICTURES:
-            found.pictures += 1
+            found.loose[name.rpartition("/")[0] or "."] += 1
         else:
             found.files[name] = size
     return found

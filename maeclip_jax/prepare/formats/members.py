@@ -9,7 +9,9 @@ from maeclip_jax import errors
 from maeclip_jax.errors import BadRecord
 from maeclip_jax.prepare.formats import captions, img2dataset, names
 from maeclip_jax.prepare.formats.raw import Raw, printable
-from maeclip_jax.prepare.formats.units import Reading, Unit, split_of
+from maeclip_jax.prepare.formats.units import SPLIT, Reading, Unit, split_of
+
+_SPLIT = f'"{SPLIT}"'.encode()
 
 
 def reading(base: Reading, wanted: dict, first: list[dict[str, bytes]], where: str) -> Reading:
@@ -32,8 +34,11 @@ def reading(base: Reading, wanted: dict, first: list[dict[str, bytes]], where: s
     split = wanted["split"] or ""
     if split and rows and not any(split in row for row in rows):
         raise errors.UserError(f"{where}: {errors.unknown('split_column', split, rows[0])}")
-    if wanted["split"] == "" and rows and all(isinstance(row.get("split"), str) for row in rows):
-        split = "split"
+    if split and not rows and any(".txt" in sample for sample in first):
+        raise errors.UserError(f"{where}: its first samples have no json that could hold split_column {split!r}; "
+                               "valid: a source whose samples have, or leave it out")  # fmt: skip
+    if wanted["split"] == "" and any(isinstance(row.get(SPLIT), str) for row in rows):
+        split = SPLIT
     return dataclasses.replace(base, caption_column=wanted["caption"], split_column=split)
 
 
@@ -68,15 +73,16 @@ def _json(members: dict[str, bytes]) -> dict:
 
 
 def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Reading, unit: Unit) -> Raw:
-    """A record from members (extension -> bytes). Captions: the json's only where there is no text.
+    """A record from members (extension -> bytes). Captions: the json's only where there is no text but empty ones.
 
     `texts`: several texts of the sample, each a caption.
     """
     raw = Raw(printable(key), unit.path, unit.split or reading.split)
     if ".txt" in members:
         texts = [members[".txt"]]
+    told = any(text.strip() for text in texts)
     try:
-        row = _row(members, bool(texts), reading)
+        row = _row(members, told, reading)
         raw = dataclasses.replace(raw, split=split_of(row, reading, unit.split))
         image = next((members[e] for e in names.PICTURES if e in members), None)
         if image is None:
@@ -86,7 +92,7 @@ def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Rea
             caption = captions.pick(row, reading.caption_column)
             if caption is None and not captions.holds(row, reading.caption_column):
                 raise BadRecord("no_caption", absent(reading))
-        elif not texts:
+        elif not told and (not texts or captions.of_row(row) is not None):
             caption = captions.of_row(row)
         else:
             caption = [text.decode("utf-8", errors="surrogateescape") for text in texts]
@@ -99,7 +105,7 @@ def _row(members: dict[str, bytes], texts: bool, reading: Reading) -> dict:
     """The json, where anything of it is needed."""
     data = members.get(".json")
     needed = not texts or reading.caption_column or reading.split_column
-    if data is None or not (needed or b"Image Orientation" in data):
+    if data is None or not (needed or b"Image Orientation" in data or (reading.named_splits and _SPLIT in data)):
         return {}
     try:
         row = json.loads(data)

@@ -6,7 +6,7 @@ import os
 import re
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".heic", ".heif",
-            ".jxl")  # fmt: skip
+            ".jxl", ".jfif", ".jpe", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".ico")  # fmt: skip
 TEXTS = (".txt", ".json")
 MEMBERS = (*PICTURES, *TEXTS)
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi")

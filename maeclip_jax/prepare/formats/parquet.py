@@ -11,7 +11,7 @@ from maeclip_jax import errors
 from maeclip_jax.prepare.formats import batches, captions, columnar, img2dataset, names, pictures, remote, table
 from maeclip_jax.prepare.formats.listing import Listing
 from maeclip_jax.prepare.formats.raw import Raw, lost_records
-from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_of, unit_goal, unit_split
+from maeclip_jax.prepare.formats.units import Plan, Reading, Unit, split_field, unit_goal, unit_split
 
 NAME = "parquet"
 SAID = "with a column of pictures or of their paths"
@@ -93,10 +93,9 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
                     groups.append(None)
                     continue
                 _check_columns(schema, reading, path, paths[0])
-                if reading.split_column in schema.names:
-                    column = table.read(columns=[reading.split_column]).column(0)
-                    values = column.unique().to_pylist()
-                    splits.update(split_of({reading.split_column: v}, reading, told) for v in values)
+                field = split_field(reading)
+                if field and field in schema.names:
+                    splits |= columnar.splits(table.read(columns=[field]).column(0), reading, told)
                 else:
                     splits.add(told or reading.split)
                 groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])

@@ -184,13 +184,27 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     folders = pictures.folders(reading, unit)
     waiting: list[tuple[Raw, str]] = []
     for _, group in groups:
-        number, _, _, row = next(group)
-        rows = [row, *(item[3] for item in group)]
-        waiting.append(_row(f"{unit.path}:row {unit.row + number + 1}", rows, reading, unit))
-        if len(waiting) == pictures.TOGETHER:
+        rows = [(f"{unit.path}:row {unit.row + number + 1}", row) for number, _, _, row in group]
+        whole = [item for item in rows if not _is_short(item[1], reading, unit)] or rows[:1]
+        short = [item for item in rows if item not in whole] if len(whole) < len(rows) else []
+        waiting.append(_row(whole[0][0], [row for _, row in whole], reading, unit))
+        waiting += [(_short(name, row, reading, unit), "") for name, row in short]
+        if len(waiting) >= pictures.TOGETHER:
             yield from pictures.filled(waiting, folders)
             waiting = []
     yield from pictures.filled(waiting, folders)
+
+
+def _is_short(row: dict | str, reading: Reading, unit: Unit) -> bool:
+    """Whether a row of cells ends before its caption."""
+    cells = table_rows.has_cells(unit.syntax) and isinstance(row, dict)
+    return cells and not captions.holds(row, reading.caption_column)
+
+
+def _short(name: str, row: dict, reading: Reading, unit: Unit) -> Raw:
+    """What stands for a row without a caption among others of its picture."""
+    said = f"not csv: {len(row)} cells, and none for {reading.caption_column!r}; valid: as many as the header has"
+    return Raw(name, unit.path, split_of(row, reading, unit.split), error=BadRecord("unreadable_row", said))
 
 
 def _row(name: str, rows: list, reading: Reading, unit: Unit) -> tuple[Raw, str]:
@@ -203,12 +217,11 @@ def _row(name: str, rows: list, reading: Reading, unit: Unit) -> tuple[Raw, str]
         if not isinstance(image, str) or not image.strip():
             raise BadRecord("missing_image", f"{reading.image_column} is {image!r}")
         raw = dataclasses.replace(raw, key=printable(image.strip()))
-        texts: list[str] = []
+        texts: list[str | None] = []
         for row in rows:
             value = captions.pick(row, reading.caption_column)
             value = captions.of_cell(value) if table_rows.has_cells(unit.syntax) else value
-            if value is not None or len(rows) == 1:
-                texts += captions.texts(value)
+            texts += (None,) if value is None or value == [] else captions.texts(value)
         return dataclasses.replace(raw, texts=captions.texts(texts)), image.strip()
     except BadRecord as error:
         return dataclasses.replace(raw, error=error), ""

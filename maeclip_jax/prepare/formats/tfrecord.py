@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gzip
 import struct
+import zlib
 from collections.abc import Iterator
 
 from etils import epath
@@ -26,6 +27,9 @@ _PICTURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 
 class _Damaged(Exception):
     pass
+
+
+_DAMAGE = (_Damaged, OSError, EOFError, zlib.error)
 
 
 def find(look: Listing, wanted: dict, forced: bool) -> list[str]:
@@ -54,7 +58,7 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
 def _first(path: epath.Path) -> dict | None:
     try:
         return next(map(_features, _examples(path)), None)
-    except (_Damaged, OSError, EOFError):
+    except _DAMAGE:
         return None
 
 
@@ -71,7 +75,7 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
             row = _texts(_features(data), [reading.image_column])
             yield from pictures.filled([columnar.raw(row, done, reading, unit)], folders)
             done += 1
-    except (_Damaged, OSError, EOFError) as error:
+    except _DAMAGE as error:
         problem = str(error)
     expected = img2dataset.upstream(path).get("successes", 0)
     if problem or expected > done:

@@ -6,10 +6,15 @@ import dataclasses
 
 from maeclip_jax.prepare.formats import names
 
+SPLIT = "split"  # the field that tells the split of a record
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How to read a source. A column that does not exist is ""; `split` is the split of records that name none."""
+    """How to read a source. A column that does not exist is ""; `split` is the split of records that name none.
+
+    Where the first records have no split column, any later one may still name its split in the field `SPLIT`.
+    """
 
     format: str
     root: str
@@ -18,7 +23,7 @@ class Reading:
     split_column: str = ""
     image_dir: str = ""
     split: str = "train"
-    named_splits: bool = True  # whether names of files, folders and members tell splits
+    named_splits: bool = True  # False: all splits are ignored, those that names or a field `SPLIT` tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Plan:
 
     reading: Reading
     units: tuple[Unit, ...]
-    splits: tuple[str, ...]  # every split that occurs; () if this is unknown before all is read
+    splits: tuple[str, ...]  # those that were found; () if a field that not all was read of tells them
     notes: tuple[str, ...] = ()  # what the source is, and what was found odd about it, a sentence each
 
     @property
@@ -69,13 +74,21 @@ def unit_split(path: str, wanted: dict) -> str:
 
 
 def splits_of(reading: Reading, units: list[Unit]) -> tuple[str, ...]:
-    """Every split of units whose records name none; () where a field of the records may name others."""
+    """Every split that the units tell; () where a field of the records names others."""
     return () if reading.split_column else tuple(sorted({u.split or reading.split for u in units}))
+
+
+def split_field(reading: Reading) -> str:
+    """The field in which a record may name its split; "" where splits are ignored."""
+    return reading.split_column or (SPLIT if reading.named_splits else "")
 
 
 def split_of(row: dict | str, reading: Reading, told: str = "") -> str:
     """The split that a row names; rows that name none (or cannot be read) go to the split of their unit (`told`)."""
-    value = row.get(reading.split_column) if reading.split_column and isinstance(row, dict) else None
+    field = split_field(reading)
+    value = row.get(field) if field and isinstance(row, dict) else None
+    if not reading.split_column and not isinstance(value, str):
+        value = None
     return (told or reading.split) if value is None or not str(value).strip() else str(value).strip()
 
 

@@ -87,7 +87,7 @@ def read(reading: Reading, unit: Unit) -> Iterator[Raw]:
     folders = (reading.image_dir,) if reading.image_dir else folders
     with remote.opened(root / unit.path) as file:
         file.seek(unit.start)
-        waiting: list[tuple[int, tuple[str, str] | None]] = []
+        waiting: list[tuple[int, tuple[str, str, int] | None]] = []
         number = unit.row
         while file.tell() < unit.stop:
             waiting.append((number, _parsed(file.readline())))
@@ -111,7 +111,8 @@ def _filled(rows: list, folders: tuple[str, ...], reading: Reading, unit: Unit) 
                 raw, error=BadRecord("unreadable_row", "no caption and address, with a tab between")
             )
             continue
-        raw = dataclasses.replace(raw, texts=captions.texts(row[0]), url=printable(row[1]))
+        caption, address, extras = row
+        raw = dataclasses.replace(raw, texts=captions.texts(caption), url=printable(address), extras=extras)
         found = data[number]
         if isinstance(found, bytes):
             yield dataclasses.replace(raw, image=found)
@@ -124,13 +125,15 @@ def _is_download(path: str) -> bool:
     return bool(_DOWNLOAD.match(os.path.basename(path))) and not names.is_hidden(path)
 
 
-def _parsed(line: bytes) -> tuple[str, str] | None:
-    """(caption, address) of a line; None if it is not of that form."""
-    cells = line.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf").split(b"\t")[:2]
+def _parsed(line: bytes) -> tuple[str, str, int] | None:
+    """(caption, address, how many cells behind them hold something); None if a line is not of that form."""
+    first, *others = line.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf").split(b"\t")
+    cells, further = [first, *others[:1]], others[1:]
     if len(cells) < 2 or sum(bool(_ADDRESS.match(cell)) for cell in cells) != 1:
         return None
-    caption, address = cells if _ADDRESS.match(cells[1]) else cells[::-1]
-    return caption.decode("utf-8", errors="surrogateescape"), address.decode("utf-8", errors="surrogateescape")
+    pair = cells if _ADDRESS.match(cells[1]) else cells[::-1]
+    caption, address = (cell.decode("utf-8", errors="surrogateescape") for cell in pair)
+    return caption, address, sum(bool(cell.strip()) for cell in further)
 
 
 def _crc(address: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ SAID = "*.tar, .tar.gz or .tar.zst, such as those of img2dataset"
 _COMPRESSIONS = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd"}
 _CHUNK = 8 << 20
 _PEEKED = 64  # members of the first shard that are looked at when the work is planned
+_MOST_PEEKED = 8 << 20  # bytes of it
+_PIECE = 1 << 18
 _LEAST = 1 << 30  # bytes that any compressed shard may expand to; more only in proportion to its size
 _MOST_EXPANSION = 10
 
@@ -45,25 +48,76 @@ def divide(reading: Reading, look: Listing, paths: list[str], wanted: dict, unit
 def _first_samples(look: Listing, paths: list[str]) -> list[dict[str, bytes]]:
     """The first samples of the first shard, as far as they are cheap to get."""
     path = paths[0]
-    if remote.is_remote(look.root) or path.lower().endswith(tuple(_COMPRESSIONS)):
-        return []
-    with open(epath.Path(look.root) / path, "rb") as file:
-        found = tarball.index(file.fileno(), os.fstat(file.fileno()).st_size, _PEEKED)
-        if not found.members and found.others & {*names.TARS, ".gz", ".tgz", ".zip"}:
+    with contextlib.ExitStack() as stack:
+        file, whole = _beginning(epath.Path(look.root) / path, stack)
+        if file is None:
+            return []
+        found = tarball.index(file, os.fstat(file).st_size, _PEEKED)
+        if whole and not found.members and found.others & {*names.TARS, ".gz", ".tgz", ".zip"}:
             raise UserError(
                 f"{path} holds archives and no pictures; valid: unpack it first: mkdir shards && tar -xf "
                 f"{look.root / path} -C shards"
             )
         pictures = [m for m in found.members if names.key_and_extension(m.name)[1] in names.PICTURES]
         videos = sorted(found.others & {*names.VIDEOS})
-        if videos and not pictures:
+        if whole and videos and not pictures:
             raise UserError(
                 f"{path} holds videos and no pictures; valid: frames of them, such as video2dataset's FrameSubsampler "
                 f"makes, or: mkdir frames && tar -xf {look.root / path} -C frames && for f in frames/*{videos[0]}; "
                 f'do ffmpeg -i "$f" -frames:v 1 "${{f%.*}}.jpg"; done'
             )
         samples = list(tarball.samples(found.members))[:-1][:4] or list(tarball.samples(found.members))
-        return [{e: os.pread(file.fileno(), m.size, m.start) for e, m in s.parts.items()} for s in samples]
+        return [{e: os.pread(file, m.size, m.start) for e, m in s.parts.items()} for s in samples]
+
+
+def _beginning(path: epath.Path, stack: contextlib.ExitStack) -> tuple[int | None, bool]:
+    """(the descriptor of a file with the first members of a shard, whether these are all that `_PEEKED` asks for)."""
+    try:
+        source = _source(path, stack, remote.SHORT)
+    except OSError:  # which is said when the shard is read
+        return None, False
+    if _is_plain(path):
+        return source.fileno(), True
+    target, size = stack.enter_context(tempfile.TemporaryFile(buffering=0)), 0  # noqa: SIM115 (the stack closes it)
+    while size < _MOST_PEEKED:
+        try:
+            data = source.read(_PIECE)
+        except OSError:
+            break
+        size += target.write(data)
+        if not data or len(tarball.index(target.fileno(), size, _PEEKED).members) == _PEEKED:
+            return target.fileno(), True
+    return target.fileno(), False
+
+
+def _is_plain(path: epath.Path) -> bool:
+    """Whether a shard can be read in any order where it lies."""
+    return names.suffix(path.name) not in _COMPRESSIONS and not remote.is_remote(path)
+
+
+class _Sips(io.RawIOBase):
+    """A file of which a reader gets little at a time: a decompressor that meets damage loses what it was given."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self._file.readinto(memoryview(buffer)[: tarball.BLOCK])
+
+
+def _source(path: epath.Path, stack: contextlib.ExitStack, block: int = remote.LONG, careful: bool = False):
+    """The bytes of a tar, uncompressed, from the beginning. `careful`: nothing is lost of what lies before damage."""
+    source = stack.enter_context(remote.opened(path, block))
+    source = _Sips(source) if careful else source
+    compression = _COMPRESSIONS.get(names.suffix(path.name))
+    if compression:
+        import pyarrow as pa
+
+        source = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(source), compression))
+    return source
 
 
 def fields(reading: Reading, unit: Unit) -> dict:
@@ -134,32 +188,35 @@ def _descriptor(reading: Reading, unit: Unit, stack: contextlib.ExitStack) -> tu
     order.
     """
     path = epath.Path(reading.root) / unit.path
-    compression = _COMPRESSIONS.get(names.suffix(path.name))
     try:
-        source = stack.enter_context(remote.opened(path))
+        source = _source(path, stack)
     except OSError as error:
         return None, error.strerror or str(error)
-    if not compression and not remote.is_remote(path):
+    if _is_plain(path):
         return source.fileno(), ""
-    if compression:
-        import pyarrow as pa
-
-        source = stack.enter_context(pa.CompressedInputStream(pa.PythonFile(source), compression))
     target = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (it is closed by the stack)
-    most = max(_LEAST, _MOST_EXPANSION * unit.size) if compression else unit.size
-    written, problem = 0, ""
-    while not problem:
-        try:
-            data = source.read(_CHUNK)
-        except OSError as error:
-            problem = " ".join(str(error).split())
-            break
-        if not data:
-            break
-        written += len(data)
-        if written > most:
-            problem = f"expands to more than {most:,} bytes"
-            break
-        target.write(data)
+    compressed = names.suffix(path.name) in _COMPRESSIONS
+    most = max(_LEAST, _MOST_EXPANSION * unit.size) if compressed else unit.size
+    problem, damaged = _copied(source, target, _CHUNK, most)
+    if damaged and compressed:  # a read that fails gives nothing: once more, in small ones from where it began
+        with contextlib.ExitStack() as again:
+            source = _source(path, again, careful=True)
+            for start in range(0, (whole := target.tell()), _CHUNK):
+                source.read(min(_CHUNK, whole - start))
+            _copied(source, target, tarball.BLOCK, most)
     target.flush()
     return target.fileno(), problem
+
+
+def _copied(source, target, piece: int, most: int) -> tuple[str, bool]:
+    """(what is wrong with the source, "" if all of it was copied to `target`; whether a read of it failed)."""
+    while True:
+        try:
+            data = source.read(piece)
+        except OSError as error:
+            return " ".join(str(error).split()), True
+        if not data:
+            return "", False
+        if target.tell() + len(data) > most:
+            return f"expands to more than {most:,} bytes", False
+        target.write(data)

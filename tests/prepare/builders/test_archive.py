@@ -1,6 +1,10 @@
 """A folder, a tar, a tar.gz and a zip of the same files read the same."""
 
+import io
+import random
 import shutil
+import tarfile
+import zipfile
 
 import pytest
 
@@ -43,3 +47,31 @@ def test_other_files_and_none(tmp_path):
     for name in ("x", "none"):
         with pytest.raises(UserError, match="is not a folder, tar or zip that can be read whole"):
             Archive(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "w:bz2", "w:xz", "zip"])
+def test_damage_inside_an_archive_is_the_users_error(kind, tmp_path):
+    rng, path = random.Random(0), tmp_path / "a"
+    members = [(f"{i}", rng.randbytes(3000).hex().encode()) for i in range(9)]
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members:
+                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    else:
+        with tarfile.open(path, kind) as archive:
+            for name, data in members:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    packed, refused = path.read_bytes(), 0
+    for _ in range(20):
+        at = rng.randrange(len(packed) // 4, len(packed) // 2)
+        path.write_bytes(packed[:at] + rng.randbytes(100) + packed[at + 100 :])
+        try:
+            found = Archive(path)
+            for name in found.paths:
+                found.read(name)
+        except UserError as error:  # and nothing else
+            assert "cannot be read" in str(error) or "that can be read whole" in str(error)
+            refused += 1
+    assert refused > 5
