@@ -48,16 +48,17 @@ def test_what_init_rules_leave_out_is_not_adopted(clip):
 
 def open_clip_file(folder):
     """A file of open_clip's that nobody knows, with its words beside."""
+    from maeclip_jax.interop import openai_clip
     from tests.interop import test_clip_family as family
 
     (folder / "merges.txt").write_text(foreign.MERGES)
-    return family.write(folder, family.openai_arrays(2))
+    return family.write(folder, family.openai_arrays(2, openai_clip.VOCAB))
 
 
 def test_heads_that_no_file_says_come_from_the_command_line(tmp_path):
     path = open_clip_file(tmp_path)
     argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=x", f"--config.init_from=open_clip:{path}"]
-    argv.append("--config.model.text_tower.vocab=30")
+    argv.append("--config.model.text_tower.vocab=49408")
     whose = [f"--config.model.{tower}_tower.heads=" for tower in ("image", "text")]
     for said, tower in (((), "image"), ((f"{whose[0]}4",), "text")):
         with pytest.raises(UserError) as e:
