@@ -171,6 +171,17 @@ def test_a_mae_goes_on_as_mae_clip(tmp_path):
     assert "unused: 2 (decoder)" in report  # MAE-CLIP has an entrance to the decoder for each tower
 
 
+def test_fixed_positions_of_another_size_are_said(tmp_path):
+    mae = ml_collections.ConfigDict(dict(objective="mae", model=foreign.mae_model()))
+    interop.save("hf-vit-mae", mae, foreign.random_params(mae), tmp_path)
+    argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=x", f"--config.init_from=hf-vit-mae:{tmp_path}"]
+    config = main.parse(argv).config
+    said = "the fixed positions of pictures are those of 8x8 patches, the weights know 4x4"
+    assert said not in adoption.parameters(config, {})[1]
+    config.model.image_tower.size = 64
+    assert said in adoption.parameters(config, {})[1]
+
+
 def test_mistakes_are_one_line(clip, tmp_path):
     for file in clip[0].iterdir():
         if file.name != "merges.txt":
