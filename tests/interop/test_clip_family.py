@@ -66,7 +66,7 @@ def test_what_a_file_alone_does_not_tell_is_not_guessed(tmp_path):
     assert "no visual.ln_pre, which all of OpenAI's models have: read" in raised("openai-clip", write(tmp_path, bare))
     cfg = dict(vision_cfg=dict(head_width=32, pool_type="avg", no_ln_pre=True),
                text_cfg=dict(heads=2, no_causal_mask=True, pool_type="last"))  # fmt: skip
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=cfg)))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=cfg)), encoding="utf-8-sig")
     found = interop.load("open_clip", write(tmp_path, bare))
     image, text = found.config.model.image_tower, found.config.model.text_tower
     assert (image.pool, image.norm_pre, text.causal, text.pool) == ("gap", False, False, "last")

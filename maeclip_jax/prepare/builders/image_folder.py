@@ -150,7 +150,7 @@ def check_apart(root: Path, splits: Mapping[str, Collection[str]], pictures: Col
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file; UserError if there are none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if not lines:

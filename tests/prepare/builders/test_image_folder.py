@@ -46,6 +46,12 @@ def test_split_lists_and_class_names(tmp_path, caplog):
     assert opened(folder, "test").classes == ["large dog", "cat, or kitten"]  # in the order of classes.txt
 
 
+def test_byte_order_marks_of_lists_are_no_part_of_names(tmp_path):
+    lists = {"train.txt": "cat/1.jpg\ndog/2.jpg\n", "classes.txt": "cat\tthe cat\ndog\n"}
+    layout = read_layout(pets(tmp_path, **{name: text.encode("utf-8-sig") for name, text in lists.items()}))
+    assert layout.splits == {"train": ["cat/1.jpg", "dog/2.jpg"]} and layout.classes == {"cat": "the cat", "dog": "dog"}
+
+
 def test_a_line_ends_at_a_newline_alone(tmp_path, capsys):
     listed = ["cat/1.jpg", "cat/2.JPEG", "dog/a\u2028b.jpg", "dog/c\x85d.jpg"]
     root = pets(tmp_path, **{"dog/a\u2028b.jpg": picture(7), "dog/c\x85d.jpg": b"not one"},
