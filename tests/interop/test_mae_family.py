@@ -168,6 +168,7 @@ def test_siglip_of_big_vision_in_float64(tmp_path, width, heads):
     """Heads of any width: SigLIP 2's largest has 96 numbers a head."""
     weights = big_vision_weights(width, heads)
     found = interop.load("big_vision", npz(tmp_path / "x.npz", weights))
+    assert found.config.preprocess.image == "decode|resize(32)" and "bilinear without antialiasing" in str(found.report)
     stacked = interop.load("big_vision", npz(tmp_path / "y.npz", stack(weights)))
     jax.tree.map(np.testing.assert_array_equal, found.params, stacked.params)
     assert stacked.config.to_dict() == found.config.to_dict()
