@@ -16,7 +16,7 @@ from maeclip_jax import interop
 from maeclip_jax.config import load as experiment
 from maeclip_jax.errors import UserError
 from maeclip_jax.parallel.sharding import put
-from maeclip_jax.params import flatten, unflatten
+from maeclip_jax.params import flatten, unflatten, with_layers_like
 from maeclip_jax.run import checkpoint, train
 from maeclip_jax.run.model import Model
 from maeclip_jax.run.setup import restored, setup
@@ -28,6 +28,8 @@ SOURCES = (
 )
 
 TOWERS = ("image", "text", "decoder")  # whose heads weights without a word about them need from `settings`
+# Settings that change the number of positions -> the argument by which `interop.load` fits them.
+FITTED = {"model.image_tower.size": "size", "model.text_tower.length": "length"}
 
 
 def fit(config, workdir: str | os.PathLike, *, devices: Sequence | None = None) -> Model:
@@ -49,7 +51,8 @@ def load(
 ) -> Model:
     """The model of a run, of an experiment file (with fresh weights) or of other code bases, with what belongs to it.
 
-    `source`: see SOURCES. `settings`: leaves of its config to change, such as {"model.compute.dtype": "bfloat16"}.
+    `source`: see SOURCES. `settings`: leaves of its config to change, such as {"model.compute.dtype": "bfloat16"}; of
+    other code bases' weights, model.image_tower.size and model.text_tower.length fit the positions and the ops.
     `devices`: where it computes (default: all); parameters are whole on each unless `settings` name a "mesh.fsdp".
     `batch_size`: pictures computed at a time. `params`: of a run that keeps an average of its parameters, ema (that) |
     raw (those of the last step) | auto (the average, and a line says so). UserError, one line with what is valid, for
@@ -60,11 +63,12 @@ def load(
         return _of_run(name, settings, devices, batch_size, params)
     if params != checkpoint.AUTO:
         raise UserError(f"params={params} chooses among the parameters of a run, which {name!r} is not; leave it out")
-    have, origin = {}, "fresh weights"
+    have, origin, fresh = {}, "fresh weights", {}
     if kind := interop.split(name):
         towers = {k: settings[f"model.{k}_tower.heads"] for k in TOWERS if f"model.{k}_tower.heads" in settings}
-        found = interop.load(*kind, heads=towers)
-        config, have, origin = found.config, flatten(found.params), kind[0]
+        fitted = {FITTED[k]: v for k, v in settings.items() if k in FITTED and isinstance(v, int)}
+        found = interop.load(*kind, heads=towers, **fitted)
+        config, have, origin, fresh = found.config, flatten(found.params), kind[0], found.report.missing
         try:
             config.update_from_flattened_dict(settings)
         except (KeyError, TypeError, ValueError) as e:
@@ -75,6 +79,9 @@ def load(
         config.mesh = dict(replica=-1, fsdp=1, tensor=1)
     made = setup(config, devices=devices)
     want = flatten(made.params)
+    if have:
+        have = with_layers_like(have, want)
+        _check(f"{name}: settings {settings}", have, want, {path.split("/")[0] for path in fresh})
     flat = {p: put(x, want[p]) for p, x in have.items()}
     if set(want) - set(have):  # fresh weights: all, or a decoder that a file left out
         shardings = jax.tree.map(lambda x: x.sharding, made.params)
@@ -82,6 +89,19 @@ def load(
             flat = flatten(jax.jit(made.fresh, out_shardings=shardings)()) | flat
     about = dict(name=name, origin=origin, step=None, names=read_names(None, config.get("resume", "")))
     return Model(config, made.objective, made.mesh, unflatten(flat), batch_size=batch_size, **about)
+
+
+def _check(what: str, have: Mapping[str, Any], want: Mapping[str, Any], fresh: set[str]) -> None:
+    """Raises UserError unless `have` are the parameters of the model `want`, but for the parts `fresh`."""
+    valid = f"valid: those that leave the parameters as they are, and {' and '.join(FITTED)}"
+    for path, value in have.items():
+        if path not in want:
+            raise UserError(f"{what} leave no place for its {path!r}; {valid}")
+        if value.shape != want[path].shape:
+            raise UserError(f"{what} make {path!r} {want[path].shape}, which is {value.shape} in the file; {valid}")
+    lacking = [path for path in want if path not in have and path.split("/")[0] not in fresh]
+    if lacking:
+        raise UserError(f"{what} need {lacking[0]!r}, which is not in the file; {valid}")
 
 
 def _of_run(name: str, settings: Mapping[str, Any], devices: Sequence | None, batch_size: int, which: str) -> Model:

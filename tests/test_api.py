@@ -11,11 +11,13 @@ import pytest
 import maeclip_jax as mc
 from maeclip_jax import interop
 from maeclip_jax.errors import UserError
+from maeclip_jax.interop import convert
 from maeclip_jax.params import flatten
 from maeclip_jax.run import checkpoint
 from maeclip_jax.workdir import read_metrics
 from tests import runs
 from tests.golden import ROOT
+from tests.interop import foreign
 
 RUN = "objective=clip,steps=2,save=1,evals=false"
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -98,7 +100,8 @@ def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch)
 
     def load(kind, path, heads):
         asked.append((kind, path, heads))
-        return interop.Loaded(config.copy_and_resolve_references(), jax.tree.map(np.asarray, own.params), None)
+        params = jax.tree.map(np.asarray, own.params)
+        return interop.Loaded(config.copy_and_resolve_references(), params, convert.Report(kind))
 
     monkeypatch.setattr(interop, "load", load)
     said = {"model.compute.dtype": "bfloat16", "model.image_tower.heads": own.config.model.image_tower.heads}
@@ -114,6 +117,28 @@ def test_weights_of_other_code_bases_come_with_what_belongs_to_them(monkeypatch)
     assert refused(mc.load, "hf-clop:/some/where").startswith("unknown kind of weights 'hf-clop' (did you mean 'hf-cl")
     text = refused(mc.load, "hf-clip:/some/where", {"model.widht": 3})
     assert text.startswith("hf-clip:/some/where: settings {'model.widht': 3} do not fit: ")
+
+
+def test_settings_of_weights_fit_positions_or_are_refused(tmp_path):
+    folder, _ = foreign.hf_clip(tmp_path / "m")
+    source = f"hf-clip:{folder}"
+    made = mc.load(source, {"model.image_tower.size": 64, "model.text_tower.length": 10})
+    want = interop.load("hf-clip", folder, size=64, length=10)
+    same(jax.tree.map(np.asarray, made.params), want.params)
+    assert made.config.preprocess.image == "decode|resize_small(64)|center_crop(64)"
+    assert made.embed(PICTURES, ["ab cd"])["text"].shape == (1, 8)
+    unrolled = mc.load(source, {"model.compute.layers": "unroll"})
+    np.testing.assert_allclose(unrolled.embed(PICTURES)["image"], mc.load(source).embed(PICTURES)["image"], atol=1e-5)
+    for setting, value, said in (
+        ("image_tower.norm_pre", False, " leave no place for its 'image/norm_pre/bias'; valid: those that leave the"),
+        ("image_tower.patch", 4, " make 'image/embed_image/patch/kernel' (48, 12), which is (192, 12) in the file; "),
+        ("text_tower.vocab", 600, " make 'text/embed_text/token/embedding' (600, 12), which is (516, 12) in the file"),
+        ("image_tower.depth", 1, " make 'image/trunk/blocks/"),
+        ("image_tower.patch_bias", True, " need 'image/embed_image/patch/bias', which is not in the file; valid: "),
+    ):
+        settings = {f"model.{setting}": value}
+        text = refused(mc.load, source, settings)
+        assert text.startswith(f"{source}: settings {settings} ") and said in text
 
 
 # fit

@@ -108,8 +108,8 @@ def read(path: epath.PathLike) -> dict[str, int]:
     if not path.exists():
         raise UserError(f"no answers at {path}; valid: a text file with an answer a line (answer, or answer TAB count)")
     counts: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().split("\n"), 1):
-        answer, _, count = line.partition("\t")
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
+        answer, _, count = line.removesuffix("\r").partition("\t")
         if not (count.strip() or "0").isdigit():
             raise UserError(f"{path}, line {number}: {count!r} is not a count; valid: answer, or answer TAB count")
         if answer := normalise(answer):

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class Batches:
     """Iterator of batches of one host; `close()` (or `with`) stops its threads and processes.
 
-    spec: name -> (shape, dtype) of one row. seen, bad, kinds: records tried on this host, how many of them could not be
-    used, and by kind. The first 20 bad records are logged by name, then every 1000th.
+    spec: name -> (shape, dtype) of one row. seen, bad, kinds: records of this host's rows, how many of them could not
+    be used, and by kind. The first 20 bad records are logged by name, then every 1000th.
     On a single host it raises UserError when the share goes above `max_bad`; several hosts must agree on that, so there
     the loop calls `check_bad` on global sums. how: in words, how blocks are read and what memory that takes; "" if
     records are read one by one.
@@ -87,7 +87,7 @@ def _end(live: list) -> None:
 def check_bad(
     seen: int, bad: int, max_bad: float, *, whole: int | None = None, kinds: dict[str, int] | None = None
 ) -> None:
-    """Raises UserError when more than `max_bad` of the `seen` records (bad ones included) could not be used.
+    """Raises UserError when more than `max_bad` of the `seen` records (those replaced included) could not be used.
 
     Judges after 1000 records, or after `whole` (the length of the data set) where that is less.
     """

@@ -243,6 +243,7 @@ def _orientation(image: Image.Image) -> int:
 def rgb8(image: Image.Image) -> np.ndarray:
     """Any picture that Pillow opened, upright, as uint8 [H,W,3] RGB; BadRecord for pixels whose range is undefined."""
     format_, tags = image.format, getattr(image, "tag_v2", {})
+    clear = _transparent_colour(image)
     image.load()
     if not _stands_upright(image):
         with contextlib.suppress(Exception):  # broken EXIF: upright, as in `_orientation`
@@ -252,16 +253,33 @@ def rgb8(image: Image.Image) -> np.ndarray:
         top = (1 << min(16, tags.get(258, (16,))[0])) - 1
         grey = (np.asarray(image).astype(np.uint32) * 255 + top // 2) // top
         grey = grey if tags.get(262) != 0 else 255 - grey  # 0: white is zero
+        if clear is not None:
+            grey[np.asarray(image) == clear] = 255
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise BadRecord("unsupported", f"{format_} with pixels of type {image.mode!r}, whose range is not defined")
     if image.has_transparency_data:
+        if clear is not None:
+            image.info["transparency"] = clear
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     try:
         return np.asarray(image.convert("RGB"))
     except ValueError as error:
         raise BadRecord("unsupported", f"{format_} in mode {image.mode!r}: {error}") from error
+
+
+def _transparent_colour(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The colour of a PNG that is transparent, as Pillow scales its samples; None if it has none or a palette.
+
+    Pillow leaves it as it is stored. To be asked before the pixels are loaded: only then the depth is known.
+    """
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or image.mode == "P" or not isinstance(clear, int | tuple) or not image.tile:
+        return None
+    scale = {"L;2": lambda grey: (grey & 3) * 85, "L;4": lambda grey: (grey & 15) * 17,
+             "RGB;16B": lambda rgb: tuple(part >> 8 for part in rgb)}  # fmt: skip
+    return scale.get(image.tile[0].args, lambda colour: colour)(clear)
 
 
 def _bad(error: Exception, data: bytes) -> BadRecord:

@@ -4,10 +4,11 @@ Whatever moves pixels moves those of a decoded `mask` (op `mask`) along, by the 
 
 Antialiasing is a word, since training may be fast but evaluation must be exact:
 
-- "fast"   JPEG decoded at 1/2, 1/4 or 1/8 scale where that still leaves enough pixels, then bilinear.
+- "fast"   JPEG decoded at 1/2, 1/4 or 1/8 scale where that still leaves enough pixels, then bilinear, after a side
+           that is still more than twice as long as it should be has been halved.
            Decoding waits until the crop is known, so a crop right after `decode` costs the least.
            Default of random_resized_crop and views.
-- "area"   the whole picture decoded, then averaged over areas (OpenCV INTER_AREA); bilinear to enlarge.
+- "area"   the whole picture decoded, then averaged over areas (OpenCV INTER_AREA); bilinear along a side to enlarge.
 - "exact"  the whole picture decoded, then Pillow's antialiased filter `method`, which is what torchvision and
            open_clip compute. Default of every other resize.
 """
@@ -201,5 +202,13 @@ def resample(pixels: np.ndarray, size: tuple[int, int], antialias: str, method: 
     shrink = height / size[0], width / size[1]
     # Bilinear reads two pixels a side, so it may halve. More is left of "fast" only where no JPEG could be reduced.
     least = 2 if antialias == "fast" else 1
+    if min(shrink) < least < max(shrink):
+        # OpenCV averages along both sides or along none, so the one with too many pixels is first shortened alone.
+        side, shape = int(shrink[1] > shrink[0]), [height, width]
+        if antialias == "fast":  # as often as it takes; averaging takes three times as long
+            shape[side], how = (shape[side] + 1) // 2, cv2.INTER_LINEAR
+        else:
+            shape[side], how = size[side], cv2.INTER_AREA
+        return resample(cv2.resize(pixels, shape[::-1], interpolation=how), size, antialias)
     averaged = min(shrink) >= least and max(shrink) > 1
     return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if averaged else cv2.INTER_LINEAR)

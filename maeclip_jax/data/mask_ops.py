@@ -12,6 +12,7 @@ from maeclip_jax.data.image_ops import field
 from maeclip_jax.errors import BadRecord, UserError
 
 VOID = 255
+_SCALED = {"L;2": 85, "L;4": 17}  # how Pillow stores grey of fewer bits -> what it multiplies the samples by
 KINDS = {
     "bad_mask": "the mask cannot be read, or does not hold one id a pixel",
     "mask_size": "mask and picture differ in size",
@@ -58,12 +59,16 @@ def read_mask(data: bytes, channel: int | None = None) -> np.ndarray:
     """
     try:
         image = Image.open(io.BytesIO(data))
+        stored = image.tile[0].args if image.tile else ""  # known until the pixels are loaded
+        stored = stored if isinstance(stored, str) else str(stored and stored[0])
         image.load()
     except Exception as error:  # on broken bytes Pillow raises nearly every type there is
         raise BadRecord("bad_mask", f"{len(data)} bytes that are not a readable picture ({error})") from None
     if image.format == "JPEG":
         raise BadRecord("bad_mask", "JPEG, which does not preserve ids; masks must be PNG")
     ids = np.asarray(image)
+    if ids.ndim == 3 and "16" in stored:
+        raise BadRecord("bad_mask", f"{ids.shape[2]} channels of 16 bits; ids are read from channels of 8 bits")
     if ids.ndim == 3:
         if channel is None or channel >= ids.shape[2]:
             valid = f"channel=0 to {ids.shape[2] - 1} takes one of them"
@@ -71,7 +76,7 @@ def read_mask(data: bytes, channel: int | None = None) -> np.ndarray:
         ids = ids[..., channel]
     if ids.dtype.kind not in "biu" or ids.min(initial=0) < 0 or ids.max(initial=0) > VOID:
         raise BadRecord("bad_mask", f"ids are whole numbers up to {VOID}; this is {image.mode} up to {ids.max()}")
-    return ids.astype(np.uint8)
+    return ids.astype(np.uint8) // _SCALED.get(stored, 1)
 
 
 def check_size(ids: np.ndarray, height: int, width: int) -> None:

@@ -111,7 +111,7 @@ class Data:
         """Endless training batches from global example `start_example` on: this host's rows of each global batch.
 
         batch_size is global. Besides what the ops keep, a batch has `_key` (object array of str, host only), `_bad`
-        (int32: bad records skipped to get this row) and `_bad_names` (list of "key: kind: detail", host only).
+        (int32: 1 where another record stands for a bad one) and `_bad_names` (list of "key: kind: detail", host only).
         Raises UserError for anything wrong in the config, and when the components of a mix give different rows.
         """
         config = self.config

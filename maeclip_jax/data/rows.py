@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from maeclip_jax.data.ahead import ReadAhead
+from maeclip_jax.data.order import permuted, stable_hash
 from maeclip_jax.data.source import ENDLESS
 from maeclip_jax.errors import BadRecord, UserError
 
 _TRIES = 32
+_NEAR = 8  # of these tries are among the records that are read together
 _HIDDEN = {"_key": object, "_valid": bool, "_bad": np.int32}  # what the pipeline itself adds to a row
 _NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}  # what the device would make of them
 
@@ -85,23 +87,39 @@ class TrainRows:
         example, key, bad = self.example(self.components[c], position, lane, n)
         return {**example, "_key": key, "_bad": len(bad), "_bad_records": bad}
 
+    def replacement(self, component: Component, position: int, lane: int, n: int, attempt: int) -> int:
+        """The index of the record that stands for the bad one of example n, at the given attempt from 1 on.
+
+        It is drawn from all records: bad ones that are neighbours would all give way to the one behind them. Where
+        blocks are read, first from those of the window, whose files are open. Records of an endless source are
+        independent draws, of which the next one is as good as any.
+        """
+        length, draw = len(component.source), stable_hash("replacement", self.key, n, attempt)
+        if getattr(component.source, "endless", False):
+            return (component.epochs(position, lane) + attempt) % length
+        if attempt < _NEAR and hasattr(component.epochs, "window"):
+            records = component.epochs.window(position, lane).records_N
+            return int(records[draw % len(records)])
+        return draw % length
+
     def example(
         self, component: Component, position: int, lane: int, n: int, *, ahead: bool = True
     ) -> tuple[dict, str, list]:
-        """(example, key, bad records skipped). A bad record gives way to the next one of its source that is good.
+        """(example, key, [its record] if that is bad). A bad record gives way to a good one of its source.
 
+        Bad ones among those tried in its place are not told: each is counted where its own turn comes, once an epoch.
         ahead=False: out of turn, which is read alone.
         """
         index = component.epochs(position, lane)
         bad: list[tuple[str, str, str]] = []
         for attempt in range(_TRIES):
             try:
-                at = (index + attempt) % len(component.source)
+                at = self.replacement(component, position, lane, n, attempt) if attempt else index
                 place = (position, lane) if ahead and not attempt else None
-                return *component.load(at, generator(self.key, attempt, n), place), bad
+                return *component.load(at, generator(self.key, attempt, n), place), bad[:1]
             except BadRecord as e:
                 bad.append((e.key, e.kind, e.detail))
-        raise _all_bad(component, index, bad)
+        raise _all_bad(component, bad)
 
 
 class EvaluationRows:
@@ -132,7 +150,9 @@ class EvaluationRows:
     def _first_good(self) -> tuple[dict, dict]:
         """The signature of the rows and an empty one, from the first record that is good."""
         bad = []
-        for n in range(min(self.length, _TRIES)):
+        # The first ones may be bad for one reason, which says nothing of the others.
+        tried = [0, *(permuted(i, self.length, 0) for i in range(min(self.length, _TRIES)))]
+        for n in dict.fromkeys(tried):
             try:
                 example, _ = self.component.load(n, generator(0, 0, n))
             except BadRecord as e:
@@ -140,15 +160,15 @@ class EvaluationRows:
                 continue
             empty = {k: "" if isinstance(v, str) else np.zeros_like(_array(v)) for k, v in example.items()}
             return signature(example), empty
-        raise _all_bad(self.component, 0, bad)
+        raise _all_bad(self.component, bad)
 
 
-def _all_bad(component: Component, index: int, bad: list) -> UserError:
+def _all_bad(component: Component, bad: list) -> UserError:
     counts = ", ".join(f"{k} {n}" for k, n in sorted(Counter(kind for _, kind, _ in bad).items()))
     key, kind, detail = bad[-1]
     name = getattr(component.source, "name", component.name or "the source")
     return UserError(
-        f"{len(bad)} records in a row of {name} cannot be used, from index {index} on ({counts}); "
+        f"{len(bad)} records of {name}, tried one after another, cannot be used ({counts}); "
         f"the last: {key}: {kind}: {detail}"
     )
 
@@ -194,7 +214,7 @@ def collate(rows: list[dict]) -> dict:
 
 
 def join(chunks: list[dict]) -> tuple[dict, int, list]:
-    """Chunks to one batch: (batch, records tried, bad records as (key, kind, detail))."""
+    """Chunks to one batch: (batch, records whose turn it was, the bad ones of them as (key, kind, detail))."""
     bad = [b for c in chunks for records in c["_bad_records"] for b in records]
     batch: dict[str, Any] = {}
     for name, first in chunks[0].items():
@@ -209,5 +229,5 @@ def join(chunks: list[dict]) -> tuple[dict, int, list]:
     if "_valid" in batch:
         tried = int(batch["_valid"].sum()) + len(bad)
     else:
-        tried = len(batch["_key"]) + len(bad)
+        tried = len(batch["_key"])
     return batch, tried, bad

@@ -19,7 +19,7 @@ def read_list(path: str, what: str) -> list | dict:
     """The JSON value or the lines of a file, of one that holds lists of several data sets ImageNet's; UserError if it
     cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         value = json.loads(text) if path.endswith(".json") else [x for x in text.split("\n") if x.strip()]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise UserError(f"cannot read {what} from {path!r}: {e}") from e

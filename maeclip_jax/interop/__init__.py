@@ -62,10 +62,11 @@ def load(
 ) -> Loaded:
     """The model in `path`, a file or a folder of `kind` (see KINDS).
 
-    `size`: side of the pictures it is to take, if not its own; positions are interpolated. `length`: of its texts,
-    at most its own. `heads`: number of attention heads by tower, such as {"image": 16, "text": 16}, for files that do
-    not say. UserError for a damaged file, for shapes that do not fit and for arrays that are missing or that nothing
-    explains; nothing is loaded then.
+    `size`: side of the pictures it is to take, if not its own; positions are interpolated, fixed ones of an encoder as
+    well, which become learned; those of a decoder are computed anew. `length`: of its texts, at most its own. `heads`:
+    number of attention heads by tower, such as {"image": 16, "text": 16}, for files that do not say. UserError for a
+    damaged file, for shapes that do not fit and for arrays that are missing or that nothing explains; nothing is loaded
+    then.
     """
     from maeclip_jax.interop import convert, positions
     from maeclip_jax.params import unflatten
@@ -76,8 +77,14 @@ def load(
     flat, report = convert.into_ours(source, weights, described, f"{kind} {os.fspath(path)!r}")
     report.notes += described.get("notes", [])
     if size or length:
-        described = _resized(described, size, length)
+        before, described = described["model"], _resized(described, size, length)
+        after = described["model"]
+        if positions.is_fixed(before["image_tower"]) and not positions.is_fixed(after["image_tower"]):
+            flat |= positions.fixed(flat, before["image_tower"])
         report.notes += positions.fit(flat, convert.shapes(described), report.source)
+        side, was = (positions.grid_side(model["image_tower"]) for model in (after, before))
+        if "decoder_tower" in after and side != was:
+            report.notes.append(f"the decoder's positions are those of {side}x{side} patches, it knows {was}x{was}")
     return Loaded(_config(described), unflatten(flat), report)
 
 
@@ -173,12 +180,16 @@ def describe(kind: str, path: str | os.PathLike, heads: Mapping[str, int] | None
 
 
 def _resized(described: Mapping, size: int, length: int) -> dict:
-    from maeclip_jax.interop import processors
+    from maeclip_jax.interop import positions, processors
 
     model = dict(described["model"])
     for tower, key, value in (("image_tower", "size", size), ("text_tower", "length", length)):
         if value and model.get(tower):
             model[tower] = dict(model[tower]) | {key: value}
+    image, before = (m["image_tower"] for m in (model, described["model"]))
+    if positions.is_fixed(image) and positions.grid_side(image) != positions.grid_side(before):
+        # Computed for another grid they would be ones that the weights have never seen.
+        model["image_tower"] = image | dict(position="learned")
     ops = processors.at_size(described["ops"], size) if size else described["ops"]
     return dict(described) | dict(model=model, ops=ops)
 

@@ -1,8 +1,8 @@
 """Training that starts from the weights of another code base: `--config.init_from=hf-clip:/path`.
 
 The towers become those of the weights (`adopt`, once, when the command line is read); what belongs to the experiment
-stays: objective, loss, pooling, size of pictures, length of texts. `parameters` then gives the values, with positions
-interpolated to that size.
+stays: objective, loss, pooling, size of pictures, length of texts. `parameters` then gives the values, with learned
+positions interpolated to that size. Fixed ones stay fixed: they are those of that size, which is said.
 """
 
 from __future__ import annotations
@@ -133,4 +133,10 @@ def parameters(config: Any, params: Any) -> tuple[dict[str, np.ndarray] | None, 
     flat = {p: x for p, x in found.items() if rename_path(p, rules)}
     want = {p: tuple(x.shape) for p, x in flatten(params).items()}
     report.notes += theirs.get("notes", []) + positions.fit(flat, want, report.source)
+    if "image_tower" in towers and positions.is_fixed(here["image_tower"]):
+        side, was = (positions.grid_side(model["image_tower"]) for model in (here, there))
+        if side != was:
+            report.notes.append(
+                f"the fixed positions of pictures are those of {side}x{side} patches, the weights know {was}x{was}"
+            )
     return flat, str(report)

@@ -52,7 +52,7 @@ def read_json(folder: Path, name: str, *, needed: bool = True) -> dict:
     if not path.is_file() and not needed:
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}")
         return found

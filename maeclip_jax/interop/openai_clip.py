@@ -1,9 +1,11 @@
 """CLIP as openai/CLIP and open_clip write it: kinds openai-clip, open_clip and open_clip-quickgelu.
 
 A file determines its sizes, but neither the number of heads nor the activation: quick GELU in OpenAI's models, exact
-GELU in open_clip's except those called quickgelu. An open_clip_config.json beside the weights, as on the Hub, gives
-both and takes precedence. Heads without it: OpenAI's code has 64 numbers a head everywhere; open_clip's published ViTs
-are known by their sizes (80, 88, 104 and 112 a head from ViT-H on); of any other the caller must say them.
+GELU in open_clip's except those called quickgelu. Nor does it show pooling, the causal mask and how pictures are
+prepared: these are CLIP's, and files of open_clip's other models are refused. An open_clip_config.json beside the
+weights, as on the Hub, gives all of this and takes precedence. Heads without it: OpenAI's code has 64 numbers a head
+everywhere; open_clip's published ViTs are known by their sizes (80, 88, 104 and 112 a head from ViT-H on); of any other
+the caller must say them.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ PUBLISHED = {
     (1664, 48, 1280, 32): 16, (1792, 56, 1280, 36): 16,
 }  # fmt: skip
 CONFIG, DEFAULT_TEXT_HEADS = "open_clip_config.json", 8
+VOCAB = 49408  # of CLIP's own words
 SAY = (
     f'put its {CONFIG} beside it, with {{"model_cfg": {{"vision_cfg": {{"head_width": W}}, "text_cfg": {{"heads": '
     "N}}}, or say interop.load(KIND, PATH, heads={'image': H, 'text': N})"
@@ -112,6 +115,8 @@ def describe(
     _check(vision, text, what)
     if config:
         activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+    if openai and "visual.ln_pre.weight" not in weights:
+        raise UserError("the file has no visual.ln_pre, which all of OpenAI's models have: read the file as open_clip")
     words = _trunk(weights, "transformer", text, activation, what)
     notes = []
     if timm:
@@ -122,7 +127,8 @@ def describe(
         image = _trunk(weights, "visual.transformer", vision, activation, what)
         patch = weights["visual.conv1.weight"].shape[-1]
         side = math.isqrt(len(weights["visual.positional_embedding"]) - 1) * patch
-        images, known, notes = _heads(image, words, vision, text, bool(config), openai)
+        images, known, why = _heads(image, words, vision, text, bool(config), openai)
+        notes = [*why, *([] if config or openai else [_assumed(weights, activation, what)])]
         heads = given.heads_of("image", image["width"], images, SAY)
         image |= dict(size=side, patch=patch, heads=heads) | IMAGE_TOWER | _image_settings(vision, weights)
     words["heads"] = given.heads_of("text", words["width"], known, SAY)
@@ -142,6 +148,18 @@ def describe(
         ops=shown["ops"],
         notes=notes,
     )
+
+
+def _assumed(weights: Mapping[str, np.ndarray], activation: str, what: str) -> str:
+    """What is taken for granted without a config, for the report. UserError for a file that shows it to be another."""
+    words, norm = len(weights["token_embedding.weight"]), "visual.ln_pre.weight" in weights
+    if words != VOCAB or not norm:
+        odd = f"a vocabulary of {words}, not CLIP's {VOCAB}," if norm else "no visual.ln_pre"
+        raise UserError(
+            f"the file has {odd} and does not show how its towers pool and whether texts are causal; {what} that "
+            "belongs to it (open_clip has it on the Hub) must lie beside it"
+        )
+    return f"no {CONFIG}: pool cls, causal texts, {activation} and CLIP's preprocessing are assumed"
 
 
 def _embed_width(weights: Mapping[str, np.ndarray]) -> int:

@@ -1,4 +1,4 @@
-"""Learned positions on another grid of patches, or for shorter texts."""
+"""Positions on another grid of patches, or for shorter texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from maeclip_jax.errors import UserError
 
 IMAGE, TEXT = "embed_image/position", "embed_text/position"
+_PATCH = "embed_image/patch/kernel"
 
 
 def fit(flat: dict[str, np.ndarray], want: Mapping[str, tuple[int, ...]], source: str) -> list[str]:
@@ -36,6 +37,25 @@ def fit(flat: dict[str, np.ndarray], want: Mapping[str, tuple[int, ...]], source
             flat[path] = table_NxD[: new[0]]
             notes.append(f"{path}: the first {new[0]} of {len(table_NxD)}")
     return notes
+
+
+def is_fixed(image: Mapping) -> bool:
+    """Whether the positions of an image tower (settings) are computed and no parameter."""
+    return image.get("position", "sincos") == "sincos"
+
+
+def fixed(flat: Mapping[str, np.ndarray], image: Mapping) -> dict[str, np.ndarray]:
+    """The computed positions [N, D] of an image tower (settings) with the parameters `flat`, by their path there."""
+    from maeclip_jax.nn.embed import sincos_2d
+
+    side = grid_side(image)
+    table_NxD = sincos_2d(side, side, image["width"])
+    return {path.removesuffix(_PATCH) + IMAGE: table_NxD for path in flat if path.endswith(_PATCH)}
+
+
+def grid_side(image: Mapping) -> int:
+    """Patches along a side of the pictures of an image tower (settings)."""
+    return image["size"] // image["patch"]
 
 
 def grid(table_NxD: np.ndarray, side: int) -> np.ndarray:

@@ -302,7 +302,7 @@ class _Run:
                 f"config.resume={self.workdir}"
             )
         bad = int(values["bad_records"])
-        check_bad(step * self.built.batch_size + bad, bad, self.config.data.max_bad, whole=self.data.length)
+        check_bad(step * self.built.batch_size, bad, self.config.data.max_bad, whole=self.data.length)
 
     def _evaluate(self, state: State, step: int) -> None:
         """Runs the evaluators due at `step` (after the last step: all) that have no result yet."""

@@ -1,6 +1,8 @@
 """Small labelled and masked data in official layouts, and how it reads back once it is built."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,18 @@ def png(ids, mode: str = "L") -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def raw_png(depth: int, kind: int, rows: list[bytes], width: int, **chunks: bytes) -> bytes:
+    """A PNG of packed samples. kind: its type of colour, 0 grey, 2 RGB, 3 palette. chunks: before the pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", header), *((k.encode(), v) for k, v in chunks.items()), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def write_tree(root: Path, files: dict[str, bytes | str]) -> Path:

@@ -121,6 +121,8 @@ def test_vocabulary_files(tmp_path):
     assert answers.read(path) == {"2": 5, "blue": 0}
     path.write_text("one\u2028way\t4\nblue\x85\n")
     assert answers.read(path) == {"1 way": 4, "blue": 0}  # a line ends at \n alone
+    path.write_bytes("yes\t4\r\nno\r\n".encode("utf-8-sig"))  # as Windows' editors write it
+    assert answers.read(path) == {"yes": 4, "no": 0}
     path.write_text("two\tmany\n")
     with pytest.raises(
         UserError, match=r"answers.txt, line 1: 'many' is not a count; valid: answer, or answer TAB count"

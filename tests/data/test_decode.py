@@ -2,6 +2,7 @@ import importlib.util
 import io
 import json
 import os
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps
 
 from maeclip_jax.data.decode import KINDS, MAX_PIXELS, Picture, decode, probe
 from maeclip_jax.errors import BadRecord
+from tests.data.labelled_sources import raw_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about metadata of broken files
 SHARED = Path(os.environ.get("MAECLIP_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -159,6 +161,26 @@ def test_ink_alpha_and_16_bits():
     at = tiff.index(b"\x06\x01\x03\x00\x01\x00\x00\x00\x01\x00")  # tag 262, a short: 1 = black is zero
     tiff[at + 8] = 0
     assert (decode(bytes(tiff)) == 127).all()
+
+
+@pytest.mark.parametrize(
+    "depth, kind, samples, clear, expected",
+    [
+        (1, 0, [0b01000000], [0], [255, 255, 255]),
+        (2, 0, [0b01001011], [1], [255, 0, 170]),
+        (4, 0, [0x1F, 0x20], [15], [17, 255, 34]),
+        (8, 0, [0, 1, 255], [1], [0, 255, 255]),
+        (16, 0, [0, 1, 128, 0, 255, 254], [0x8000], [0, 255, 255]),
+        (16, 0, [0, 0, 128, 0, 0, 1], [0], [255, 128, 0]),
+        (8, 2, [18, 0, 0, 1, 2, 3, 0, 0, 18], [18, 0, 0], [255] * 3 + [1, 2, 3, 0, 0, 18]),
+        (16, 2, [18, 52, 0, 0, 0, 0, 1, 0, 2, 0, 3, 0, 0, 0, 0, 0, 18, 52], [0x1234, 0, 0],
+         [255] * 3 + [1, 2, 3, 0, 0, 18]),
+    ],
+)  # fmt: skip
+def test_a_transparent_colour_of_any_depth_is_white(depth, kind, samples, clear, expected):
+    pixels = decode(raw_png(depth, kind, [bytes(samples)], 3, tRNS=struct.pack(f">{len(clear)}H", *clear)))
+    wanted = np.array(expected).reshape(1, 3, -1)
+    np.testing.assert_array_equal(pixels, np.broadcast_to(wanted, (1, 3, 3)))
 
 
 def test_an_animation_gives_its_first_frame():

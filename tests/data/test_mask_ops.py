@@ -9,7 +9,7 @@ from PIL import Image
 from maeclip_jax.data import mask_ops, source
 from maeclip_jax.data.ops import parse
 from maeclip_jax.errors import BadRecord, UserError
-from tests.data.labelled_sources import png
+from tests.data.labelled_sources import png, raw_png
 from tests.prepare.pair_sources import picture
 
 CROPS = (
@@ -80,6 +80,25 @@ def test_an_undecoded_mask_is_left_alone():
     pixels, ids = coded()
     out = parse('decode|resize(8)|keep("image")')({"image": pixels, "mask": png(ids)}, rng())
     assert set(out) == {"image"}
+
+
+@pytest.mark.parametrize(
+    "depth, row, ids",
+    [(1, [0b10100000], [1, 0, 1]), (2, [0b00011011], [0, 1, 2, 3]), (4, [0x01, 0x2F], [0, 1, 2, 15]),
+     (8, [0, 1, 255], [0, 1, 255]), (16, [0, 1, 0, 255], [1, 255])],
+)  # fmt: skip
+def test_ids_of_every_depth_are_as_they_are_stored(depth, row, ids):
+    files = [raw_png(depth, 0, [bytes(row)] * 2, len(ids))]
+    if depth <= 8:
+        files.append(raw_png(depth, 3, [bytes(row)] * 2, len(ids), PLTE=bytes(3 << depth)))
+    for data in files:
+        read = mask_ops.read_mask(data)
+        assert read.dtype == np.uint8 and read.tolist() == [ids, ids]
+
+
+def test_channels_of_16_bits_are_refused():
+    with pytest.raises(BadRecord, match="3 channels of 16 bits; ids are read from channels of 8 bits"):
+        mask_ops.read_mask(raw_png(16, 2, [bytes(range(6))], 1), channel=0)
 
 
 def test_values_void_and_channels():

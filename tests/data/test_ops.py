@@ -68,6 +68,19 @@ def test_a_reduced_decode_is_the_same_crop_as_a_full_one(orientation):
         assert np.abs(area.astype(int) - exact).mean() < 1
 
 
+@pytest.mark.parametrize("antialias", ["area", "fast"])
+@pytest.mark.parametrize("size", [(200, 2240), (2240, 200), (400, 2240), (300, 500), (1000, 450), (460, 1000)])
+def test_a_side_is_averaged_whatever_becomes_of_the_other(size, antialias):
+    """Every tenth line across the longer side is white; bilinear alone would take none or all of them."""
+    pixels = np.zeros((*size, 3), np.uint8)
+    long = int(size[1] > size[0])
+    pixels.swapaxes(0, long)[5::10] = 250
+    made = image_ops.resample(pixels, (224, 224), antialias).astype(float)
+    exact = image_ops.resample(pixels, (224, 224), "exact").astype(float)
+    assert abs(made.mean() - 25) < 1.5
+    assert made.std() < 1.3 * exact.std() + 7
+
+
 def test_crops_have_the_shares_and_ratios_asked_for_and_stay_inside():
     # A picture whose pixels are their own coordinates: the crop can be read off its corners.
     y, x = np.mgrid[:200, :240]

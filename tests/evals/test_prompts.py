@@ -50,6 +50,9 @@ def test_published_lists_are_read_as_they_are(tmp_path):
     lines = tmp_path / "lines.txt"
     lines.write_text("tench\x85\n\ngold\u2028fish\r\n")
     assert class_names(str(lines), ["a", "b"]) == ["tench\x85", "gold\u2028fish"]  # a line ends at \n alone
+    lines.write_text("tench\ngoldfish\n", encoding="utf-8-sig")
+    names.write_text('["tench", "goldfish"]', encoding="utf-8-sig")
+    assert class_names(str(lines), ["a", "b"]) == class_names(str(names), ["a", "b"]) == ["tench", "goldfish"]
     with pytest.raises(UserError, match=r"holds templates of cifar10, cars; valid: those of imagenet1k or imagenet"):
         read_templates(str(other))
 

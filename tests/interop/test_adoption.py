@@ -48,16 +48,17 @@ def test_what_init_rules_leave_out_is_not_adopted(clip):
 
 def open_clip_file(folder):
     """A file of open_clip's that nobody knows, with its words beside."""
+    from maeclip_jax.interop import openai_clip
     from tests.interop import test_clip_family as family
 
     (folder / "merges.txt").write_text(foreign.MERGES)
-    return family.write(folder, family.openai_arrays(2))
+    return family.write(folder, family.openai_arrays(2, openai_clip.VOCAB))
 
 
 def test_heads_that_no_file_says_come_from_the_command_line(tmp_path):
     path = open_clip_file(tmp_path)
     argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=x", f"--config.init_from=open_clip:{path}"]
-    argv.append("--config.model.text_tower.vocab=30")
+    argv.append("--config.model.text_tower.vocab=49408")
     whose = [f"--config.model.{tower}_tower.heads=" for tower in ("image", "text")]
     for said, tower in (((), "image"), ((f"{whose[0]}4",), "text")):
         with pytest.raises(UserError) as e:
@@ -168,6 +169,17 @@ def test_a_mae_goes_on_as_mae_clip(tmp_path):
     made, report = init_params(config.init_from, config.init_rules, fresh_params, have)
     assert np.array_equal(made["image"]["cls"], params["image"]["cls"])
     assert "unused: 2 (decoder)" in report  # MAE-CLIP has an entrance to the decoder for each tower
+
+
+def test_fixed_positions_of_another_size_are_said(tmp_path):
+    mae = ml_collections.ConfigDict(dict(objective="mae", model=foreign.mae_model()))
+    interop.save("hf-vit-mae", mae, foreign.random_params(mae), tmp_path)
+    argv = ["--config=experiments/mae_clip.py:runlocal", "--workdir=x", f"--config.init_from=hf-vit-mae:{tmp_path}"]
+    config = main.parse(argv).config
+    said = "the fixed positions of pictures are those of 8x8 patches, the weights know 4x4"
+    assert said not in adoption.parameters(config, {})[1]
+    config.model.image_tower.size = 64
+    assert said in adoption.parameters(config, {})[1]
 
 
 def test_mistakes_are_one_line(clip, tmp_path):

@@ -13,12 +13,12 @@ from tests.interop import foreign
 from tests.parameters import leaf
 
 
-def openai_arrays(heads: int = 1) -> dict[str, np.ndarray]:
+def openai_arrays(heads: int = 1, vocab: int = 30) -> dict[str, np.ndarray]:
     """A CLIP of openai's with towers 64 * heads wide, by their names."""
     wide = foreign.TOWER | dict(width=64 * heads, heads=heads)
     config = foreign.clip_config()
     config.model.image_tower.update(wide)
-    config.model.text_tower.update(wide | dict(vocab=30))
+    config.model.text_tower.update(wide | dict(vocab=vocab))
     plain = {"objective": "clip", "model": config.model.to_dict()}
     flat = {p: leaf(p, shape) for p, shape in convert.shapes(plain).items()}
     return convert.out_of_ours(openai_clip.ROWS, flat, plain)
@@ -42,14 +42,35 @@ def raised(kind, path):
 )
 def test_what_a_file_alone_tells(kind, activation, tmp_path):
     sizes = {} if kind == "open_clip" else {"input_resolution": np.zeros(()), "context_length": np.zeros(())}
-    path, heads = write(tmp_path, openai_arrays(2) | sizes), dict(image=2, text=2)
+    path, heads = write(tmp_path, openai_arrays(2, openai_clip.VOCAB) | sizes), dict(image=2, text=2)
     found = interop.load(kind, path, heads=None if kind == "openai-clip" else heads)
     image, text = found.config.model.image_tower, found.config.model.text_tower
     assert (image.size, image.patch, image.width, image.depth, image.heads) == (32, 8, 128, 2, 2)
-    assert (text.length, text.vocab, text.heads, found.config.model.embed_width) == (20, 30, 2, 8)
+    assert (text.length, text.vocab, text.heads, found.config.model.embed_width) == (20, 49408, 2, 8)
     assert image.activation == text.activation == activation
     assert found.report.unused == dict.fromkeys(sizes, "a size")
     assert found.config.model.loss == "softmax" and found.config.tokenizer.type == ""
+    said = [note for note in found.report.notes if note.startswith("no open_clip_config.json: ")]
+    assumed = f"no open_clip_config.json: pool cls, causal texts, {activation} and CLIP's preprocessing are assumed"
+    assert said == ([] if kind == "openai-clip" else [assumed])
+
+
+def test_what_a_file_alone_does_not_tell_is_not_guessed(tmp_path):
+    """Pooling and the causal mask: models of open_clip that differ there show it in their words or have no ln_pre."""
+    bare = {k: v for k, v in openai_arrays(2).items() if not k.startswith("visual.ln_pre.")}
+    needs = f"does not show how its towers pool and whether texts are causal; {tmp_path / 'open_clip_config.json'} that"
+    assert f"the file has no visual.ln_pre and {needs}" in raised("open_clip", write(tmp_path, bare))
+    other = write(tmp_path, openai_arrays(2))
+    assert f"the file has a vocabulary of 30, not CLIP's 49408, and {needs}" in raised("open_clip-quickgelu", other)
+    assert interop.load("openai-clip", other).config.model.text_tower.vocab == 30
+    assert "no visual.ln_pre, which all of OpenAI's models have: read" in raised("openai-clip", write(tmp_path, bare))
+    cfg = dict(vision_cfg=dict(head_width=32, pool_type="avg", no_ln_pre=True),
+               text_cfg=dict(heads=2, no_causal_mask=True, pool_type="last"))  # fmt: skip
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=cfg)), encoding="utf-8-sig")
+    found = interop.load("open_clip", write(tmp_path, bare))
+    image, text = found.config.model.image_tower, found.config.model.text_tower
+    assert (image.pool, image.norm_pre, text.causal, text.pool) == ("gap", False, False, "last")
+    assert found.report.notes == []
 
 
 def test_a_config_beside_an_open_clip_wins(tmp_path):
@@ -85,7 +106,7 @@ def test_a_config_beside_an_open_clip_wins(tmp_path):
 
 def test_heads_are_never_guessed(tmp_path):
     """No shape shows them: the config beside the file, a published model of these sizes, the caller, or nothing."""
-    path = write(tmp_path, openai_arrays(2))
+    path = write(tmp_path, openai_arrays(2, openai_clip.VOCAB))
     message = raised("open_clip", path)
     assert (
         "nothing says how many heads the image tower has, which is 128 wide; put its open_clip_config.json" in message
@@ -146,7 +167,7 @@ def test_wrappers_and_scales_with_an_axis(tmp_path, prefix, shape):
 def test_weights_of_two_libraries_in_one_folder(tmp_path):
     """As on the Hub: each reader takes its own."""
     folder, params = foreign.hf_clip(tmp_path / "both")
-    theirs = openai_arrays(2)
+    theirs = openai_arrays(2, openai_clip.VOCAB)
     (folder / "open_clip_model.safetensors").write_bytes(b"".join(export.safetensors(theirs)))
     other = interop.load("open_clip", folder, heads=dict(image=2, text=2))
     assert other.params["image"]["cls"].shape == (128,)

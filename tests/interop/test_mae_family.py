@@ -9,8 +9,8 @@ import pytest
 
 from maeclip_jax import interop, objectives
 from maeclip_jax.errors import UserError
-from maeclip_jax.interop import convert, files, mae
-from maeclip_jax.nn import pixels
+from maeclip_jax.interop import convert, files, mae, positions
+from maeclip_jax.nn import embed, pixels
 from maeclip_jax.nn.mask import hidden_ids, keep_lowest, take
 from maeclip_jax.objectives.reconstruction import reconstruction_errors, reconstruction_losses
 from maeclip_jax.objectives.streams import stream_inputs
@@ -69,10 +69,11 @@ def test_m3ae_in_float64(tmp_path):
     """Predictions, both losses and the gradient, with one mask for the batch, pads in the text, one text all pads."""
     weights = m3ae_weights()
     variant = {"m3ae.num_heads": 2, "m3ae.dec_num_heads": 2, "text_loss_weight": 0.1, "m3ae.text_mask_ratio": 0.5}
+    variant |= {"data.image_size": 32, "data.tokenizer_max_length": 12}
     (tmp_path / "model.pkl").write_bytes(train_state(weights))
     refused("m3ae", tmp_path / "model.pkl", "nothing says how many heads the image tower has, which is 128 wide; say ")
     (tmp_path / "model.pkl").write_bytes(train_state(weights, seed=42, **variant))
-    found = interop.load("m3ae", tmp_path / "model.pkl", size=32, length=12)
+    found = interop.load("m3ae", tmp_path / "model.pkl")
     assert len(found.report.used) == len(weights) and not found.report.missing
     assert set(found.report.unused.values()) == {"state of the optimizer", "number of the step"}
     assert found.config.model.mask_share == "batch" and not found.config.model.norm_pix
@@ -167,6 +168,7 @@ def test_siglip_of_big_vision_in_float64(tmp_path, width, heads):
     """Heads of any width: SigLIP 2's largest has 96 numbers a head."""
     weights = big_vision_weights(width, heads)
     found = interop.load("big_vision", npz(tmp_path / "x.npz", weights))
+    assert found.config.preprocess.image == "decode|resize(32)" and "bilinear without antialiasing" in str(found.report)
     stacked = interop.load("big_vision", npz(tmp_path / "y.npz", stack(weights)))
     jax.tree.map(np.testing.assert_array_equal, found.params, stacked.params)
     assert stacked.config.to_dict() == found.config.to_dict()
@@ -235,8 +237,31 @@ def test_hf_vit_mae_out_and_in_again(tmp_path, position):
         and found.config.model.mask.image == config.model.mask.image
     )
     bigger = interop.load("hf-vit-mae", tmp_path, size=48)
-    assert bigger.config.model.image_tower.size == 48
-    assert len(bigger.report.notes) == (position == "learned")
+    tower = bigger.config.model.image_tower
+    assert tower.size == 48 and tower.position == "learned"
+    assert tower.get("cls_position", False) == (position == "learned")
+    held = files.read(tmp_path)["vit.embeddings.position_embeddings"][0, 1:]  # fixed or not: what the weights have seen
+    want = positions.grid(held, 6)
+    np.testing.assert_allclose(bigger.params["image"]["embed_image"]["position"], want, atol=1e-6)
+    assert bigger.report.notes == [
+        "image/embed_image/position interpolated from 4x4 to 6x6",
+        "the decoder's positions are those of 6x6 patches, it knows 4x4",
+    ]
+    batch = {"image": np.zeros((2, 48, 48, 3), np.uint8)}
+    made = objectives.make("mae", bigger.config.model)
+    assert made.apply({"params": bigger.params}, batch, method="embed")["image"].shape == (2, 64)
+    equal(interop.load("hf-vit-mae", tmp_path, size=32).params, flat)
+
+
+def test_m3ae_at_another_size_keeps_the_positions_it_knows(tmp_path):
+    variant = {"m3ae.num_heads": 2, "m3ae.dec_num_heads": 2, "data.image_size": 32}
+    (tmp_path / "model.pkl").write_bytes(train_state(m3ae_weights(), **variant))
+    found = interop.load("m3ae", tmp_path / "model.pkl", size=64, length=12)
+    got = found.params["image_text"]["embed_image"]["position"]
+    np.testing.assert_allclose(got, positions.grid(embed.sincos_2d(4, 4, 128), 8), atol=1e-6)
+    assert "image_text/embed_image/position interpolated from 4x4 to 8x8" in found.report.notes
+    batch = {"image": np.zeros((1, 64, 64, 3), np.uint8), "text": np.ones((1, 12), np.int32)}
+    objectives.make("m3ae", found.config.model).apply({"params": found.params}, batch, method="embed")
 
 
 def test_a_model_applied_to_numpy_arrays_leaves_them_as_they_are():

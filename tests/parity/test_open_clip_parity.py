@@ -17,7 +17,7 @@ open_clip = pytest.importorskip("open_clip", reason="parity needs torch and open
 SMALL = dict(
     embed_dim=24,
     vision_cfg=dict(image_size=32, layers=3, width=128, patch_size=8),
-    text_cfg=dict(context_length=12, vocab_size=50, width=64, heads=1, layers=2),
+    text_cfg=dict(context_length=12, vocab_size=49408, width=64, heads=1, layers=2),
 )
 B16 = dict(
     embed_dim=512,

@@ -60,9 +60,17 @@ class Archive:
             raise UserError(f"{path} in {self.path} cannot be read ({error}); download it again") from None
 
     @functools.cached_property
+    def places(self) -> dict[str, list[str]]:
+        """File name without folders -> the paths of all files of that name, in stored order."""
+        found: dict[str, list[str]] = {}
+        for path in self._members:
+            found.setdefault(os.path.basename(path), []).append(path)
+        return found
+
+    @functools.cached_property
     def named(self) -> dict[str, str]:
-        """File name without folders -> path."""
-        return {os.path.basename(path): path for path in reversed(self._members)}
+        """File name without folders -> the first path."""
+        return {name: paths[0] for name, paths in self.places.items()}
 
     def pictures(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, bytes) of the files with these names, wherever they lie, in stored order (a tar.gz reads forwards).

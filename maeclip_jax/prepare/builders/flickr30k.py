@@ -86,7 +86,7 @@ def read_captions(folder: Path) -> dict[str, dict[str, list[str]]]:
 def _table(path: Path) -> dict[str, list[str]]:
     """A csv with the header image,caption and a line a caption."""
     captions: dict[str, list[str]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         for row in csv.reader(file):
             if len(row) < 2:
                 raise UserError(f"{path} is another file: a line of it is {row!r}; expected: image,caption")

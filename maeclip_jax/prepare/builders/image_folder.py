@@ -22,10 +22,11 @@ from maeclip_jax.prepare.builders.archive import Archive
 from maeclip_jax.prepare.formats import names
 
 log = logging.getLogger(__name__)
-SPLITS = ("train", "val", "valid", "validation", "dev", "test")
+SPLITS = {**{name: name for name in ("train", "val", "valid", "validation", "dev", "test")},
+          "training": "train", "testing": "test"}  # fmt: skip
 CLASSES = "classes.txt"
 LAYOUT = f"""\
-SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg with splits named {", ".join(SPLITS)}.
+SRC/CLASS/*.jpg, or SRC/SPLIT/CLASS/*.jpg with splits named {", ".join(SPLITS)}, in small letters or capitals.
 SRC/train.txt, SRC/test.txt and so on: a picture (its path below SRC) a line; they make the splits (optional).
     Pictures that none names are left out.
 SRC/{CLASSES}: CLASS<TAB>readable name, a class a line; its order is that of the labels (optional; else by name).
@@ -68,34 +69,64 @@ class ImageFolder(manual.Builder, skip_registration=True):
             yield {"key": path, "image": image, "label": numbers[class_of(path)], "file_name": path}
 
 
+def split_of(path: str) -> str:
+    """The split whose folder `path` begins with, if a folder of a class is below it; "" otherwise."""
+    first, *below = path.split("/")
+    return SPLITS.get(first.lower(), "") if len(below) > 1 else ""
+
+
 def class_of(path: str) -> str:
     """The folder that names the class: the first one, below that of the split if there is one."""
-    first, second, *_ = [*path.split("/"), ""]
-    return second if first in SPLITS and path.count("/") > 1 else first
+    return path.split("/")[1 if split_of(path) else 0]
 
 
 def read_layout(root: Path, split: str = "train") -> Layout:
     """The content of `root`; see LAYOUT. `split`: the split of pictures without one. Raises UserError."""
-    paths = [p for p in Archive(root).paths if p.lower().endswith(names.PICTURES) and "/" in p]
+    found = pictures_in(root)
+    splitting = {path.split("/")[0] for path in found if split_of(path)}
+    paths = [p for p in found if p.count("/") > (p.split("/")[0] in splitting)]
     if not paths:
         raise UserError(f"{root} holds no pictures in folders; {manual.listing(root)}; expected: {_one_line(LAYOUT)}")
+    if len(paths) < len(found):
+        loose = next(p for p in found if p not in set(paths))
+        log.warning("%d of %d pictures of %s are in no folder of a class and left out, the first: %s",
+                    len(found) - len(paths), len(found), root, loose)  # fmt: skip
     lists = read_lists(root)
     if lists:
-        splits = {name: _listed(root / f"{name}.txt", lines, set(paths)) for name, lines in lists.items()}
+        splits = {name: _listed(root, name, lines, set(paths)) for name, lines in lists.items()}
         check_apart(root, splits, paths)
     else:
         splits = collections.defaultdict(list)
         for path in paths:
-            by_folder = path.split("/")[0] in SPLITS and path.count("/") > 1
-            splits[path.split("/")[0] if by_folder else split].append(path)
+            splits[split_of(path) or split].append(path)
     found = sorted({class_of(path) for paths in splits.values() for path in paths})
     return Layout(root, _names(root / CLASSES, found), dict(sorted(splits.items())))
 
 
+def pictures_in(root: Path) -> list[str]:
+    """The paths of the pictures below `root`. Warns of other files, but for texts that lie in `root` itself."""
+    found, others = [], []
+    for path in Archive(root).paths:
+        (found if path.lower().endswith(names.PICTURES) else others).append(path)
+    others = [path for path in others if "/" in path or not path.lower().endswith(".txt")]
+    if others:
+        counts = collections.Counter(names.suffix(path) or "none" for path in others)
+        log.warning("%d files of %s are left out for their extensions (%s), the first: %s", len(others), root,
+                    ", ".join(f"{name} {count}" for name, count in counts.most_common(8)), others[0])  # fmt: skip
+    return found
+
+
 def read_lists(root: Path) -> dict[str, list[str]]:
-    """Split -> lines of `root/SPLIT.txt`, for the splits that have one; each line once."""
-    files = {split: root / f"{split}.txt" for split in SPLITS}
-    return {split: list(dict.fromkeys(read_lines(path))) for split, path in files.items() if path.exists()}
+    """Split -> lines of `root/SPLIT.txt`, for the splits that have one; each line once. UserError for two of one."""
+    files: dict[str, Path] = {}
+    for path in sorted(root.glob("*.[tT][xX][tT]")):
+        split = SPLITS.get(path.stem.lower())
+        if split in files:
+            raise UserError(f"{path} and {files[split].name} both name the pictures of {split!r}; valid: one of them")
+        if split:
+            files[split] = path
+    told = [split for split in dict.fromkeys(SPLITS.values()) if split in files]
+    return {split: list(dict.fromkeys(read_lines(files[split]))) for split in told}
 
 
 def check_apart(root: Path, splits: Mapping[str, Collection[str]], pictures: Collection[str]) -> None:
@@ -119,7 +150,7 @@ def check_apart(root: Path, splits: Mapping[str, Collection[str]], pictures: Col
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file; UserError if there are none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
     if not lines:
@@ -138,12 +169,12 @@ def read_table(path: Path) -> dict[str, str]:
     return table
 
 
-def _listed(file: Path, lines: list[str], paths: set[str]) -> list[str]:
+def _listed(root: Path, split: str, lines: list[str], paths: set[str]) -> list[str]:
     lines = [line.replace("\\", "/").removeprefix("./") for line in lines]
     missing = [line for line in lines if line not in paths]
     if missing:
         raise UserError(
-            f"{file}: {len(missing)} of {len(lines)} pictures are not in {file.parent}, the first: {missing[0]}"
+            f"{len(missing)} of {len(lines)} pictures that {split}.txt names are not in {root}, the first: {missing[0]}"
         )
     return list(dict.fromkeys(lines))
 

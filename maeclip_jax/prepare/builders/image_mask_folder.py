@@ -21,7 +21,6 @@ from maeclip_jax.data import decode, mask_ops
 from maeclip_jax.errors import BadRecord, UserError
 from maeclip_jax.prepare.builders import image_folder, manual
 from maeclip_jax.prepare.builders.archive import Archive
-from maeclip_jax.prepare.formats import names
 
 UNLABELLED = ("unlabeled", "unlabelled", "void", "ignore")
 LAYOUT = f"""\
@@ -114,7 +113,7 @@ def read_layout(root: Path, split: str = "train") -> Layout:
     named = read_ids(root / "classes.txt")
     ignored = {number: name for number, name in named.items() if name.lower() in UNLABELLED}
     ids = {number: name for number, name in sorted(named.items()) if number not in ignored}
-    images = {p: f"images/{p}" for p in Archive(root / "images").paths if p.lower().endswith(names.PICTURES)}
+    images = image_folder.pictures_in(root / "images")
     stems = {Path(p).with_suffix("").as_posix(): p for p in images}
     masks = {Path(p).with_suffix("").as_posix(): p for p in Archive(root / "masks").paths}
     if (root / "split.jsonl").exists():

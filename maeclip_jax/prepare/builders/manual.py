@@ -60,7 +60,7 @@ class File:
         """The content of the file; UserError unless it is a JSON object with `keys`."""
         path = self.need(folder)
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read as JSON ({error}); expected: {self}") from None
         missing = [k for k in keys if not isinstance(tree, dict) or k not in tree]

@@ -16,7 +16,7 @@ from maeclip_jax.errors import UserError
 from maeclip_jax.prepare.builders import manual
 from maeclip_jax.prepare.builders.archive import Archive
 
-Asked = dict[str, list[dict]]  # name of a picture -> its questions
+Asked = dict[str, list[dict]]  # name of a picture (one for each) -> its questions
 
 
 def question(id: object, text: str, references: list[str], kind: str = "") -> dict:
@@ -42,10 +42,19 @@ class Builder(manual.Builder, skip_registration=True):
     def pictures_of(self, split: str, asked: Asked, pictures: Archive, file: Path) -> tuple[int, Iterator[dict]]:
         """What `splits` gives for a split: its pictures in stored order. `file`: where the questions stand.
 
-        UserError if pictures are missing, unless the option skip_missing drops their questions.
+        UserError for a file name that several pictures have, and if pictures are missing, unless the option
+        skip_missing drops their questions.
         """
-        places = {name: _place(pictures, name) for name in asked}
-        missing = [name for name, place in places.items() if place is None]
+        places = {name: places_of(pictures, name) for name in asked}
+        unclear = [name for name, paths in places.items() if len(paths) > 1]
+        if unclear:
+            which = sum(len(asked[name]) for name in unclear)
+            raise UserError(
+                f"{which} of {sum(map(len, asked.values()))} questions of {file.name} ({split}) name their picture by "
+                f"what several files in {pictures.path} are called, the first: {unclear[0]} "
+                f"({', '.join(places[unclear[0]][:3])}); valid: the path of one of them"
+            )
+        missing = [name for name, paths in places.items() if not paths]
         if missing and (len(missing) == len(asked) or not self.options["skip_missing"]):
             lost = sum(len(asked[name]) for name in missing)
             raise UserError(
@@ -55,15 +64,19 @@ class Builder(manual.Builder, skip_registration=True):
         for name in missing:
             detail = f"{len(asked[name])} questions"
             self.dropped.append({"split": split, "key": name, "kind": "missing_image", "detail": detail})
-        names = {place: name for name, place in places.items() if place is not None}
+        names = {paths[0]: name for name, paths in places.items() if paths}
         return len(names), _examples(pictures, names, asked)
 
 
-def _place(pictures: Archive, name: str) -> str | None:
-    """The path of a picture: a bare file name in any folder, a path unchanged or without its first folder."""
+def places_of(pictures: Archive, name: str) -> list[str]:
+    """The paths that the name of a picture may mean: one unchanged or without its first folder; else, of a bare file
+    name, those in any folder."""
+    if name in pictures:
+        return [name]
     if "/" not in name:
-        return pictures.named.get(name)
-    return next((path for path in (name, name.partition("/")[2]) if path in pictures), None)
+        return pictures.places.get(name, [])
+    inner = name.partition("/")[2]
+    return [inner] if inner in pictures else []
 
 
 def _examples(pictures: Archive, names: dict[str, str], asked: Asked) -> Iterator[dict]:

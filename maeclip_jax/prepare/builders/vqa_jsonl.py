@@ -4,7 +4,8 @@
 
 A line of questions.jsonl is an object of
 
-    image                 path of the picture in `images` (with or without "images/" in front)
+    image                 path of the picture in `images` (with or without "images/" in front), or its file name alone
+                          where no other picture has it
     question
     answer, or answers    one text, or the list of several annotators' answers
     split                 optional: train where there is none
@@ -52,24 +53,27 @@ class VqaJsonl(question_sets.Builder):
 
     def splits(self, folder: Path) -> dict:
         file = QUESTIONS.need(folder)
-        found = read(file, self.options["references"])
         pictures = Archive(PICTURES.need(folder))
+        found = read(file, pictures, self.options["references"])
         return {split: self.pictures_of(split, asked, pictures, file) for split, asked in sorted(found.items())}
 
 
-def read(file: Path, references: str = "") -> dict[str, question_sets.Asked]:
+def read(file: Path, pictures: Archive, references: str = "") -> dict[str, question_sets.Asked]:
     """Split -> picture -> questions. `references`: the column they stand in; "": answers, else answer.
 
-    Raises UserError, with its line, for what is not a question.
+    A picture that goes by several names has the first of them. Raises UserError, with its line, for what is not a
+    question.
     """
     if references not in ("", *COLUMNS):
         raise unknown("references", references, COLUMNS)
     splits: dict[str, question_sets.Asked] = {}
-    few, seen = 0, set()
+    few, seen, called = 0, set(), {}
     for number, row in _rows(file):
         image, split = row["image"], str(row.get("split") or "train")
         if not names.is_split(split):
             raise UserError(f"{file}, line {number}: {split!r} is not a split name; valid: letters, digits and _")
+        places = question_sets.places_of(pictures, image) or [image]
+        image = called.setdefault((split, *places), image)
         asked = splits.setdefault(split, {}).setdefault(image, [])
         given = _references(row, references, f"{file}, line {number}")
         few += len(given) in (2, 3)

@@ -79,6 +79,12 @@ def test_the_tables_of_splits_serve_too(tmp_path):
     assert read_captions(root) == {"test": {n: captions(n) for n in SPLITS["test"]}}
     found = records(manual.build(Flickr30k, root, tmp_path / "data"), "test")
     assert found["13.jpg"]["texts"] == captions("13.jpg")
+    table = root / "flickr30k_test_karpathy.txt"
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    assert read_captions(root) == {"test": {n: captions(n) for n in SPLITS["test"]}}
+    table.unlink()
+    (root / "dataset_flickr30k.json").write_bytes(b"\xef\xbb\xbf" + karpathy().encode())
+    assert read_captions(root)["test"] == {n: captions(n) for n in SPLITS["test"]}
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,12 @@ def test_split_lists_and_class_names(tmp_path, caplog):
     assert opened(folder, "test").classes == ["large dog", "cat, or kitten"]  # in the order of classes.txt
 
 
+def test_byte_order_marks_of_lists_are_no_part_of_names(tmp_path):
+    lists = {"train.txt": "cat/1.jpg\ndog/2.jpg\n", "classes.txt": "cat\tthe cat\ndog\n"}
+    layout = read_layout(pets(tmp_path, **{name: text.encode("utf-8-sig") for name, text in lists.items()}))
+    assert layout.splits == {"train": ["cat/1.jpg", "dog/2.jpg"]} and layout.classes == {"cat": "the cat", "dog": "dog"}
+
+
 def test_a_line_ends_at_a_newline_alone(tmp_path, capsys):
     listed = ["cat/1.jpg", "cat/2.JPEG", "dog/a\u2028b.jpg", "dog/c\x85d.jpg"]
     root = pets(tmp_path, **{"dog/a\u2028b.jpg": picture(7), "dog/c\x85d.jpg": b"not one"},
@@ -66,6 +72,49 @@ def test_split_folders(tmp_path):
         "val": 2,
     }
     assert {r["label"] for r in records(build(tmp_path / "src", tmp_path / "data"), "val").values()} == {0}
+
+
+def test_split_folders_and_lists_are_known_by_other_words_and_capitals(tmp_path):
+    folders = ("train/cat", "Test/cat", "testing/dog", "TRAINING/dog", "val/dog")
+    root = write_tree(tmp_path / "src", {f"{f}/{n}.jpg": picture(n) for n, f in enumerate(folders)})
+    layout = read_layout(root)
+    assert list(layout.classes) == ["cat", "dog"]
+    assert {s: sorted(p) for s, p in layout.splits.items()} == {
+        "test": ["Test/cat/1.jpg", "testing/dog/2.jpg"],
+        "train": ["TRAINING/dog/3.jpg", "train/cat/0.jpg"],
+        "val": ["val/dog/4.jpg"],
+    }
+    write_tree(root, {"Train.txt": "train/cat/0.jpg\n", "testing.TXT": "val/dog/4.jpg\n"})
+    assert read_layout(root).splits == {"train": ["train/cat/0.jpg"], "test": ["val/dog/4.jpg"]}
+
+
+def test_what_is_left_out_for_its_extension_or_place_is_counted_and_named(tmp_path, caplog):
+    more = {
+        "cat/4.xcf": b"",
+        "dog/deep/5.xcf": b"",
+        "dog/LICENSE": b"",
+        "6.jpg": picture(6),
+        "classes.txt": "cat\ndog\n",
+    }
+    layout = read_layout(root := pets(tmp_path, **more))
+    assert len(layout.splits["train"]) == 6
+    said = [r.getMessage() for r in caplog.records]
+    assert said == [
+        f"4 files of {root} are left out for their extensions (.xcf 2, .md 1, none 1), the first: cat/4.xcf",
+        f"1 of 7 pictures of {root} are in no folder of a class and left out, the first: 6.jpg",
+    ]
+
+
+def test_a_picture_in_a_folder_of_a_split_is_of_no_class(tmp_path, caplog):
+    root = write_tree(
+        tmp_path, {"train/cat/1.jpg": picture(1), "train/2.jpg": picture(2), "test/cat/3.jpg": picture(3)}
+    )
+    layout = read_layout(root)
+    assert layout.classes == {"cat": "cat"} and layout.splits == {
+        "train": ["train/cat/1.jpg"],
+        "test": ["test/cat/3.jpg"],
+    }
+    assert "1 of 3 pictures of" in caplog.text and "left out, the first: train/2.jpg" in caplog.text
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -128,11 +177,15 @@ def test_built_once(tmp_path):
         ({"classes.txt": "cat\tkitten\n"}, "classes.txt, which names: cat"),
         ({"classes.txt": "cat\tx\ncat\ty\ndog\n"}, "classes.txt names 'cat' twice"),
         ({"classes.txt": "\n"}, "classes.txt is empty"),
-        ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "test.txt: 1 of 2 pictures are not in "),
+        ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "1 of 2 pictures that test.txt names are not in "),
         ({"test.txt": "cat/1.jpg\ncat/9.jpg\n"}, "the first: cat/9.jpg"),
         (
             {"train.txt": "cat/1.jpg\ncat/2.JPEG\ndog/1.PNG\n", "test.txt": "dog/2.jpg\n.\\cat\\2.JPEG\n"},
             "pets: 1 pictures are in two splits, the first: cat/2.JPEG in 'train' and 'test'; valid: a picture in one",
+        ),
+        (
+            {"test.txt": "cat/1.jpg", "Testing.txt": "cat/2.JPEG"},
+            "both name the pictures of 'test'; valid: one of them",
         ),
         ({"train.txt": b"\xff\xfe\xff"}, "train.txt cannot be read"),
     ],

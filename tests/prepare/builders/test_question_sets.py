@@ -214,6 +214,31 @@ def test_vqa_jsonl(tmp_path, caplog):
     assert test["a.jpg/0"]["answers"] == []
 
 
+def test_a_picture_of_several_names_has_all_their_questions(tmp_path):
+    named = ("a.jpg", "images/a.jpg", "deep/b.jpg", "b.jpg", "images/deep/b.jpg")
+    lines = [{"image": name, "question": f"{n}?", "answer": "yes"} for n, name in enumerate(named)]
+    manual.build(vqa_jsonl.VqaJsonl, write_jsonl(tmp_path, lines), tmp_path / "data", "mine")
+    _, found = records(tmp_path / "data", "mine", "train")
+    asked = {"a.jpg/0": "0?", "a.jpg/1": "1?", "deep/b.jpg/0": "2?", "deep/b.jpg/1": "3?", "deep/b.jpg/2": "4?"}
+    assert {key: record["question"] for key, record in found.items()} == asked
+
+
+def test_ids_of_a_picture_of_several_names_are_its_own(tmp_path):
+    lines = [{"image": name, "question": "q", "answer": "yes", "id": "x"} for name in ("a.jpg", "images/a.jpg")]
+    with pytest.raises(UserError, match=r"line 3: a.jpg has a question with id 'x' already"):
+        manual.build(vqa_jsonl.VqaJsonl, write_jsonl(tmp_path, lines), tmp_path / "data")
+
+
+def test_a_file_name_that_several_pictures_have_is_refused(tmp_path):
+    write_jsonl(tmp_path, [{"image": image, "question": "q", "answer": "yes"} for image in ("b.jpg", "a.jpg", "b.jpg")])
+    (tmp_path / "images/other").mkdir()
+    (tmp_path / "images/other/b.jpg").write_bytes(picture(3))
+    with pytest.raises(UserError) as e:
+        manual.build(vqa_jsonl.VqaJsonl, tmp_path, tmp_path / "data")
+    assert str(e.value).startswith("2 of 3 questions of questions.jsonl (train) name their picture by what several")
+    assert ", the first: b.jpg (deep/b.jpg, other/b.jpg); valid: the path of one of them" in str(e.value)
+
+
 def test_a_line_of_vqa_jsonl_ends_at_a_newline_alone(tmp_path):
     write_jsonl(tmp_path, [])
     line = {"image": "a.jpg", "question": "what\u2028\x85is it?", "answer": "cup"}
