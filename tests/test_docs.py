@@ -153,3 +153,11 @@ def test_the_map_of_the_readme_is_the_tree():
     assert [name for name in above if not (ROOT / name).is_dir()] == []
     folders = subprocess.run(["git", "ls-tree", "-d", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert folders.returncode or set(above) == {f for f in folders.stdout.split() if not f.startswith(".")}
+
+
+def test_names_of_files_are_plain():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    strange = [name for name in listed.stdout.splitlines() if not re.fullmatch(r"[\w./-]+", name)]
+    assert not strange
