@@ -69,7 +69,10 @@ def adopt(config: Any, said: Collection[str] = ()) -> None:
         if "image_tower" in towers:
             config.model.stats = theirs["model"]["stats"]
             if "embed_width" in config.model:
-                config.model.embed_width = theirs["model"].get("embed_width", config.model.embed_width)
+                image = config.model.image_tower
+                # Without a projection pictures are embedded in as many numbers as their tower is wide.
+                mine = image.width if image.get("projection") == "none" else config.model.embed_width
+                config.model.embed_width = theirs["model"].get("embed_width", mine)
         if "text_tower" in towers and "text_tower" in theirs["model"]:
             _adopt_tokenizer(config, theirs["tokenizer"])
         config.init_adopted = config.init_from

@@ -70,6 +70,9 @@ def test_a_head_that_weights_do_not_have_stays(tmp_path):
     assert config.model.image_tower.projection == "affine" and config.model.image_tower.width == 24
     with pytest.raises(UserError, match=r"model\.image_tower\.norm_pre is True here and False there; leave the towers"):
         main.parse([*argv, "--config.model.image_tower.norm_pre=True"])
+    config = main.parse(["--config=experiments/siglip.py:runlocal", *argv[1:]]).config
+    assert config.model.image_tower.projection == "none" and config.model.embed_width == 24
+    fresh(config)
 
 
 def test_every_setting_of_a_tower_is_of_the_weights_or_of_the_experiment(clip):
