@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from maeclip_jax import errors
 from maeclip_jax.config import to_steps
-from maeclip_jax.params import TRUNK, flatten, map_with_path, match_any, match_rules
+from maeclip_jax.params import flatten, map_with_path, match_any, match_rules
+from maeclip_jax.run import layer_decay
 
 # Which parameters Muon turns: path regex -> (axes that a product sums over, axes it makes), counted from the last. All
 # other axes, such as that of stacked layers, are apart. What no rule matches is Adam's: vectors, tables and heads, and
@@ -164,7 +163,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
     """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr, freeze, lr multipliers.
 
     `optim.no_decay`, `optim.freeze`: path regexes; `optim.lr_multipliers`: (regex, factor) pairs; `optim.layer_decay`:
-    see `layer_factors`. Vectors and scalars (fewer than two axes longer than 1, the layer axis apart) are never
+    see `layer_decay.factors`. Vectors and scalars (fewer than two axes longer than 1, the layer axis apart) are never
     decayed.
 
     `optim.decay_by`: what a step takes off a matrix, besides the optimizer's update:
@@ -196,7 +195,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
             chain, _times(match_rules(tuple(optim.lr_multipliers), params, "optim.lr_multipliers", 1.0))
         )
     if optim.get("layer_decay"):  # a run from before this setting has none
-        chain = optax.chain(chain, _times(layer_factors(tuple(optim.layer_decay), params)))
+        chain = optax.chain(chain, _times(layer_decay.factors(tuple(optim.layer_decay), params)))
     if decay_by == "schedule":
         decay = optax.add_decayed_weights(-optim.weight_decay, mask=decays)
         chain = optax.chain(chain, decay, optax.scale_by_schedule(rate.shape))
@@ -206,51 +205,6 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
 def _times(factors: Any) -> optax.GradientTransformation:
     """Updates times a tree of numbers, or of arrays of the same number of axes."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: (u * f).astype(u.dtype), updates, factors))
-
-
-def layer_factors(rules: tuple, params: Any) -> Any:
-    """Layer-wise decay of the learning rate: what each parameter's rate is multiplied by, a tree of arrays.
-
-    `rules`: ((path regex, decay), ...); first match wins, what none matches has 1. Of a tower of L blocks, block i
-    (from 0) has decay ** (L - i), what comes before them (embeddings, class token, positions) decay ** (L + 1), and
-    what comes after them 1, as in BEiT's and MAE's finetuning. Stacked layers have a factor for each, [L, 1, ...].
-    UserError for a rule that no parameter of a tower matches, or for a decay outside (0, 1].
-    """
-    for rule in rules:
-        if not isinstance(rule, tuple | list) or len(rule) != 2:
-            raise errors.UserError(
-                f"optim.layer_decay has {rule!r}; valid: pairs of a path regex and a number in (0, 1], such as "
-                "(('image/.*', 0.65),)"
-            )
-        pattern, decay = rule
-        if not (isinstance(decay, int | float) and 0 < decay <= 1):
-            raise errors.UserError(f"optim.layer_decay rule {pattern!r} has {decay!r}; valid: a number in (0, 1]")
-    decays, flat = flatten(match_rules(rules, params, "optim.layer_decay", default=1.0)), flatten(params)
-    depths: dict[str, int] = {}  # of the trunk in each tower, by the tower's path
-    blocks = {path: found for path in flat if (found := TRUNK.fullmatch(path))}
-    for path, found in blocks.items():
-        layers = flat[path].shape[0] if found["index"] is None else int(found["index"]) + 1
-        depths[found["tower"]] = max(depths.get(found["tower"], 0), layers)
-    for pattern, _ in rules:
-        if not any(re.fullmatch(pattern, path) for path in blocks):
-            towers = tuple(depths) or ("none",)
-            raise errors.UserError(
-                f"optim.layer_decay rule {pattern!r} matches no layer of a tower; valid: path regexes such as "
-                f"'{towers[0]}/.*' (towers here: {', '.join(towers)})"
-            )
-
-    def factor(path: str, leaf) -> np.ndarray:
-        tower, decay = next((t for t in depths if path.startswith(f"{t}/")), None), decays[path]
-        if tower is None or path.startswith(f"{tower}/norm/"):
-            return np.float32(1)
-        if path not in blocks:
-            return np.float32(decay ** (depths[tower] + 1))
-        if blocks[path]["index"] is not None:
-            return np.float32(decay ** (depths[tower] - int(blocks[path]["index"])))
-        powers = np.asarray([decay ** (depths[tower] - i) for i in range(leaf.shape[0])], np.float32)
-        return powers.reshape(-1, *(1,) * (leaf.ndim - 1))
-
-    return map_with_path(factor, params)
 
 
 def decay_mask(optim: Mapping, params: Any) -> Any:
