@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from maeclip_jax import errors
 from maeclip_jax.config import to_steps
-from maeclip_jax.params import flatten, map_with_path, match_any, match_rules
-from maeclip_jax.run import layer_decay
+from maeclip_jax.params import flatten, is_stacked, map_with_path, match_any, match_rules
+from maeclip_jax.run import layer_decay, layerwise
 
 # Which parameters Muon turns: path regex -> (axes that a product sums over, axes it makes), counted from the last. All
 # other axes, such as that of stacked layers, are apart. What no rule matches is Adam's: vectors, tables and heads, and
@@ -26,9 +26,9 @@ MUON_RMS = 0.2
 
 
 def adafactor(o: Mapping) -> optax.GradientTransformation:
-    """As big_vision's, with its constants: moments of matrices from 32 x 32 on are factored, their decay is at most
-    0.999, updates are not clipped, and momentum comes after the scaling."""
-    scale = optax.scale_by_factored_rms(
+    """As big_vision's, with its constants: moments of a layer's matrices from 32 x 32 on are factored, their decay is
+    at most 0.999, updates are not clipped, and momentum comes after the scaling."""
+    scale = layerwise.factored_rms(
         decay_rate=0.8,
         min_dim_size_to_factor=32,
         decay_rate_fn=lambda step, power: jnp.minimum(0.999, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power),
@@ -182,7 +182,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
     if decay_by == "lr":
         parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
     if optim.name == "lamb":
-        parts.append(optax.scale_by_trust_ratio())
+        parts.append(layerwise.trust_ratio())
     chain = optax.chain(*parts, optax.scale_by_learning_rate(rate if decay_by == "lr" else rate.peak))
     if optim.freeze:
         frozen = match_any(tuple(optim.freeze), params, "optim.freeze")
@@ -212,7 +212,7 @@ def decay_mask(optim: Mapping, params: Any) -> Any:
     exempt = match_any(tuple(optim.no_decay), params, "optim.no_decay", strict=False)
 
     def decays(path: str, leaf, is_exempt: bool) -> bool:
-        shape = leaf.shape[1:] if "/blocks/" in path else leaf.shape  # scanned layers carry a leading layer axis
+        shape = leaf.shape[1:] if is_stacked(path) else leaf.shape  # scanned layers carry a leading layer axis
         return sum(size > 1 for size in shape) >= 2 and not is_exempt  # [1, 1, D] is a vector too
 
     flat = flatten(params)
