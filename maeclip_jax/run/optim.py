@@ -77,6 +77,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": muon,
     "sgd": lambda o, _: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
 }
+# What experiments exempt from decay, of whatever parameters a model has of it.
+NO_DECAY = (r".*/(embedding|position|probe)",)
 MOMENT_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
 COOLED = ("constant", "rsqrt")  # those that may end in a cool-down: the others fall to their end anyway
@@ -207,8 +209,23 @@ def _times(factors: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: (u * f).astype(u.dtype), updates, factors))
 
 
+def without_effect(optim: Mapping, rate: Rate, total: int) -> list[str]:
+    """Sentences about settings of `optim` that change nothing beside the others; `rate`: its own over `total` steps."""
+    found = []
+    if optim.get("muon") and optim.name != "muon":
+        found.append(f"optim.muon has no effect, for optim.name is {optim.name!r}")
+    if optim.end_lr and optim.schedule == "constant" and float(rate.shape(total)) == 1:
+        found.append(f"optim.end_lr={optim.end_lr:g} has no effect: the constant schedule has no optim.cooldown")
+    return found
+
+
 def decay_mask(optim: Mapping, params: Any) -> Any:
-    """A tree of bools: which parameters decay. Matrices do, unless `optim.no_decay` matches; vectors never."""
+    """A tree of bools: which parameters decay. Matrices do, unless `optim.no_decay` matches; vectors never.
+
+    UserError for a regex besides NO_DECAY that no parameter matches.
+    """
+    for pattern in (p for p in optim.no_decay if p not in NO_DECAY):
+        match_any((pattern,), params, "optim.no_decay")
     exempt = match_any(tuple(optim.no_decay), params, "optim.no_decay", strict=False)
 
     def decays(path: str, leaf, is_exempt: bool) -> bool:
