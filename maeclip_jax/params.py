@@ -92,6 +92,11 @@ _STACK = re.compile(r"(?P<trunk>.*trunk)/blocks/(?P<rest>.*)")
 TRUNK = re.compile(r"(?P<tower>.+)/trunk/(?:block_(?P<index>\d+)|blocks)/.*")
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter, or what an optimizer holds of it, has the layers of a trunk as its first axis."""
+    return _STACK.fullmatch(path) is not None
+
+
 def stack_layers(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Unrolled layers `trunk/block_00/...` as one array `trunk/blocks/...` with a leading layer axis. Lossless."""
     out, layers = {}, {}

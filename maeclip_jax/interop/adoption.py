@@ -1,8 +1,9 @@
 """Training that starts from the weights of another code base: `--config.init_from=hf-clip:/path`.
 
 The towers become those of the weights (`adopt`, once, when the command line is read); what belongs to the experiment
-stays: objective, loss, pooling, size of pictures, length of texts. `parameters` then gives the values, with learned
-positions interpolated to that size. Fixed ones stay fixed: they are those of that size, which is said.
+stays: objective, loss, pooling, size of pictures, length of texts, and what weights do not say, such as drop_path.
+`parameters` then gives the values, with learned positions interpolated to that size. Fixed ones stay fixed: they are
+those of that size, which is said.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from maeclip_jax.params import flatten, rename_path
 log = logging.getLogger("maeclip_jax")
 
 OWN = ("size", "length", "pool", "map")  # settings of a tower that the experiment determines
+# Settings of a tower that say how weights compute, and what they are where weights do not say them: the defaults of
+# nn.tower.Encoder and of its embeddings. Whatever else weights do not say, such as drop_path, stays the experiment's.
+IMPLIED = dict(
+    activation="gelu", causal=False, cls=False, cls_position=False, eps=1e-6, mlp_ratio=4.0, norm_pre=False,
+    padding="masked", patch_bias=True,
+)  # fmt: skip
+POSITIONS = dict(image_tower="sincos", text_tower="learned")
 
 
 def adopt(config: Any, said: Collection[str] = ()) -> None:
@@ -43,7 +51,7 @@ def adopt(config: Any, said: Collection[str] = ()) -> None:
         if f"{tower}_tower" in towers:
             raise UserError(f"init_from {config.init_from}: {what}; say it: --config.model.{tower}_tower.heads=N")
     for tower in sorted(towers & set(theirs["model"])):
-        for name, value in theirs["model"][tower].items():
+        for name, value in _described(theirs, tower).items():
             if f"model.{tower}.{name}" in said:
                 _same(config, tower, name, config.model[tower].get(name, value), value)
     with config.unlocked():
@@ -56,11 +64,15 @@ def adopt(config: Any, said: Collection[str] = ()) -> None:
                     f"init_from {config.init_from}: it reads texts of up to {settings['length']} tokens, the config "
                     f"has {have['length']}: set model.text_tower.length and tokenize(...) in the ops to less"
                 )
-            config.model[tower] = settings | {k: have[k] for k in OWN if k in have}
+            described = _described(theirs, tower)
+            config.model[tower] = settings | {k: v for k, v in have.items() if k in OWN or k not in described}
         if "image_tower" in towers:
             config.model.stats = theirs["model"]["stats"]
             if "embed_width" in config.model:
-                config.model.embed_width = theirs["model"].get("embed_width", config.model.embed_width)
+                image = config.model.image_tower
+                # Without a projection pictures are embedded in as many numbers as their tower is wide.
+                mine = image.width if image.get("projection") == "none" else config.model.embed_width
+                config.model.embed_width = theirs["model"].get("embed_width", mine)
         if "text_tower" in towers and "text_tower" in theirs["model"]:
             _adopt_tokenizer(config, theirs["tokenizer"])
         config.init_adopted = config.init_from
@@ -96,6 +108,12 @@ def _taken(config: Any, source: convert.Source, held: Collection[str]) -> set[st
     return {t for t in _towers(source, held, tuple(config.init_rules)) if config.model.get(t)}
 
 
+def _described(theirs: Mapping, tower: str) -> dict[str, Any]:
+    """The settings of a tower that follow from weights of the config `theirs`, the omitted ones too."""
+    position = {"position": POSITIONS[tower]} if tower in POSITIONS else {}
+    return IMPLIED | position | theirs["model"][tower]
+
+
 def _same(config: Any, tower: str, name: str, mine: Any, theirs: Any) -> None:
     """Raises UserError if a setting that the weights depend on is another one here."""
     if name not in OWN and mine != theirs:
@@ -123,7 +141,7 @@ def parameters(config: Any, params: Any) -> tuple[dict[str, np.ndarray] | None, 
     found, report = convert.into_ours(source, weights, theirs, f"{named[0]} {named[1]!r}")
     there = theirs["model"]
     for tower in sorted(towers & set(there)):
-        for name, value in there[tower].items():
+        for name, value in _described(theirs, tower).items():
             mine = here[tower].get(name, value)
             if name == "pool" and mine != value:
                 log.warning(

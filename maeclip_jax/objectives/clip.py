@@ -17,6 +17,7 @@ from maeclip_jax.nn.transformer import batch_devices, batch_sharded, compute_dty
 from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.streams import (
     check_class_token,
+    check_pooled,
     check_smoothing,
     example,
     path_noise,
@@ -159,7 +160,9 @@ class Clip(nn.Module):
         kept = {}
         if "keep" in drawn:
             batch, length = inputs["image"].shape[:2]
-            kept["image"] = keep_by(drawn["keep"], batch, max(1, round(length * self.keep)))
+            count = max(1, round(length * self.keep))
+            check_pooled(self.image_tower, count, f"keep={self.keep} leaves {count} of {length} patches in training")
+            kept["image"] = keep_by(drawn["keep"], batch, count)
         image = self.image({"image": inputs["image"]}, kept, path_noise(drawn, "image"))
         text = self.text({"text": inputs["text"]}, None, path_noise(drawn, "text"))
         return {

@@ -25,7 +25,7 @@ from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import distillation, views
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.objectives.distillation import TEACHER
-from maeclip_jax.objectives.streams import path_noise
+from maeclip_jax.objectives.streams import check_pooled, path_noise
 
 VIEWS = ("image", "batch")
 FIRST = ("picture", "crop")
@@ -154,7 +154,9 @@ class Silc(Clip):
         pooled_BxGxD = self._pooled(seen_BxGxNxP, drawn, "global")
         parts = [pooled_BxGxD]
         if self.distil["locals"]:
-            local = self._crops(drawn["locals"], whole, self.distil["local_patches"])
+            side = self.distil["local_patches"]
+            check_pooled(self.image_tower, side**2, f"a local view has {side}x{side} patches (distil.local_patches)")
+            local = self._crops(drawn["locals"], whole, side)
             parts.append(self._pooled(local, drawn, "local"))
         student_BxVxD = self.distil_head(jnp.concatenate(parts, axis=1))
         with jax.named_scope(TEACHER):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.pool import parse
+from maeclip_jax.nn.pool import Tokens, parse, pooled
 from maeclip_jax.nn.tower import grid_side
 from maeclip_jax.nn.transformer import draw_paths
 
@@ -85,6 +85,16 @@ def check_class_token(tower: Mapping) -> None:
     """ValueError if a picture's pooling takes a class token that its tower does not have."""
     if parse(tower["pool"])[0] == "cls" and not tower.get("cls"):
         raise ValueError("image_tower.pool is cls but image_tower.cls is False: there is no class token to take")
+
+
+def check_pooled(tower: Mapping, count: int, why: str) -> None:
+    """ValueError if a tower pools more tokens than the `count` that a pass in training has; `why`, for the message."""
+    word = tower["pool"]
+    if parse(word)[0] == "topk":
+        try:
+            jax.eval_shape(lambda x: pooled(Tokens(x), word), jax.ShapeDtypeStruct((1, count, 1), jnp.float32))
+        except ValueError as e:
+            raise ValueError(f"{e}; {why}") from None
 
 
 def check_smoothing(smoothing: float, loss: str) -> None:

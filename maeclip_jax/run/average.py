@@ -35,11 +35,12 @@ def begin(optim: Mapping, params: Any) -> Any:
     return jax.tree.map(jnp.copy, params) if decay_of(optim) else None
 
 
-def update(decay: float, average: Any, params: Any, step: jax.Array) -> Any:
-    """The average after update number `step` (from 0) has made `params`; None if there is none."""
+def update(decay: float, average: Any, params: Any, applied: jax.Array) -> Any:
+    """The average after update number `applied` (from 0, skipped ones not counted) has made `params`; None if there is
+    none."""
     if average is None:
         return None
-    now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    now = jnp.minimum(decay, (1.0 + applied) / (10.0 + applied))
     return optax.incremental_update(params, average, 1 - now)
 
 

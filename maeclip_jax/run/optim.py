@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from maeclip_jax import errors
 from maeclip_jax.config import to_steps
-from maeclip_jax.params import TRUNK, flatten, map_with_path, match_any, match_rules
+from maeclip_jax.params import flatten, is_stacked, map_with_path, match_any, match_rules
+from maeclip_jax.run import layer_decay, layerwise
 
 # Which parameters Muon turns: path regex -> (axes that a product sums over, axes it makes), counted from the last. All
 # other axes, such as that of stacked layers, are apart. What no rule matches is Adam's: vectors, tables and heads, and
@@ -27,9 +26,9 @@ MUON_RMS = 0.2
 
 
 def adafactor(o: Mapping) -> optax.GradientTransformation:
-    """As big_vision's, with its constants: moments of matrices from 32 x 32 on are factored, their decay is at most
-    0.999, updates are not clipped, and momentum comes after the scaling."""
-    scale = optax.scale_by_factored_rms(
+    """As big_vision's, with its constants: moments of a layer's matrices from 32 x 32 on are factored, their decay is
+    at most 0.999, updates are not clipped, and momentum comes after the scaling."""
+    scale = layerwise.factored_rms(
         decay_rate=0.8,
         min_dim_size_to_factor=32,
         decay_rate_fn=lambda step, power: jnp.minimum(0.999, 1 - (jnp.asarray(step, jnp.float32) + 1) ** -power),
@@ -78,6 +77,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": muon,
     "sgd": lambda o, _: optax.trace(decay=o.b1, accumulator_dtype=o.mu_dtype),
 }
+# What experiments exempt from decay, of whatever parameters a model has of it.
+NO_DECAY = (r".*/(embedding|position|probe)",)
 MOMENT_DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
 COOLED = ("constant", "rsqrt")  # those that may end in a cool-down: the others fall to their end anyway
@@ -164,7 +165,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
     """The optax chain: clip by global norm, optimizer, decoupled decay, trust ratio (lamb), lr, freeze, lr multipliers.
 
     `optim.no_decay`, `optim.freeze`: path regexes; `optim.lr_multipliers`: (regex, factor) pairs; `optim.layer_decay`:
-    see `layer_factors`. Vectors and scalars (fewer than two axes longer than 1, the layer axis apart) are never
+    see `layer_decay.factors`. Vectors and scalars (fewer than two axes longer than 1, the layer axis apart) are never
     decayed.
 
     `optim.decay_by`: what a step takes off a matrix, besides the optimizer's update:
@@ -183,7 +184,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
     if decay_by == "lr":
         parts.append(optax.add_decayed_weights(optim.weight_decay, mask=decays))
     if optim.name == "lamb":
-        parts.append(optax.scale_by_trust_ratio())
+        parts.append(layerwise.trust_ratio())
     chain = optax.chain(*parts, optax.scale_by_learning_rate(rate if decay_by == "lr" else rate.peak))
     if optim.freeze:
         frozen = match_any(tuple(optim.freeze), params, "optim.freeze")
@@ -196,7 +197,7 @@ def make(optim: Mapping, params: Any, rate: Rate) -> optax.GradientTransformatio
             chain, _times(match_rules(tuple(optim.lr_multipliers), params, "optim.lr_multipliers", 1.0))
         )
     if optim.get("layer_decay"):  # a run from before this setting has none
-        chain = optax.chain(chain, _times(layer_factors(tuple(optim.layer_decay), params)))
+        chain = optax.chain(chain, _times(layer_decay.factors(tuple(optim.layer_decay), params)))
     if decay_by == "schedule":
         decay = optax.add_decayed_weights(-optim.weight_decay, mask=decays)
         chain = optax.chain(chain, decay, optax.scale_by_schedule(rate.shape))
@@ -208,57 +209,27 @@ def _times(factors: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: (u * f).astype(u.dtype), updates, factors))
 
 
-def layer_factors(rules: tuple, params: Any) -> Any:
-    """Layer-wise decay of the learning rate: what each parameter's rate is multiplied by, a tree of arrays.
-
-    `rules`: ((path regex, decay), ...); first match wins, what none matches has 1. Of a tower of L blocks, block i
-    (from 0) has decay ** (L - i), what comes before them (embeddings, class token, positions) decay ** (L + 1), and
-    what comes after them 1, as in BEiT's and MAE's finetuning. Stacked layers have a factor for each, [L, 1, ...].
-    UserError for a rule that no parameter of a tower matches, or for a decay outside (0, 1].
-    """
-    for rule in rules:
-        if not isinstance(rule, tuple | list) or len(rule) != 2:
-            raise errors.UserError(
-                f"optim.layer_decay has {rule!r}; valid: pairs of a path regex and a number in (0, 1], such as "
-                "(('image/.*', 0.65),)"
-            )
-        pattern, decay = rule
-        if not (isinstance(decay, int | float) and 0 < decay <= 1):
-            raise errors.UserError(f"optim.layer_decay rule {pattern!r} has {decay!r}; valid: a number in (0, 1]")
-    decays, flat = flatten(match_rules(rules, params, "optim.layer_decay", default=1.0)), flatten(params)
-    depths: dict[str, int] = {}  # of the trunk in each tower, by the tower's path
-    blocks = {path: found for path in flat if (found := TRUNK.fullmatch(path))}
-    for path, found in blocks.items():
-        layers = flat[path].shape[0] if found["index"] is None else int(found["index"]) + 1
-        depths[found["tower"]] = max(depths.get(found["tower"], 0), layers)
-    for pattern, _ in rules:
-        if not any(re.fullmatch(pattern, path) for path in blocks):
-            towers = tuple(depths) or ("none",)
-            raise errors.UserError(
-                f"optim.layer_decay rule {pattern!r} matches no layer of a tower; valid: path regexes such as "
-                f"'{towers[0]}/.*' (towers here: {', '.join(towers)})"
-            )
-
-    def factor(path: str, leaf) -> np.ndarray:
-        tower, decay = next((t for t in depths if path.startswith(f"{t}/")), None), decays[path]
-        if tower is None or path.startswith(f"{tower}/norm/"):
-            return np.float32(1)
-        if path not in blocks:
-            return np.float32(decay ** (depths[tower] + 1))
-        if blocks[path]["index"] is not None:
-            return np.float32(decay ** (depths[tower] - int(blocks[path]["index"])))
-        powers = np.asarray([decay ** (depths[tower] - i) for i in range(leaf.shape[0])], np.float32)
-        return powers.reshape(-1, *(1,) * (leaf.ndim - 1))
-
-    return map_with_path(factor, params)
+def without_effect(optim: Mapping, rate: Rate, total: int) -> list[str]:
+    """Sentences about settings of `optim` that change nothing beside the others; `rate`: its own over `total` steps."""
+    found = []
+    if optim.get("muon") and optim.name != "muon":
+        found.append(f"optim.muon has no effect, for optim.name is {optim.name!r}")
+    if optim.end_lr and optim.schedule == "constant" and float(rate.shape(total)) == 1:
+        found.append(f"optim.end_lr={optim.end_lr:g} has no effect: the constant schedule has no optim.cooldown")
+    return found
 
 
 def decay_mask(optim: Mapping, params: Any) -> Any:
-    """A tree of bools: which parameters decay. Matrices do, unless `optim.no_decay` matches; vectors never."""
+    """A tree of bools: which parameters decay. Matrices do, unless `optim.no_decay` matches; vectors never.
+
+    UserError for a regex besides NO_DECAY that no parameter matches.
+    """
+    for pattern in (p for p in optim.no_decay if p not in NO_DECAY):
+        match_any((pattern,), params, "optim.no_decay")
     exempt = match_any(tuple(optim.no_decay), params, "optim.no_decay", strict=False)
 
     def decays(path: str, leaf, is_exempt: bool) -> bool:
-        shape = leaf.shape[1:] if "/blocks/" in path else leaf.shape  # scanned layers carry a leading layer axis
+        shape = leaf.shape[1:] if is_stacked(path) else leaf.shape  # scanned layers carry a leading layer axis
         return sum(size > 1 for size in shape) >= 2 and not is_exempt  # [1, 1, D] is a vector too
 
     flat = flatten(params)

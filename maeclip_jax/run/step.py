@@ -194,6 +194,8 @@ def update(
     bad = batch["_bad"].sum() if "_bad" in batch else 0
     batch = {k: x for k, x in batch.items() if not k.startswith("_")}
 
+    was = state.counters
+    applied = state.step - was["skipped"]  # a skipped update moves neither the schedule nor the average's warm-up on
     taught = () if state.teacher is None else (state.teacher,)
     (loss, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch, rngs, *taught)
     teacher = parts.pop("_teacher", None)
@@ -202,14 +204,13 @@ def update(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optim.cap(optax.apply_updates(state.params, updates), caps)
-        ema = average.update(decay, state.ema, params, state.step)
+        ema = average.update(decay, state.ema, params, applied)
         teacher = None if teacher is None else follow(teacher, params)
         params, opt_state, ema, teacher = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state, ema, teacher),
             (state.params, state.opt_state, state.ema, state.teacher),
         )
-    was = state.counters
     counters = {
         "skipped": was["skipped"] + ~finite,
         "skipped_in_row": jnp.where(finite, 0, was["skipped_in_row"] + 1),
@@ -220,7 +221,7 @@ def update(
         **parts,
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(params),
-        "learning_rate": rate(state.step - was["skipped"]),  # a skipped update does not move the schedule on
+        "learning_rate": rate(applied),
         **counters,
     }
     return State(state.step + 1, params, opt_state, counters, ema, teacher), metrics

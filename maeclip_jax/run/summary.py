@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from maeclip_jax.parallel import machine, sharding
+from maeclip_jax.run import optim
 
 
 def parameter_table(params: Any) -> str:
@@ -41,6 +42,18 @@ def slow_dtype(mesh: jax.sharding.Mesh, dtype: str) -> str:
     if not machine.has_bfloat16():
         return f"bfloat16 is probably slower than float32 on this CPU, which has no instructions for it{instead}"
     return ""
+
+
+def without_effect(config: Any, rate: optim.Rate, total: int) -> list[str]:
+    """Sentences about settings that were asked for and change nothing; `rate`: of the run's `total` steps."""
+    found = optim.without_effect(config.optim, rate, total)
+    for name, tower in config.model.items():
+        if name.endswith("_tower") and tower and tower.get("drop_path") and tower.get("depth") == 1:
+            found.append(
+                f"model.{name}.drop_path={tower.drop_path:g} has no effect: the first block drops nothing, and the "
+                "tower has no other"
+            )
+    return found
 
 
 def memory_line(analysis: Any) -> str:

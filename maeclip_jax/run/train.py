@@ -24,7 +24,7 @@ from maeclip_jax.parallel import chips, sharding, sleep, watchdog
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import average, evaluate, flops, log, microbatch, sinks, startup, storage_bill
+from maeclip_jax.run import average, evaluate, flops, log, microbatch, sinks, startup, storage_bill, summary
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
 from maeclip_jax.run.origin import Beginning
@@ -33,7 +33,6 @@ from maeclip_jax.run.profile import Profile
 from maeclip_jax.run.saving import Checkpoints
 from maeclip_jax.run.step import State, build
 from maeclip_jax.run.stop import GRACE_SECONDS, StopSignal, leave
-from maeclip_jax.run.summary import describe_devices, device_memory, memory_line, parameter_table, slow_dtype
 from maeclip_jax.run.throughput import Throughput
 from maeclip_jax.run.trace import ExampleTrace
 from maeclip_jax.workdir import (
@@ -169,12 +168,15 @@ class _Run:
             self.saved.record(result["step"], result["metrics"], better)
             if result["step"] == first:  # a kill may have come between the evaluation and its row
                 self.log.scalars(first, result["metrics"])
-        say(parameter_table(built.abstract.params))
-        say(f"{describe_devices(built.mesh)}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
+        say(summary.parameter_table(built.abstract.params))
+        devices = summary.describe_devices(built.mesh)
+        say(f"{devices}; {built.total_steps} steps of {built.batch_size} examples; {workdir}")
         if self.config.evals and built.abstract.ema is not None:
             say(average.SAID)
-        if slow := slow_dtype(built.mesh, self.config.model.compute.dtype):
+        if slow := summary.slow_dtype(built.mesh, self.config.model.compute.dtype):
             warn(slow)
+        for idle in summary.without_effect(self.config, built.rate, built.total_steps):
+            warn(idle)
         # A run that is continued has the data and the words of before, which `claim` has compared.
         if self.tokenizer and not self.before and first < built.total_steps and jax.process_index() == 0:
             with Waiting("counting the tokens of captions"):
@@ -207,7 +209,7 @@ class _Run:
                 self.seed = built.seeded()
                 parts, step = microbatch.compiled(built, built.abstract, ahead.shapes() | self.seed)
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step")
-            peak, memory = chips.peak_text(*self.peak), memory_line(step.memory_analysis())
+            peak, memory = chips.peak_text(*self.peak), summary.memory_line(step.memory_analysis())
             say(f"peak FLOP/s of a device: {peak}; {memory}{microbatch.said(built, parts)}")
             with watchdog.Watchdog(self.limits, clock.look) as dog, self.profile:
                 return self._steps(state, first, step, ahead, dog)
@@ -283,7 +285,7 @@ class _Run:
             return
         self.owner.check()
         row = {f"train/{k}": v for k, v in values.items()}
-        row |= progress.measure(step, self.clock.seconds) | device_memory()
+        row |= progress.measure(step, self.clock.seconds) | summary.device_memory()
         row["progress/examples_seen"] = step * self.built.batch_size
         self.log.scalars(step, row)
         say(progress.line(step, row))

@@ -17,6 +17,7 @@ from maeclip_jax.scenes.world import (
     Tape,
     Thing,
     layout,
+    pairs,
     region,
     relation,
 )
@@ -156,16 +157,25 @@ def _other(spec: SceneSpec, things: list[Thing], tape: Tape) -> list[Thing]:
 
 
 def _swapped(spec: SceneSpec, things: list[Thing], tape: Tape) -> list[Thing]:
-    """Two objects exchange their colours; where that changes nothing, one object gets a wrong colour."""
-    things = tape.shuffled(things)
+    """Two objects exchange their colours; where that changes nothing, one object gets a wrong colour.
+
+    What is named then is a pair of training, too. Where no other colour makes one, an object becomes another one.
+    """
+    shown, things = pairs(spec).train, tape.shuffled(things)
     for i, a in enumerate(things):
         for j in range(i):
             b = things[j]
-            if a.colour != b.colour and a.shape != b.shape:
+            known = (b.colour, a.shape) in shown and (a.colour, b.shape) in shown
+            if known and a.colour != b.colour and a.shape != b.shape:
                 things[i], things[j] = a._replace(colour=b.colour), b._replace(colour=a.colour)
                 return things
-    wrong = (things[0].colour + 1 + tape.below(spec.colours - 1)) % spec.colours
-    return [things[0]._replace(colour=wrong), *things[1:]]
+    for i, a in enumerate(things):
+        wrong = [(a.colour + k) % spec.colours for k in range(1, spec.colours)]
+        if wrong := [colour for colour in wrong if (colour, a.shape) in shown]:
+            things[i] = a._replace(colour=tape.pick(wrong))
+            return things
+    colour, shape = tape.pick([pair for pair in shown if pair != (things[0].colour, things[0].shape)])
+    return [things[0]._replace(colour=colour, shape=shape), *things[1:]]
 
 
 def _dropped(spec: SceneSpec, things: list[Thing], tape: Tape) -> list[Thing]:

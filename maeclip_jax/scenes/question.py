@@ -7,8 +7,10 @@ without looking: half of the yes-or-no questions are true, wrong descriptions ar
 
 from __future__ import annotations
 
+import itertools
+
 from maeclip_jax.scenes.caption import NUMBERS, with_article
-from maeclip_jax.scenes.world import COLOUR_NAMES, SHAPES, SIZES, TEXTURES, SceneSpec, Tape, Thing, relation
+from maeclip_jax.scenes.world import COLOUR_NAMES, SHAPES, SIZES, TEXTURES, SceneSpec, Tape, Thing, pairs, relation
 
 KINDS = ("exist", "count", "query", "compare")
 PLURALS = tuple(s + "es" if s.endswith("s") else s + "s" for s in SHAPES)
@@ -19,12 +21,19 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 EXIST = (("colour", "shape"), ("colour", "shape"), ("colour",), ("shape",), ("size", "shape"), ("texture", "colour"))
 
 
-def questions(spec: SceneSpec, things: list[Thing], tape: Tape) -> list[dict]:
-    """`spec.questions` of them, the kinds in turn: dicts of `question`, `answer` and `kind`."""
+def questions(spec: SceneSpec, things: list[Thing], tape: Tape, split: str = "train") -> list[dict]:
+    """`spec.questions` of them, the kinds in turn: dicts of `question`, `answer` and `kind`.
+
+    Those of `train` and `val` name colour and shape of pairs that occur there, lest a pair that does not be learnt as
+    one whose answer is "no"; others only where a picture shows all of the former.
+    """
+    avoided = frozenset()
+    if split in ("train", "val"):
+        avoided = frozenset(itertools.product(range(spec.colours), range(spec.shapes))) - set(pairs(spec).train)
     found = []
     for i in range(spec.questions):
         kind = KINDS[i % len(KINDS)]
-        question, answer = ASK[kind](spec, things, tape)
+        question, answer = ASK[kind](spec, things, tape, avoided)
         found.append({"question": question, "answer": answer, "kind": kind})
     return found
 
@@ -47,40 +56,40 @@ def _limit(spec: SceneSpec, attribute: str) -> int:
     return {"shape": spec.shapes, "colour": spec.colours, "size": 2, "texture": spec.textures}[attribute]
 
 
-def _exist(spec, things, tape):
+def _exist(spec, things, tape, avoided):
     wanted = tape.chance(50)
     keys = tape.pick(EXIST)
     thing = tape.pick(things)
     parts = {k: getattr(thing, k) for k in keys}
     if not wanted:
-        parts = _absent(spec, things, tape, keys, parts)
+        parts = _absent(spec, things, tape, keys, parts, avoided)
     return f"is there {with_article(described(parts))}?", "yes" if wanted else "no"
 
 
-def _absent(spec, things, tape, keys, parts):
+def _absent(spec, things, tape, keys, parts, avoided):
     """A description that fits nothing: of attributes of different objects if there is one, else with a wrong one."""
+
+    def fits_nothing(parts):
+        return not matching(things, parts) and (parts.get("colour"), parts.get("shape")) not in avoided
+
     if len(keys) == 2:
         for a in tape.shuffled(things):
             for b in things:
                 mixed = {keys[0]: getattr(a, keys[0]), keys[1]: getattr(b, keys[1])}
-                if not matching(things, mixed):
+                if fits_nothing(mixed):
                     return mixed
     for key in tape.shuffled(keys):
         for value in tape.shuffled(range(_limit(spec, key))):
             wrong = {**parts, key: value}
-            if not matching(things, wrong):
+            if fits_nothing(wrong):
                 return wrong
     # Every such description fits something (few textures, two sizes); of colour and shape there are always others.
-    free = [
-        {"colour": c, "shape": s}
-        for c in range(spec.colours)
-        for s in range(spec.shapes)
-        if not matching(things, {"colour": c, "shape": s})
-    ]
-    return tape.pick(free)
+    free = [{"colour": c, "shape": s} for c in range(spec.colours) for s in range(spec.shapes)]
+    free = [parts for parts in free if not matching(things, parts)]
+    return tape.pick([parts for parts in free if fits_nothing(parts)] or free)
 
 
-def _count(spec, things, tape):
+def _count(spec, things, tape, _):
     options: dict[int, list[dict]] = {}
     if len(things) < spec.objects[1] or tape.chance(25):
         options[len(things)] = [{}]
@@ -108,7 +117,7 @@ def _beyond(a: Thing, b: Thing, how: str) -> bool:
     return {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[how]
 
 
-def _query(spec, things, tape):
+def _query(spec, things, tape, avoided):
     keys = [k for k in ATTRIBUTES if _limit(spec, k) > 1]
     for key in tape.shuffled(keys):
         verb = "how large" if key == "size" else f"what {key}"
@@ -124,10 +133,10 @@ def _query(spec, things, tape):
             name = "object" if len(things) == 1 else _reference(things, tape, thing, key)
             if name:
                 return f"{verb} is the {name}?", answer
-    return _exist(spec, things, tape)  # objects that differ in nothing
+    return _exist(spec, things, tape, avoided)  # objects that differ in nothing
 
 
-def _compare(spec, things, tape):
+def _compare(spec, things, tape, _):
     wanted = tape.chance(50)
     ways = tape.shuffled((_same, _larger, _where)) if len(things) > 1 and tape.chance(70) else []
     for way in ways:

@@ -52,7 +52,7 @@ def scene(spec: SceneSpec, seed: int, index: int, split: str = "train") -> dict:
         "label": things[0].colour * spec.shapes + things[0].shape if len(things) == 1 else -1,
         "objects": objects,
         "masks": masks,
-        "questions": question.questions(spec, things, asks),
+        "questions": question.questions(spec, things, asks, split),
     }
 
 

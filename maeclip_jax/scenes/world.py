@@ -49,7 +49,8 @@ class SceneSpec:
       shapes, colours, textures: how many concepts of each table occur; the first eight shapes and colours are
         the easiest to tell apart. Classes are the pairs "<colour> <shape>".
       heldout_pairs: how many of those pairs are kept for the splits `heldout` and `heldout_multi`, and occur in no
-        other split but `classify`, which holds every class. Every concept still occurs in training, in other pairs.
+        other split but `classify`, which holds every class; nor do noisy captions and questions of training name them.
+        Every concept still occurs in training, in other pairs.
       diversity: share of the remaining pairs that occur in `train` and `val`. Smaller sets are subsets of larger
         ones, and the other splits do not change with it.
       caption_noise: probability that a caption in training is wrong or poor: of another scene, with attributes

@@ -1,5 +1,7 @@
 """`--config.init_from=hf-clip:/path`: towers become those of the weights, the experiment stays."""
 
+import dataclasses
+
 import jax
 import ml_collections
 import numpy as np
@@ -9,6 +11,8 @@ from maeclip_jax import interop, main, objectives
 from maeclip_jax.config import read
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import adoption
+from maeclip_jax.nn.tower import Encoder
+from maeclip_jax.objectives import streams
 from maeclip_jax.params import flatten, stack_layers
 from maeclip_jax.run import checkpoint, train
 from maeclip_jax.run.warm_start import init_params
@@ -29,9 +33,9 @@ def test_towers_are_those_of_the_weights_and_the_experiment_stays(clip):
     plain = main.parse(["--config=experiments/mae_clip.py:runlocal", "--workdir=unused"]).config
     config = parsed(clip)
     theirs = foreign.clip_config().model
-    own = dict(size=32, pool="gap")
-    assert config.model.image_tower.to_dict() == theirs.image_tower.to_dict() | own
-    assert config.model.text_tower.to_dict() == theirs.text_tower.to_dict() | dict(length=16, pool="gap")
+    own = dict(pool="gap", drop_path=0.0)
+    assert config.model.image_tower.to_dict() == theirs.image_tower.to_dict() | dict(size=32) | own
+    assert config.model.text_tower.to_dict() == theirs.text_tower.to_dict() | dict(length=16) | own
     assert config.model.embed_width == 8 and config.model.stats == "clip"
     assert config.tokenizer.to_dict() == dict(type="clip", path=str(clip[0] / "merges.txt"))
     for name in ("decoder_tower", "mask", "weights", "loss", "compute", "decode"):
@@ -44,6 +48,44 @@ def test_what_init_rules_leave_out_is_not_adopted(clip):
     config = parsed(clip, "experiments/clip.py:runlocal", rules)
     assert config.model.image_tower.norm_pre and "norm_pre" not in config.model.text_tower
     assert config.tokenizer.path == "scenes"
+
+
+@pytest.mark.parametrize("experiment", ["clip", "mae_clip", "vqa"])
+def test_what_weights_do_not_say_stays(clip, experiment):
+    """The share of dropped paths was thrown away with the tower."""
+    dropped = [f"--config.model.{tower}_tower.drop_path={x}" for tower, x in (("image", 0.2), ("text", 0.1))]
+    config = parsed(clip, f"experiments/{experiment}.py:runlocal", *dropped)
+    theirs = foreign.clip_config().model
+    assert (config.model.image_tower.drop_path, config.model.text_tower.drop_path) == (0.2, 0.1)
+    assert config.model.image_tower.width == theirs.image_tower.width
+    adoption.parameters(config, {})
+
+
+def test_a_head_that_weights_do_not_have_stays(tmp_path):
+    """A MAE ends at its tokens: how they are projected is the experiment's."""
+    mae = ml_collections.ConfigDict(dict(objective="mae", model=foreign.mae_model()))
+    interop.save("hf-vit-mae", mae, foreign.random_params(mae), tmp_path)
+    argv = ["--config=experiments/clip.py:runlocal", "--workdir=x", f"--config.init_from=hf-vit-mae:{tmp_path}"]
+    config = main.parse([*argv, "--config.model.image_tower.projection=affine"]).config
+    assert config.model.image_tower.projection == "affine" and config.model.image_tower.width == 24
+    with pytest.raises(UserError, match=r"model\.image_tower\.norm_pre is True here and False there; leave the towers"):
+        main.parse([*argv, "--config.model.image_tower.norm_pre=True"])
+    config = main.parse(["--config=experiments/siglip.py:runlocal", *argv[1:]]).config
+    assert config.model.image_tower.projection == "none" and config.model.embed_width == 24
+    fresh(config)
+
+
+def test_every_setting_of_a_tower_is_of_the_weights_or_of_the_experiment(clip):
+    """A new one belongs into IMPLIED if weights that do not say it imply its default, else among those that stay."""
+    encoder = {f.name: f.default for f in dataclasses.fields(Encoder)}
+    shapes = {"width", "depth", "heads"}
+    known = set(adoption.IMPLIED) | shapes | {"drop_path", "image", "text", "compute", "name", "parent"}
+    assert set(encoder) - known == set()
+    for name in set(adoption.IMPLIED) & set(encoder):
+        assert adoption.IMPLIED[name] == encoder[name], name
+    embedding = set(streams.EMBEDDING) | set(streams.HEAD)
+    described = {"patch", "vocab", "position"} | set(adoption.IMPLIED) | set(adoption.OWN)
+    assert embedding - described == {"std", "projection"}
 
 
 def open_clip_file(folder):
@@ -106,6 +148,7 @@ def test_what_the_weights_say_is_not_changed_by_a_setting(clip):
         ("image_tower.heads=4", "heads is 4 here and 3 there"),
         ("text_tower.depth=5", "depth is 5 here and 2 there"),
         ("image_tower.activation=gelu", "activation is 'gelu' here and 'quick_gelu' there"),
+        ("text_tower.padding=attended", "padding is 'attended' here and 'masked' there"),
     ):
         with pytest.raises(UserError, match=rf"model\.{setting.partition('.')[0]}.{message}; leave the towers to the"):
             parsed(clip, "experiments/mae_clip.py:runlocal", f"--config.model.{setting}")

@@ -161,6 +161,18 @@ def test_keep_counts_patches():
     assert patches_encoded(0.001) == {1}
 
 
+def test_a_pool_of_more_patches_than_are_kept_is_refused_in_training_alone():
+    module = models.build("clip", keep=0.5, image_tower=models.IMAGE | dict(pool="topk(9)"))
+    with pytest.raises(ValueError) as error:
+        models.parameters(module)
+    assert str(error.value) == (
+        "topk pooling needs a whole k in 1..8 (the number of tokens), got 9.0; keep=0.5 leaves 8 of 16 patches in "
+        "training"
+    )
+    params = models.parameters(models.build("clip"))
+    jax.eval_shape(lambda p: models.apply(module, p, BATCH, train=False), params)
+
+
 def test_pads_do_not_reach_an_embedding():
     module = models.build("clip")
     params = models.parameters(module)

@@ -223,6 +223,16 @@ def test_what_does_not_fit_is_refused(changes, text):
         models.parameters(models.build("silc", distil=distil("silc", **changes)))
 
 
+def test_a_pool_of_more_patches_than_a_local_view_has_is_refused_in_training():
+    module = models.build("silc", image_tower=models.IMAGE | dict(pool="topk(5)"))
+    with pytest.raises(ValueError) as error:
+        models.parameters(module)
+    assert str(error.value) == (
+        "topk pooling needs a whole k in 1..4 (the number of tokens), got 5.0; a local view has 2x2 patches "
+        "(distil.local_patches)"
+    )
+
+
 def test_a_mask_that_hides_nothing_is_refused():
     with pytest.raises(ValueError, match=r"mask.image=0.0 hides none of 16 patches; valid: above 0"):
         models.parameters(models.build("tips", mask=dict(image=0.0)))

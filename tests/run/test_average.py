@@ -84,14 +84,26 @@ def test_an_interrupted_run_ends_with_the_same_bits(reference, tmp_path):
     assert any(p.startswith("ema/") for p in torture.arrays(run)) and len(said) == 4
 
 
-def updated(x: float, ema: bool):
-    """The state after a step of plain gradient descent on the sum of three weights, times x."""
+def updated(x: float, ema: bool, was: step.State | None = None):
+    """The state after a step of plain gradient descent on the sum of three weights, times x, after `was`."""
     counters = dict.fromkeys(("skipped", "skipped_in_row", "bad_records"), jnp.int32(0))
-    was = step.State(jnp.int32(0), {"w": jnp.ones(3)}, (), counters, {"w": jnp.zeros(3)} if ema else None)
+    was = was or step.State(jnp.int32(0), {"w": jnp.ones(3)}, (), counters, {"w": jnp.zeros(3)} if ema else None)
     transform = types.SimpleNamespace(update=lambda grads, state, params: (grads, state))
     batch = {"x": jnp.float32(x)}
     loss = lambda params, batch, rngs: (params["w"].sum() * batch["x"], {})  # noqa: E731
-    return step.update(loss, transform, lambda n: 1.0, 0.5 if ema else 0.0, 0, (), was, batch)
+    return step.update(loss, transform, lambda n: 1.0, 0.9 if ema else 0.0, 0, (), was, batch)
+
+
+def test_its_warm_up_counts_the_updates_that_were_applied():
+    """As if those that were skipped had not been: after 20 of them the first one weighed 0.3 instead of 0.9."""
+    state, plain = None, None
+    for x in (np.nan,) * 20 + (0.5, np.nan, 0.25):
+        state, _ = updated(x, True, state)
+        plain = plain if np.isnan(x) else updated(x, True, plain)[0]
+    assert int(state.counters["skipped"]) == 21 and int(state.step) == 23
+    np.testing.assert_array_equal(state.ema["w"], plain.ema["w"])
+    one, two = 1.5, 1.75
+    np.testing.assert_allclose(plain.ema["w"], 2 / 11 * 0.9 * one + 9 / 11 * two, rtol=1e-6)
 
 
 def test_a_step_that_is_skipped_leaves_it_alone_and_it_leaves_the_step_alone():

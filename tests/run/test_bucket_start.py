@@ -41,7 +41,7 @@ REFUSED = (
     "service account of this machine"
 )
 AWAY = "the storage does not answer; check the network, and that bucket 'name' can be reached from here"
-SHARD = "scenes/mu/1.0.0/scenes-train.array_record-00000-of-00001"
+SHARD = "scenes/mu/2.0.0/scenes-train.array_record-00000-of-00001"
 
 
 def test_a_bucket_that_is_not_there(start, data):
@@ -78,18 +78,18 @@ def test_a_workdir_that_fails(fault, said, start, fresh_bucket, remote):
 def test_a_data_set_that_cannot_be_read(kind, said, start, fresh_bucket):
     fresh_bucket.fault(match="dataset_info", kind=kind)
     assert start(data="gs://name/fresh-data") == (
-        f"cannot read gs://name/fresh-data/scenes/mu/1.0.0/dataset_info.json: {said}"
+        f"cannot read gs://name/fresh-data/scenes/mu/2.0.0/dataset_info.json: {said}"
     )
 
 
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (dict(match=SHARD, kind="403"), f"cannot .*scenes/mu/1.0.0.*: {re.escape(DENIED.format('read'))}"),
-        (dict(match=SHARD, kind="401"), rf"cannot .*scenes/mu/1.0.0.*: {re.escape(REFUSED)}"),
+        (dict(match=SHARD, kind="403"), f"cannot .*scenes/mu/2.0.0.*: {re.escape(DENIED.format('read'))}"),
+        (dict(match=SHARD, kind="401"), rf"cannot .*scenes/mu/2.0.0.*: {re.escape(REFUSED)}"),
         (dict(match=SHARD, kind="404"), rf"gs://name/start-data/{SHARD} is missing.*"),
-        (dict(match=SHARD, kind="slow", seconds=60.0), r"cannot read gs://name/.*/1.0.0: no answer for 3 s; check .*"),
-        (dict(match=SHARD, kind="reset"), r"cannot read gs://name/.*/1.0.0: no answer for 3 s; check the network, .*"),
+        (dict(match=SHARD, kind="slow", seconds=60.0), r"cannot read gs://name/.*/2.0.0: no answer for 3 s; check .*"),
+        (dict(match=SHARD, kind="reset"), r"cannot read gs://name/.*/2.0.0: no answer for 3 s; check the network, .*"),
     ],
     ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else "",
 )  # fmt: skip

@@ -6,10 +6,14 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
+from maeclip_jax import objectives
 from maeclip_jax.errors import UserError
+from maeclip_jax.nn.transformer import Trunk
 from maeclip_jax.params import flatten, stack_layers
-from maeclip_jax.run import optim
+from maeclip_jax.run import layer_decay, optim
+from maeclip_jax.run.setup import RNG_STREAMS
 from tests.objectives import models
 from tests.run.test_optim import DEFAULTS
 
@@ -50,6 +54,53 @@ def test_factors_are_those_counted_by_hand():
         first, second = (FIRST, SECOND) if path.startswith("image/") else (0.01, 0.1)
         np.testing.assert_allclose(x[0], first, rtol=1e-6, err_msg=path)
         np.testing.assert_allclose(x[1], second, rtol=1e-6, err_msg=path)
+
+
+# More than one way to build an objective, where that gives other parameters.
+MAP = dict(pool="map", cls=True, cls_position=True, norm_pre=True, position="learned")
+BUILT = [(name, {}) for name in objectives.table()] + [
+    ("clip", dict(image_tower=models.IMAGE | MAP, loss="sigmoid")),
+    ("vqa", dict(fusion="decoder", decoder_tower=models.DECODER)),
+    ("vqa", dict(fusion="joint", text_tower=models.MODELS["m3ae"]["text_tower"])),
+]
+
+
+def reached(module, params) -> dict[str, set[str]]:
+    """{path: the towers whose blocks' output depends on it}, by derivatives."""
+    teacher = {"teacher": module.teacher(params)} if hasattr(module, "teacher") else {}
+    rngs = {name: jax.random.key(i) for i, name in enumerate(RNG_STREAMS)}
+
+    def outputs(params):
+        _, kept = module.apply(
+            {"params": params} | teacher, models.BATCH, train=True, rngs=rngs, mutable=["intermediates", *teacher],
+            capture_intermediates=lambda m, _: isinstance(m, Trunk),
+        )  # fmt: skip
+        weighted = lambda xs: sum(jnp.sum(x * jnp.cos(jnp.arange(x.size)).reshape(x.shape)) for x in xs)  # noqa: E731
+        flat = flatten_dict(kept["intermediates"], is_leaf=lambda _, x: isinstance(x, tuple))
+        return {"/".join(path[:-2]): weighted(xs) for path, xs in flat.items() if path[-2:] == ("trunk", "__call__")}
+
+    slopes = {tower: flatten(of) for tower, of in jax.jit(jax.jacrev(outputs))(params).items()}
+    return {path: {t for t, of in slopes.items() if np.any(of[path])} for path in flatten(params)}
+
+
+@pytest.mark.parametrize("name, changes", BUILT)
+def test_each_parameter_of_each_objective_has_the_factor_of_its_depth(name, changes):
+    """Before its own tower's blocks is what their output depends on, after them what it does not. What belongs to no
+    tower is before the first one that depends on it; what none depends on has the full rate."""
+    module = models.build(name, **changes)
+    params = models.parameters(module)
+    found, feeds = flatten(layer_decay.factors(((".*", 0.5),), params)), reached(module, params)
+    depths = dict(image=2, text=2, image_text=2, decoder=1, fuse=1)
+    towers = [t for t in depths if t in {t for some in feeds.values() for t in some}]
+    assert towers == [t for t in depths if t in params]
+    for path in (p for p in flatten(params) if "/trunk/" not in p):
+        own = [path.split("/")[0]] if path.split("/")[0] in towers else towers
+        before = [t for t in own if t in feeds[path]]
+        assert found[path] == (0.5 ** (depths[before[0]] + 1) if before else 1), path
+    if name == "tips":  # what stands for a patch goes with the patches
+        assert found["mask_token"] == BEFORE
+        assert flatten(layer_decay.factors((("image/.*", 0.5),), params))["mask_token"] == BEFORE
+        assert flatten(layer_decay.factors((("text/.*", 0.5),), params))["mask_token"] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import maeclip_jax as mc
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten
 from maeclip_jax.run import optim
@@ -137,6 +138,15 @@ def test_matrices_decay_and_vectors_tables_and_positions_do_not():
     assert decayed("clip", no_decay=(r"image/.*",)) == {
         p for p in clip | {"text/embed_text/token/embedding", "text/embed_text/position"} if not p.startswith("image/")
     }
+
+
+def test_what_is_exempt_from_decay_exists():
+    """A typo left the table of positions decaying. What experiments name need not be in every model."""
+    with pytest.raises(UserError, match=r"^optim.no_decay rule '.\*/positoin' matches no parameter; paths look like: "):
+        decayed("clip", no_decay=(*optim.NO_DECAY, r".*/positoin"))
+    assert decayed("mae") == decayed("mae", no_decay=(*optim.NO_DECAY, r".*/cls")) != set()
+    assert decayed("clip", no_decay=(*optim.NO_DECAY, r".*/position")) == decayed("clip")
+    assert mc.experiment("experiments/mae.py:runlocal").optim.no_decay == optim.NO_DECAY
 
 
 def test_decay_does_not_depend_on_how_layers_are_stored():

@@ -14,7 +14,7 @@ from maeclip_jax.cli import guarded
 from maeclip_jax.data import pipeline, tokenizer
 from maeclip_jax.errors import UserError
 from maeclip_jax.objectives.clip import Clip
-from maeclip_jax.run import checkpoint, flops, train
+from maeclip_jax.run import checkpoint, flops, optim, summary, train
 from maeclip_jax.run.step import build
 from maeclip_jax.workdir import read_metrics
 from tests import runs, torture
@@ -207,6 +207,27 @@ def test_a_batch_of_one_caption_over_and_over_is_said_once(tmp_path, caplog):
     warned = [r.getMessage() for r in caplog.records if said in r.getMessage()]
     assert len(warned) == 1 and warned[0].startswith(f"step 1: {said} (its examples: noise/")
     assert runs.series(workdir, "train/duplicates") == dict.fromkeys((1, 2, 3), pytest.approx(100 * 7 / 8))
+
+
+def test_settings_without_effect_are_said(tmp_path, caplog):
+    """They were accepted without a word."""
+    idle = {
+        "optim.muon": ((".*/kernel", (-2, -1)),), "optim.schedule": "constant", "optim.end_lr": 0.1,
+        "model.image_tower.drop_path": 0.1, "model.image_tower.depth": 1, "model.text_tower.drop_path": 0.1,
+    }  # fmt: skip
+    want = [
+        "optim.muon has no effect, for optim.name is 'adamw'",
+        "optim.end_lr=0.1 has no effect: the constant schedule has no optim.cooldown",
+        "model.image_tower.drop_path=0.1 has no effect: the first block drops nothing, and the tower has no other",
+    ]
+    runs.run(tmp_path, "objective=clip,steps=2,save=2,evals=false", devices=1, **idle)
+    assert [r.getMessage() for r in caplog.records if "has no effect" in r.getMessage()] == want
+    used = runs.config("objective=clip", **idle | {"optim.name": "muon", "model.image_tower.depth": 2})
+    for changes in ({"optim.cooldown": "50%"}, {"optim.schedule": "rsqrt"}, {"optim.end_lr": 0.0}):
+        config = used.copy_and_resolve_references()
+        config.update_from_flattened_dict(changes)
+        rate = optim.schedule(config.optim, batch_size=8, total=10, epoch=None)
+        assert summary.without_effect(config, rate, 10) == []
 
 
 @pytest.mark.parametrize("objective", ["clip", "mae_clip", "slip", "silc"])

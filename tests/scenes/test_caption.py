@@ -1,7 +1,7 @@
 import pytest
 import scene_language as language
 
-from maeclip_jax.scenes import SceneSpec, scene
+from maeclip_jax.scenes import SceneSpec, scene, world
 
 RICH = SceneSpec(objects=(1, 5), shapes=16, colours=12, textures=6, captions=6, heldout_pairs=8)
 
@@ -80,3 +80,28 @@ def test_caption_noise_is_as_asked_marked_and_only_in_training():
 def test_noise_leaves_pictures_and_clean_captions_count_alone():
     clean, noisy = scene(SceneSpec(), 0, 3), scene(SceneSpec(caption_noise=1.0), 0, 3)
     assert (clean["image"] == noisy["image"]).all() and len(noisy["texts"]) == 3 and all(noisy["noisy"])
+
+
+def untrained(spec):
+    """ "red star", ...: the pairs that training never shows."""
+    shown = world.pairs(spec).train
+    return {
+        f"{world.COLOUR_NAMES[c]} {world.SHAPES[s]}"
+        for c in range(spec.colours)
+        for s in range(spec.shapes)
+        if (c, s) not in shown
+    }
+
+
+@pytest.mark.parametrize(("heldout", "diversity"), [(16, 1.0), (0, 0.125), (20, 0.5)])
+def test_noise_names_only_pairs_that_training_shows(heldout, diversity):
+    """At diversity 0.125 no object can have another colour. Noise is as wrong as ever."""
+    spec = SceneSpec(caption_noise=0.5, resolution=24, heldout_pairs=heldout, diversity=diversity)
+    unseen, marked, wrong = untrained(spec), 0, 0
+    for index in range(300):
+        record = scene(spec, 0, index)
+        for text, noisy in zip(record["texts"], record["noisy"]):
+            assert not any(pair in text for pair in unseen), text
+            marked += noisy
+            wrong += noisy and bool(language.faults(text, record["objects"], 24))
+    assert len(unseen) >= 16 and wrong / marked > 0.6

@@ -3,7 +3,7 @@ from collections import Counter, defaultdict
 import pytest
 import scene_language as language
 
-from maeclip_jax.scenes import SceneSpec, scene
+from maeclip_jax.scenes import SceneSpec, scene, world
 
 RICH = SceneSpec(resolution=32, objects=(1, 5), shapes=16, colours=12, textures=6, questions=8)
 FEW = SceneSpec(resolution=32, objects=(1, 5), shapes=3, colours=3, textures=1, questions=8)  # every pair may occur
@@ -49,3 +49,23 @@ def test_wrong_descriptions_are_made_of_what_is_there():
 def test_kinds_come_in_turn():
     kinds = [q["kind"] for q in scene(RICH, 0, 0)["questions"]]
     assert kinds[:2] == ["exist", "count"] and kinds[3] == "compare" and len(kinds) == 8
+
+
+def test_training_asks_only_for_pairs_that_it_shows():
+    """Who had learnt that there never is a pair of the held-out ones answered half of the questions about them."""
+    spec = SceneSpec(resolution=24, heldout_pairs=16)
+    heldout = {f"{world.COLOUR_NAMES[c]} {world.SHAPES[s]}" for c, s in world.pairs(spec).heldout}
+    answers, asked = Counter(), Counter()
+    for split in ("train", "val", "heldout"):
+        for index in range(400):
+            for q in scene(spec, 0, index, split)["questions"]:
+                if q["kind"] == "exist":
+                    answers[split, q["answer"]] += 1
+                    asked[split] += any(pair in q["question"] for pair in heldout)
+    assert asked["train"] == asked["val"] == 0 and asked["heldout"] > 50
+    assert 0.45 < answers["train", "yes"] / (answers["train", "yes"] + answers["train", "no"]) < 0.55
+    few = SceneSpec(resolution=24, shapes=3, colours=3, textures=1, objects=(5, 5), diversity=1 / 3, questions=8)
+    for index in range(60):  # pictures that often show all three pairs
+        record = scene(few, 0, index)
+        for q in record["questions"]:
+            assert language.answer(q["question"], record["objects"]) == q["answer"]

@@ -19,7 +19,7 @@ DIGESTS = {
     ("rich", "test"): "db35c0a50f7032b716e235bb0f1fff53e03788153b9226f17874c756b84fa5f5",
     ("rich", "heldout_multi"): "9494dcd2a10a3305d70f0c7273b7b607be485835df980695c44fb6adfe82a602",
     ("large", "heldout"): "9e32bd1d354f5ecd7833d9d6e82ac78fa0612632e50279f91bb7c5251cb283b4",
-    ("large", "train"): "b0542eedf5e255344da38289a3de4e8502bbf576367a88ae4f498cc891812e91",
+    ("large", "train"): "347562e3686e6ecff07746422022c43cbe6e0f87d5f6f85ee79b9928e9a531dc",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python -m maeclip_jax.prepare.builders.scenes --config demo --data_dir data
 
-    src = tfds.builder_from_directory("data/scenes/demo/2.0.0").as_data_source("train")
+    src = tfds.builder_from_directory("data/scenes/demo/3.0.0").as_data_source("train")
 
 Splits: `train` and `val` from one distribution; `test` with captions that distinguish all its pictures; `classify` with
 one object a picture and every class equally often; `heldout` (one object, labelled) and `heldout_multi` (several
@@ -32,8 +32,9 @@ from maeclip_jax.scenes import world
 from maeclip_jax.scenes.pool import Job, draw
 from maeclip_jax.scenes.world import SPLITS, SceneSpec
 
-# Of the data: raise it when a config draws other bits. Half of the objects of demo 1.0.0 were striped (`textures=2`).
-VERSION, VERSIONS = "1.0.0", {"demo": "2.0.0"}
+# Of the data: raise it when a config draws other bits. Half of the objects of demo 1.0.0 were striped (`textures=2`);
+# before demo 3.0.0 and 2.0.0 of the others, questions of train and val named held-out pairs, all with the answer "no".
+VERSION, VERSIONS = "2.0.0", {"demo": "3.0.0"}
 ABANDONED_AFTER = 600  # seconds without a write after which an unfinished build is taken for dead
 
 

@@ -44,7 +44,7 @@ def test_sizes_and_class_names_are_those_of_the_recipe(builder, built):
 
 @pytest.mark.parametrize(
     ("name", "version", "start"),
-    [("demo", "2.0.0", "5ca014ba1bb4"), ("mu", "1.0.0", "3c8cb1670fe9"), ("full", "1.0.0", "030756eb912a")],
+    [("demo", "3.0.0", "5ca014ba1bb4"), ("mu", "2.0.0", "3c8cb1670fe9"), ("full", "2.0.0", "030756eb912a")],
 )
 def test_other_pictures_have_another_version(name, version, start, tmp_path):
     """Who changes a recipe changes both: prepared pictures of before lie beside the new ones, not in their place."""
