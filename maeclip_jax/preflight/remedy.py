@@ -74,7 +74,7 @@ def overrides(config, built: TrainStep, found: dict, parts: Callable[[Mapping, i
     if parts and asked not in (0, microbatch.AUTO) and state < room:
         least = max(asked + 1, math.ceil(asked * activations / (room - state)) if found["peak HBM GiB"] else 1)
         if number := parts(changes, least, room):
-            return changes | {"microbatches": number}
+            return changes | {"microbatches": f"{number}"}  # a word in a config, as `auto` is
     if found["program"] == "train" and state + activations > room and config.model.compute.remat != "full":
         changes["model.compute.remat"] = "full"
         activations *= REMAT_LEAVES

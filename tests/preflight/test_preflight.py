@@ -232,7 +232,7 @@ def test_parameters_without_room_are_sharded():
         asked.append((changes, least, round(room, 2)))
         return found
 
-    assert remedy.overrides(config, Program, found, parts) == {"microbatches": 8}
+    assert remedy.overrides(config, Program, found, parts) == {"microbatches": "8"}
     assert asked == [({}, 9, 14.4)]  # 100 GiB of activations into the 11.4 that the state leaves
     otherwise = {"model.compute.remat": "full", "batch_size": 128}
     assert remedy.overrides(config, Program, found, None) == otherwise
