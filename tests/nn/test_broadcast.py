@@ -62,20 +62,18 @@ def test_so_it_has_on_eight_devices(replica, fsdp, tensor):
     np.testing.assert_allclose(found, want, rtol=2**-8)
 
 
-@pytest.mark.parametrize("name, loss", [("clip", "sigmoid"), ("mae_clip", "softmax")])
-def test_gradients_in_bfloat16_are_those_of_float32(name, loss):
+def test_gradients_in_bfloat16_are_those_of_float32():
     image = dict(size=16, patch=8, width=32, depth=1, heads=2, pool="gap", projection="none")
     text = dict(vocab=50, length=32, width=32, depth=1, heads=2, pool="gap", padding="attended", projection="affine")
-    model = dict(image_tower=image, text_tower=text, embed_width=32, loss=loss)
-    if name == "mae_clip":
-        model |= dict(decoder_tower=dict(width=32, depth=1, heads=2), mask=dict(image=0.5, text=0.5))
-        model |= dict(weights=dict(contrast=1.0, image=1.0, text=1.0))
+    model = dict(image_tower=image, text_tower=text, embed_width=32, loss="sigmoid")
+    model |= dict(decoder_tower=dict(width=32, depth=1, heads=2), mask=dict(image=0.5, text=0.5))
+    model |= dict(weights=dict(contrast=1.0, image=1.0, text=1.0))
     ids = RNG.integers(1, 50, (256, 32)).astype(np.int32)
     ids[:, 12:] = 0
     batch = dict(image=RNG.integers(0, 256, (256, 16, 16, 3)).astype(np.uint8), text=ids)
     found = {}
     for dtype in ("float32", "bfloat16"):
-        made = objectives.make(name, model | dict(compute=dict(dtype=dtype, layers="unroll")))
+        made = objectives.make("mae_clip", model | dict(compute=dict(dtype=dtype, layers="unroll")))
         rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
         params = made.init(rngs, {k: v[:8] for k, v in batch.items()}, train=True)["params"]
         apply = functools.partial(made.apply, rngs={"mask": jax.random.key(2)}, train=True)
