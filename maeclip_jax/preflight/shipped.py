@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from maeclip_jax import workdir
 from maeclip_jax.errors import UserError, unknown
-from maeclip_jax.errors.storage import writing
 from maeclip_jax.preflight import table, topology
 
 # Experiments with the slices they are meant for. B/16 is the same program at both scales.
@@ -48,7 +48,7 @@ class Row:
     @property
     def short(self) -> str:
         """The experiment as the table prints it: clip:scale=low."""
-        return re.sub(r"^experiments/|\.py", "", self.config)
+        return _short(self.config)
 
     @property
     def file(self) -> str:
@@ -56,15 +56,19 @@ class Row:
         return re.sub(r"[^\w.-]+", "-", f"{self.short}-{self.count}x{self.slice}") + ".json"
 
 
+def _short(name: str) -> str:
+    return re.sub(r"^experiments/|\.py", "", name)
+
+
 def select(pattern: str) -> list[Row]:
     """The shipped rows whose name, as they are called or as they are printed, matches. UserError if none does."""
-    all_rows = [Row(*of) for of in SHIPPED]
+    named = {str(row): row for row in (Row(*of) for of in SHIPPED)}
     try:
-        chosen = [row for row in all_rows if any(re.search(pattern, f"{n}") for n in (row, f"{row.short} {row.slice}"))]
+        chosen = [row for name, row in named.items() if any(re.search(pattern, n) for n in (name, _short(name)))]
     except re.error as e:
         raise UserError(f"--select={pattern!r} is not a regular expression: {e}") from None
     if not chosen:
-        raise unknown("--select", pattern, [f"{row}" for row in all_rows])
+        raise unknown("--select", pattern, named)
     return chosen
 
 
@@ -89,11 +93,7 @@ def figures(row: Row, folder: str, key: Callable[[str], str], one: Callable[[str
     except UserError as e:
         return {"config": row.config, "fits": False, "error": " ".join(str(e).split())}
     if folder:
-        temporary = path.with_suffix(".tmp")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-            temporary.replace(path)
+        workdir.write_text(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found
 
 

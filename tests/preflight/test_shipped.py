@@ -12,7 +12,8 @@ SOME = "^clip:scale=low"
 
 
 def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys):
-    for select in ("/clip.py.*low.*v4-128", "^clip:scale=low.*v4-128"):  # as they are called, as they are printed
+    # As they are called, and as they are printed.
+    for select in ("/clip.py.*low.*v4-128", "^clip:scale=low.*v4-128", "^clip:scale=low,size=B/16 on 1 x v4-128$"):
         code, text = run(monkeypatch, capsys, FOUND, "--all", f"--select={select}")
         assert code == 0 and "| clip:scale=low,size=B/16 | v5e:2x2 (4 chips) | 4 |" in text
         assert "| 1.0 | 84 to 101 | 1.7 to 2.0 | 8 | 8 to 10 | fits |" in text

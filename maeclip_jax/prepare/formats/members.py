@@ -73,7 +73,7 @@ def _json(members: dict[str, bytes]) -> dict:
 
 
 def joined(key: str, members: dict[str, bytes], texts: list[bytes], reading: Reading, unit: Unit) -> Raw:
-    """A record from members (extension -> bytes). Captions: the json's only where there is no text but empty ones.
+    """A record from members (extension -> bytes). Captions: the json's only where all texts are empty.
 
     `texts`: several texts of the sample, each a caption.
     """
