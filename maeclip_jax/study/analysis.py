@@ -159,7 +159,7 @@ def others(study: Study) -> list[dict[str, Any]]:
                     effect = _term(study, found, term)
                     if effect and (arm, match, pool, term) not in known:
                         rows.append(dict(what=f"{arm} minus {base}: {term}", pool=pool, match=match) | _said(effect))
-    rows += _pools(study)
+    rows += _among(study) + _pools(study)
     measured = sorted({m for r in study.results for m in r.metrics} - {study.plan["outcome"]})
     for metric in [m for m in measured if m.rpartition("/")[2] in SECOND]:
         for contrast in [c for c in study.plan["contrasts"]["primary"] if c["term"] == "mean"]:
@@ -176,6 +176,19 @@ def others(study: Study) -> list[dict[str, Any]]:
             rows.append(dict(what=what, pool=pool, match=match) | _said(_term(study, found, "mean")))
         rows += _pools(study, metric)
     return _with_holm(rows)
+
+
+def _among(study: Study) -> list[dict[str, Any]]:
+    """Arms other than the baseline, each minus those before it."""
+    axes, rows = study.axes, []
+    for (first, second), match, pool in itertools.product(
+        itertools.combinations(axes["arms"][1:], 2), axes["match"], axes["pools"]
+    ):
+        found = study.pairs(study.runs(second, match, pool), study.runs(first, match, pool))
+        rows.append(
+            dict(what=f"{second} minus {first}: mean", pool=pool, match=match) | _said(_term(study, found, "mean"))
+        )
+    return rows
 
 
 def _pools(study: Study, metric: str = "") -> list[dict[str, Any]]:

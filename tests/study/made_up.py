@@ -11,7 +11,7 @@ from maeclip_jax.study import design, plan, results, spending
 def folder(to, monkeypatch, *, slope=-6.0, crossing=8000, seed=0, fail=(), **axes):
     """Writes study.json and runs/*.json to `to`."""
     monkeypatch.setattr(spending, "flops_of", lambda config: 1.5e9 if "decoder_tower" in config.model else 1e9)
-    speed = spending.Speed({"clip": 0.3, "mae_clip": 0.45}, 20.0, 0, "made up")
+    speed = spending.Speed({"clip": 0.3, "mae_clip": 0.45, "silc": 0.9}, 20.0, 0, "made up")
     monkeypatch.setattr(spending, "speed", lambda *_: speed)
     made = plan.make(design.Axes(**axes), "cpu", plan.ASSUMED_SD, 0.0)
     to.mkdir(parents=True)

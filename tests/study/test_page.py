@@ -48,6 +48,16 @@ def test_what_pooling_does_to_places_is_looked_at_besides(written):
         assert 29 < found[f"max minus gap of {arm}, grounding/gradcam_pointing: mean", "both"] < 31
 
 
+def test_arms_are_compared_with_each_other_besides(tmp_path, monkeypatch):
+    axes = dict(sizes=(1000,), pools=("max",), match=("flops",), arms=("clip", "mae_clip", "silc"))
+    to = made_up.folder(tmp_path / "study", monkeypatch, **axes)
+    made = plan.read(to)
+    numbers = analysis.analyse(analysis.Study(made, *results.read(to, made)))
+    (among,) = (row for row in numbers["others"] if row["what"] == "silc minus mae_clip: mean")
+    gain = {row["arm"]: row["value"] for row in numbers["declared"] if row["term"] == "mean"}
+    assert among["value"] == pytest.approx(gain["silc"] - gain["mae_clip"]) and among["n"] == 3 and among["interval"]
+
+
 def test_every_pool_has_its_means_over_seeds_at_the_last_size(written):
     found = json.loads((written / "analysis.json").read_text())["measures"]
     assert (found["size"], found["diversity"], found["match"]) == (64000, 1.0, "examples")
