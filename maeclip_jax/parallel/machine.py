@@ -18,6 +18,9 @@ from maeclip_jax.errors import UserError
 
 PLATFORMS = ("cpu", "tpu", "gpu")
 THREADS_PER_CPU_DEVICE = 16
+# In XLA:CPU's default order of a program, one device may begin with a collective of a loop and another with one outside
+# of it, and they wait for each other for ever (jaxlib 0.10.2 and 0.12.0.1 on busy cores, LOG.md; not seen with this).
+IN_ONE_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 CACHE = "~/.cache/maeclip_jax/xla"
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tensorflow-datasets", "clu",
@@ -140,6 +143,9 @@ def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> 
         # the devices: on busy cores they can fill it, so that what they wait for finds no thread, and the process
         # aborts (seen with tensor parallelism, jaxlib 0.10.2). XLA reads the width of the pool from this variable.
         os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, THREADS_PER_CPU_DEVICE * cpu_devices)))
+        flags = os.environ.get("XLA_FLAGS", "")
+        if IN_ONE_ORDER.partition("=")[0] not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {IN_ONE_ORDER}".strip()
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", cpu_devices)
     if platform:

@@ -15,13 +15,31 @@ def test_fake_devices_get_threads_to_wait_in(monkeypatch):
     told = {}
     monkeypatch.setattr(jax.config, "update", told.__setitem__)
     monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
     machine.configure_jax(platform="cpu")
-    assert "NPROC" not in os.environ and "jax_num_cpu_devices" not in told
+    assert "NPROC" not in os.environ and not os.environ["XLA_FLAGS"] and "jax_num_cpu_devices" not in told
     machine.configure_jax(cpu_devices=64)
     assert told["jax_num_cpu_devices"] == 64 and int(os.environ["NPROC"]) >= 64 * machine.THREADS_PER_CPU_DEVICE
     monkeypatch.setenv("NPROC", "5")  # the user's own word counts
     machine.configure_jax(cpu_devices=64)
     assert os.environ["NPROC"] == "5"
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("", machine.IN_ONE_ORDER),
+        ("--xla_dump_to=x", f"--xla_dump_to=x {machine.IN_ONE_ORDER}"),
+        ("--xla_cpu_enable_concurrency_optimized_scheduler=true", None),  # the user's own word counts
+        (machine.IN_ONE_ORDER, None),  # a child of a process that has set it
+    ],
+)
+def test_fake_devices_begin_their_collectives_in_one_order(monkeypatch, before, after):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setenv("NPROC", "5")
+    monkeypatch.setenv("XLA_FLAGS", before)
+    machine.configure_jax(cpu_devices=2)
+    assert os.environ["XLA_FLAGS"] == (before if after is None else after)
 
 
 def test_no_tpu_is_looked_for_where_there_is_none(monkeypatch):
