@@ -120,6 +120,30 @@ def pytest_handlecrashitem(crashitem, report, sched):
     _ended_once.add(crashitem)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files go to workers as `--dist loadfile` has it, and a worker that crashes stops none of the others."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        """With xdist 3.8.0 the others may wait for ever: the files that the worker had finished are queued again, they
+        bring no test, and a worker keeps its last test back until it has another or is told that there is none.
+        """
+
+        def _reschedule(self, node):
+            for file in [file for file, tests in self.workqueue.items() if all(tests.values())]:
+                del self.workqueue[file]
+            super()._reschedule(node)
+            while self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                self._assign_work_unit(node)
+            if not self.workqueue and not node.shutting_down:
+                node.shutdown()
+
+    return Files(config, log)
+
+
 def pytest_terminal_summary(terminalreporter):
     """What crashed workers left, and the memory of all."""
     if hasattr(terminalreporter.config, "workerinput"):
