@@ -6,6 +6,7 @@ import pytest
 
 from maeclip_jax.errors import UserError
 from maeclip_jax.preflight import command, shipped, topology
+from tests.golden import ROOT
 from tests.preflight.test_preflight import FOUND, needs_libtpu, run
 
 SOME = "^clip:scale=low"
@@ -96,3 +97,14 @@ def test_a_spoiled_row_is_named(counted, capsys, tmp_path):
     path.write_text("{")
     assert command.main(command_line) == 1
     assert f"{path} is not a row of the pre-flight" in capsys.readouterr().out
+
+
+def test_the_rows_of_tpu_readme_are_those_that_are_kept():
+    """Each kept row is of the shipped table, and README shows it and no other under the same header."""
+    folder, shown = ROOT / "results" / "preflight", (ROOT / "tpu" / "README.md").read_text()
+    rows = {row.file: row for row in (shipped.Row(*of) for of in shipped.SHIPPED)}
+    kept = sorted(path.name for path in folder.glob("*"))
+    assert set(kept) <= set(rows) and kept
+    found = [(rows[name], command.with_cost(shipped.read(folder / name), None)) for name in rows if name in kept]
+    table, _, note = shipped.text(found).partition("\n\n")
+    assert f"\n{table}\n\n" in shown and note in " ".join(shown.split())
