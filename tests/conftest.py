@@ -141,6 +141,7 @@ def pytest_xdist_make_scheduler(config, log):
             if not self.workqueue and not node.shutting_down:
                 node.shutdown()
 
+    config.option.loadscopereorder = False  # the order of `pytest_collection_modifyitems`, not the number of tests
     return Files(config, log)
 
 
@@ -156,13 +157,15 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """Marks each test with the tier of its file."""
+    """Marks each test with the tier of its file. The slow tiers come first: no worker waits for one at the end."""
+    order = ("pod", "run", "")
+    tier_of = {}
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
-        for tier in ("pod", "run"):
-            if path.startswith(TIERS[tier]):
-                item.add_marker(getattr(pytest.mark, tier))
-                break
+        tier_of[item] = next((tier for tier in order if tier and path.startswith(TIERS[tier])), "")
+        if tier_of[item]:
+            item.add_marker(getattr(pytest.mark, tier_of[item]))
+    items.sort(key=lambda item: order.index(tier_of[item]))
 
 
 # What modules remember for the life of a process: what was said once, what is waited for. Module -> name -> at first.
