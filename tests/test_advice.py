@@ -25,7 +25,8 @@ from tests.golden import ARGS, CASES, ROOT
 FILES = sorted((ROOT / "maeclip_jax").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
 # Flags of other programs, which no parser of ours knows.
 FOREIGN = {
-    "--short": "git", "--upgrade": "pip", "--xla_jf_dump_llo_text": "libtpu", "--xla_jf_dump_to": "libtpu"
+    "--short": "git", "--upgrade": "pip", "--xla_jf_dump_llo_text": "libtpu", "--xla_jf_dump_to": "libtpu",
+    "--xla_cpu_enable_concurrency_optimized_scheduler": "XLA",
 } | dict.fromkeys(
     ("--url_list", "--input_format", "--url_col", "--caption_col", "--output_format", "--output_folder",
      "--resize_mode", "--image_size", "--incremental_mode"), "img2dataset")  # fmt: skip
