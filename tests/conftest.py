@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `experiments` and `tests.golden`, however pytest was started
     sys.path.insert(0, str(ROOT))
 
+from maeclip_jax.parallel.machine import IN_ONE_ORDER  # noqa: E402, after the path; it imports no jax
+
 # As environment, so that tests without jax do not import it; jax reads these when it is imported.
 for name, value in {
     "JAX_PLATFORMS": "cpu",
@@ -29,9 +31,8 @@ for name, value in {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     # Tests compile more than they compute. On busy cores eight devices may take long to meet: XLA aborts after 40 s.
-    # The last flag is that of `machine.configure_jax` for fake devices.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=150 "
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 --xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 " + IN_ONE_ORDER,
     "JAX_TRACEBACK_FILTERING": "tracebackhide",  # no note of jax's behind the text of an error
 }.items():
     os.environ.setdefault(name, value)
@@ -158,14 +159,13 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_collection_modifyitems(items):
     """Marks each test with the tier of its file. The slow tiers come first: no worker waits for one at the end."""
-    order = ("pod", "run", "")
-    tier_of = {}
     for item in items:
         path = item.path.relative_to(ROOT / "tests").as_posix()
-        tier_of[item] = next((tier for tier in order if tier and path.startswith(TIERS[tier])), "")
-        if tier_of[item]:
-            item.add_marker(getattr(pytest.mark, tier_of[item]))
-    items.sort(key=lambda item: order.index(tier_of[item]))
+        for tier in ("pod", "run"):
+            if path.startswith(TIERS[tier]):
+                item.add_marker(getattr(pytest.mark, tier))
+                break
+    items.sort(key=lambda item: 0 if item.get_closest_marker("pod") else 1 if item.get_closest_marker("run") else 2)
 
 
 # What modules remember for the life of a process: what was said once, what is waited for. Module -> name -> at first.

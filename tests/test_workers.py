@@ -12,7 +12,7 @@ from tests.golden import ROOT
 PASSING = "def test_passes():\n    pass\n"
 # Ends its worker once, after the words that XLA says before it does so, or without them.
 ENDING = """
-import os, pathlib, sys, time
+import os, pathlib
 
 def test_ends_its_worker():
     once = pathlib.Path(__file__).with_suffix(".once")

@@ -18,8 +18,8 @@ from maeclip_jax.errors import UserError
 
 PLATFORMS = ("cpu", "tpu", "gpu")
 THREADS_PER_CPU_DEVICE = 16
-# In XLA:CPU's default order of a program, one device may begin with a collective of a loop and another with one outside
-# of it, and they wait for each other for ever (jaxlib 0.10.2 and 0.12.0.1 on busy cores, LOG.md; not seen with this).
+# In XLA:CPU's default order of a program, devices may wait for ever, one in a collective of a loop and others in one
+# outside of it (jaxlib 0.10.2 and 0.12.0.1 on busy cores; not seen with this. LOG.md has what is known of the cause).
 IN_ONE_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 CACHE = "~/.cache/maeclip_jax/xla"
 PACKAGES = (

@@ -165,17 +165,19 @@ def others(study: Study) -> list[dict[str, Any]]:
         for contrast in [c for c in study.plan["contrasts"]["primary"] if c["term"] == "mean"]:
             found = study.gains(contrast["arm"], contrast["match"], contrast["pool"], metric)
             what = f"{contrast['arm']} minus {base}, {metric}: mean"
-            rows.append(
-                dict(what=what, pool=contrast["pool"], match=contrast["match"]) | _said(_term(study, found, "mean"))
-            )
+            rows.append(_mean(study, what, contrast["pool"], contrast["match"], found))
     for metric in [m for m in measured if m.rpartition("/")[2] in PLACES]:
         match = design.FLOPS if design.FLOPS in axes["match"] else axes["match"][0]
         for arm, pool in itertools.product(axes["arms"][1:], axes["pools"]):
             found = study.gains(arm, match, pool, metric)
-            what = f"{arm} minus {base}, {metric}: mean"
-            rows.append(dict(what=what, pool=pool, match=match) | _said(_term(study, found, "mean")))
+            rows.append(_mean(study, f"{arm} minus {base}, {metric}: mean", pool, match, found))
         rows += _pools(study, metric)
     return _with_holm(rows)
+
+
+def _mean(study: Study, what: str, pool: str, match: str, found: Sequence[Difference]) -> dict[str, Any]:
+    """A row of what was looked at besides: the mean of the differences."""
+    return dict(what=what, pool=pool, match=match) | _said(_term(study, found, "mean"))
 
 
 def _among(study: Study) -> list[dict[str, Any]]:
@@ -185,9 +187,7 @@ def _among(study: Study) -> list[dict[str, Any]]:
         itertools.combinations(axes["arms"][1:], 2), axes["match"], axes["pools"]
     ):
         found = study.pairs(study.runs(second, match, pool), study.runs(first, match, pool))
-        rows.append(
-            dict(what=f"{second} minus {first}: mean", pool=pool, match=match) | _said(_term(study, found, "mean"))
-        )
+        rows.append(_mean(study, f"{second} minus {first}: mean", pool, match, found))
     return rows
 
 
@@ -199,8 +199,7 @@ def _pools(study: Study, metric: str = "") -> list[dict[str, Any]]:
     rows = []
     for arm in axes["arms"] if first != last else ():
         found = study.pairs(study.runs(arm, match, last), study.runs(arm, match, first), metric)
-        rows.append(dict(what=f"{last} minus {first} of {arm}{of}: mean", pool="both", match=match)
-                    | _said(_term(study, found, "mean")))  # fmt: skip
+        rows.append(_mean(study, f"{last} minus {first} of {arm}{of}: mean", "both", match, found))
     return rows
 
 

@@ -1,25 +1,17 @@
 """What the page on studies says of SILC and TIPS is what the kept results say, analysed anew."""
 
-from pathlib import Path
-
 import pytest
 
-from maeclip_jax.study import analysis, page, plan, results
+from maeclip_jax.study import analysis, page
+from tests.study import kept
+from tests.study.kept import span
 
-HERE = Path(__file__).parents[2]
-FOLDER = HERE / "results" / "study-arms-1"
 NAMES = {"clip": "CLIP", "mae_clip": "MAE-CLIP", "silc": "SILC", "tips": "TIPS"}
 
 
 @pytest.fixture(scope="module")
 def study():
-    made = plan.read(FOLDER)
-    return analysis.Study(made, *results.read(FOLDER, made))
-
-
-def span(row):
-    """`-29.9 (-33.5 to -26.3)`."""
-    return f"{row['value']:.1f} ({row['interval'][0]:.1f} to {row['interval'][1]:.1f})"
+    return kept.study("study-arms-1")
 
 
 def rows(study):
@@ -48,6 +40,6 @@ def test_every_run_is_there(study):
 
 
 def test_the_page_says_what_the_results_say(study):
-    shown = (HERE / "docs" / "study.md").read_text()
+    shown = kept.PAGE.read_text()
     for row in rows(study):
         assert row in shown, row

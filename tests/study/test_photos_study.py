@@ -1,31 +1,21 @@
 """What the page on studies says of photographs is what the kept results say, analysed anew."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
-from scipy import stats
 
-from maeclip_jax.study import analysis, plan, results
-
-HERE = Path(__file__).parents[2]
-FOLDER = HERE / "results" / "study-photos-1"
+from maeclip_jax.evals.statistics import of_seeds
+from maeclip_jax.study import analysis, page
+from tests.study import kept
+from tests.study.kept import span
 
 
 @pytest.fixture(scope="module")
-def numbers():
-    made = plan.read(FOLDER)
-    return analysis.analyse(analysis.Study(made, *results.read(FOLDER, made)))
+def study():
+    return kept.study("study-photos-1")
 
 
-def span(row):
-    return f"{row['value']:.1f} ({row['interval'][0]:.1f} to {row['interval'][1]:.1f})"
-
-
-def level(row):
-    """Mean and half of Student's interval over seeds."""
-    half = stats.t.ppf(0.975, row["n"] - 1) * row["sd"] / np.sqrt(row["n"])
-    return f"{row['mean']:.1f} ± {half:.1f}"
+@pytest.fixture(scope="module")
+def numbers(study):
+    return analysis.analyse(study)
 
 
 def sentences(numbers):
@@ -40,21 +30,25 @@ def sentences(numbers):
     ]
 
 
-def rows(numbers):
-    """The rows of the page's table: image-to-text R@5 of each size, and the gains there."""
-    at = {(row["arm"], row["matched"], row["size"]): level(row) for row in numbers["levels"]}
+def rows(study, numbers):
+    """The rows of the page's table: image-to-text R@5 of each size, means over seeds, and the gains there."""
+
+    def level(arm, match, size):
+        values = [r.value for key, r in study.runs(arm, match, "max").items() if key[0] == size]
+        return page.level({"mean": sum(values) / len(values), "interval": of_seeds(values)})
+
     gain = {(line["match"], p["size"]): span(p) for line in numbers["lines"] for p in line["points"]}
     return [
-        f"| {size:,} | {at['clip', 'examples', size]} | {at['clip', 'flops', size]} | "
-        f"{at['mae_clip', 'examples+flops', size]} | {gain['examples', size]} | {gain['flops', size]} |"
-        for size in sorted({row["size"] for row in numbers["levels"]})
+        f"| {size:,} | {level('clip', 'examples', size)} | {level('clip', 'flops', size)} | "
+        f"{level('mae_clip', 'flops', size)} | {gain['examples', size]} | {gain['flops', size]} |"
+        for size in study.axes["sizes"]
     ]
 
 
-def test_the_page_says_what_the_results_say(numbers):
-    shown = (HERE / "docs" / "study.md").read_text()
+def test_the_page_says_what_the_results_say(study, numbers):
+    shown = kept.PAGE.read_text()
     assert not numbers["runs"]["missing"]
-    for row in rows(numbers):
+    for row in rows(study, numbers):
         assert row in shown, row
     for text in sentences(numbers):
         assert text in " ".join(shown.split()), text
