@@ -242,7 +242,8 @@ def laws(study: Study) -> list[dict[str, Any]]:
             errors = [r.value if less else 100 - r.value for r in kept]
             law = curves.power_law([r.run.size for r in kept], errors) if kept else None
             if law:
-                rows.append(dict(arm=arm, match=match, pool=pool, diversity=share) | dataclasses.asdict(law))
+                where = dict(arm=arm, match=match, pool=pool, diversity=share, determined=law.determined)
+                rows.append(where | dataclasses.asdict(law))
     return rows
 
 

@@ -8,16 +8,26 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 400
+EXPONENTS = (0.02, 2.0)  # between which c is looked for
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """e = a + b N^-c with a, b >= 0 and 0 < c <= 2. intervals: {name: (low, high)}, None without two seeds a size."""
+    """e = a + b N^-c with a, b >= 0 and c within EXPONENTS.
+
+    intervals: {name: (low, high)}, None without two seeds a size.
+    An exponent at an end of EXPONENTS is where the search stopped, not where the errors are met best.
+    """
 
     a: float
     b: float
     c: float
     intervals: dict[str, tuple[float, float]] | None
+
+    @property
+    def determined(self) -> bool:
+        """Whether the errors say how steep the law is; where they do not, a and b mean nothing either."""
+        return bool(EXPONENTS[0] < self.c < EXPONENTS[1])
 
     def __call__(self, size: np.ndarray) -> np.ndarray:
         return self.a + self.b * np.asarray(size, np.float64) ** -self.c
@@ -47,7 +57,7 @@ def power_law(sizes_N: Sequence[float], errors_N: Sequence[float], seed: int = 0
 
 def _nearest(sizes_N: np.ndarray, errors_KxN: np.ndarray) -> np.ndarray:
     """float [K, 3]: a, b, c of each row of errors. For each c of a fine grid a and b follow by least squares."""
-    grid, best = np.geomspace(0.02, 2.0, 200), np.full(len(errors_KxN), np.inf)
+    grid, best = np.geomspace(*EXPONENTS, 200), np.full(len(errors_KxN), np.inf)
     found = np.zeros((len(errors_KxN), 3))
     mean_K = errors_KxN.mean(1)
     for c in grid:

@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from maeclip_jax.report.figures import compact
+
 COLOURS = ("#3f6fd8", "#e0662f", "#a25ddc", "#2e9e9e")  # of pools
 STYLES = ("-", "--")  # of matchings
 
@@ -36,6 +38,9 @@ def panels(numbers: Mapping[str, Any]) -> dict[str, bytes]:
             ax.axhline(0, color="#888888", linewidth=0.9)
             ax.set(title=f"{arm} minus {numbers['baseline']}, diversity {share:g}", xlabel="unique pairs", xscale="log",
                    ylabel=f"gain in {numbers['outcome']}, points", ylim=(low - margin, high + margin))  # fmt: skip
+            sizes = sorted({point["size"] for row in rows for point in row["points"]})
+            ax.set_xticks(sizes, [compact(size) for size in sizes])
+            ax.set_xticks([], minor=True)
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(axis="y", alpha=0.25, linewidth=0.7)
             drawn.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, labelcolor="linecolor")

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from maeclip_jax.errors import UserError
 from maeclip_jax.report.figures import compact
 from maeclip_jax.report.page import TEMPLATES
-from maeclip_jax.study import analysis, figure, plan, results
+from maeclip_jax.study import analysis, curves, figure, plan, results
 
 ANALYSIS, TABLE, INDEX = "analysis.json", "gains.csv", "index.html"
 
@@ -63,7 +64,7 @@ def html(made: Mapping, numbers: Mapping, pictures: Mapping[str, str], folder: s
     view = {
         "plan": made, "n": numbers, "pictures": pictures, "folder": folder, "compact": compact, "effect": effect,
         "crossing": crossing, "p": p_value, "amount": amount, "level": level, "interval": interval,
-        "plan_text": plan.text(made),
+        "law": law, "plan_text": plan.text(made),
     }  # fmt: skip
     import jinja2
 
@@ -96,6 +97,18 @@ def level(cell: Mapping) -> str:
         return "missing"
     mean, low_high = f"{cell['mean']:.1f}", cell["interval"]
     return f"{mean} ± {(low_high[1] - low_high[0]) / 2:.1f}" if low_high else mean
+
+
+def law(row: Mapping, name: str) -> str:
+    """`0.41 (0.35 to 0.48)` of a power law's `a` or `c`; an end of what was tried for c is no bound."""
+    if not row["determined"]:
+        return "not determined"
+    value = f"{row[name]:.3g}"
+    if not row["intervals"]:
+        return value
+    low, high = row["intervals"][name]
+    least, most = curves.EXPONENTS if name == "c" else (-math.inf, math.inf)
+    return f"{value} ({low:.3g}{' or less' * (low <= least)} to {high:.3g}{' or more' * (high >= most)})"
 
 
 def p_value(value: float | None) -> str:

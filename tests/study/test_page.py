@@ -38,6 +38,14 @@ def test_the_planted_truth_is_in_the_numbers(written):
     assert any(row["what"].startswith("max minus gap of clip") for row in numbers["others"])
 
 
+def test_an_exponent_at_the_end_of_the_search_is_not_printed_as_a_number():
+    found = dict(a=61.2, c=1.29, determined=True, intervals=dict(a=(0.5, 93.8), c=(0.674, 2.0)))
+    assert [page.law(found, name) for name in "ac"] == ["61.2 (0.5 to 93.8)", "1.29 (0.674 to 2 or more)"]
+    assert page.law(found | dict(intervals=dict(c=(0.02, 1.5))), "c") == "1.29 (0.02 or less to 1.5)"
+    assert page.law(found | dict(intervals=None), "c") == "1.29"
+    assert page.law(found | dict(determined=False), "a") == "not determined"
+
+
 def test_what_pooling_does_to_places_is_looked_at_besides(written):
     rows = json.loads((written / "analysis.json").read_text())["others"]
     found = {(row["what"], row["pool"]): row["value"] for row in rows if "gradcam_pointing" in row["what"]}

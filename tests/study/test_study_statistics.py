@@ -192,3 +192,7 @@ def test_power_laws_are_found_with_their_intervals():
     assert found(64000) == pytest.approx(20 + 400 * 64000**-0.4, abs=0.6)
     assert curves.power_law(sizes[:6], np.ones(6)) is None
     assert curves.power_law(sizes[::3], 20 + 400 * sizes[::3] ** -0.4).intervals is None
+    assert found.determined
+    flat, step = np.full(len(sizes), 50.0), np.where(sizes == 1000, 60.0, 50.0)  # no exponent is nearest to either
+    for errors in (flat, step, 60 - np.log10(sizes)):
+        assert not curves.power_law(sizes, errors).determined, errors
