@@ -163,10 +163,7 @@ def _go_on(args, folder: Path, made: dict, part: tuple[int, int], given: Sequenc
     from maeclip_jax.study import crew, page, results
 
     if plan.read(folder) is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / (plan.PLAN + ".tmp")
-        temporary.write_text(json.dumps(made, indent=1) + "\n")
-        temporary.replace(folder / plan.PLAN)
+        results.put(folder / plan.PLAN, json.dumps(made, indent=1) + "\n")
     workdirs = Path(args.runs or os.path.join("runs", folder.name))
     workdirs.mkdir(parents=True, exist_ok=True)
     results.read(folder, made)  # of another plan: said before anything is trained

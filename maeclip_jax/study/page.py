@@ -31,20 +31,14 @@ def write(folder: str | os.PathLike) -> Path:
         raise UserError(f"no study in {folder}: it has no {plan.PLAN}; valid: a folder of results of `make study`")
     found, missing = results.read(folder, made)
     numbers = analysis.analyse(analysis.Study(made, found, missing))
-    _put(folder / ANALYSIS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
-    _put(folder / TABLE, table(numbers))
+    results.put(folder / ANALYSIS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    results.put(folder / TABLE, table(numbers))
     pictures = {}
     for name, png in figure.panels(numbers).items():
-        _put(folder / f"gain-{name}.png", png)
+        results.put(folder / f"gain-{name}.png", png)
         pictures[name] = base64.b64encode(png).decode()
-    _put(folder / INDEX, html(made, numbers, pictures, os.fspath(folder)))
+    results.put(folder / INDEX, html(made, numbers, pictures, os.fspath(folder)))
     return folder / INDEX
-
-
-def _put(path: Path, content: str | bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-    temporary.replace(path)
 
 
 def table(numbers: Mapping[str, Any]) -> str:

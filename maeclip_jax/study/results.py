@@ -121,9 +121,13 @@ def read(folder: str | os.PathLike, plan: Mapping) -> tuple[list[Result], dict[s
 
 
 def write(folder: str | os.PathLike, run: str, kept: Mapping) -> None:
-    """Whole or not at all."""
-    path = file(folder, run)
+    """What a run measured, as its file."""
+    put(file(folder, run), json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+def put(path: Path, content: str | bytes) -> None:
+    """A file of a study, whole or not at all. Not by `workdir.write_text`, which would take the chips of the runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     temporary.replace(path)
