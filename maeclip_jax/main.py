@@ -49,12 +49,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def run(argv: Sequence[str]) -> None:
-    """Parses, sets up jax, trains or evaluates."""
+def run(argv: Sequence[str], spent: float | None = None) -> None:
+    """Parses, sets up jax, trains or evaluates. `spent`: see `startup.Startup`."""
     from maeclip_jax.run import startup
 
     sleep.watch()
-    start = startup.Startup()
+    start = startup.Startup(spent)
     args = parse(argv)
     cli.start_logging()
     import jax
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     75 (rollcall.LOST) where the same command goes on later: storage was away for too long, or another process is lost.
     A process of several also exits with the code of one that fails.
     """
-    return cli.guarded(lambda: run(sys.argv[1:] if argv is None else argv))
+    # Where something else calls this, the process is older than the run's start, by hours perhaps.
+    return cli.guarded(lambda: run(sys.argv[1:]) if argv is None else run(argv, spent=0.0))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from maeclip_jax import main
+from maeclip_jax.run import startup
 from tests import runs, torture
 from tests.golden import ROOT
 
@@ -81,7 +82,8 @@ MISTAKES = {
 
 @pytest.fixture
 def call(monkeypatch, capfd, tmp_path):
-    """Runs main in this process; returns (exit code, stdout, lines of stderr)."""
+    """Runs main in this process, which may be old by now; returns (exit code, stdout, lines of stderr)."""
+    monkeypatch.setattr(startup, "age", lambda: 1e6)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MAECLIP_DATA_DIR", "/no/data")
 

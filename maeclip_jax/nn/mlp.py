@@ -1,8 +1,11 @@
-"""A fused MLP, forward and backward, as two Pallas kernels for TPU: `mlp=fused`.
+"""A block's second half, x + mlp(norm(x)), forward and backward, as two Pallas kernels for TPU: `mlp=fused`.
 
 What is between the two products, four times as wide as the tokens, stays in the chip's own memory: written out and read
-again it costs a v6e, whose products are fast, more than the products (LOG.md). The backward pass computes it again from
+again it costs a v6e, whose products are fast, more than the products. So do the normalised tokens and the sum, which
+XLA hides in its own products and cannot hide in a kernel's (LOG.md). The backward pass computes all of it again from
 the tokens. A step of the grid works on some samples and on a part of the hidden units.
+
+The second matrix comes transposed, [D, F]: gathered from devices that share its columns it lies so already.
 
 Samples lie beside each other as [B, N, D], and N rows rarely fill the chip's tiles: a block's are put together once, so
 that products see as many rows as possible. Lowered for anything but a TPU, plain XLA computes the same;
@@ -77,6 +80,8 @@ def _rows(samples: int, tokens: int) -> int:
 
 def fused(
     x_BxNxD: jax.Array,
+    scale_D: jax.Array,
+    shift_D: jax.Array,
     up_DxF: jax.Array,
     up_bias_F: jax.Array,
     down_FxD: jax.Array,
@@ -84,35 +89,46 @@ def fused(
     *,
     act: Callable[[jax.Array], jax.Array],
     name: str,
+    eps: float = 1e-6,
     interpret: bool = False,
 ) -> jax.Array:
-    """act(x up + up_bias) down + down_bias -> [B, N, D] in the dtype of `x`; what is between in float32.
+    """x + act(norm(x) up + up_bias) down + down_bias -> [B, N, D] in the dtype of `x`; what is between in float32.
 
-    `name` of the activation, for profiles. On a mesh the batch is split over (replica, fsdp), hidden units over
-    `tensor`, and weights are gathered over fsdp.
+    `scale` and `shift`: of the LayerNorm, float32, whose `eps` is given. `name` of the activation, for profiles. On a
+    mesh the batch is split over (replica, fsdp), hidden units over `tensor`, and weights are gathered over fsdp.
     """
-    return _mlp(Mlp(act, name, interpret), x_BxNxD, up_DxF, up_bias_F, down_FxD, down_bias_D)
+    how = Mlp(act, name, eps, interpret)
+    return _mlp(how, x_BxNxD, scale_D, shift_D, up_DxF, up_bias_F, down_FxD.T, down_bias_D)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlp(how, x, up, up_bias, down, down_bias):
-    return _forward(how, x, up, up_bias, down, down_bias)[0]
+def _mlp(how, x, scale, shift, up, up_bias, down, down_bias):
+    return _forward(how, x, scale, shift, up, up_bias, down, down_bias)[0]
 
 
-def _forward(how, x, up, up_bias, down, down_bias):
+def _of_device(how: Mlp, tensor: str | None) -> Mlp:
+    """Where hidden units are split over devices, what is not of them is added to the sum of their parts."""
+    return dataclasses.replace(how, residual=tensor is None or _free()[tensor] == 1)
+
+
+def _forward(how, x, scale, shift, up, up_bias, down, down_bias):
     rows, tensor, _ = _axes(x.shape[0])
+    own = _of_device(how, tensor)
 
-    def device(x, up, up_bias, down):
-        return (_summed(how.forward(x, up, up_bias[None], down), tensor),)
+    def device(x, scale, shift, up, up_bias, down, down_bias):
+        return (_summed(own.forward(x, scale, shift, up, up_bias, down, down_bias), tensor),)
 
-    ins = jax.P(rows), jax.P(None, tensor), jax.P(tensor), jax.P(tensor)
-    y = _on_mesh(device, ins, (jax.P(rows),))(x, up, up_bias, down)[0]
-    return y + down_bias.astype(y.dtype)[None, None], (x, up, up_bias, down, down_bias)
+    ins = jax.P(rows), jax.P(), jax.P(), jax.P(None, tensor), jax.P(None, tensor), jax.P(None, tensor), jax.P()
+    args = x, scale[None], shift[None], up, up_bias[None], down, down_bias[None]
+    y = _on_mesh(device, ins, (jax.P(rows),))(*args)[0]
+    y = y if own.residual else x + (y + down_bias.astype(y.dtype)[None, None])
+    return y, (x, scale, shift, up, up_bias, down, down_bias)
 
 
 def _backward(how, saved, dy):
-    x, up, up_bias, down, down_bias = saved
+    x, scale, shift, up, up_bias, down, down_bias = saved
     rows, tensor, _ = _axes(x.shape[0])
+    own = _of_device(how, tensor)
 
     # Gradients of weights are summed in the dtype that products have, as without a kernel. Devices that share the
     # parameters keep their part (a reduce-scatter) before the rest of the sum; left to itself, XLA sums all on each.
@@ -120,19 +136,24 @@ def _backward(how, saved, dy):
     split = "fsdp" if rows and shards > 1 and up.shape[0] % shards == 0 else None
     others = tuple(a for a in rows or () if a != split)
 
-    def summed(x, axis):
-        x = jax.lax.psum_scatter(x, split, scatter_dimension=axis, tiled=True) if split else x
+    def summed(x):
+        x = jax.lax.psum_scatter(x, split, tiled=True) if split else x
         return jax.lax.psum(x, others) if others else x
 
-    def device(x, dy, up, up_bias, down):
-        dx, d_up, d_up_bias, d_down, d_down_bias = how.backward(x, dy, up, up_bias[None], down)
-        d_up_bias, d_down_bias = (jax.lax.psum(b[0], rows) if rows else b[0] for b in (d_up_bias, d_down_bias))
-        return _summed(dx, tensor), summed(d_up, 0), d_up_bias, summed(d_down, 1), d_down_bias
+    def device(x, dy, *weights):
+        dx, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias = own.backward(x, dy, *weights)
+        d_norm = (_summed(d, tensor) for d in (d_scale, d_shift))
+        vectors = (jax.lax.psum(d[0], rows) if rows else d[0] for d in (*d_norm, d_up_bias, d_down_bias))
+        return _summed(dx, tensor), *vectors, summed(d_up), summed(d_down)
 
-    ins = jax.P(rows), jax.P(rows), jax.P(None, tensor), jax.P(tensor), jax.P(tensor)
-    outs = jax.P(rows), jax.P(split, tensor), jax.P(tensor), jax.P(tensor, split), jax.P()
-    dx, d_up, d_up_bias, d_down, d_down_bias = _on_mesh(device, ins, outs)(x, dy, up, up_bias, down)
-    return dx, d_up, d_up_bias.astype(up_bias.dtype), d_down, d_down_bias.astype(down_bias.dtype)
+    wide = jax.P(None, tensor)
+    ins = jax.P(rows), jax.P(rows), jax.P(), jax.P(), wide, wide, wide
+    outs = jax.P(rows), jax.P(), jax.P(), jax.P(tensor), jax.P(), jax.P(split, tensor), jax.P(split, tensor)
+    args = x, dy, scale[None], shift[None], up, up_bias[None], down
+    dx, d_scale, d_shift, d_up_bias, d_down_bias, d_up, d_down = _on_mesh(device, ins, outs)(*args)
+    vectors = ((d_scale, scale), (d_shift, shift), (d_up_bias, up_bias), (d_down_bias, down_bias))
+    d_scale, d_shift, d_up_bias, d_down_bias = (d.astype(of.dtype) for d, of in vectors)
+    return dx if own.residual else dx + dy, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias
 
 
 _mlp.defvjp(_forward, _backward)
@@ -180,23 +201,32 @@ def _on_mesh(function: Callable, ins: Sequence[jax.P], outs: Sequence[jax.P]) ->
 
 @dataclasses.dataclass(frozen=True)
 class Mlp:
-    """The MLP with activation `act` on the arrays of one device, by kernel or by XLA."""
+    """The MLP with activation `act`, after its norm, on the arrays of one device, by kernel or by XLA.
+
+    `residual`: whether the tokens, and the last bias, are added.
+    """
 
     act: Callable[[jax.Array], jax.Array]
     name: str
-    interpret: bool
+    eps: float = 1e-6
+    interpret: bool = False
+    residual: bool = True
 
-    def forward(self, x, up, up_bias, down):
-        """[B, N, D], [D, F], [1, F], [F, D] -> [B, N, D], without the last bias."""
-        return self._choose("forward", self._forward_block, self._forward_xla, (x, up, up_bias, down))[0]
+    def forward(self, x, scale, shift, up, up_bias, down, down_bias):
+        """[B, N, D], [1, D], [1, D], [D, F], [1, F], [D, F], [1, D] -> [B, N, D]."""
+        args = x, scale, shift, up, up_bias, down, down_bias
+        return self._choose("forward", self._forward_block, self._forward_xla, args)[0]
 
-    def backward(self, x, dy, up, up_bias, down):
-        """-> gradients of x [B, N, D], up [D, F], its bias [1, F] float32, down [F, D], its bias [1, D] float32."""
-        return self._choose("backward", self._backward_block, self._backward_xla, (x, dy, up, up_bias, down))
+    def backward(self, x, dy, scale, shift, up, up_bias, down):
+        """-> gradients of all but `dy`, then of down_bias: x, weights in their dtype, vectors [1, ...] in float32."""
+        args = x, dy, scale, shift, up, up_bias, down
+        return self._choose("backward", self._backward_block, self._backward_xla, args)
 
     def _choose(self, way: str, block: Callable, xla: Callable, args):
         def kernel(interpret, *args):
-            (batch, tokens, width), (hidden, _), dtype = args[0].shape, args[-1].shape, args[0].dtype
+            backward = way == "backward"
+            x, (up, *_) = args[0], args[4 if backward else 3 :]
+            (batch, tokens, width), (_, hidden), dtype = x.shape, up.shape, x.dtype
             how = plan(way, batch, tokens, width, hidden, dtype.itemsize)
             if how is None:
                 raise ValueError(
@@ -210,32 +240,28 @@ class Mlp:
                 return jnp.where(i == blocks - 1, j, 0)
 
             own = pl.BlockSpec((samples, tokens, width), lambda i, j: (i, 0, 0))
-            weights = [
-                pl.BlockSpec((width, units), lambda i, j: (0, j)),
-                pl.BlockSpec((1, units), lambda i, j: (0, j)),
-                pl.BlockSpec((units, width), lambda i, j: (j, 0)),
-            ]
-            outs, out_specs = [jax.ShapeDtypeStruct(args[0].shape, dtype)], [own]
+            vector = pl.BlockSpec((1, width), lambda i, j: (0, 0))
+            matrix, bias = (pl.BlockSpec((n, units), lambda i, j: (0, j)) for n in (width, 1))
+            ins = [own] * (1 + backward) + [vector, vector, matrix, bias, matrix] + [vector] * (not backward)
+            outs, out_specs = [jax.ShapeDtypeStruct(x.shape, dtype)], [own]
             scratch = [pltpu.VMEM((rows, width), dtype)]
-            if way == "backward":
-                outs += [jax.ShapeDtypeStruct((width, hidden), dtype), jax.ShapeDtypeStruct((1, hidden), jnp.float32)]
-                outs += [jax.ShapeDtypeStruct((hidden, width), dtype), jax.ShapeDtypeStruct((1, width), jnp.float32)]
-                out_specs += [
-                    pl.BlockSpec((width, units), lambda i, j: (0, last(i, j))),
-                    pl.BlockSpec((1, units), lambda i, j: (0, last(i, j))),
-                    pl.BlockSpec((units, width), lambda i, j: (last(i, j), 0)),
-                    pl.BlockSpec((1, width), lambda i, j: (0, 0)),
-                ]
-                sums = (parts, width, units), (parts, 1, units), (parts, units, width), (1, width)
+            if backward:
+                wide, narrow = (jax.ShapeDtypeStruct((1, n), jnp.float32) for n in (hidden, width))
+                weights = jax.ShapeDtypeStruct((width, hidden), dtype)
+                outs += [narrow, narrow, weights, wide, weights, narrow]
+                of_units = [pl.BlockSpec((n, units), lambda i, j: (0, last(i, j))) for n in (width, 1, width)]
+                out_specs += [vector, vector, *of_units, vector]
+                vector_sum, matrix_sum = (1, width), (parts, width, units)
+                sums = vector_sum, vector_sum, matrix_sum, (parts, 1, units), matrix_sum, vector_sum
                 scratch += [pltpu.VMEM((rows, width), dtype), *(pltpu.VMEM(s, jnp.float32) for s in sums)]
             scratch.append(pltpu.VMEM((rows, width), jnp.float32))
-            products = 2 if way == "forward" else 5
+            products = 5 if backward else 2
             moved = sum(x.size * x.dtype.itemsize for x in (*args, *outs))
-            moved += (blocks - 1) * sum(x.size * x.dtype.itemsize for x in args[-3:])  # weights, for each block
+            moved += (blocks - 1) * 2 * up.size * dtype.itemsize  # weights, for each block
             return pl.pallas_call(
                 functools.partial(block, how.steps),
                 grid=how.steps,
-                in_specs=[own] * (len(args) - 3) + weights,
+                in_specs=ins,
                 out_specs=out_specs,
                 out_shape=outs,
                 scratch_shapes=scratch,
@@ -258,17 +284,22 @@ class Mlp:
 
     # Kernels, on references to a block of samples and a part of the weights.
 
-    def _forward_block(self, steps, x, up, up_bias, down, y, rows, total):
+    def _forward_block(self, steps, x, scale, shift, up, up_bias, down, down_bias, y, rows, total):
         part = pl.program_id(1)
-        pl.when(part == 0)(lambda: _together(x, rows))
+        pl.when(part == 0)(lambda: self._normed_together(x, scale, shift, rows))
         h = _dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
-        more = _dot(self.act(h).astype(rows.dtype), down[...], AB)
+        more = _dot(self.act(h).astype(rows.dtype), down[...], ABT)
         total[...] = jnp.where(part == 0, 0.0, total[...]) + more
-        pl.when(part == steps[1] - 1)(lambda: _apart(total, y))
+
+        @pl.when(part == steps[1] - 1)
+        def _():
+            for i, at in _places(x):
+                added = x[i].astype(jnp.float32) + down_bias[...].astype(jnp.float32) if self.residual else 0.0
+                y[i] = (total[at] + added).astype(y.dtype)
 
     def _backward_block(
-        self, steps, x, dy, up, up_bias, down, dx, d_up, d_up_bias, d_down, d_down_bias,
-        rows, d_rows, ups, up_biases, downs, down_biases, total,
+        self, steps, x, dy, scale, shift, up, up_bias, down, dx, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias,
+        rows, d_rows, scales, shifts, ups, up_biases, downs, down_biases, total,
     ):  # fmt: skip
         block, part = pl.program_id(0), pl.program_id(1)
 
@@ -277,59 +308,110 @@ class Mlp:
 
         @pl.when(part == 0)
         def _():
-            _together(x, rows)
+            self._normed_together(x, scale, shift, rows)
             _together(dy, d_rows)
             add(down_biases, ..., jnp.sum(d_rows[...].astype(jnp.float32), axis=0, keepdims=True))
 
         h = _dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
         a, back = jax.vjp(self.act, h)
-        (dh,) = back(_dot(d_rows[...], down[...], ABT))
+        (dh,) = back(_dot(d_rows[...], down[...], AB))
         add(up_biases, part, jnp.sum(dh, axis=0, keepdims=True))
         a, dh = a.astype(rows.dtype), dh.astype(rows.dtype)
         total[...] = jnp.where(part == 0, 0.0, total[...]) + _dot(dh, up[...], ABT)
         add(ups, part, _dot(rows[...], dh, ATB))
-        add(downs, part, _dot(a, d_rows[...], ATB))
-        pl.when(part == steps[1] - 1)(lambda: _apart(total, dx))
+        add(downs, part, _dot(d_rows[...], a, ATB))
+
+        @pl.when(part == steps[1] - 1)
+        def _():
+            for_scale = for_shift = jnp.zeros(scale.shape, jnp.float32)
+            for i, at in _places(x):
+                d, more_scale, more_shift = self._norm_backward(x[i], scale[...], total[at])
+                for_scale, for_shift = for_scale + more_scale, for_shift + more_shift
+                dx[i] = (d + dy[i].astype(jnp.float32) if self.residual else d).astype(dx.dtype)
+            add(scales, ..., for_scale)
+            add(shifts, ..., for_shift)
 
         @pl.when(block == steps[0] - 1)
         def _():
             d_up[...], d_down[...] = ups[part].astype(d_up.dtype), downs[part].astype(d_down.dtype)
             d_up_bias[...], d_down_bias[...] = up_biases[part], down_biases[...]
+            d_scale[...], d_shift[...] = scales[...], shifts[...]
+
+    def _normed_together(self, x_KxNxD, scale, shift, rows_RxD) -> None:
+        """Normalised samples in rows, one after the other, and zeros in what is left."""
+        for i, at in _places(x_KxNxD):
+            away, per_deviation = self._standard(x_KxNxD[i])
+            y = away * (per_deviation * scale[...].astype(jnp.float32)) + shift[...].astype(jnp.float32)
+            rows_RxD[at] = y.astype(rows_RxD.dtype)
+        _fill(x_KxNxD, rows_RxD)
+
+    # The norm, of [..., N, D], as flax's LayerNorm computes it.
+
+    def _standard(self, x):
+        """(x minus its mean, 1 / standard deviation), float32."""
+        x = x.astype(jnp.float32)
+        mean, square = (jnp.mean(z, axis=-1, keepdims=True) for z in (x, x * x))
+        return x - mean, jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
+
+    def _norm_backward(self, x, scale, dy):
+        """-> gradients of x, of its scale and shift, the latter two [1, D], all float32."""
+        away, per_deviation = self._standard(x)
+        y = away * per_deviation
+        d = dy * scale.astype(jnp.float32)
+        mean, along = (jnp.mean(z, axis=-1, keepdims=True) for z in (d, d * y))
+        width = x.shape[-1]
+        d_scale, d_shift = (jnp.sum(z.reshape(-1, width), axis=0, keepdims=True) for z in (dy * y, dy))
+        return per_deviation * (d - mean - y * along), d_scale, d_shift
 
     # The same in XLA.
 
-    def _hidden_xla(self, x, up, up_bias):
-        return jnp.einsum("bnd,df->bnf", x, up, preferred_element_type=jnp.float32) + up_bias.astype(jnp.float32)[None]
+    def _hidden_xla(self, x, scale, shift, up, up_bias):
+        """(the normalised tokens, their hidden units in float32)."""
+        away, per_deviation = self._standard(x)
+        scale, shift = (v.astype(jnp.float32)[None] for v in (scale, shift))
+        y = (away * (per_deviation * scale) + shift).astype(x.dtype)
+        h = jnp.einsum("bnd,df->bnf", y, up, preferred_element_type=jnp.float32)
+        return y, h + up_bias.astype(jnp.float32)[None]
 
-    def _forward_xla(self, x, up, up_bias, down):
-        a = self.act(self._hidden_xla(x, up, up_bias)).astype(x.dtype)
-        return (jnp.einsum("bnf,fd->bnd", a, down, preferred_element_type=jnp.float32).astype(x.dtype),)
+    def _forward_xla(self, x, scale, shift, up, up_bias, down, down_bias):
+        a = self.act(self._hidden_xla(x, scale, shift, up, up_bias)[1]).astype(x.dtype)
+        y = jnp.einsum("bnf,df->bnd", a, down, preferred_element_type=jnp.float32)
+        added = x.astype(jnp.float32) + down_bias.astype(jnp.float32)[None] if self.residual else 0.0
+        return ((y + added).astype(x.dtype),)
 
-    def _backward_xla(self, x, dy, up, up_bias, down):
+    def _backward_xla(self, x, dy, scale, shift, up, up_bias, down):
         dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        a, back = jax.vjp(self.act, self._hidden_xla(x, up, up_bias))
-        (dh,) = back(dot("bnd,fd->bnf", dy, down))
+        y, h = self._hidden_xla(x, scale, shift, up, up_bias)
+        a, back = jax.vjp(self.act, h)
+        (dh,) = back(dot("bnd,df->bnf", dy, down))
         d_bias, d_down_bias = (jnp.sum(z.astype(jnp.float32), axis=(0, 1))[None] for z in (dh, dy))
         a, dh = a.astype(x.dtype), dh.astype(x.dtype)
-        dx, d_up, d_down = dot("bnf,df->bnd", dh, up), dot("bnd,bnf->df", x, dh), dot("bnf,bnd->fd", a, dy)
-        return dx.astype(x.dtype), d_up.astype(up.dtype), d_bias, d_down.astype(down.dtype), d_down_bias
+        d_up, d_down = dot("bnd,bnf->df", y, dh), dot("bnd,bnf->df", dy, a)
+        dx, d_scale, d_shift = self._norm_backward(x, scale[None], dot("bnf,df->bnd", dh, up))
+        dx = dx + dy.astype(jnp.float32) if self.residual else dx
+        weights = d_up.astype(up.dtype), d_bias, d_down.astype(down.dtype)
+        return dx.astype(x.dtype), d_scale, d_shift, *weights, d_down_bias
+
+
+def _places(samples_KxNxD):
+    """(number of a sample, its rows where samples lie one after the other)."""
+    samples, tokens, _ = samples_KxNxD.shape
+    return [(i, pl.ds(i * tokens, tokens)) for i in range(samples)]
+
+
+def _fill(samples_KxNxD, rows_RxD) -> None:
+    """Zeros in the rows that samples leave."""
+    samples, tokens, width = samples_KxNxD.shape
+    left = rows_RxD.shape[0] - samples * tokens
+    if left:
+        rows_RxD[pl.ds(samples * tokens, left)] = jnp.zeros((left, width), rows_RxD.dtype)
 
 
 def _together(samples_KxNxD, rows_RxD) -> None:
     """Samples in rows, one after the other, and zeros in what is left."""
-    samples, tokens, width = samples_KxNxD.shape
-    for i in range(samples):
-        rows_RxD[pl.ds(i * tokens, tokens)] = samples_KxNxD[i]
-    if rows_RxD.shape[0] > samples * tokens:
-        left = rows_RxD.shape[0] - samples * tokens
-        rows_RxD[pl.ds(samples * tokens, left)] = jnp.zeros((left, width), rows_RxD.dtype)
-
-
-def _apart(rows_RxD, samples_KxNxD) -> None:
-    """The samples in rows."""
-    samples, tokens, _ = samples_KxNxD.shape
-    for i in range(samples):
-        samples_KxNxD[i] = rows_RxD[pl.ds(i * tokens, tokens)].astype(samples_KxNxD.dtype)
+    for i, at in _places(samples_KxNxD):
+        rows_RxD[at] = samples_KxNxD[i]
+    _fill(samples_KxNxD, rows_RxD)
 
 
 def _dot(a, b, axes) -> jax.Array:

@@ -205,28 +205,45 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense, implemented as MLP names it; the kernel only where it is worthwhile."""
+    """Dense, activation, Dense."""
 
     hidden: int
     activation: str = "gelu"
     dtype: jnp.dtype = jnp.float32
-    mlp: str = "xla"
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
-        x = x_BxNxD
-        how, act = _pick("mlp", self.mlp, MLP), activation(self.activation)
+    def __call__(self, x_BxNxD: jax.Array, fused: Callable | None = None) -> jax.Array:
+        """`fused`: what computes it in place of XLA, from the tokens, the four weights, the activation and its name."""
+        x, act = x_BxNxD, activation(self.activation)
         weights = *Affine(self.hidden, name="up")(x.shape[-1]), *Affine(x.shape[-1], name="down")(self.hidden)
         x, up, up_bias, down, down_bias = (a.astype(self.dtype) for a in (x, *weights))
         up, down = whole(up, None, "tensor"), whole(down, "tensor", None)
-        if how is not None and (how or self._worthwhile(x)):
-            return fused_mlp.fused(x, up, up_bias, down, down_bias, act=act, name=self.activation, interpret=how)
+        if fused:
+            return fused(x, up, up_bias, down, down_bias, act=act, name=self.activation)
         hidden = product(x, up)
         return product(act(hidden + broadcast(up_bias, hidden.shape)), down) + broadcast(down_bias, x.shape)
 
-    def _worthwhile(self, x_BxNxD: jax.Array) -> bool:
-        batch, hidden = fused_mlp.here(x_BxNxD.shape[0], self.hidden)
-        return fused_mlp.worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], hidden, self.dtype)
+
+class Norm(nn.Module):
+    """A LayerNorm's parameters alone, for a kernel."""
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
+        """(scale, bias), float32."""
+        scale = self.param("scale", nn.initializers.ones_init(), (width,))
+        return scale, self.param("bias", nn.initializers.zeros_init(), (width,))
+
+
+def mlp_kernel(word: str, x_BxNxD: jax.Array, hidden: int, dtype: jnp.dtype) -> bool | None:
+    """Whether the kernel of a norm, an MLP and their sum with the tokens is interpreted; None: XLA computes them.
+
+    `word`: a key of MLP. The kernel is taken for tokens in the compute dtype, and only where it is worthwhile.
+    """
+    how = _pick("mlp", word, MLP)
+    if how is None or x_BxNxD.dtype != dtype:
+        return None
+    batch, units = fused_mlp.here(x_BxNxD.shape[0], hidden)
+    return how if how or fused_mlp.worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], units, dtype) else None
 
 
 def draw_paths(rng: jax.Array, batch: int, depth: int) -> jax.Array:
@@ -273,10 +290,18 @@ class Block(nn.Module):
         y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
         attention = Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")
         x = x + kept(attention(y, pad_BxN), 0)
-        y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
         hidden = round(self.mlp_ratio * x.shape[-1])
-        x = x + kept(Mlp(hidden, self.activation, self.dtype, self.mlp, name="mlp")(y), 1)
-        return batch_sharded(x), None
+        mlp = Mlp(hidden, self.activation, self.dtype, name="mlp")
+        how = mlp_kernel(self.mlp, x, hidden, self.dtype)
+        if how is not None and factors_Bx2 is None:  # the kernel adds its branch to the tokens, and drops no path
+            scale, bias = Norm(name="norm_2")(x.shape[-1])
+
+            def fused(x, *weights, **of):
+                return fused_mlp.fused(x, scale, bias, *weights, eps=self.eps, interpret=how, **of)
+
+            return batch_sharded(mlp(x, fused)), None
+        y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
+        return batch_sharded(x + kept(mlp(y), 1)), None
 
 
 class Trunk(nn.Module):

@@ -96,7 +96,7 @@ def branches(text: str) -> list[int]:
     jumps = ((int(at, 16), landings.get(int(to), 0)) for at, to in JUMP.findall(text))
     spans = [(start, end) for start, end in jumps if end - start > BRANCH]
     whole = max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
-    return [end - start for start, end in spans if whole[0] < start and end < whole[1]]
+    return [end - start for start, end in spans if whole[0] < start and end <= whole[1]]
 
 
 def _number(folder: str, files: str, pattern: str) -> int | None:
@@ -126,7 +126,7 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
 
     args = [array(s) for s in shapes]
     if mlp := MLP.fullmatch(name):
-        jax.jit(getattr(Mlp(activation(mlp[2]), mlp[2], False), mlp[1])).lower(*args).compile()
+        jax.jit(getattr(Mlp(activation(mlp[2]), mlp[2]), mlp[1])).lower(*args).compile()
         return
     way, _, width, causal, _ = NAME.fullmatch(name).groups()
     if len(args) in (1, 3):  # nothing is hidden

@@ -1,7 +1,8 @@
-"""The fused MLP kernels, interpreted, and their XLA form against Dense layers, forward and gradients."""
+"""The fused norm and MLP, interpreted, and their XLA form against flax's layers, forward and gradients."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from maeclip_jax.nn.mlp import LEAST_ROWS, ROWS, UNITS, VMEM, fused, plan, worthwhile
-from maeclip_jax.nn.transformer import ACTIVATIONS, Mlp, Trunk
+from maeclip_jax.nn.transformer import ACTIVATIONS, Block, Trunk, draw_paths
 from maeclip_jax.parallel import sharding
 
 WAYS = ("forward", "backward")
@@ -17,16 +18,20 @@ WAYS = ("forward", "backward")
 CASES = [(2, 16, 32, 128), (4, 9, 32, 256), (6, 300, 16, 2048)]
 
 
-def plain(act, x, up, up_bias, down, down_bias):
-    return act(x @ up + up_bias[None, None]) @ down + down_bias[None, None]
+def plain(act, x, scale, shift, up, up_bias, down, down_bias):
+    norm = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32)
+    y = norm.apply({"params": {"scale": scale, "bias": shift}}, x).astype(x.dtype)
+    return x + (act(y @ up + up_bias[None, None]) @ down + down_bias[None, None])
 
 
 def arrays(batch, tokens, width, hidden, dtype=jnp.float32):
-    shapes = (batch, tokens, width), (width, hidden), (hidden,), (hidden, width), (width,), (batch, tokens, width)
-    sizes = 1.0, width**-0.5, 0.1, hidden**-0.5, 0.1, 1.0
+    tokens, weights = (batch, tokens, width), ((width, hidden), (hidden,), (hidden, width), (width,))
+    shapes = tokens, (width,), (width,), *weights, tokens
+    sizes = 2.0, 0.3, 0.1, width**-0.5, 0.1, hidden**-0.5, 0.1, 1.0
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    *args, dy = ((n * jax.random.normal(k, s)).astype(dtype) for k, s, n in zip(keys, shapes, sizes))
-    return args, dy
+    x, scale, shift, *weights, dy = (n * jax.random.normal(k, s) for k, s, n in zip(keys, shapes, sizes))
+    weights, x, dy = jax.tree.map(lambda a: a.astype(dtype), (weights, x + 0.5, dy))
+    return [x, 1 + scale, shift, *weights], dy
 
 
 @pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "xla"])
@@ -51,6 +56,7 @@ def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
     act = ACTIVATIONS["gelu_tanh"]
     low, dy = arrays(4, 49, 128, 512, jnp.bfloat16)
     exact = [x.astype(jnp.float32) for x in low]
+    kinds = [x.dtype for x in low]
     want, back = jax.vjp(functools.partial(plain, act), *exact)
     got, fused_back = jax.vjp(functools.partial(fused, act=act, name="gelu_tanh", interpret=True), *low)
     theirs, plain_back = jax.vjp(functools.partial(plain, act), *low)
@@ -59,8 +65,8 @@ def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
         return float(jnp.sqrt(jnp.mean(jnp.square(a.astype(jnp.float32) - b))))
 
     assert got.dtype == jnp.bfloat16 and off(got, want) <= off(theirs, want)
-    for mine, plains, exacts in zip(fused_back(dy), plain_back(dy), back(dy.astype(jnp.float32))):
-        assert mine.dtype == jnp.bfloat16 and off(mine, exacts) <= off(plains, exacts)
+    for kind, mine, plains, exacts in zip(kinds, fused_back(dy), plain_back(dy), back(dy.astype(jnp.float32))):
+        assert mine.dtype == kind and off(mine, exacts) <= off(plains, exacts)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
@@ -107,10 +113,30 @@ def test_what_a_step_takes_fits_in_the_chip(shape):
 )
 def test_the_kernel_is_not_taken_where_it_does_not_fit(rows, width, hidden, dtype):
     assert not worthwhile(rows, width, hidden, dtype)
-    made = Mlp(hidden, "gelu_tanh", dtype, "fused")
-    x = jax.ShapeDtypeStruct((*rows, width), dtype)
-    program = jax.make_jaxpr(lambda x: made.init_with_output(jax.random.key(0), x)[0])(x)
-    assert "pallas_call" not in str(program)
+    assert "pallas_call" not in program(jax.ShapeDtypeStruct((*rows, width), dtype), hidden, dtype)
+
+
+def program(x, hidden: int, dtype, **more) -> str:
+    made = Block(1, hidden / x.shape[2], "gelu_tanh", mlp="fused", dtype=dtype)
+    return str(jax.make_jaxpr(lambda x: made.init_with_output(jax.random.key(0), x, **more)[0][0])(x))
+
+
+def test_the_kernel_is_taken_for_tokens_in_the_compute_dtype_whose_paths_are_kept():
+    rows, hidden = (64, 64, 128), 512
+    x = jax.ShapeDtypeStruct(rows, jnp.bfloat16)
+    assert "pallas_call" in program(x, hidden, jnp.bfloat16)
+    assert "pallas_call" not in program(x, hidden, jnp.bfloat16, factors_Bx2=jnp.ones((64, 2)))
+    assert "pallas_call" not in program(jax.ShapeDtypeStruct(rows, jnp.float32), hidden, jnp.bfloat16)
+
+
+def test_a_trunk_that_drops_paths_is_the_same_in_every_implementation():
+    x, noise = jax.random.normal(jax.random.key(1), (4, 6, 32)), draw_paths(jax.random.key(2), 4, 2)
+    trunks = [Trunk(2, 4, mlp=word, drop_path=0.5) for word in ("xla", "fused_interpret")]
+    params = trunks[0].init(jax.random.key(0), x)
+    same = [trunk.apply(params, x, None, noise) for trunk in trunks]
+    np.testing.assert_array_equal(*same)
+    kept = [trunk.apply(params, x) for trunk in trunks]
+    np.testing.assert_allclose(*kept, rtol=1e-5, atol=1e-5)
 
 
 def test_a_step_that_does_not_fit_says_so():

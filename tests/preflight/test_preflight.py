@@ -97,9 +97,10 @@ def test_two_cores_of_a_chip_share_a_kernel_s_steps():
 @needs_libtpu
 def test_the_fused_mlp_has_the_time_of_its_schedule():
     where = topology.parse("v6e-4")
-    shapes = ("bf16[4,20,128]", "bf16[128,512]", "bf16[1,512]", "bf16[512,128]")
-    forward = hlo.Kernel("mlp_forward_gelu_tanh_1x1_steps", shapes, 1.0, 1.0)
-    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x1_steps", shapes[:1] + shapes, 1.0, 1.0)
+    tokens, norm, matrix = ("bf16[4,20,128]",), ("f32[1,128]",) * 2, "bf16[128,512]"
+    weights = *norm, matrix, "bf16[1,512]", matrix
+    forward = hlo.Kernel("mlp_forward_gelu_tanh_1x1_steps", (*tokens, *weights, "bf16[1,128]"), 1.0, 1.0)
+    backward = hlo.Kernel("mlp_backward_gelu_tanh_1x1_steps", (*tokens, *tokens, *weights), 1.0, 1.0)
     (one, how), (two, _) = (kernels.of_call(kernel, where) for kernel in (forward, backward))
     assert how == kernels.SCHEDULE
     assert 2 * 2 * 80 * 128 * 512 / 918e12 < one < two < 50 * one  # not faster than its products
@@ -117,9 +118,11 @@ def test_branches_of_a_kernel_count_in_the_steps_that_take_them():
    0x20a PF: > { d } /* Start/End empty region 80 */
    0x300   : > { %5 = sbr.rel (%p5) target = $region81 }
    0x380 PF: > { e } /* Start/End empty region 81 */
-   0x400 PF: > { f } /* Start/End empty region 60 */
+   0x3a0   : > { %6 = sbr.rel (%p6) target = $region82 }
+   0x400 PF: > { f } /* Start/End empty region 82 :: Start/End empty region 60 */
 """
-    assert kernels.branches(schedule) == [0x40, 0x80]  # the short one is not worth a place
+    # The short one is not worth a place; the last one ends where the kernel does.
+    assert kernels.branches(schedule) == [0x40, 0x80, 0x60]
 
 
 def test_a_kernel_that_nobody_knows_has_its_roofline():
