@@ -94,7 +94,7 @@ def level(cell: Mapping) -> str:
 
 
 def law(row: Mapping, name: str) -> str:
-    """`0.41 (0.35 to 0.48)` of a power law's `a` or `c`; an end of what was tried for c does not bound it."""
+    """`0.41 (0.35 to 0.48)` of a power law's `a` or `c`; where the search ended is not where an interval does."""
     if not row["determined"]:
         return "not determined"
     value = f"{row[name]:.3g}"
