@@ -24,7 +24,7 @@ from maeclip_jax.parallel import chips, sharding, sleep, watchdog
 from maeclip_jax.parallel.machine import versions
 from maeclip_jax.parallel.terminal import Waiting, say, warn
 from maeclip_jax.remote import deadline, outbox
-from maeclip_jax.run import average, evaluate, flops, log, microbatch, sinks, startup, storage_bill, summary
+from maeclip_jax.run import agreement, average, evaluate, flops, log, microbatch, sinks, startup, storage_bill, summary
 from maeclip_jax.run.costs import write_costs
 from maeclip_jax.run.feed import Feed
 from maeclip_jax.run.origin import Beginning
@@ -208,6 +208,8 @@ class _Run:
             with clock.phase("compile"), Waiting("compiling the training step"):
                 self.seed = built.seeded()
                 parts, step = microbatch.compiled(built, built.abstract, ahead.shapes() | self.seed)
+            with clock.phase("compile"), Waiting("waiting for the other processes to compile"):
+                agreement.meet()
             say(f"{flops.FORMULA}; {built.flops_per_step:.3e} FLOPs a step")
             peak, memory = chips.peak_text(*self.peak), summary.memory_line(step.memory_analysis())
             say(f"peak FLOP/s of a device: {peak}; {memory}{microbatch.said(built, parts)}")

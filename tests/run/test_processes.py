@@ -114,3 +114,30 @@ def test_one_process_that_fails_alone_ends_the_other_with_its_words(tmp_path):
     assert f"error: {why}" in runs.text(tmp_path / "run.1.txt")
     text = runs.text(tmp_path / "run.0.txt")
     assert re.search(rf"error: process 1 \(\S+\) ended with code 2: {why}", text), text
+
+
+SLOW_TO_COMPILE = """
+import sys, time
+from maeclip_jax import cli, main
+from maeclip_jax.run import microbatch
+compiled = microbatch.compiled
+
+def late(*args):
+    made = compiled(*args)
+    time.sleep(34)
+    return made
+
+microbatch.compiled = late
+cli.leave(lambda: main.main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_compiles_later_is_waited_for(tmp_path):
+    """Devices of two processes give up on each other after 30 s, if a program runs on one of them alone."""
+    workdir, pod = tmp_path / "run", [f"--coordinator=localhost:{runs.free_port()}", "--processes=2"]
+    command = torture.command(workdir, f"{runs.TINY}:objective=clip,steps=2,evals=false", *pod, devices=2)
+    first, late = ([*command, f"--process={i}"] for i in (0, 1))
+    late[1:3] = ["-c", SLOW_TO_COMPILE]
+    processes = [torture.start(args, tmp_path / f"run.{i}.txt") for i, args in enumerate((first, late))]
+    assert runs.wait(processes) == [0, 0], said(workdir)
+    assert [row["step"] for row in read_metrics(workdir)] == [1, 2]
