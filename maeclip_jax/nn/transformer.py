@@ -14,6 +14,7 @@ from maeclip_jax.nn import attention as fused_attention
 from maeclip_jax.nn import mlp as fused_mlp
 from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import product
+from maeclip_jax.nn.mlp_device import worthwhile
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -243,7 +244,7 @@ def mlp_kernel(word: str, x_BxNxD: jax.Array, hidden: int, dtype: jnp.dtype) -> 
     if how is None or x_BxNxD.dtype != dtype:
         return None
     batch, units = fused_mlp.here(x_BxNxD.shape[0], hidden)
-    return how if how or fused_mlp.worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], units, dtype) else None
+    return how if how or worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], units, dtype) else None
 
 
 def draw_paths(rng: jax.Array, batch: int, depth: int) -> jax.Array:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from maeclip_jax.nn.mlp import BRANCHES
+from maeclip_jax.nn.mlp_device import BRANCHES
 from maeclip_jax.preflight.hlo import Kernel
 from maeclip_jax.preflight.topology import Slice, parse
 
@@ -113,7 +113,7 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
     import numpy as np
 
     from maeclip_jax.nn.attention import Attend
-    from maeclip_jax.nn.mlp import Mlp
+    from maeclip_jax.nn.mlp_device import Mlp
     from maeclip_jax.nn.transformer import activation
 
     mesh = jax.sharding.Mesh(np.asarray(parse(slice_name).devices()[:1]), ("device",))

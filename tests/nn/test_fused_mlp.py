@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from maeclip_jax.nn.mlp import LEAST_ROWS, ROWS, UNITS, VMEM, fused, plan, worthwhile
+from maeclip_jax.nn.mlp import fused
+from maeclip_jax.nn.mlp_device import LEAST_ROWS, ROWS, UNITS, VMEM, plan, worthwhile
 from maeclip_jax.nn.transformer import ACTIVATIONS, Block, Trunk, draw_paths
 from maeclip_jax.parallel import sharding
 

@@ -1,0 +1,289 @@
+"""The norm, the MLP and the sum of both with the tokens on the arrays of one device: two Pallas kernels, and XLA.
+
+A step of the kernels' grid works on some samples and on a part of the hidden units. Samples lie beside each other as
+[B, N, D], and N rows rarely fill the chip's tiles: a block's are put together once, so that products see as many rows
+as possible. The backward pass computes what is between the tokens and the gradients again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
+VMEM = 112 * 2**20  # bytes of a v6e's own 128 MiB that a kernel may take
+LEAST_ROWS = 4096  # tokens of a device from which on it was seen to be faster (LOG.md)
+# Forward and backward: tokens of a step, hidden units of a step, at most. Few of either leave the matrix units idle
+# between steps; the backward pass keeps more of both at a time.
+ROWS, UNITS = {"forward": 1024, "backward": 1600}, {"forward": 1024, "backward": 512}
+# Share of the steps in which a kernel's branches run, in their order: of the parts of the hidden units, the first and
+# the last; of the blocks of samples, the last. A pre-flight multiplies with it.
+BRANCHES = {"forward": ("units", "units"), "backward": ("units", "units", "rows")}
+AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a pass divides the work: `samples` and hidden `units` of a step, `steps` of both, bytes of `memory`."""
+
+    samples: int
+    units: int
+    steps: tuple[int, int]
+    memory: int
+
+
+def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int = 2) -> Plan | None:
+    """The plan of a pass over [batch, tokens, width] of `item` bytes on a device; None if nothing fits in its memory.
+
+    As many samples at a time as ROWS and VMEM allow and divide the batch.
+    """
+    units = next((n for n in range(UNITS[way], 0, -LANES) if hidden % n == 0), hidden)
+    for samples in sorted((n for n in range(1, batch + 1) if batch % n == 0), reverse=True):
+        rows = _rows(samples, tokens)
+        windows = (2 if way == "forward" else 3) * 2 * rows * width * item  # of tokens in and out, two each
+        weights = (2 if way == "forward" else 4) * 2 * width * units * item
+        kept = rows * width * (item + 4) if way == "forward" else rows * width * (2 * item + 4) + 8 * width * hidden
+        memory = windows + weights + kept + rows * units * (8 if way == "forward" else 16)
+        if (rows <= ROWS[way] or samples == 1) and memory <= VMEM:
+            return Plan(samples, units, (batch // samples, hidden // units), memory)
+    return None
+
+
+def worthwhile(rows_BxN: tuple[int, int], width: int, hidden: int, dtype: jnp.dtype) -> bool:
+    """Whether the kernels are for a device's share of a batch: see LEAST_ROWS, and whole tiles that fit in VMEM."""
+    (batch, tokens), item = rows_BxN, jnp.dtype(dtype).itemsize
+    whole = width % LANES == 0 and hidden % LANES == 0 and item == 2
+    return (
+        whole and batch * tokens >= LEAST_ROWS
+        and all(plan(way, batch, tokens, width, hidden, item) for way in ("forward", "backward"))
+    )  # fmt: skip
+
+
+def _rows(samples: int, tokens: int) -> int:
+    """Rows of so many samples put together, filled up to whole tiles with zeros, which add nothing anywhere."""
+    return -(-samples * tokens // ROW_TILE) * ROW_TILE
+
+
+@dataclasses.dataclass(frozen=True)
+class Mlp:
+    """The MLP with activation `act`, after its norm, on the arrays of one device, by kernel or by XLA.
+
+    `residual`: whether the tokens, and the last bias, are added.
+    """
+
+    act: Callable[[jax.Array], jax.Array]
+    name: str
+    eps: float = 1e-6
+    interpret: bool = False
+    residual: bool = True
+
+    def forward(self, x, scale, shift, up, up_bias, down, down_bias):
+        """[B, N, D], [1, D], [1, D], [D, F], [1, F], [D, F], [1, D] -> [B, N, D]."""
+        args = x, scale, shift, up, up_bias, down, down_bias
+        return self._choose("forward", self._forward_block, self._forward_xla, args)[0]
+
+    def backward(self, x, dy, scale, shift, up, up_bias, down):
+        """-> gradients of all but `dy`, then of down_bias: x, weights in their dtype, vectors [1, ...] in float32."""
+        args = x, dy, scale, shift, up, up_bias, down
+        return self._choose("backward", self._backward_block, self._backward_xla, args)
+
+    def _choose(self, way: str, block: Callable, xla: Callable, args):
+        def kernel(interpret, *args):
+            backward = way == "backward"
+            x, (up, *_) = args[0], args[4 if backward else 3 :]
+            (batch, tokens, width), (_, hidden), dtype = x.shape, up.shape, x.dtype
+            how = plan(way, batch, tokens, width, hidden, dtype.itemsize)
+            if how is None:
+                raise ValueError(
+                    f"mlp fused: {tokens} tokens {width} wide with {hidden} hidden units do not fit in the chip's own "
+                    "memory; valid here: xla"
+                )
+            samples, units, rows = how.samples, how.units, _rows(how.samples, tokens)
+            blocks, parts = how.steps
+
+            def last(i, j):  # of the blocks: results that all of them add to are written then, a part after the other
+                return jnp.where(i == blocks - 1, j, 0)
+
+            own = pl.BlockSpec((samples, tokens, width), lambda i, j: (i, 0, 0))
+            vector = pl.BlockSpec((1, width), lambda i, j: (0, 0))
+            matrix, bias = (pl.BlockSpec((n, units), lambda i, j: (0, j)) for n in (width, 1))
+            ins = [own] * (1 + backward) + [vector, vector, matrix, bias, matrix] + [vector] * (not backward)
+            outs, out_specs = [jax.ShapeDtypeStruct(x.shape, dtype)], [own]
+            scratch = [pltpu.VMEM((rows, width), dtype)]
+            if backward:
+                wide, narrow = (jax.ShapeDtypeStruct((1, n), jnp.float32) for n in (hidden, width))
+                weights = jax.ShapeDtypeStruct((width, hidden), dtype)
+                outs += [narrow, narrow, weights, wide, weights, narrow]
+                of_units = [pl.BlockSpec((n, units), lambda i, j: (0, last(i, j))) for n in (width, 1, width)]
+                out_specs += [vector, vector, *of_units, vector]
+                vector_sum, matrix_sum = (1, width), (parts, width, units)
+                sums = vector_sum, vector_sum, matrix_sum, (parts, 1, units), matrix_sum, vector_sum
+                scratch += [pltpu.VMEM((rows, width), dtype), *(pltpu.VMEM(s, jnp.float32) for s in sums)]
+            scratch.append(pltpu.VMEM((rows, width), jnp.float32))
+            products = 5 if backward else 2
+            moved = sum(x.size * x.dtype.itemsize for x in (*args, *outs))
+            moved += (blocks - 1) * 2 * up.size * dtype.itemsize  # weights, for each block
+            return pl.pallas_call(
+                functools.partial(block, how.steps),
+                grid=how.steps,
+                in_specs=ins,
+                out_specs=out_specs,
+                out_shape=outs,
+                scratch_shapes=scratch,
+                compiler_params=pltpu.CompilerParams(
+                    dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=how.memory + (8 << 20)
+                ),
+                cost_estimate=pl.CostEstimate(
+                    flops=2 * products * batch * tokens * width * hidden,
+                    transcendentals=batch * tokens * hidden,
+                    bytes_accessed=moved,
+                ),
+                name=f"mlp_{way}_{self.name}_{blocks}x{parts}_steps",
+                interpret=interpret,
+            )(*args)
+
+        if self.interpret:
+            return tuple(kernel(True, *args))
+        # By what the program is lowered for, not where it is traced: pre-flights trace for TPUs on a CPU.
+        return jax.lax.platform_dependent(*args, tpu=lambda *a: tuple(kernel(False, *a)), default=xla)
+
+    # Kernels, on references to a block of samples and a part of the weights.
+
+    def _forward_block(self, steps, x, scale, shift, up, up_bias, down, down_bias, y, rows, total):
+        part = pl.program_id(1)
+        pl.when(part == 0)(lambda: self._normed_together(x, scale, shift, rows))
+        h = _dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
+        more = _dot(self.act(h).astype(rows.dtype), down[...], ABT)
+        total[...] = jnp.where(part == 0, 0.0, total[...]) + more
+
+        @pl.when(part == steps[1] - 1)
+        def _():
+            for i, at in _places(x):
+                added = x[i].astype(jnp.float32) + down_bias[...].astype(jnp.float32) if self.residual else 0.0
+                y[i] = (total[at] + added).astype(y.dtype)
+
+    def _backward_block(
+        self, steps, x, dy, scale, shift, up, up_bias, down, dx, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias,
+        rows, d_rows, scales, shifts, ups, up_biases, downs, down_biases, total,
+    ):  # fmt: skip
+        block, part = pl.program_id(0), pl.program_id(1)
+
+        def add(to, at, more):
+            to[at] = jnp.where(block == 0, 0.0, to[at]) + more
+
+        @pl.when(part == 0)
+        def _():
+            self._normed_together(x, scale, shift, rows)
+            _together(dy, d_rows)
+            add(down_biases, ..., jnp.sum(d_rows[...].astype(jnp.float32), axis=0, keepdims=True))
+
+        h = _dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
+        a, back = jax.vjp(self.act, h)
+        (dh,) = back(_dot(d_rows[...], down[...], AB))
+        add(up_biases, part, jnp.sum(dh, axis=0, keepdims=True))
+        a, dh = a.astype(rows.dtype), dh.astype(rows.dtype)
+        total[...] = jnp.where(part == 0, 0.0, total[...]) + _dot(dh, up[...], ABT)
+        add(ups, part, _dot(rows[...], dh, ATB))
+        add(downs, part, _dot(d_rows[...], a, ATB))
+
+        @pl.when(part == steps[1] - 1)
+        def _():
+            for_scale = for_shift = jnp.zeros(scale.shape, jnp.float32)
+            for i, at in _places(x):
+                d, more_scale, more_shift = self._norm_backward(x[i], scale[...], total[at])
+                for_scale, for_shift = for_scale + more_scale, for_shift + more_shift
+                dx[i] = (d + dy[i].astype(jnp.float32) if self.residual else d).astype(dx.dtype)
+            add(scales, ..., for_scale)
+            add(shifts, ..., for_shift)
+
+        @pl.when(block == steps[0] - 1)
+        def _():
+            d_up[...], d_down[...] = ups[part].astype(d_up.dtype), downs[part].astype(d_down.dtype)
+            d_up_bias[...], d_down_bias[...] = up_biases[part], down_biases[...]
+            d_scale[...], d_shift[...] = scales[...], shifts[...]
+
+    def _normed_together(self, x_KxNxD, scale, shift, rows_RxD) -> None:
+        """Normalised samples in rows, one after the other, and zeros in what is left."""
+        for i, at in _places(x_KxNxD):
+            away, per_deviation = self._standard(x_KxNxD[i])
+            y = away * (per_deviation * scale[...].astype(jnp.float32)) + shift[...].astype(jnp.float32)
+            rows_RxD[at] = y.astype(rows_RxD.dtype)
+        _fill(x_KxNxD, rows_RxD)
+
+    # The norm, of [..., N, D], as flax's LayerNorm computes it.
+
+    def _standard(self, x):
+        """(x minus its mean, 1 / standard deviation), float32."""
+        x = x.astype(jnp.float32)
+        mean, square = (jnp.mean(z, axis=-1, keepdims=True) for z in (x, x * x))
+        return x - mean, jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
+
+    def _norm_backward(self, x, scale, dy):
+        """-> gradients of x, of its scale and shift, the latter two [1, D], all float32."""
+        away, per_deviation = self._standard(x)
+        y = away * per_deviation
+        d = dy * scale.astype(jnp.float32)
+        mean, along = (jnp.mean(z, axis=-1, keepdims=True) for z in (d, d * y))
+        width = x.shape[-1]
+        d_scale, d_shift = (jnp.sum(z.reshape(-1, width), axis=0, keepdims=True) for z in (dy * y, dy))
+        return per_deviation * (d - mean - y * along), d_scale, d_shift
+
+    # The same in XLA.
+
+    def _hidden_xla(self, x, scale, shift, up, up_bias):
+        """(the normalised tokens, their hidden units in float32)."""
+        away, per_deviation = self._standard(x)
+        scale, shift = (v.astype(jnp.float32)[None] for v in (scale, shift))
+        y = (away * (per_deviation * scale) + shift).astype(x.dtype)
+        h = jnp.einsum("bnd,df->bnf", y, up, preferred_element_type=jnp.float32)
+        return y, h + up_bias.astype(jnp.float32)[None]
+
+    def _forward_xla(self, x, scale, shift, up, up_bias, down, down_bias):
+        a = self.act(self._hidden_xla(x, scale, shift, up, up_bias)[1]).astype(x.dtype)
+        y = jnp.einsum("bnf,df->bnd", a, down, preferred_element_type=jnp.float32)
+        added = x.astype(jnp.float32) + down_bias.astype(jnp.float32)[None] if self.residual else 0.0
+        return ((y + added).astype(x.dtype),)
+
+    def _backward_xla(self, x, dy, scale, shift, up, up_bias, down):
+        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        y, h = self._hidden_xla(x, scale, shift, up, up_bias)
+        a, back = jax.vjp(self.act, h)
+        (dh,) = back(dot("bnd,df->bnf", dy, down))
+        d_bias, d_down_bias = (jnp.sum(z.astype(jnp.float32), axis=(0, 1))[None] for z in (dh, dy))
+        a, dh = a.astype(x.dtype), dh.astype(x.dtype)
+        d_up, d_down = dot("bnd,bnf->df", y, dh), dot("bnd,bnf->df", dy, a)
+        dx, d_scale, d_shift = self._norm_backward(x, scale[None], dot("bnf,df->bnd", dh, up))
+        dx = dx + dy.astype(jnp.float32) if self.residual else dx
+        weights = d_up.astype(up.dtype), d_bias, d_down.astype(down.dtype)
+        return dx.astype(x.dtype), d_scale, d_shift, *weights, d_down_bias
+
+
+def _places(samples_KxNxD):
+    """(number of a sample, its rows where samples lie one after the other)."""
+    samples, tokens, _ = samples_KxNxD.shape
+    return [(i, pl.ds(i * tokens, tokens)) for i in range(samples)]
+
+
+def _fill(samples_KxNxD, rows_RxD) -> None:
+    """Zeros in the rows that samples leave."""
+    samples, tokens, width = samples_KxNxD.shape
+    left = rows_RxD.shape[0] - samples * tokens
+    if left:
+        rows_RxD[pl.ds(samples * tokens, left)] = jnp.zeros((left, width), rows_RxD.dtype)
+
+
+def _together(samples_KxNxD, rows_RxD) -> None:
+    """Samples in rows, one after the other, and zeros in what is left."""
+    for i, at in _places(samples_KxNxD):
+        rows_RxD[at] = samples_KxNxD[i]
+    _fill(samples_KxNxD, rows_RxD)
+
+
+def _dot(a, b, axes) -> jax.Array:
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
