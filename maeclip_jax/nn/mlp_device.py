@@ -144,7 +144,7 @@ class Mlp:
                     transcendentals=batch * tokens * hidden,
                     bytes_accessed=moved,
                 ),
-                name=f"mlp_{way}_{self.name}_{blocks}x{parts}_steps",
+                name=f"mlp_{way}{'' if self.residual else '_part'}_{self.name}_{blocks}x{parts}_steps",
                 interpret=interpret,
             )(*args)
 

@@ -24,7 +24,7 @@ from maeclip_jax.preflight.hlo import Kernel
 from maeclip_jax.preflight.topology import Slice, parse
 
 NAME = re.compile(r"attention_(forward|backward)_(\d+)x(\d+)(_causal)?_(\d+)_steps")
-MLP = re.compile(r"mlp_(forward|backward)_(\w+)_(\d+)x(\d+)_steps")
+MLP = re.compile(r"mlp_(forward|backward)(_part)?_(\w+)_(\d+)x(\d+)_steps")
 SCHEDULE, ROOFLINE = "the compiler's schedule", "roofline: FLOPs or bytes"
 SECONDS = 300  # for a kernel to compile
 BRANCH = 30  # bundles of a branch that is ours; shorter ones are the pipeline's
@@ -73,7 +73,7 @@ def schedule(kernel: Kernel, slice_name: str) -> float | None:
         bundles = _number(folder, f"{stage}schedule-analysis_final_bundles.txt", r"total scheduled bundles:\s*(\d+)")
         turns = _number(folder, f"{stage}02-original.txt", r"loop: start=0, step=1, limit=(\d+)")
         if bundles and mlp:
-            way, _, blocks, parts = mlp.groups()
+            way, *_, blocks, parts = mlp.groups()
             shares = {"units": 1 / int(parts), "rows": 1 / int(blocks)}
             text = next(Path(folder).glob(f"{stage}[0-9][0-9]-final_bundles.txt")).read_text()
             spared = [(1 - shares[of]) * size for of, size in zip(BRANCHES[way], branches(text))]
@@ -126,7 +126,8 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
 
     args = [array(s) for s in shapes]
     if mlp := MLP.fullmatch(name):
-        jax.jit(getattr(Mlp(activation(mlp[2]), mlp[2]), mlp[1])).lower(*args).compile()
+        how = Mlp(activation(mlp[3]), mlp[3], residual=not mlp[2])
+        jax.jit(getattr(how, mlp[1])).lower(*args).compile()
         return
     way, _, width, causal, _ = NAME.fullmatch(name).groups()
     if len(args) in (1, 3):  # nothing is hidden

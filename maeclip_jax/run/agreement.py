@@ -1,13 +1,14 @@
 """What the processes of a run agree on while a checkpoint is saved: whether all could write, and when to try again.
 
-They also wait for one another before their devices talk, since devices give up on each other. Processes talk through
-jax's coordination service, so no device waits. A run of one process agrees with itself.
+They also wait for one another when the training step is compiled, since devices give up on each other. Processes talk
+through jax's coordination service, so no device waits. A run of one process agrees with itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections import Counter
 
@@ -27,12 +28,25 @@ _meetings = itertools.count()
 def meet() -> None:
     """Returns when all processes of the run have called it as often as this one.
 
-    A program whose devices talk to each other is run after it: processes compile at different speeds, and the first one
-    would give up on the others (those of CPUs after 30 s, jaxlib 0.10.2).
+    The training step is run after it: processes compile at different speeds, and the devices of the first one would
+    give up on the others (those of CPUs after 30 s, jaxlib 0.10.2). Ctrl-C ends the wait.
     """
-    number = next(_meetings)
-    if jax.process_count() > 1:
-        _client().wait_at_barrier(f"maeclip-meet-{number}", int(_SECONDS * 1000))
+    number, failed = next(_meetings), []
+    if jax.process_count() == 1:
+        return
+
+    def wait() -> None:
+        try:
+            _client().wait_at_barrier(f"maeclip-meet-{number}", int(_SECONDS * 1000))
+        except Exception as e:  # raised where it is waited for
+            failed.append(e)
+
+    waiting = threading.Thread(target=wait, name="meeting", daemon=True)
+    waiting.start()
+    while waiting.is_alive():  # in C++ a wait is deaf to signals
+        waiting.join(0.2)
+    if failed:
+        raise failed[0]
 
 
 def _client():

@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,15 +93,16 @@ def level(cell: Mapping) -> str:
 
 
 def law(row: Mapping, name: str) -> str:
-    """`0.41 (0.35 to 0.48)` of a power law's `a` or `c`; where the search ended is not where an interval does."""
+    """`0.41 (0.35 to 0.48)` of a power law's `a` or `c`; where the search for c ended, no interval does."""
     if not row["determined"]:
         return "not determined"
     value = f"{row[name]:.3g}"
     if not row["intervals"]:
         return value
     low, high = row["intervals"][name]
-    least, most = curves.EXPONENTS if name == "c" else (-math.inf, math.inf)
-    return f"{value} ({low:.3g}{' or less' * (low <= least)} to {high:.3g}{' or more' * (high >= most)})"
+    least, most = row["intervals"]["c"]  # a steeper law has a larger rest
+    flat, steep = least <= curves.EXPONENTS[0] and low > 0, most >= curves.EXPONENTS[1]
+    return f"{value} ({low:.3g}{' or less' * flat} to {high:.3g}{' or more' * steep})"
 
 
 def p_value(value: float | None) -> str:

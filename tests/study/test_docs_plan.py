@@ -3,12 +3,25 @@
 import pytest
 
 from maeclip_jax.preflight import shipped
+from maeclip_jax.study import power
 from tests.golden import ROOT
 from tests.study import kept
 
 SLICE, CHIPS, BATCH, RUNS = "v6e-256", 256, 16384, 18  # three sizes, two pools, three seeds
 PRICE = 2.7
 EXAMPLES = {"CC12M": 340e6, "DataComp": 2.8e9}
+SIZES = {"CC12M": ("1M", "3.5M", "11M"), "DataComp": ("12.8M", "128M", "1.28B")}
+
+
+def test_the_effects_that_would_be_found_are_those_of_the_sizes_in_the_commands():
+    shown, found = " ".join(kept.PAGE.read_text().split()), []
+    for sizes in SIZES.values():
+        assert f"--sizes={','.join(sizes)} --arms=clip,mae_clip --pool=gap,max --seeds=3" in shown
+        counts = [float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]] for size in sizes]
+        found.append(power.table(counts, (1.0,), 3, 0.5, 2))
+    assert {f"{row['mean']:.2f}" for row in found} == {"0.63"} and "a mean gain of 0.63 points" in shown
+    slopes = [row["slope"] for row in found]
+    assert f"a slope of {slopes[0]:.1f} points a decade in the first and of {slopes[1]:.2f} in the second" in shown
 
 
 @pytest.fixture(scope="module")

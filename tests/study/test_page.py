@@ -40,8 +40,9 @@ def test_the_planted_truth_is_in_the_numbers(written):
 
 def test_an_exponent_at_the_end_of_the_search_is_not_printed_as_a_number():
     found = dict(a=61.2, c=1.29, determined=True, intervals=dict(a=(0.5, 93.8), c=(0.674, 2.0)))
-    assert [page.law(found, name) for name in "ac"] == ["61.2 (0.5 to 93.8)", "1.29 (0.674 to 2 or more)"]
-    assert page.law(found | dict(intervals=dict(c=(0.02, 1.5))), "c") == "1.29 (0.02 or less to 1.5)"
+    assert [page.law(found, name) for name in "ac"] == ["61.2 (0.5 to 93.8 or more)", "1.29 (0.674 to 2 or more)"]
+    flat = found | dict(intervals=dict(a=(3.0, 93.8), c=(0.02, 1.5)))
+    assert [page.law(flat, name) for name in "ac"] == ["61.2 (3 or less to 93.8)", "1.29 (0.02 or less to 1.5)"]
     assert page.law(found | dict(intervals=None), "c") == "1.29"
     assert page.law(found | dict(determined=False), "a") == "not determined"
 
