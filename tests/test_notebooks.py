@@ -1,8 +1,10 @@
 """Notebooks run top to bottom with a few steps, and the outputs that are kept are whole and small."""
 
+import json
+
 import pytest
 
-from maeclip_jax.preflight import topology
+from maeclip_jax.preflight import table, topology
 from tests import notebooks
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks need it: pip install -e '.[test]'")
@@ -40,3 +42,9 @@ def test_a_notebook_runs_and_its_kept_outputs_are_as_many(name, trained):
 
 def test_the_notebooks_are_there():
     assert len(notebooks.names()) == 4
+
+
+def test_the_kept_figures_of_a_pre_flight_are_shown_without_its_compiler():
+    found = json.loads((notebooks.FOLDER / "preflight.json").read_text())
+    for figures in found.values():
+        assert table.rows(figures)["verdict"] and "step (compiler-estimated)" in table.full([("x", figures)])
