@@ -211,9 +211,7 @@ class Mlp:
     def _normed_together(self, x_KxNxD, scale, shift, rows_RxD) -> None:
         """Normalised samples in rows, one after the other, and zeros in what is left."""
         for i, at in _places(x_KxNxD):
-            away, per_deviation = self._standard(x_KxNxD[i])
-            y = away * (per_deviation * scale[...].astype(jnp.float32)) + shift[...].astype(jnp.float32)
-            rows_RxD[at] = y.astype(rows_RxD.dtype)
+            rows_RxD[at] = self._norm(x_KxNxD[i], scale[...], shift[...])
         _fill(x_KxNxD, rows_RxD)
 
     # The norm, of [..., N, D], as flax's LayerNorm computes it.
@@ -223,6 +221,12 @@ class Mlp:
         x = x.astype(jnp.float32)
         mean, square = (jnp.mean(z, axis=-1, keepdims=True) for z in (x, x * x))
         return x - mean, jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
+
+    def _norm(self, x, scale, shift):
+        """In the dtype of `x`."""
+        away, per_deviation = self._standard(x)
+        y = away * (per_deviation * scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+        return y.astype(x.dtype)
 
     def _norm_backward(self, x, scale, dy):
         """-> gradients of x, of its scale and shift, the latter two [1, D], all float32."""
@@ -238,9 +242,7 @@ class Mlp:
 
     def _hidden_xla(self, x, scale, shift, up, up_bias):
         """(the normalised tokens, their hidden units in float32)."""
-        away, per_deviation = self._standard(x)
-        scale, shift = (v.astype(jnp.float32)[None] for v in (scale, shift))
-        y = (away * (per_deviation * scale) + shift).astype(x.dtype)
+        y = self._norm(x, scale[None], shift[None])
         h = jnp.einsum("bnd,df->bnf", y, up, preferred_element_type=jnp.float32)
         return y, h + up_bias.astype(jnp.float32)[None]
 

@@ -24,6 +24,7 @@ def panels(numbers: Mapping[str, Any]) -> dict[str, bytes]:
 
     rows = numbers["lines"]
     pools, matches = (list(dict.fromkeys(row[k] for row in rows)) for k in ("pool", "match"))
+    sizes = sorted({point["size"] for row in rows for point in row["points"]})
     ends = [v for row in rows for point in row["points"] for v in (point["value"], *(point["interval"] or ()))]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     margin, made = 0.06 * (high - low or 1), {}
@@ -38,7 +39,6 @@ def panels(numbers: Mapping[str, Any]) -> dict[str, bytes]:
             ax.axhline(0, color="#888888", linewidth=0.9)
             ax.set(title=f"{arm} minus {numbers['baseline']}, diversity {share:g}", xlabel="unique pairs", xscale="log",
                    ylabel=f"gain in {numbers['outcome']}, points", ylim=(low - margin, high + margin))  # fmt: skip
-            sizes = sorted({point["size"] for row in rows for point in row["points"]})
             ax.set_xticks(sizes, [compact(size) for size in sizes])
             ax.set_xticks([], minor=True)
             ax.spines[["top", "right"]].set_visible(False)
