@@ -82,8 +82,7 @@ class Proxy:
         return {"server_port": self.server.port, "server_pid": self.server.process.pid}
 
     def restart(self) -> None:
-        self.server.stop()
-        self.server.start()
+        self.server.restart()
         self.forget()
 
     def away(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ import http.client
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 
@@ -23,7 +24,7 @@ class Server:
 
     def __init__(self, binary: str, folder: str, proxy: str):
         self.binary, self.folder, self.proxy = binary, folder, proxy
-        self.process = None
+        self.process, self.writing = None, threading.Lock()
 
     def start(self) -> None:
         libc = ctypes.CDLL(None)
@@ -54,8 +55,19 @@ class Server:
             self.process.kill()
             self.process.wait()
 
+    def restart(self) -> None:
+        """Between two writes: killed in the middle of one, it leaves a file of which it knows nothing, and answers 404
+        to every list of its folder, while a write to real storage is done or not done."""
+        with self.writing:
+            self.stop()
+            self.start()
+
     def ask(self, method: str, target: str, headers: dict, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         """(status, headers, body) of its answer. ConnectionError while it is not there."""
+        with contextlib.nullcontext() if method in ("GET", "HEAD") else self.writing:  # it writes one at a time, too
+            return self._ask(method, target, headers, body)
+
+    def _ask(self, method, target, headers, body):
         idle, headers = self.idle, {"host": self.proxy, **headers}
         while True:
             used = bool(idle)

@@ -1,12 +1,15 @@
 """The storage server of tests: the clients that the project uses, counts, faults, a restart, and its end."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +193,39 @@ def test_latency_restart_and_away(b, small):
         except urllib.error.URLError:
             time.sleep(0.05)
     assert 0.4 < time.monotonic() - start < 600
+
+
+def test_a_restart_leaves_no_half_of_a_write(b):
+    """The real server, killed between a file and what it keeps of it, cannot list the folder any more."""
+    end, written = threading.Event(), []
+
+    def write(who):
+        for i in itertools.count():
+            if end.is_set():
+                return
+            url = f"{b.endpoint}/upload/storage/v1/b/name/o?uploadType=media&name=halves%2F{who}-{i % 50}"
+            request = urllib.request.Request(url, b"x" * 1000, {"Content-Type": "application/octet-stream"})
+            try:
+                urllib.request.urlopen(request, timeout=600).close()
+                written.append(who)
+            except urllib.error.HTTPError:
+                raise
+            except OSError:  # it is away
+                pass
+
+    with ThreadPoolExecutor(6) as pool:
+        writers = [pool.submit(write, who) for who in range(6)]
+        try:
+            for _ in range(20):
+                before = len(written)
+                while len(written) < before + 10 and not any(writer.done() for writer in writers):
+                    time.sleep(0.01)
+                b.restart()
+                get(f"{b.endpoint}/storage/v1/b/name/o?prefix=halves%2F")  # 404 is raised
+        finally:
+            end.set()
+    for writer in writers:
+        writer.result()
 
 
 def test_mistakes_are_named(b, tmp_path, monkeypatch):
