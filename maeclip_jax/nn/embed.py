@@ -11,7 +11,7 @@ import numpy as np
 
 from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import Dense
-from maeclip_jax.nn.transformer import gathered, sum_of_rows
+from maeclip_jax.nn.mesh import gathered, sum_of_rows
 
 POSITIONS = ("sincos", "learned", "none")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ from maeclip_jax.nn import attention as fused_attention
 from maeclip_jax.nn import mlp as fused_mlp
 from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import product
+from maeclip_jax.nn.mesh import batch_sharded, whole
 from maeclip_jax.nn.mlp_device import worthwhile
 
 ACTIVATIONS = {
@@ -33,110 +33,6 @@ REMAT = {
 }
 LAYERS = ("scan", "unroll")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-BATCH_AXES = ("replica", "fsdp")
-
-
-def free_axes() -> dict[str, int]:
-    """Axes of the mesh in use over which the compiler splits arrays, and their sizes; {} without a mesh.
-
-    Within `jax.shard_map` over some axes, every device has its own rows of the batch, and nothing is left to say.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    return {name: mesh.shape[name] for name in mesh.axis_names if name not in mesh.manual_axes}
-
-
-def batch_devices() -> int:
-    """Over how many devices the mesh in use splits a batch."""
-    return math.prod(size for axis, size in free_axes().items() if axis in BATCH_AXES)
-
-
-def batch_sharded(x: jax.Array) -> jax.Array:
-    """Pins the leading axis of an activation to the mesh's batch axes; a no-op without such a mesh.
-
-    At block borders this keeps FSDP-sharded weights from pulling the activations apart (without it a program that
-    fits in 1 GB asked for 1.1 TB of temporaries).
-    """
-    devices = batch_devices()
-    if devices == 1 or x.shape[0] % devices:
-        return x
-    axes = tuple(a for a in BATCH_AXES if a in free_axes())
-    return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
-
-
-def everywhere(x: jax.Array) -> jax.Array:
-    """An activation of the whole batch, whole on each device; a no-op without a mesh."""
-    return jax.lax.with_sharding_constraint(x, jax.P()) if free_axes() else x
-
-
-def over_rows(a_BxC: jax.Array, b_BxD: jax.Array) -> jax.Array:
-    """a^T b [C, D] in float32, summed over the rows of all devices; rows of it lie as those of a batch.
-
-    Every device adds what it has and keeps its own rows (a reduce-scatter). The compiler would sum all of it on each.
-    """
-    devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
-    summed = functools.partial(jnp.einsum, "bc,bd->cd", preferred_element_type=jnp.float32)
-    if devices == 1 or a_BxC.shape[0] % devices or a_BxC.shape[1] % devices:
-        return summed(a_BxC, b_BxD)
-
-    def device(a, b):
-        return jax.lax.psum_scatter(summed(a, b), axes, scatter_dimension=0, tiled=True)
-
-    mesh, rows = jax.sharding.get_abstract_mesh(), jax.P(axes)
-    return jax.shard_map(
-        device, mesh=mesh, in_specs=(rows, rows), out_specs=rows, axis_names=set(axes), check_vma=False
-    )(a_BxC, b_BxD)
-
-
-def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
-    """function(*rows), a sum [C, D] over the rows of a batch, as the sum of what it is on each device.
-
-    Over `fsdp` each device keeps its own columns (a reduce-scatter), as it has them of the table that the sum is the
-    gradient of. The compiler would sum all of it on each.
-    """
-    devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
-    if devices == 1 or rows[0].shape[0] % devices:
-        return function(*rows)
-    split = "fsdp" if "fsdp" in axes and rows[-1].shape[-1] % free_axes()["fsdp"] == 0 else None
-
-    def device(*own):
-        total = function(*own)
-        if split:
-            total = jax.lax.psum_scatter(total, split, scatter_dimension=1, tiled=True)
-        rest = tuple(a for a in axes if a != split)
-        return jax.lax.psum(total, rest) if rest else total
-
-    mesh, own = jax.sharding.get_abstract_mesh(), jax.P(axes)
-    return jax.shard_map(
-        device, mesh=mesh, in_specs=(own,) * len(rows), out_specs=jax.P(None, split), axis_names=set(axes),
-        check_vma=False,
-    )(*rows)  # fmt: skip
-
-
-def gathered(table: jax.Array) -> jax.Array:
-    """A sharded table made whole before rows are looked up in it; a no-op without a mesh.
-
-    Otherwise the gradient of the lookup pulls whole activations together to match the table's sharding.
-    """
-    return everywhere(table)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _once(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    return jax.lax.with_sharding_constraint(kernel, jax.P(*axes))
-
-
-# The gradient stays as it is: summed onto the devices that share the parameter, not made whole on each.
-_once.defvjp(lambda kernel, axes: (_once(kernel, axes), None), lambda axes, _, d_kernel: (d_kernel,))
-
-
-def whole(kernel: jax.Array, *axes: str | None) -> jax.Array:
-    """A weight gathered over `fsdp`, split over `axes` of its own alone; a no-op without a mesh.
-
-    The backward pass then takes what the forward pass has gathered, unless it computes the block again; by itself the
-    compiler gathers a weight for each product.
-    """
-    free = free_axes()
-    return _once(kernel, tuple(a if a in free else None for a in axes)) if free else kernel
 
 
 def _pick(what: str, name: str, table: dict):

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn.mask import draw_noise, keep_by
+from maeclip_jax.nn.mesh import batch_devices, batch_sharded, everywhere, over_rows
 from maeclip_jax.nn.pool import Pool, Tokens
 from maeclip_jax.nn.pool import features as pool_features
 from maeclip_jax.nn.tower import Encoder
-from maeclip_jax.nn.transformer import batch_devices, batch_sharded, compute_dtype, everywhere, over_rows
+from maeclip_jax.nn.transformer import compute_dtype
 from maeclip_jax.objectives import losses
 from maeclip_jax.objectives.streams import (
     check_class_token,

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from maeclip_jax.nn import pixels
+from maeclip_jax.nn.mesh import batch_devices
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.tower import grid_side
-from maeclip_jax.nn.transformer import batch_devices
 from maeclip_jax.objectives import distillation, views
 from maeclip_jax.objectives.clip import Clip
 from maeclip_jax.objectives.distillation import TEACHER

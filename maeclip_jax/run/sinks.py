@@ -153,6 +153,8 @@ class TensorBoard:
         self.flush()
         if self._writer is not None:
             self._writer.close()
+        if self._files != self._folder:
+            self._files.rmtree()
 
 
 class Wandb:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax.nn.transformer import Block, Trunk, attention_mask, batch_sharded, draw_paths, path_factors
+from maeclip_jax.nn.mesh import batch_sharded
+from maeclip_jax.nn.transformer import Block, Trunk, attention_mask, draw_paths, path_factors
 from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers
 from maeclip_jax.run import flops
 from tests.parameters import random_parameters

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import tempfile
 import threading
 import time
 
@@ -86,7 +87,8 @@ def test_a_picture_reaches_tensorboard(tmp_path):
     assert event.step == 3 and event.summary.value[0].image.width == 6
 
 
-def test_a_remote_workdir_is_written_whole(remote):
+def test_a_remote_workdir_is_written_whole(remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     workdir = make_workdir(remote)
     assert isinstance(workdir, epath.Path) and str(workdir) == remote
     written = log.Log(workdir, 0)
@@ -100,6 +102,7 @@ def test_a_remote_workdir_is_written_whole(remote):
     write_costs(workdir, {"step": 3})
     assert [e[0] for e in events(workdir / "tensorboard")] == [1, 2, 3]
     assert json.loads((workdir / "costs.json").read_text()) == {"step": 3, "median": {}}
+    assert not list(tmp_path.iterdir())  # what was written here first is gone
 
 
 def test_a_workdir_that_cannot_be_made_is_said(tmp_path):
