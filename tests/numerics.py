@@ -41,6 +41,7 @@ WAYS = {
     "scan, remat dots": (1, {"model.compute.layers": "scan", "model.compute.remat": "dots"}),
     "fused": (1, {"model.compute.attention": "fused"}),
     "fused, kernels": (1, {"model.compute.attention": "fused_interpret"}),
+    "fused layer, kernels": (1, {"model.compute.attention": "fused_layer_interpret"}),
     "fused MLP, kernels": (1, {"model.compute.mlp": "fused_interpret"}),
     "4 micro-batches": (1, {"microbatches": "4"}),
     "8 devices, replicas": (8, {"mesh.replica": 8}),

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
+from maeclip_jax.nn import mesh
+from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, dot, moved, run
+
 MOST_TOKENS = 640  # beyond, a head's scores and their gradients do not fit in the chip's memory beside the tokens
 ROWS_A_STEP = 256  # tokens that one step of the kernel's grid works on, if samples are shorter
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that may attend to nothing attends evenly, as in XLA
-AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
 
 
 def in_order(x: jax.Array, heads: int) -> jax.Array:
@@ -34,8 +35,8 @@ def in_order(x: jax.Array, heads: int) -> jax.Array:
     With heads split over `tensor`, each device's part of the columns is in that order for its own heads. Raises
     ValueError if they do not divide.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = mesh.shape["tensor"] if "tensor" in mesh.axis_names else 1
+    here = jax.sharding.get_abstract_mesh()
+    parts = here.shape["tensor"] if "tensor" in here.axis_names else 1
     if heads % parts:
         valid = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ValueError(
@@ -64,8 +65,12 @@ def fused(
     tokens, width = qkv_BxNx3W.shape[1], qkv_BxNx3W.shape[2] // 3 // heads
     if tokens > MOST_TOKENS:
         raise ValueError(f"attention fused takes up to {MOST_TOKENS} tokens, not {tokens}; valid here: xla, cudnn")
-    hidden_Bx1xN = None if pad_BxN is None else jnp.where(pad_BxN, MASKED, 0.0).astype(jnp.float32)[:, None]
-    return _attend(Attend(width, causal, interpret), qkv_BxNx3W, bias_3W, hidden_Bx1xN)
+    return _attend(Attend(width, causal, interpret), qkv_BxNx3W, bias_3W, hidden_scores(pad_BxN))
+
+
+def hidden_scores(pad_BxN: jax.Array | None) -> jax.Array | None:
+    """[B, 1, N] float32: what is added to scores of padding (True), which no token attends to; None without any."""
+    return None if pad_BxN is None else jnp.where(pad_BxN, MASKED, 0.0).astype(jnp.float32)[:, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -89,21 +94,15 @@ _attend.defvjp(_forward, _backward)
 
 
 def _on_mesh(function: Callable, args: Sequence[jax.Array | None], outputs: int):
-    """`function` on every device's part of [B, ...] arrays: XLA cannot split a kernel itself.
+    """`function` on every device's part of [B, ...] arrays.
 
     Rows over the batch axes (on every device whole if they do not divide), the last axis over `tensor`, except that of
     the second, `hidden`, which is tokens.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {a: mesh.shape[a] for a in mesh.axis_names if a not in mesh.manual_axes}  # over the others it is split yet
-    batch = tuple(a for a in ("replica", "fsdp") if a in free)
-    if math.prod(free.values()) == 1:
-        return function(*args)
-    rows = batch if batch and args[0].shape[0] % math.prod(free[a] for a in batch) == 0 else None
-    split = jax.P(rows, None, "tensor" if "tensor" in free else None)
-    specs = tuple(None if x is None else jax.P(rows) if i == 1 else split for i, x in enumerate(args))
-    made = dict(in_specs=specs, out_specs=(split,) * outputs, axis_names=set(free), check_vma=False)
-    return jax.shard_map(function, mesh=mesh, **made)(*args)
+    rows, tensor = mesh.parts(args[0].shape[0])
+    split = jax.P(rows, None, tensor)
+    ins = (None if x is None else jax.P(rows) if i == 1 else split for i, x in enumerate(args))
+    return mesh.on_mesh(function, tuple(ins), (split,) * outputs)(*args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +117,22 @@ class Attend:
         """-> (out [B, N, W], log of the sum of exponents [B, N, H] float32)."""
         b, n, w3 = qkv.shape
         outs = ((b, n, w3 // 3), qkv.dtype), ((b, n, w3 // 3 // self.width), jnp.float32)
-        return self._choose(self._forward_sample, self._forward_xla, "forward", 2, outs, (qkv, hidden))
+        return self._choose(self.forward_sample, self.forward_xla, "forward", 2, outs, (qkv, hidden))
 
     def backward(self, qkv, hidden, lse, d_out):
         """-> (gradient of qkv, its sum over each sample's tokens [B, 1, 3 W] float32)."""
         outs = (qkv.shape, qkv.dtype), ((qkv.shape[0], 1, qkv.shape[2]), jnp.float32)
-        if hidden is not None:
-            # The lse of a row that may attend to nothing is MASKED, with log(tokens) lost in it, so that its
-            # exp(score - lse) is 1 for each token: what it lacks is put here, where XLA does it on the way.
-            d_out = jnp.where(lse[..., :1] < MASKED / 2, d_out / qkv.shape[1], d_out)
-        return self._choose(self._backward_sample, self._backward_xla, "backward", 5, outs, (qkv, hidden, lse, d_out))
+        if hidden is not None:  # here, where XLA does it on the way
+            d_out = self.even(lse, d_out)
+        return self._choose(self.backward_sample, self.backward_xla, "backward", 5, outs, (qkv, hidden, lse, d_out))
+
+    def even(self, lse, d_out):
+        """`d_out` [..., N, W] as `backward_sample` takes it where tokens are hidden.
+
+        The lse of a row that may attend to nothing is MASKED, with log(N) lost in it, so that its exp(score - lse) is 1
+        for each token: what it lacks is put into the gradient.
+        """
+        return jnp.where(lse[..., :1] < MASKED / 2, d_out / d_out.shape[-2], d_out)
 
     def _choose(self, sample: Callable, xla: Callable, name: str, products: int, outs, args):
         def kernel(interpret, *args):
@@ -145,29 +150,25 @@ class Attend:
             def spec(shape):
                 return pl.BlockSpec((block, *shape[1:]), lambda i: (i, 0, 0))
 
-            size = sum(math.prod(s) * jnp.dtype(t).itemsize for s, t in ((x.shape, x.dtype) for x in args))
-            size += sum(math.prod(s) * jnp.dtype(t).itemsize for s, t in outs)
+            results = [jax.ShapeDtypeStruct(*out) for out in outs]
             heads = outs[0][0][2] // self.width // (1 if name == "forward" else 3)
             return pl.pallas_call(
                 step,
                 grid=(batch // block,),
                 in_specs=[spec(x.shape) for x in args],
                 out_specs=[spec(shape) for shape, _ in outs],
-                out_shape=[jax.ShapeDtypeStruct(*out) for out in outs],
+                out_shape=results,
                 compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
                 cost_estimate=pl.CostEstimate(
                     flops=2 * products * batch * heads * tokens * tokens * self.width,
                     transcendentals=batch * heads * tokens * tokens,
-                    bytes_accessed=size,
+                    bytes_accessed=moved((*args, *results)),
                 ),
                 name=f"attention_{name}_{heads}x{self.width}{'_causal' * self.causal}_{batch // block}_steps",
                 interpret=interpret,
             )(*args)
 
-        if self.interpret:
-            return tuple(kernel(True, *args))
-        # By what the program is lowered for, not where it is traced: pre-flights trace for TPUs on a CPU.
-        return jax.lax.platform_dependent(*args, tpu=lambda *a: tuple(kernel(False, *a)), default=xla)
+        return run(kernel, xla, args, self.interpret)
 
     # Kernels, on references to one sample.
 
@@ -187,7 +188,7 @@ class Attend:
 
     def _scores(self, q, k, hidden):
         """[N, N] float32, masked."""
-        s = _dot(q, k, ABT) * self.width**-0.5
+        s = dot(q, k, ABT) * self.width**-0.5
         if hidden is not None:
             s += hidden[...]
         if self.causal:
@@ -199,7 +200,7 @@ class Attend:
         """Gradient of a row's scores by q k: none where they are all masked."""
         return self.width**-0.5 if hidden is None else jnp.where(lse < MASKED / 2, 0.0, self.width**-0.5)
 
-    def _forward_sample(self, qkv, hidden, out, lse):
+    def forward_sample(self, qkv, hidden, out, lse):
         total, sums = out.shape[1], []
         for here, heads in self._groups(total):
             q, k, v = (qkv[:, i * total + here.start : i * total + here.stop] for i in range(3))
@@ -209,12 +210,12 @@ class Attend:
                 top = jnp.max(s, axis=1, keepdims=True)
                 p = jnp.exp(s - top)
                 sum_ = jnp.sum(p, axis=1, keepdims=True)
-                y += _dot(p.astype(v.dtype), self._only(v, place), AB) / sum_
+                y += dot(p.astype(v.dtype), self._only(v, place), AB) / sum_
                 sums.append(top + jnp.log(sum_))
             out[:, here] = y.astype(out.dtype)
         lse[...] = jnp.concatenate(sums, axis=1)
 
-    def _backward_sample(self, qkv, hidden, lse, d_out, d_qkv, d_bias):
+    def backward_sample(self, qkv, hidden, lse, d_out, d_qkv, d_bias):
         total = d_out.shape[1]
         slope = self._slope(hidden, lse[:, :1])  # heads hide alike
         for here, heads in self._groups(total):
@@ -225,10 +226,10 @@ class Attend:
             for place, head in enumerate(heads):
                 q_h, k_h, dy_h = (self._only(x, place) for x in (q, k, dy))
                 p = jnp.exp(self._scores(q_h, k, hidden) - lse[:, head : head + 1])
-                dp = _dot(dy_h, v, ABT)
+                dp = dot(dy_h, v, ABT)
                 ds = p * (dp - jnp.sum(p * dp, axis=1, keepdims=True)) * slope
                 ds, p = ds.astype(q.dtype), p.astype(q.dtype)
-                dq, dk, dv = dq + _dot(ds, k_h, AB), dk + _dot(ds, q_h, ATB), dv + _dot(p, dy_h, ATB)
+                dq, dk, dv = dq + dot(ds, k_h, AB), dk + dot(ds, q_h, ATB), dv + dot(p, dy_h, ATB)
             for s, x in zip(at, (dq, dk, dv)):
                 d_qkv[:, s] = x.astype(d_qkv.dtype)
                 d_bias[:, s] = jnp.sum(x, axis=0, keepdims=True)
@@ -244,25 +245,21 @@ class Attend:
             s += hidden[:, None]
         return q, k, v, jnp.where(jnp.tril(jnp.ones((n, n), bool))[None, None], s, MASKED) if self.causal else s
 
-    def _forward_xla(self, qkv, hidden):
+    def forward_xla(self, qkv, hidden):
         _, _, v, s = self._weights_xla(qkv, hidden)
         p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", p, v, preferred_element_type=jnp.float32)
         return y.astype(qkv.dtype).reshape(*qkv.shape[:2], -1), jax.nn.logsumexp(s, axis=-1).swapaxes(1, 2)
 
-    def _backward_xla(self, qkv, hidden, lse, d_out):
+    def backward_xla(self, qkv, hidden, lse, d_out):
         q, k, v, s = self._weights_xla(qkv, hidden)
         dy, lse = d_out.reshape(v.shape), lse.swapaxes(1, 2)[..., None]
         slope = self._slope(hidden, lse)
-        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         p = jnp.exp(s - lse)
-        dp = dot("bqhd,bkhd->bhqk", dy, v)
+        dp = einsum("bqhd,bkhd->bhqk", dy, v)
         ds = p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)) * slope
         ds, p = ds.astype(q.dtype), p.astype(q.dtype)
-        parts = dot("bhqk,bkhd->bqhd", ds, k), dot("bhqk,bqhd->bkhd", ds, q), dot("bhqk,bqhd->bkhd", p, dy)
+        parts = einsum("bhqk,bkhd->bqhd", ds, k), einsum("bhqk,bqhd->bkhd", ds, q), einsum("bhqk,bqhd->bkhd", p, dy)
         d_qkv = jnp.concatenate([x.reshape(d_out.shape) for x in parts], axis=2)
         return d_qkv.astype(qkv.dtype), jnp.sum(d_qkv, axis=1, keepdims=True)
-
-
-def _dot(a, b, axes) -> jax.Array:
-    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -116,3 +116,59 @@ def whole(kernel: jax.Array, *axes: str | None) -> jax.Array:
     """
     free = free_axes()
     return _once(kernel, tuple(a if a in free else None for a in axes)) if free else kernel
+
+
+# For kernels, which XLA cannot split itself: each device works on its part.
+
+
+def on_mesh(function: Callable, ins: Sequence[jax.P | None], outs: Sequence[jax.P]) -> Callable:
+    """`function` on each device's part of arrays, which lie as `ins` and `outs` say; where there is one, on all."""
+    free = free_axes()
+    if math.prod(free.values()) == 1:
+        return function
+    mesh = jax.sharding.get_abstract_mesh()
+    made = dict(in_specs=tuple(ins), out_specs=tuple(outs), axis_names=set(free), check_vma=False)
+    return jax.shard_map(function, mesh=mesh, **made)
+
+
+def parts(batch: int) -> tuple[tuple[str, ...] | None, str | None]:
+    """(axes over which a batch lies, None if it does not divide over them; the axis of columns). On one device None."""
+    free = free_axes()
+    if math.prod(free.values()) == 1:
+        return None, None
+    rows = tuple(a for a in BATCH_AXES if a in free)
+    divides = rows and batch % math.prod(free[a] for a in rows) == 0
+    return rows if divides else None, "tensor" if "tensor" in free else None
+
+
+def own(batch: int, columns: int) -> tuple[int, int]:
+    """A device's share of a batch and of columns, such as hidden units or heads."""
+    free, (rows, tensor) = free_axes(), parts(batch)
+    return batch // math.prod(free[a] for a in rows or ()), columns // (free[tensor] if tensor else 1)
+
+
+def shared(tensor: str | None) -> bool:
+    """Whether several devices hold the columns, so that what they compute of them is to be added."""
+    return tensor is not None and jax.sharding.get_abstract_mesh().shape[tensor] > 1
+
+
+def summed(x: jax.Array, tensor: str | None) -> jax.Array:
+    """The sum over the devices that share the columns, said by one of them."""
+    return jax.lax.psum(x, tensor) if shared(tensor) else x
+
+
+def sum_of_gradients(rows: tuple[str, ...] | None, length: int) -> tuple[str | None, Callable[[jax.Array], jax.Array]]:
+    """(the axis over which the gradient of a weight [length, ...] lies; its sum over devices, said by one of them).
+
+    Devices that share the parameters keep their part (a reduce-scatter) before the rest of the sum; left to itself,
+    XLA sums all on each.
+    """
+    shards = free_axes().get("fsdp", 1)
+    split = "fsdp" if rows and shards > 1 and length % shards == 0 else None
+    others = tuple(a for a in rows or () if a != split)
+
+    def total(x):
+        x = jax.lax.psum_scatter(x, split, tiled=True) if split else x
+        return jax.lax.psum(x, others) if others else x
+
+    return split, total

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 
+from maeclip_jax.nn import mesh
 from maeclip_jax.nn.mlp_device import Mlp
 
 
@@ -48,94 +48,42 @@ def _mlp(how, x, scale, shift, up, up_bias, down, down_bias):
     return _forward(how, x, scale, shift, up, up_bias, down, down_bias)[0]
 
 
-def _of_device(how: Mlp, tensor: str | None) -> Mlp:
-    """Where hidden units are split over devices, what is not of them is added to the sum of their parts."""
-    return dataclasses.replace(how, residual=tensor is None or _free()[tensor] == 1)
-
-
 def _forward(how, x, scale, shift, up, up_bias, down, down_bias):
-    rows, tensor, _ = _axes(x.shape[0])
-    own = _of_device(how, tensor)
+    rows, tensor = mesh.parts(x.shape[0])
+    # Where hidden units are split over devices, what is not of them is added to the sum of their parts.
+    own = dataclasses.replace(how, residual=not mesh.shared(tensor))
 
-    def device(x, scale, shift, up, up_bias, down, down_bias):
-        return (_summed(own.forward(x, scale, shift, up, up_bias, down, down_bias), tensor),)
+    def device(*args):
+        return (mesh.summed(own.forward(*args), tensor),)
 
-    ins = jax.P(rows), jax.P(), jax.P(), jax.P(None, tensor), jax.P(None, tensor), jax.P(None, tensor), jax.P()
+    columns = jax.P(None, tensor)
+    ins = jax.P(rows), jax.P(), jax.P(), columns, columns, columns, jax.P()
     args = x, scale[None], shift[None], up, up_bias[None], down, down_bias[None]
-    y = _on_mesh(device, ins, (jax.P(rows),))(*args)[0]
+    y = mesh.on_mesh(device, ins, (jax.P(rows),))(*args)[0]
     y = y if own.residual else x + (y + down_bias.astype(y.dtype)[None, None])
     return y, (x, scale, shift, up, up_bias, down, down_bias)
 
 
 def _backward(how, saved, dy):
     x, scale, shift, up, up_bias, down, down_bias = saved
-    rows, tensor, _ = _axes(x.shape[0])
-    own = _of_device(how, tensor)
-
-    # Gradients of weights are summed in the dtype that products have, as without a kernel. Devices that share the
-    # parameters keep their part (a reduce-scatter) before the rest of the sum; left to itself, XLA sums all on each.
-    shards = _free().get("fsdp", 1)
-    split = "fsdp" if rows and shards > 1 and up.shape[0] % shards == 0 else None
-    others = tuple(a for a in rows or () if a != split)
-
-    def summed(x):
-        x = jax.lax.psum_scatter(x, split, tiled=True) if split else x
-        return jax.lax.psum(x, others) if others else x
+    rows, tensor = mesh.parts(x.shape[0])
+    own = dataclasses.replace(how, residual=not mesh.shared(tensor))
+    split, total = mesh.sum_of_gradients(rows, up.shape[0])
 
     def device(x, dy, *weights):
         dx, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias = own.backward(x, dy, *weights)
-        d_norm = (_summed(d, tensor) for d in (d_scale, d_shift))
+        d_norm = (mesh.summed(d, tensor) for d in (d_scale, d_shift))
         vectors = (jax.lax.psum(d[0], rows) if rows else d[0] for d in (*d_norm, d_up_bias, d_down_bias))
-        return _summed(dx, tensor), *vectors, summed(d_up), summed(d_down)
+        return mesh.summed(dx, tensor), *vectors, total(d_up), total(d_down)
 
-    wide = jax.P(None, tensor)
-    ins = jax.P(rows), jax.P(rows), jax.P(), jax.P(), wide, wide, wide
+    columns = jax.P(None, tensor)
+    ins = jax.P(rows), jax.P(rows), jax.P(), jax.P(), columns, columns, columns
     outs = jax.P(rows), jax.P(), jax.P(), jax.P(tensor), jax.P(), jax.P(split, tensor), jax.P(split, tensor)
     args = x, dy, scale[None], shift[None], up, up_bias[None], down
-    dx, d_scale, d_shift, d_up_bias, d_down_bias, d_up, d_down = _on_mesh(device, ins, outs)(*args)
+    dx, d_scale, d_shift, d_up_bias, d_down_bias, d_up, d_down = mesh.on_mesh(device, ins, outs)(*args)
     vectors = ((d_scale, scale), (d_shift, shift), (d_up_bias, up_bias), (d_down_bias, down_bias))
     d_scale, d_shift, d_up_bias, d_down_bias = (d.astype(of.dtype) for d, of in vectors)
     return dx if own.residual else dx + dy, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias
 
 
 _mlp.defvjp(_forward, _backward)
-
-
-def _free() -> dict[str, int]:
-    """Axes of the mesh over which arrays are not split by hand yet."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return {a: mesh.shape[a] for a in mesh.axis_names if a not in mesh.manual_axes}
-
-
-def _axes(batch: int) -> tuple[tuple[str, ...] | None, str | None, int]:
-    """(axes of the batch, None if it does not divide over them; axis of the hidden units; parts of the batch).
-
-    None where there is one device.
-    """
-    free = _free()
-    if math.prod(free.values()) == 1:
-        return None, None, 1
-    rows = tuple(a for a in ("replica", "fsdp") if a in free)
-    parts = math.prod(free[a] for a in rows)
-    return rows if rows and batch % parts == 0 else None, "tensor" if "tensor" in free else None, parts
-
-
-def here(batch: int, hidden: int) -> tuple[int, int]:
-    """A device's share of a batch and of the hidden units."""
-    rows, tensor, parts = _axes(batch)
-    return batch // (parts if rows else 1), hidden // (_free()[tensor] if tensor else 1)
-
-
-def _summed(x: jax.Array, tensor: str | None) -> jax.Array:
-    """Over the devices that share the hidden units."""
-    return jax.lax.psum(x, tensor) if tensor and jax.sharding.get_abstract_mesh().shape[tensor] > 1 else x
-
-
-def _on_mesh(function: Callable, ins: Sequence[jax.P], outs: Sequence[jax.P]) -> Callable:
-    """`function` on each device's part of arrays: XLA cannot split a kernel itself."""
-    free = _free()
-    if math.prod(free.values()) == 1:
-        return function
-    mesh = jax.sharding.get_abstract_mesh()
-    made = dict(in_specs=tuple(ins), out_specs=tuple(outs), axis_names=set(free), check_vma=False)
-    return jax.shard_map(function, mesh=mesh, **made)

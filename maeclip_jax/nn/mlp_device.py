@@ -16,16 +16,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
-VMEM = 112 * 2**20  # bytes of a v6e's own 128 MiB that a kernel may take
-LEAST_ROWS = 4096  # tokens of a device from which on it was seen to be faster (LOG.md)
+from maeclip_jax.nn import norm
+from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, LEAST_ROWS, VMEM, dot, moved, run, whole_tiles
+
 # Forward and backward: tokens of a step, hidden units of a step, at most. Few of either leave the matrix units idle
 # between steps; the backward pass keeps more of both at a time.
 ROWS, UNITS = {"forward": 1024, "backward": 1600}, {"forward": 1024, "backward": 512}
 # Share of the steps in which a kernel's branches run, in their order: of the parts of the hidden units, the first and
 # the last; of the blocks of samples, the last. A pre-flight multiplies with it.
 BRANCHES = {"forward": ("units", "units"), "backward": ("units", "units", "rows")}
-AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int =
     """
     units = next((n for n in range(UNITS[way], 0, -LANES) if hidden % n == 0), hidden)
     for samples in sorted((n for n in range(1, batch + 1) if batch % n == 0), reverse=True):
-        rows = _rows(samples, tokens)
+        rows = whole_tiles(samples * tokens)
         windows = (2 if way == "forward" else 3) * 2 * rows * width * item  # of tokens in and out, two each
         weights = (2 if way == "forward" else 4) * 2 * width * units * item
         kept = rows * width * (item + 4) if way == "forward" else rows * width * (2 * item + 4) + 8 * width * hidden
@@ -63,11 +62,6 @@ def worthwhile(rows_BxN: tuple[int, int], width: int, hidden: int, dtype: jnp.dt
         whole and batch * tokens >= LEAST_ROWS
         and all(plan(way, batch, tokens, width, hidden, item) for way in ("forward", "backward"))
     )  # fmt: skip
-
-
-def _rows(samples: int, tokens: int) -> int:
-    """Rows of so many samples put together, filled up to whole tiles with zeros, which add nothing anywhere."""
-    return -(-samples * tokens // ROW_TILE) * ROW_TILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +98,7 @@ class Mlp:
                     f"mlp fused: {tokens} tokens {width} wide with {hidden} hidden units do not fit in the chip's own "
                     "memory; valid here: xla"
                 )
-            samples, units, rows = how.samples, how.units, _rows(how.samples, tokens)
+            samples, units, rows = how.samples, how.units, whole_tiles(how.samples * tokens)
             blocks, parts = how.steps
 
             def last(i, j):  # of the blocks: results that all of them add to are written then, a part after the other
@@ -127,8 +121,7 @@ class Mlp:
                 scratch += [pltpu.VMEM((rows, width), dtype), *(pltpu.VMEM(s, jnp.float32) for s in sums)]
             scratch.append(pltpu.VMEM((rows, width), jnp.float32))
             products = 5 if backward else 2
-            moved = sum(x.size * x.dtype.itemsize for x in (*args, *outs))
-            moved += (blocks - 1) * 2 * up.size * dtype.itemsize  # weights, for each block
+            weights_again = (blocks - 1) * 2 * up.size * dtype.itemsize  # for each block
             return pl.pallas_call(
                 functools.partial(block, how.steps),
                 grid=how.steps,
@@ -142,24 +135,21 @@ class Mlp:
                 cost_estimate=pl.CostEstimate(
                     flops=2 * products * batch * tokens * width * hidden,
                     transcendentals=batch * tokens * hidden,
-                    bytes_accessed=moved,
+                    bytes_accessed=moved((*args, *outs)) + weights_again,
                 ),
                 name=f"mlp_{way}{'' if self.residual else '_part'}_{self.name}_{blocks}x{parts}_steps",
                 interpret=interpret,
             )(*args)
 
-        if self.interpret:
-            return tuple(kernel(True, *args))
-        # By what the program is lowered for, not where it is traced: pre-flights trace for TPUs on a CPU.
-        return jax.lax.platform_dependent(*args, tpu=lambda *a: tuple(kernel(False, *a)), default=xla)
+        return run(kernel, xla, args, self.interpret)
 
     # Kernels, on references to a block of samples and a part of the weights.
 
     def _forward_block(self, steps, x, scale, shift, up, up_bias, down, down_bias, y, rows, total):
         part = pl.program_id(1)
         pl.when(part == 0)(lambda: self._normed_together(x, scale, shift, rows))
-        h = _dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
-        more = _dot(self.act(h).astype(rows.dtype), down[...], ABT)
+        h = dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
+        more = dot(self.act(h).astype(rows.dtype), down[...], ABT)
         total[...] = jnp.where(part == 0, 0.0, total[...]) + more
 
         @pl.when(part == steps[1] - 1)
@@ -183,20 +173,20 @@ class Mlp:
             _together(dy, d_rows)
             add(down_biases, ..., jnp.sum(d_rows[...].astype(jnp.float32), axis=0, keepdims=True))
 
-        h = _dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
+        h = dot(rows[...], up[...], AB) + up_bias[...].astype(jnp.float32)
         a, back = jax.vjp(self.act, h)
-        (dh,) = back(_dot(d_rows[...], down[...], AB))
+        (dh,) = back(dot(d_rows[...], down[...], AB))
         add(up_biases, part, jnp.sum(dh, axis=0, keepdims=True))
         a, dh = a.astype(rows.dtype), dh.astype(rows.dtype)
-        total[...] = jnp.where(part == 0, 0.0, total[...]) + _dot(dh, up[...], ABT)
-        add(ups, part, _dot(rows[...], dh, ATB))
-        add(downs, part, _dot(d_rows[...], a, ATB))
+        total[...] = jnp.where(part == 0, 0.0, total[...]) + dot(dh, up[...], ABT)
+        add(ups, part, dot(rows[...], dh, ATB))
+        add(downs, part, dot(d_rows[...], a, ATB))
 
         @pl.when(part == steps[1] - 1)
         def _():
             for_scale = for_shift = jnp.zeros(scale.shape, jnp.float32)
             for i, at in _places(x):
-                d, more_scale, more_shift = self._norm_backward(x[i], scale[...], total[at])
+                d, more_scale, more_shift = norm.backward(x[i], scale[...], total[at], self.eps)
                 for_scale, for_shift = for_scale + more_scale, for_shift + more_shift
                 dx[i] = (d + dy[i].astype(jnp.float32) if self.residual else d).astype(dx.dtype)
             add(scales, ..., for_scale)
@@ -211,38 +201,14 @@ class Mlp:
     def _normed_together(self, x_KxNxD, scale, shift, rows_RxD) -> None:
         """Normalised samples in rows, one after the other, and zeros in what is left."""
         for i, at in _places(x_KxNxD):
-            rows_RxD[at] = self._norm(x_KxNxD[i], scale[...], shift[...])
+            rows_RxD[at] = norm.normed(x_KxNxD[i], scale[...], shift[...], self.eps)
         _fill(x_KxNxD, rows_RxD)
-
-    # The norm, of [..., N, D], as flax's LayerNorm computes it.
-
-    def _standard(self, x):
-        """(x minus its mean, 1 / standard deviation), float32."""
-        x = x.astype(jnp.float32)
-        mean, square = (jnp.mean(z, axis=-1, keepdims=True) for z in (x, x * x))
-        return x - mean, jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.eps)
-
-    def _norm(self, x, scale, shift):
-        """In the dtype of `x`."""
-        away, per_deviation = self._standard(x)
-        y = away * (per_deviation * scale.astype(jnp.float32)) + shift.astype(jnp.float32)
-        return y.astype(x.dtype)
-
-    def _norm_backward(self, x, scale, dy):
-        """-> gradients of x, of its scale and shift, the latter two [1, D], all float32."""
-        away, per_deviation = self._standard(x)
-        y = away * per_deviation
-        d = dy * scale.astype(jnp.float32)
-        mean, along = (jnp.mean(z, axis=-1, keepdims=True) for z in (d, d * y))
-        width = x.shape[-1]
-        d_scale, d_shift = (jnp.sum(z.reshape(-1, width), axis=0, keepdims=True) for z in (dy * y, dy))
-        return per_deviation * (d - mean - y * along), d_scale, d_shift
 
     # The same in XLA.
 
     def _hidden_xla(self, x, scale, shift, up, up_bias):
         """(the normalised tokens, their hidden units in float32)."""
-        y = self._norm(x, scale[None], shift[None])
+        y = norm.normed(x, scale[None], shift[None], self.eps)
         h = jnp.einsum("bnd,df->bnf", y, up, preferred_element_type=jnp.float32)
         return y, h + up_bias.astype(jnp.float32)[None]
 
@@ -253,14 +219,14 @@ class Mlp:
         return ((y + added).astype(x.dtype),)
 
     def _backward_xla(self, x, dy, scale, shift, up, up_bias, down):
-        dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         y, h = self._hidden_xla(x, scale, shift, up, up_bias)
         a, back = jax.vjp(self.act, h)
-        (dh,) = back(dot("bnd,df->bnf", dy, down))
+        (dh,) = back(einsum("bnd,df->bnf", dy, down))
         d_bias, d_down_bias = (jnp.sum(z.astype(jnp.float32), axis=(0, 1))[None] for z in (dh, dy))
         a, dh = a.astype(x.dtype), dh.astype(x.dtype)
-        d_up, d_down = dot("bnd,bnf->df", y, dh), dot("bnd,bnf->df", dy, a)
-        dx, d_scale, d_shift = self._norm_backward(x, scale[None], dot("bnf,df->bnd", dh, up))
+        d_up, d_down = einsum("bnd,bnf->df", y, dh), einsum("bnd,bnf->df", dy, a)
+        dx, d_scale, d_shift = norm.backward(x, scale[None], einsum("bnf,df->bnd", dh, up), self.eps)
         dx = dx + dy.astype(jnp.float32) if self.residual else dx
         weights = d_up.astype(up.dtype), d_bias, d_down.astype(down.dtype)
         return dx.astype(x.dtype), d_scale, d_shift, *weights, d_down_bias
@@ -285,7 +251,3 @@ def _together(samples_KxNxD, rows_RxD) -> None:
     for i, at in _places(samples_KxNxD):
         rows_RxD[at] = samples_KxNxD[i]
     _fill(samples_KxNxD, rows_RxD)
-
-
-def _dot(a, b, axes) -> jax.Array:
-    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)

@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from maeclip_jax.nn import attention as fused_attention
+from maeclip_jax.nn import attention_layer, attention_layer_device, mlp_device
 from maeclip_jax.nn import mlp as fused_mlp
 from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import product
-from maeclip_jax.nn.mesh import batch_sharded, whole
-from maeclip_jax.nn.mlp_device import worthwhile
+from maeclip_jax.nn.mesh import batch_sharded, own, whole
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP
 }
-# How q, k, v become one: a library's [B, N, H, d] (implementation), or our kernel (interpreted or not).
-ATTENTION = {"xla": "xla", "cudnn": "cudnn", "fused": False, "fused_interpret": True}
+# How q, k, v become one: a library's [B, N, H, d] (implementation), or our kernel (interpreted or not). For `fused`,
+# run.setup puts the chip's word: what is of LAYER has a kernel from the norm to the sum with the tokens, where it can.
+LAYER = {"fused_layer": False, "fused_layer_interpret": True}
+ATTENTION = {"xla": "xla", "cudnn": "cudnn", "fused": False, "fused_core": False, "fused_interpret": True, **LAYER}
 # How the MLP is computed: by XLA, or by our kernel (interpreted or not). For `auto`, run.setup puts the chip's word.
 MLP = {"auto": None, "xla": None, "fused": False, "fused_interpret": True}
 # What a block keeps for its backward pass; the rest is computed again.
@@ -79,7 +81,10 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x_BxNxD: jax.Array, pad_BxN: jax.Array | None = None, layer: Callable | None = None
+    ) -> jax.Array:
+        """`layer`: what computes it from the tokens, the padding and the four weights, in the order of `in_order`."""
         b, n, d = x_BxNxD.shape
         if d % self.heads:
             raise ValueError(f"width {d} does not divide into {self.heads} heads")
@@ -87,6 +92,11 @@ class Attention(nn.Module):
         kernel, bias = Affine(3 * d, name="qkv")(d)
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
         kernel = whole(kernel, None, "tensor")
+        out, out_bias = (a.astype(self.dtype) for a in Affine(d, name="out")(d))
+        out = whole(out, "tensor", None)
+        if layer:
+            kernel, bias = (fused_attention.in_order(a, self.heads) for a in (kernel, bias))
+            return layer(x, pad_BxN, kernel, bias, out, out_bias, heads=self.heads, causal=self.causal)
         if isinstance(how, str):
             qkv = product(x, kernel)
             qkv = (qkv + broadcast(bias, qkv.shape)).reshape(b, n, self.heads, 3, d // self.heads)
@@ -97,8 +107,7 @@ class Attention(nn.Module):
             y = fused_attention.fused(
                 product(x, kernel), bias, pad_BxN, heads=self.heads, causal=self.causal, interpret=how
             )
-        kernel, bias = (a.astype(self.dtype) for a in Affine(d, name="out")(d))
-        return product(y.reshape(b, n, d), whole(kernel, "tensor", None)) + broadcast(bias, (b, n, d))
+        return product(y.reshape(b, n, d), out) + broadcast(out_bias, (b, n, d))
 
 
 class Mlp(nn.Module):
@@ -139,8 +148,20 @@ def mlp_kernel(word: str, x_BxNxD: jax.Array, hidden: int, dtype: jnp.dtype) -> 
     how = _pick("mlp", word, MLP)
     if how is None or x_BxNxD.dtype != dtype:
         return None
-    batch, units = fused_mlp.here(x_BxNxD.shape[0], hidden)
-    return how if how or worthwhile((batch, x_BxNxD.shape[1]), x_BxNxD.shape[2], units, dtype) else None
+    batch, units = own(x_BxNxD.shape[0], hidden)
+    rows, width = (batch, x_BxNxD.shape[1]), x_BxNxD.shape[2]
+    return how if how or mlp_device.worthwhile(rows, width, units, dtype) else None
+
+
+def attention_kernel(word: str, x_BxNxD: jax.Array, heads: int, dtype: jnp.dtype) -> bool | None:
+    """As `mlp_kernel`, of a norm, attention with its projections and their sum with the tokens; `word` of ATTENTION."""
+    _pick("attention", word, ATTENTION)
+    how, width = LAYER.get(word), x_BxNxD.shape[2]
+    if how is None or x_BxNxD.dtype != dtype or width % heads:
+        return None
+    batch, columns = own(x_BxNxD.shape[0], width)
+    rows, head = (batch, x_BxNxD.shape[1]), width // heads
+    return how if how or attention_layer_device.worthwhile(rows, width, columns, head, dtype) else None
 
 
 def draw_paths(rng: jax.Array, batch: int, depth: int) -> jax.Array:
@@ -184,21 +205,31 @@ class Block(nn.Module):
             return (branch_BxNxD * factors_Bx2[:, which, None, None]).astype(branch_BxNxD.dtype)
 
         x = batch_sharded(x_BxNxD)
-        y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
-        attention = Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")
-        x = x + kept(attention(y, pad_BxN), 0)
         hidden = round(self.mlp_ratio * x.shape[-1])
+        attention = Attention(self.heads, self.causal, self.attention, self.dtype, name="attention")
         mlp = Mlp(hidden, self.activation, self.dtype, name="mlp")
-        how = mlp_kernel(self.mlp, x, hidden, self.dtype)
-        if how is not None and factors_Bx2 is None:  # the kernel adds its branch to the tokens, and drops no path
-            scale, bias = Norm(name="norm_2")(x.shape[-1])
+        # A kernel of a half adds its branch to the tokens, and drops no path.
+        how = attention_kernel(self.attention, x, self.heads, self.dtype) if factors_Bx2 is None else None
+        if how is None:
+            y = layer_norm("norm_1", self.eps)(x).astype(self.dtype)
+            x = x + kept(attention(y, pad_BxN), 0)
+        else:
+            norm_1 = Norm(name="norm_1")(x.shape[-1])
 
-            def fused(x, *weights, **of):
-                return fused_mlp.fused(x, scale, bias, *weights, eps=self.eps, interpret=how, **of)
+            def first(x, pad, *weights, **of):
+                return attention_layer.fused(x, pad, *norm_1, *weights, eps=self.eps, interpret=how, **of)
 
-            return batch_sharded(mlp(x, fused)), None
-        y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
-        return batch_sharded(x + kept(mlp(y), 1)), None
+            x = batch_sharded(attention(x, pad_BxN, first))
+        how = mlp_kernel(self.mlp, x, hidden, self.dtype) if factors_Bx2 is None else None
+        if how is None:
+            y = layer_norm("norm_2", self.eps)(x).astype(self.dtype)
+            return batch_sharded(x + kept(mlp(y), 1)), None
+        norm_2 = Norm(name="norm_2")(x.shape[-1])
+
+        def second(x, *weights, **of):
+            return fused_mlp.fused(x, *norm_2, *weights, eps=self.eps, interpret=how, **of)
+
+        return batch_sharded(mlp(x, second)), None
 
 
 class Trunk(nn.Module):

@@ -19,7 +19,8 @@ class Chip:
     `clock` Hz of the cycles the compiler estimates with; `hbm` GiB of a jax device that it lets a program use, and
     `bandwidth` bytes/s to it; `ici` bytes/s out of a device over all its links, half of what the data sheets give for
     both ways (None: none published); `axes` of its torus; `most` chips of a slice; `devices` of jax in a chip (of v2,
-    v3 and tpu7x, a device is a core). `mlp`: what `model.compute.mlp=auto` is on it, of the words of nn.transformer.
+    v3 and tpu7x, a device is a core). `attention`, `mlp`: what `model.compute.attention=fused` and `...mlp=auto` are on
+    it, of the words of nn.transformer.
 
     Clocks: one bf16 matmul of 8192^3 is estimated at 70 % (v6e) to 100 % (v2) of the data sheet's peak with them; that
     of tpu7x is inferred from such matmuls, as none is published.
@@ -37,6 +38,7 @@ class Chip:
     devices: int = 1
     cores_in_name: bool = False  # v4-128: 128 cores, two a chip
     config: str = ""  # libtpu's chip configuration
+    attention: str = "fused_core"  # with the layer around it where the compiler estimates that to be faster (LOG.md)
     mlp: str = "xla"  # fused where the compiler estimates it to be faster (LOG.md)
 
 
@@ -47,7 +49,7 @@ CHIPS = {
     "v4": Chip(275e12, ("v4",), 1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
     "v5e": Chip(197e12, ("v5 lite", "v5e"), 1.50e9, 15.75, 819e9, 200e9, 2, 256),
     "v5p": Chip(459e12, ("v5p", "v5"), 1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
-    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256, mlp="fused"),
+    "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256, attention="fused_layer", mlp="fused"),
     # Of a chip: 2,307e12 FLOP/s in bf16, 192 GiB, 7,380e9 bytes/s, 600e9 bytes/s out.
     "tpu7x": Chip(1153.5e12, ("tpu7x", "7x"), 2.20e9, 94.74, 3690e9, 300e9, 3, 9216, devices=2, cores_in_name=True),
 }

@@ -19,12 +19,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from maeclip_jax.nn.mlp_device import BRANCHES
+from maeclip_jax.nn import attention_layer_device, mlp_device
 from maeclip_jax.preflight.hlo import Kernel
 from maeclip_jax.preflight.topology import Slice, parse
 
 NAME = re.compile(r"attention_(forward|backward)_(\d+)x(\d+)(_causal)?_(\d+)_steps")
 MLP = re.compile(r"mlp_(forward|backward)(_part)?_(\w+)_(\d+)x(\d+)_steps")
+LAYER = re.compile(r"attention_layer_(forward|backward)(_part)?_\d+x(\d+)(_causal)?_(\d+)_steps")
 SCHEDULE, ROOFLINE = "the compiler's schedule", "roofline: FLOPs or bytes"
 SECONDS = 300  # for a kernel to compile
 BRANCH = 30  # bundles of a branch that is ours; shorter ones are the pipeline's
@@ -56,8 +57,8 @@ def schedule(kernel: Kernel, slice_name: str) -> float | None:
     """Bundles that a core issues in one call of a kernel of ours; None for another kernel, or if libtpu gives no
     schedule.
     """
-    attention, mlp = NAME.fullmatch(kernel.name), MLP.fullmatch(kernel.name)
-    if not attention and not mlp:
+    attention, mlp, layer = (of.fullmatch(kernel.name) for of in (NAME, MLP, LAYER))
+    if not attention and not mlp and not layer:
         return None
     with tempfile.TemporaryDirectory() as folder:
         dumps = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
@@ -72,13 +73,17 @@ def schedule(kernel: Kernel, slice_name: str) -> float | None:
         stage = f"*-{kernel.name}*-"
         bundles = _number(folder, f"{stage}schedule-analysis_final_bundles.txt", r"total scheduled bundles:\s*(\d+)")
         turns = _number(folder, f"{stage}02-original.txt", r"loop: start=0, step=1, limit=(\d+)")
-        if bundles and mlp:
-            way, *_, blocks, parts = mlp.groups()
+        if bundles and (mlp or layer):
+            if mlp:
+                way, *_, blocks, parts = mlp.groups()
+            else:
+                (way, *_, blocks), parts = layer.groups(), 1
+            known = (mlp_device if mlp else attention_layer_device).BRANCHES[way]
             shares = {"units": 1 / int(parts), "rows": 1 / int(blocks)}
             text = next(Path(folder).glob(f"{stage}[0-9][0-9]-final_bundles.txt")).read_text()
-            spared = [(1 - shares[of]) * size for of, size in zip(BRANCHES[way], branches(text))]
+            spared = [(1 - shares[of]) * size for of, size in zip(known, branches(text))]
             # Without as many branches as there are, they count in each step.
-            return int(blocks) * int(parts) * (bundles - sum(spared) * (len(spared) == len(BRANCHES[way])))
+            return int(blocks) * int(parts) * (bundles - sum(spared) * (len(spared) == len(known)))
     # A kernel of a single step has no loop.
     return bundles * (max(turns - AROUND, 1) if turns else int(attention[5])) if bundles else None
 
@@ -113,6 +118,7 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
     import numpy as np
 
     from maeclip_jax.nn.attention import Attend
+    from maeclip_jax.nn.attention_layer_device import AttentionLayer
     from maeclip_jax.nn.mlp_device import Mlp
     from maeclip_jax.nn.transformer import activation
 
@@ -128,6 +134,14 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
     if mlp := MLP.fullmatch(name):
         how = Mlp(activation(mlp[3]), mlp[3], residual=not mlp[2])
         jax.jit(getattr(how, mlp[1])).lower(*args).compile()
+        return
+    if layer := LAYER.fullmatch(name):
+        way, part, width, causal, _ = layer.groups()
+        place, all_of = (1, 8) if way == "forward" else (2, 10)
+        if len(args) < all_of:  # nothing is hidden
+            args.insert(place, None)
+        how = AttentionLayer(int(width), bool(causal), residual=not part)
+        jax.jit(getattr(how, way)).lower(*args).compile()
         return
     way, _, width, causal, _ = NAME.fullmatch(name).groups()
     if len(args) in (1, 3):  # nothing is hidden

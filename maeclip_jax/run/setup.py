@@ -61,11 +61,16 @@ def setup(config, *, devices: Sequence | None = None) -> Setup:
 
 
 def for_chip(model: Mapping, mesh: Mesh) -> Mapping:
-    """The config's `model` with `compute.mlp=auto` settled for the devices of a mesh, by the table of chips."""
-    if (model.get("compute") or {}).get("mlp") != "auto":
-        return model
+    """The config's `model` with `compute.attention=fused` and `compute.mlp=auto` settled for the devices of a mesh, by
+    the table of chips. On what is not in it, `fused` stays, and the MLP is XLA's.
+    """
+    compute = model.get("compute") or {}
     chip = chips.of(mesh.devices.flat[0].device_kind)
-    return {**model, "compute": {**model["compute"], "mlp": chip.mlp if chip else "xla"}}
+    if compute.get("attention") == "fused" and chip:
+        compute = {**compute, "attention": chip.attention}
+    if compute.get("mlp") == "auto":
+        compute = {**compute, "mlp": chip.mlp if chip else "xla"}
+    return {**model, "compute": compute} if compute else model
 
 
 def restored(

@@ -20,18 +20,22 @@ def test_two_devices_may_be_one_chip(kind, count):
 
 
 @pytest.mark.parametrize(
-    "kind, asked, made",
+    "kind, asked, made",  # attention and MLP
     [
-        ("TPU v6 lite", "auto", "fused"),
-        ("TPU v6 lite", "xla", "xla"),
-        ("TPU v5 lite", "auto", "xla"),
-        ("cpu", "auto", "xla"),
-        ("cpu", "fused", "fused"),
-        ("NVIDIA H100 80GB HBM3", "auto", "xla"),
+        ("TPU v6 lite", ("fused", "auto"), ("fused_layer", "fused")),
+        ("TPU v6 lite", ("fused_core", "xla"), ("fused_core", "xla")),
+        ("TPU v5 lite", ("fused", "auto"), ("fused_core", "xla")),
+        ("cpu", ("fused", "auto"), ("fused", "xla")),
+        ("cpu", ("xla", "fused"), ("xla", "fused")),
+        ("NVIDIA H100 80GB HBM3", ("cudnn", "auto"), ("cudnn", "xla")),
     ],
 )
-def test_the_fused_mlp_is_of_chips_that_gain_by_it(kind, asked, made):
+def test_fused_layers_are_of_chips_that_gain_by_them(kind, asked, made):
     mesh = types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(device_kind=kind)]))
-    model = {"width": 8, "compute": {"dtype": "bfloat16", "mlp": asked}}
-    assert setup.for_chip(model, mesh) == {"width": 8, "compute": {"dtype": "bfloat16", "mlp": made}}
+    model, want = (
+        {"width": 8, "compute": {"dtype": "bfloat16", "attention": words[0], "mlp": words[1]}}
+        for words in (asked, made)
+        for words in (asked, made)
+    )
+    assert setup.for_chip(model, mesh) == want
     assert setup.for_chip({"width": 8}, mesh) == {"width": 8}  # a model elsewhere

@@ -106,6 +106,27 @@ def test_the_fused_mlp_has_the_time_of_its_schedule():
     assert 2 * 2 * 80 * 128 * 512 / 918e12 < one < two < 50 * one  # not faster than its products
 
 
+@needs_libtpu
+def test_the_fused_attention_layer_has_the_time_of_its_schedule():
+    """A quarter of the samples takes as long as a step, and what is written at the end counts once."""
+    where, seconds = topology.parse("v6e-4"), {}
+    for samples, steps in ((24, 1), (96, 4)):
+        tokens, norm, into, out = f"bf16[{samples},20,128]", ("f32[1,128]",) * 2, "bf16[128,384]", "bf16[128,128]"
+        hidden, name = f"f32[{samples},1,20]", f"2x64_causal_{steps}_steps"
+        given = tokens, hidden, *norm, into, "bf16[1,384]", out, "bf16[1,128]"
+        saved = f"bf16[{samples},20,384]", tokens, f"f32[{samples},20,2]"
+        forward = hlo.Kernel(f"attention_layer_forward_{name}", given, 1.0, 1.0)
+        backward = hlo.Kernel(
+            f"attention_layer_backward_{name}", (tokens, tokens, hidden, *saved, *norm, into, out), 1.0, 1.0
+        )
+        found = [kernels.of_call(kernel, where) for kernel in (forward, backward)]
+        assert {how for _, how in found} == {kernels.SCHEDULE}
+        seconds[samples] = [s for s, _ in found]
+        assert 2 * samples * 20 * 4 * 128 * 128 / 918e12 < found[0][0] < found[1][0] < 50 * found[0][0]
+    for one, four in zip(*seconds.values()):
+        assert 3 < four / one < 4.1
+
+
 def test_branches_of_a_kernel_count_in_the_steps_that_take_them():
     schedule = """
      0x2 LB: > { a }

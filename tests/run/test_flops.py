@@ -39,6 +39,7 @@ def encoder(**compute):
         dict(layers="unroll", remat="dots"),
         dict(attention="fused"),
         dict(attention="fused_interpret"),
+        dict(attention="fused_layer_interpret"),
     ],
 )
 def test_a_vit_costs_what_its_formula_says(compute):

@@ -1,0 +1,38 @@
+"""What our Pallas kernels for TPUs share: products, tiles, and the way from a kernel to a chip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
+VMEM = 112 * 2**20  # bytes of a v6e's own 128 MiB that a kernel may take
+LEAST_ROWS = 4096  # tokens of a device from which on kernels of a half of a block were seen to be faster (LOG.md)
+AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
+
+
+def dot(a: jax.Array, b: jax.Array, axes: tuple) -> jax.Array:
+    """The product of two matrices in float32, over `axes`: AB, ABT or ATB."""
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
+
+
+def whole_tiles(rows: int) -> int:
+    """Rows with those that fill up their last tile."""
+    return -(-rows // ROW_TILE) * ROW_TILE
+
+
+def moved(arrays: Sequence) -> int:
+    """Bytes of arrays, or of their shapes, for the compiler's estimate of a kernel."""
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in arrays)
+
+
+def run(kernel: Callable, xla: Callable, args: Sequence[jax.Array | None], interpret: bool) -> tuple[jax.Array, ...]:
+    """kernel(interpret, *args) where a program is lowered for a TPU, or if it is interpreted; elsewhere xla(*args).
+
+    By what the program is lowered for, not where it is traced: pre-flights trace for TPUs on a CPU.
+    """
+    if interpret:
+        return tuple(kernel(True, *args))
+    return jax.lax.platform_dependent(*args, tpu=lambda *a: tuple(kernel(False, *a)), default=xla)
