@@ -91,11 +91,12 @@ class Attention(nn.Module):
         how = _pick("attention", self.attention, ATTENTION)
         kernel, bias = Affine(3 * d, name="qkv")(d)
         x, kernel, bias = (a.astype(self.dtype) for a in (x_BxNxD, kernel, bias))
+        if layer:  # before it is gathered, so that each device puts its own rows in order
+            kernel, bias = (fused_attention.in_order(a, self.heads) for a in (kernel, bias))
         kernel = whole(kernel, None, "tensor")
         out, out_bias = (a.astype(self.dtype) for a in Affine(d, name="out")(d))
         out = whole(out, "tensor", None)
         if layer:
-            kernel, bias = (fused_attention.in_order(a, self.heads) for a in (kernel, bias))
             return layer(x, pad_BxN, kernel, bias, out, out_bias, heads=self.heads, causal=self.causal)
         if isinstance(how, str):
             qkv = product(x, kernel)
