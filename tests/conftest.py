@@ -48,7 +48,8 @@ TIERS = {
         "interop/test_adoption.py", "parallel/test_sharding.py",
         "prepare/test_prepare.py", "prepare/test_prepare_beam.py", "prepare/builders/test_scenes.py",
         # Compiles models, or draws their parameters, for more than 20 seconds of a processor.
-        "nn/test_fused_attention.py", "evals/test_grounding.py", "evals/test_saliency.py", "test_golden.py",
+        "nn/test_fused_attention.py", "nn/test_fused_attention_layer.py",
+        "evals/test_grounding.py", "evals/test_saliency.py", "test_golden.py",
         "interop/test_clip_family.py", "interop/test_golden_parity.py", "interop/test_mae_family.py",
     ),
     # Several processes, servers, stand-ins of a cloud, the TPU compiler.

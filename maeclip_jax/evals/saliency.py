@@ -50,13 +50,15 @@ def check(objective: Any, pools: tuple[str, ...], block: int) -> int:
 
 
 def unrolled(objective: Any, params: Any) -> tuple[Any, dict]:
-    """The same function with its layers one after another: block i listens to the name `block_0i`."""
+    """The same function with its layers one after another: block i listens to the name `block_0i`, and its attention
+    is called with normalised tokens, as no kernel of a block's half does.
+    """
     flat = {}
     for path, leaf in flatten(params).items():
         tower, stacked, rest = path.partition("/trunk/blocks/")
         names = [f"{tower}/trunk/block_{i:02}/{rest}" for i in range(len(leaf))] if stacked else [path]
         flat |= dict(zip(names, leaf if stacked else [leaf]))
-    compute = dict(objective.compute or {}) | {"layers": "unroll", "remat": "none"}
+    compute = dict(objective.compute or {}) | {"layers": "unroll", "remat": "none", "attention": "xla"}
     return objective.clone(compute=compute), unflatten(flat)
 
 

@@ -4,8 +4,8 @@ On a v6e, whose products are fast, what XLA does around a kernel of attention al
 tokens, their gradients, and queries, keys and values written out before they are read again) takes as long as the
 products of the projections (LOG.md). `attention_layer_device` has what a device does; `mlp` is the second half.
 
-The projection behind attention comes transposed, [D, W]: gathered from devices that share its columns it lies so
-already. Lowered for anything but a TPU, plain XLA computes the same; `attention=fused_layer_interpret` runs the
+The projection behind attention goes to a device transposed, [D, W]: gathered from devices that share its columns it
+lies so already. Lowered for anything but a TPU, plain XLA computes the same; `attention=fused_layer_interpret` runs the
 kernels' own code anywhere.
 """
 
@@ -17,7 +17,7 @@ import functools
 import jax
 
 from maeclip_jax.nn import mesh
-from maeclip_jax.nn.attention import hidden_scores
+from maeclip_jax.nn.attention import MOST_TOKENS, hidden_scores
 from maeclip_jax.nn.attention_layer_device import AttentionLayer
 
 
@@ -40,8 +40,11 @@ def fused(
 
     `pad`: True for padding, which no token attends to. `in`: columns as `attention.in_order` leaves them. `scale` and
     `shift`: of the LayerNorm, float32, whose `eps` is given. On a mesh the batch is split over (replica, fsdp), heads
-    over `tensor`, and weights are gathered over fsdp.
+    over `tensor`, and weights are gathered over fsdp. Raises ValueError for more than MOST_TOKENS tokens.
     """
+    if x_BxNxD.shape[1] > MOST_TOKENS:
+        valid = f"up to {MOST_TOKENS} tokens, not {x_BxNxD.shape[1]}; valid here: xla"
+        raise ValueError(f"attention fused_layer takes {valid}")
     how = AttentionLayer(out_WxD.shape[0] // heads, causal, eps, interpret)
     return _layer(how, x_BxNxD, hidden_scores(pad_BxN), scale_D, shift_D, in_Dx3W, in_bias_3W, out_WxD.T, out_bias_D)
 

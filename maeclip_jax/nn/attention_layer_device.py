@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from maeclip_jax.nn import norm
+from maeclip_jax.nn import kernels, norm
 from maeclip_jax.nn.attention import MOST_TOKENS, Attend
-from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, LEAST_ROWS, VMEM, dot, moved, run, whole_tiles
+from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, VMEM, dot, moved, run, whole_tiles
 
 ROWS = 512  # tokens of a step at most: more make the schedules of the kernels no shorter, and their compilation longer
 # In which share of the steps a kernel's branches run, as in `mlp_device`: sums are written in the last.
@@ -54,16 +54,14 @@ def plan(way: str, batch: int, tokens: int, width: int, columns: int, item: int 
 
 
 def worthwhile(rows_BxN: tuple[int, int], width: int, columns: int, head: int, dtype: jnp.dtype) -> bool:
-    """Whether the kernels are for a device's share of a batch and of its heads, `head` wide and `columns` in all.
+    """Whether the kernels fit, and are faster, for a device's share of a batch and of its heads.
 
-    See LEAST_ROWS; and heads that fill lanes, and whole tiles that fit in VMEM.
+    Heads are `head` wide and `columns` in all, and fill lanes. See `kernels.worthwhile`.
     """
     (batch, tokens), item = rows_BxN, jnp.dtype(dtype).itemsize
     whole = width % LANES == 0 and columns % LANES == 0 and LANES % head == 0 and item == 2
-    return (
-        whole and tokens <= MOST_TOKENS and batch * tokens >= LEAST_ROWS
-        and all(plan(way, batch, tokens, width, columns, item) for way in ("forward", "backward"))
-    )  # fmt: skip
+    plans = (plan(way, batch, tokens, width, columns, item) for way in ("forward", "backward"))
+    return whole and tokens <= MOST_TOKENS and kernels.worthwhile(batch, tokens, plans)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +101,7 @@ class AttentionLayer:
 
         def kernel(interpret, *args):
             x, out = args[0], args[-1 if backward else -2]
-            (batch, tokens, width), columns, dtype = x.shape, out.shape[1], x.dtype
+            (batch, tokens, width), columns, dtype, weights = x.shape, out.shape[1], x.dtype, out.dtype
             how = plan(way, batch, tokens, width, columns, dtype.itemsize)
             if how is None:
                 raise ValueError(
@@ -120,7 +118,7 @@ class AttentionLayer:
             if backward:
                 vector, bias = (1, width), (1, 3 * columns)
                 sums = vector, vector, (width, 3 * columns), bias, (width, columns), vector
-                outs = [(x.shape, dtype)] + [(s, jnp.float32 if s[0] == 1 else dtype) for s in sums]
+                outs = [(x.shape, dtype)] + [(s, jnp.float32 if s[0] == 1 else weights) for s in sums]
                 scratch = [((rows, n), dtype) for n in (width, width, columns, columns, 3 * columns)]
                 scratch += [(s, jnp.float32) for s in (*sums, bias)]
             else:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
 VMEM = 112 * 2**20  # bytes of a v6e's own 128 MiB that a kernel may take
-LEAST_ROWS = 4096  # tokens of a device from which on kernels of a half of a block were seen to be faster (LOG.md)
+# Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).
+LEAST_ROWS, LEAST_ROWS_A_STEP = 4096, 192
 AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
 
 
@@ -21,6 +22,14 @@ def dot(a: jax.Array, b: jax.Array, axes: tuple) -> jax.Array:
 def whole_tiles(rows: int) -> int:
     """Rows with those that fill up their last tile."""
     return -(-rows // ROW_TILE) * ROW_TILE
+
+
+def worthwhile(batch: int, tokens: int, plans: Iterable) -> bool:
+    """Whether kernels fit, and are faster, for a device's share of a batch: see LEAST_ROWS and LEAST_ROWS_A_STEP.
+
+    `plans`: of each pass, with the `samples` of a step; None: it does not fit.
+    """
+    return batch * tokens >= LEAST_ROWS and all(p and p.samples * tokens >= LEAST_ROWS_A_STEP for p in plans)
 
 
 def moved(arrays: Sequence) -> int:

@@ -122,7 +122,7 @@ def whole(kernel: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def on_mesh(function: Callable, ins: Sequence[jax.P | None], outs: Sequence[jax.P]) -> Callable:
-    """`function` on each device's part of arrays, which lie as `ins` and `outs` say; where there is one, on all."""
+    """`function` called by each device with its part of arrays, which lie as `ins` and `outs` say."""
     free = free_axes()
     if math.prod(free.values()) == 1:
         return function
@@ -141,7 +141,7 @@ def parts(batch: int) -> tuple[tuple[str, ...] | None, str | None]:
     return rows if divides else None, "tensor" if "tensor" in free else None
 
 
-def own(batch: int, columns: int) -> tuple[int, int]:
+def share(batch: int, columns: int) -> tuple[int, int]:
     """A device's share of a batch and of columns, such as hidden units or heads."""
     free, (rows, tensor) = free_axes(), parts(batch)
     return batch // math.prod(free[a] for a in rows or ()), columns // (free[tensor] if tensor else 1)
@@ -153,15 +153,15 @@ def shared(tensor: str | None) -> bool:
 
 
 def summed(x: jax.Array, tensor: str | None) -> jax.Array:
-    """The sum over the devices that share the columns, said by one of them."""
+    """The sum over the devices that share the columns; for functions that `on_mesh` calls."""
     return jax.lax.psum(x, tensor) if shared(tensor) else x
 
 
 def sum_of_gradients(rows: tuple[str, ...] | None, length: int) -> tuple[str | None, Callable[[jax.Array], jax.Array]]:
-    """(the axis over which the gradient of a weight [length, ...] lies; its sum over devices, said by one of them).
+    """(the axis over which the gradient of a weight [length, ...] lies; a function that sums it over devices).
 
-    Devices that share the parameters keep their part (a reduce-scatter) before the rest of the sum; left to itself,
-    XLA sums all on each.
+    The function is for those that `on_mesh` calls. Devices that share the parameters keep their part (a
+    reduce-scatter) before the rest of the sum; left to itself, XLA sums all on each.
     """
     shards = free_axes().get("fsdp", 1)
     split = "fsdp" if rows and shards > 1 and length % shards == 0 else None

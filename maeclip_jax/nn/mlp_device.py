@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from maeclip_jax.nn import norm
-from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, LEAST_ROWS, VMEM, dot, moved, run, whole_tiles
+from maeclip_jax.nn import kernels, norm
+from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, VMEM, dot, moved, run, whole_tiles
 
 # Forward and backward: tokens of a step, hidden units of a step, at most. Few of either leave the matrix units idle
 # between steps; the backward pass keeps more of both at a time.
@@ -55,13 +55,14 @@ def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int =
 
 
 def worthwhile(rows_BxN: tuple[int, int], width: int, hidden: int, dtype: jnp.dtype) -> bool:
-    """Whether the kernels are for a device's share of a batch: see LEAST_ROWS, and whole tiles that fit in VMEM."""
+    """Whether the kernels fit, and are faster, for a device's share of a batch and of the hidden units.
+
+    See `kernels.worthwhile`.
+    """
     (batch, tokens), item = rows_BxN, jnp.dtype(dtype).itemsize
     whole = width % LANES == 0 and hidden % LANES == 0 and item == 2
-    return (
-        whole and batch * tokens >= LEAST_ROWS
-        and all(plan(way, batch, tokens, width, hidden, item) for way in ("forward", "backward"))
-    )  # fmt: skip
+    plans = (plan(way, batch, tokens, width, hidden, item) for way in ("forward", "backward"))
+    return whole and kernels.worthwhile(batch, tokens, plans)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""LayerNorm of [..., D] as flax computes it, forward and backward, as pure functions for kernels."""
+"""LayerNorm of [..., D] as flax computes it, forward and backward, as pure functions that kernels can call."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from maeclip_jax.nn import attention_layer, attention_layer_device, mlp_device
 from maeclip_jax.nn import mlp as fused_mlp
 from maeclip_jax.nn.broadcast import broadcast
 from maeclip_jax.nn.dense import product
-from maeclip_jax.nn.mesh import batch_sharded, own, whole
+from maeclip_jax.nn.mesh import batch_sharded, share, whole
 
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -22,12 +22,13 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # openai/CLIP
 }
 # How q, k, v become one: a library's [B, N, H, d] (implementation), or our kernel (interpreted or not). For `fused`,
-# run.setup puts the chip's word: what is of LAYER has a kernel from the norm to the sum with the tokens, where it can.
+# run.setup puts the chip's word. Words in LAYER compute norm, attention and the sum with the tokens in one kernel where
+# `attention_kernel` allows it, and else what `fused_core` and `fused_interpret` do.
 LAYER = {"fused_layer": False, "fused_layer_interpret": True}
 ATTENTION = {"xla": "xla", "cudnn": "cudnn", "fused": False, "fused_core": False, "fused_interpret": True, **LAYER}
 # How the MLP is computed: by XLA, or by our kernel (interpreted or not). For `auto`, run.setup puts the chip's word.
 MLP = {"auto": None, "xla": None, "fused": False, "fused_interpret": True}
-# What a block keeps for its backward pass; the rest is computed again.
+# What a block keeps for its backward pass; the rest is computed again, all that is in a kernel included.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -149,7 +150,7 @@ def mlp_kernel(word: str, x_BxNxD: jax.Array, hidden: int, dtype: jnp.dtype) -> 
     how = _pick("mlp", word, MLP)
     if how is None or x_BxNxD.dtype != dtype:
         return None
-    batch, units = own(x_BxNxD.shape[0], hidden)
+    batch, units = share(x_BxNxD.shape[0], hidden)
     rows, width = (batch, x_BxNxD.shape[1]), x_BxNxD.shape[2]
     return how if how or mlp_device.worthwhile(rows, width, units, dtype) else None
 
@@ -160,7 +161,7 @@ def attention_kernel(word: str, x_BxNxD: jax.Array, heads: int, dtype: jnp.dtype
     how, width = LAYER.get(word), x_BxNxD.shape[2]
     if how is None or x_BxNxD.dtype != dtype or width % heads:
         return None
-    batch, columns = own(x_BxNxD.shape[0], width)
+    batch, columns = share(x_BxNxD.shape[0], width)
     rows, head = (batch, x_BxNxD.shape[1]), width // heads
     return how if how or attention_layer_device.worthwhile(rows, width, columns, head, dtype) else None
 

@@ -38,7 +38,7 @@ class Chip:
     devices: int = 1
     cores_in_name: bool = False  # v4-128: 128 cores, two a chip
     config: str = ""  # libtpu's chip configuration
-    attention: str = "fused_core"  # with the layer around it where the compiler estimates that to be faster (LOG.md)
+    attention: str = "fused_core"  # fused_layer where the compiler estimates it to be faster (LOG.md)
     mlp: str = "xla"  # fused where the compiler estimates it to be faster (LOG.md)
 
 

@@ -81,9 +81,9 @@ def schedule(kernel: Kernel, slice_name: str) -> float | None:
             known = (mlp_device if mlp else attention_layer_device).BRANCHES[way]
             shares = {"units": 1 / int(parts), "rows": 1 / int(blocks)}
             text = next(Path(folder).glob(f"{stage}[0-9][0-9]-final_bundles.txt")).read_text()
-            spared = [(1 - shares[of]) * size for of, size in zip(known, branches(text))]
-            # Without as many branches as there are, they count in each step.
-            return int(blocks) * int(parts) * (bundles - sum(spared) * (len(spared) == len(known)))
+            sizes = branches(text)  # where there are not as many as are known, they count in each step
+            spared = [(1 - shares[of]) * size for of, size in zip(known, sizes) if len(sizes) == len(known)]
+            return int(blocks) * int(parts) * (bundles - sum(spared))
     # A kernel of a single step has no loop.
     return bundles * (max(turns - AROUND, 1) if turns else int(attention[5])) if bundles else None
 

@@ -150,11 +150,13 @@ class TensorBoard:
                 write_bytes(self._folder / file.name, file.read_bytes())
 
     def close(self) -> None:
-        self.flush()
-        if self._writer is not None:
-            self._writer.close()
-        if self._files != self._folder:
-            self._files.rmtree()
+        try:
+            self.flush()
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            if self._files != self._folder:
+                self._files.rmtree()
 
 
 class Wandb:

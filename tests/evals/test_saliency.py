@@ -127,6 +127,13 @@ def test_rollout_is_the_product_of_attentions(pool):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_rollout_is_the_same_however_a_run_computes_attention():
+    module, params = clip("gap")
+    kernel = module.clone(compute={"attention": "fused_layer_interpret"})
+    got, want = (jax.jit(lambda m=m: saliency.rollout(m, params, IMAGE))() for m in (kernel, module))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 @pytest.mark.parametrize("name, pool", [("clip", "map"), ("mae", "own"), ("m3ae", "own"), ("mae_clip", "topk(3)")])
 def test_rollout_serves_every_objective(name, pool):
     module = models.build(name)

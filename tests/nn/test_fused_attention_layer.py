@@ -135,11 +135,18 @@ def test_what_a_step_takes_fits_in_the_chip(shape):
         ((64, 256), 1280, 1280, 80, jnp.bfloat16),  # heads that do not fill lanes
         ((64, 196), 768, 768, 64, jnp.float32),
         ((64, 700), 768, 768, 64, jnp.bfloat16),  # scores do not fit
+        ((83, 64), 768, 768, 64, jnp.bfloat16),  # a batch that makes steps of a sample
         ((64, 196), 2048, 2048, 64, jnp.bfloat16),  # sums of gradients do not fit
     ],
 )
 def test_the_kernel_is_not_taken_where_it_does_not_fit(rows, width, columns, head, dtype):
     assert not worthwhile(rows, width, columns, head, dtype)
+
+
+def test_too_many_tokens_say_so():
+    _, args, _ = arrays(1, 641, 16, 1, 64, False)
+    with pytest.raises(ValueError, match="attention fused_layer takes up to 640 tokens, not 641; valid here: xla"):
+        jax.eval_shape(functools.partial(ours, None, 1, False, True), *args)
 
 
 def kernels(x, heads: int, dtype, **more) -> set[str]:

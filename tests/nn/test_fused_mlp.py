@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from maeclip_jax.nn.kernels import LEAST_ROWS, VMEM
 from maeclip_jax.nn.mlp import fused
-from maeclip_jax.nn.mlp_device import LEAST_ROWS, ROWS, UNITS, VMEM, plan, worthwhile
+from maeclip_jax.nn.mlp_device import ROWS, UNITS, plan, worthwhile
 from maeclip_jax.nn.transformer import ACTIVATIONS, Block, Trunk, draw_paths
 from maeclip_jax.parallel import sharding
 
@@ -107,6 +108,7 @@ def test_what_a_step_takes_fits_in_the_chip(shape):
     "rows, width, hidden, dtype",
     [
         ((LEAST_ROWS // 64 - 1, 64), 768, 3072, jnp.bfloat16),  # too few tokens
+        ((83, 64), 768, 3072, jnp.bfloat16),  # a batch that makes steps of a sample
         ((64, 196), 96, 384, jnp.bfloat16),  # no whole tiles
         ((64, 196), 768, 3072, jnp.float32),
         ((64, 196), 2048, 8192, jnp.bfloat16),  # sums of gradients do not fit

@@ -35,7 +35,6 @@ def test_fused_layers_are_of_chips_that_gain_by_them(kind, asked, made):
     model, want = (
         {"width": 8, "compute": {"dtype": "bfloat16", "attention": words[0], "mlp": words[1]}}
         for words in (asked, made)
-        for words in (asked, made)
     )
     assert setup.for_chip(model, mesh) == want
     assert setup.for_chip({"width": 8}, mesh) == {"width": 8}  # a model elsewhere
