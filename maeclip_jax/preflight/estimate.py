@@ -15,7 +15,7 @@ from maeclip_jax.parallel import sharding
 from maeclip_jax.preflight import bands, hlo, kernels, network, program_text, programs, remedy, topology
 from maeclip_jax.preflight.compilation import compiled_with_text, needed_gib
 from maeclip_jax.preflight.topology import Slice, mesh_text
-from maeclip_jax.run import flops, microbatch
+from maeclip_jax.run import flops, microbatch, setup
 from maeclip_jax.run.step import TrainStep, build
 
 COUNTED = 0.98  # share of the FLOPs that must be found again: the compiler folds a product here and there
@@ -49,7 +49,7 @@ def estimate(
         "program": kind, "mesh": mesh_text(dict(built.mesh.shape)), "batch": built.batch_size,
         "batch shards": sharding.batch_shards(built.mesh),
         "batch per chip": built.batch_size / where.chips, "steps": built.total_steps,
-        "compute": dict(config.model.compute),
+        "compute": dict(setup.for_chip(config.model, built.mesh)["compute"]),
         "parameters": sum(x.size for x in jax.tree.leaves(built.abstract.params)),
         "parameters GiB": local_gib(built.abstract.params), "HBM GiB": where.chip.hbm,
         "optimizer GiB": local_gib(built.abstract.opt_state) if kind == "train" else 0.0,

@@ -87,6 +87,13 @@ def test_a_kernel_has_the_time_of_its_schedule(scanned):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("chip, words", [("v6e", ("fused_layer", "fused")), ("v5e", ("fused_core", "xla"))])
+def test_a_preflight_says_what_a_chip_makes_of_fused_and_auto(chip, words):
+    found = flown(f"{chip}-1", **{"model.compute.attention": "fused", "model.compute.mlp": "auto"})
+    assert (found["compute"]["attention"], found["compute"]["mlp"]) == words
+
+
+@needs_libtpu
 def test_two_cores_of_a_chip_share_a_kernel_s_steps():
     kernel = hlo.Kernel("attention_forward_2x16_8_steps", ("bf16[128,16,96]",), 0, 0)  # 16 samples a step
     one, two = (kernels.schedule(kernel, name) for name in ("v5e:2x2", "v4:2x2x1"))
