@@ -9,6 +9,7 @@ from jax.sharding import AxisType
 from maeclip_jax.nn.attention import MOST_TOKENS, fused, in_order
 from maeclip_jax.nn.transformer import Trunk
 from maeclip_jax.parallel import sharding
+from tests.nn import fused_layers
 
 # batch, tokens, heads, width of a head, causal, padded: pictures, captions, decoders (32), ViT-H (80), odd heads.
 CASES = [
@@ -90,20 +91,8 @@ def test_a_trunk_on_a_mesh_is_a_trunk_of_plain_attention_on_one_device(shape, wo
     attention, layers, remat = words
     x = jax.random.normal(jax.random.key(1), (8, 10, 64))
     pad = jnp.arange(10)[None] >= jnp.arange(3, 11)[:, None]
-    plain_trunk = Trunk(2, 4, layers=layers)
-    params = plain_trunk.init(jax.random.key(0), x, pad)
-
-    def loss(trunk):
-        return lambda p: jnp.sum(jnp.square(trunk.apply(p, x, pad)))
-
-    want, want_grads = jax.value_and_grad(loss(plain_trunk))(params)
-    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    with jax.set_mesh(mesh):
-        split = jax.device_put(params, sharding.named(sharding.specs(params, mesh), mesh))
-        trunk = Trunk(2, 4, attention=attention, layers=layers, remat=remat)
-        got, grads = jax.jit(jax.value_and_grad(loss(trunk)))(split)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, want_grads)
+    trunk = Trunk(2, 4, attention=attention, layers=layers, remat=remat)
+    fused_layers.same_on_a_mesh(shape, Trunk(2, 4, layers=layers), trunk, x, pad)
 
 
 def test_the_order_of_columns_is_three_heads_width():

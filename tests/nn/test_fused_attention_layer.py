@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from maeclip_jax.nn.attention_layer import fused
 from maeclip_jax.nn.attention_layer_device import ROWS, plan, worthwhile
 from maeclip_jax.nn.kernels import LEAST_ROWS, VMEM
 from maeclip_jax.nn.transformer import Block, Trunk, draw_paths
-from maeclip_jax.parallel import sharding
+from tests.nn import fused_layers
 
 WAYS = ("forward", "backward")
 # batch, tokens, width, heads, width of a head, causal, padded: several samples of a step, whole tiles, several steps.
@@ -82,18 +81,9 @@ def test_a_row_of_padding_attends_evenly_as_in_plain_attention(causal, interpret
 
 def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
     pad, low, dy = arrays(4, 49, 128, 2, 64, True, jnp.bfloat16)
-    exact = [x.astype(jnp.float32) for x in low]
-    kinds = [x.dtype for x in low]
-    want, back = jax.vjp(functools.partial(plain, pad, 2, False), *exact)
-    got, fused_back = jax.vjp(functools.partial(ours, pad, 2, False, True), *low)
-    theirs, plain_back = jax.vjp(functools.partial(plain, pad, 2, False), *low)
-
-    def off(a, b):
-        return float(jnp.sqrt(jnp.mean(jnp.square(a.astype(jnp.float32) - b))))
-
-    assert got.dtype == jnp.bfloat16 and off(got, want) <= off(theirs, want)
-    for kind, mine, plains, exacts in zip(kinds, fused_back(dy), plain_back(dy), back(dy.astype(jnp.float32))):
-        assert mine.dtype == kind and off(mine, exacts) <= off(plains, exacts)
+    fused_layers.as_near_in_bfloat16(
+        functools.partial(plain, pad, 2, False), functools.partial(ours, pad, 2, False, True), low, dy
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
@@ -102,20 +92,8 @@ def test_a_trunk_on_a_mesh_is_a_trunk_of_dense_layers_on_one_device(shape, words
     layers, remat, batch = words  # a batch of 3 does not divide over the mesh
     x = jax.random.normal(jax.random.key(1), (batch, 10, 64))
     pad = jnp.arange(10)[None] >= jnp.arange(3, 3 + batch)[:, None] if layers == "scan" else None
-    plain_trunk = Trunk(2, 4, layers=layers)
-    params = plain_trunk.init(jax.random.key(0), x, pad)
-
-    def loss(trunk):
-        return lambda p: jnp.sum(jnp.square(trunk.apply(p, x, pad)))
-
-    want, want_grads = jax.value_and_grad(loss(plain_trunk))(params)
-    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    with jax.set_mesh(mesh):
-        split = jax.device_put(params, sharding.named(sharding.specs(params, mesh), mesh))
-        trunk = Trunk(2, 4, attention="fused_layer_interpret", layers=layers, remat=remat)
-        got, grads = jax.jit(jax.value_and_grad(loss(trunk)))(split)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, want_grads)
+    trunk = Trunk(2, 4, attention="fused_layer_interpret", layers=layers, remat=remat)
+    fused_layers.same_on_a_mesh(shape, Trunk(2, 4, layers=layers), trunk, x, pad)
 
 
 @pytest.mark.parametrize("shape", [(64, 196, 768, 768), (64, 64, 768, 768), (64, 49, 768, 768), (64, 196, 1024, 1024)])

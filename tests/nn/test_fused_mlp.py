@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from maeclip_jax.nn.kernels import LEAST_ROWS, VMEM
 from maeclip_jax.nn.mlp import fused
 from maeclip_jax.nn.mlp_device import ROWS, UNITS, plan, worthwhile
 from maeclip_jax.nn.transformer import ACTIVATIONS, Block, Trunk, draw_paths
-from maeclip_jax.parallel import sharding
+from tests.nn import fused_layers
 
 WAYS = ("forward", "backward")
 # batch, tokens, width, hidden: whole tiles, rows to be filled up, several blocks of samples, parts of the hidden units.
@@ -57,18 +56,8 @@ def test_the_cases_work_in_several_blocks_and_parts():
 def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
     act = ACTIVATIONS["gelu_tanh"]
     low, dy = arrays(4, 49, 128, 512, jnp.bfloat16)
-    exact = [x.astype(jnp.float32) for x in low]
-    kinds = [x.dtype for x in low]
-    want, back = jax.vjp(functools.partial(plain, act), *exact)
-    got, fused_back = jax.vjp(functools.partial(fused, act=act, name="gelu_tanh", interpret=True), *low)
-    theirs, plain_back = jax.vjp(functools.partial(plain, act), *low)
-
-    def off(a, b):
-        return float(jnp.sqrt(jnp.mean(jnp.square(a.astype(jnp.float32) - b))))
-
-    assert got.dtype == jnp.bfloat16 and off(got, want) <= off(theirs, want)
-    for kind, mine, plains, exacts in zip(kinds, fused_back(dy), plain_back(dy), back(dy.astype(jnp.float32))):
-        assert mine.dtype == kind and off(mine, exacts) <= off(plains, exacts)
+    interpreted = functools.partial(fused, act=act, name="gelu_tanh", interpret=True)
+    fused_layers.as_near_in_bfloat16(functools.partial(plain, act), interpreted, low, dy)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
@@ -76,20 +65,8 @@ def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
 def test_a_trunk_on_a_mesh_is_a_trunk_of_dense_layers_on_one_device(shape, words):
     layers, remat, batch = words  # a batch of 3 does not divide over the mesh
     x = jax.random.normal(jax.random.key(1), (batch, 10, 64))
-    plain_trunk = Trunk(2, 4, layers=layers)
-    params = plain_trunk.init(jax.random.key(0), x)
-
-    def loss(trunk):
-        return lambda p: jnp.sum(jnp.square(trunk.apply(p, x)))
-
-    want, want_grads = jax.value_and_grad(loss(plain_trunk))(params)
-    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    with jax.set_mesh(mesh):
-        split = jax.device_put(params, sharding.named(sharding.specs(params, mesh), mesh))
-        trunk = Trunk(2, 4, mlp="fused_interpret", layers=layers, remat=remat)
-        got, grads = jax.jit(jax.value_and_grad(loss(trunk)))(split)
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, want_grads)
+    trunk = Trunk(2, 4, mlp="fused_interpret", layers=layers, remat=remat)
+    fused_layers.same_on_a_mesh(shape, Trunk(2, 4, layers=layers), trunk, x)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What a fused layer is held to: plain layers on one device, and in bfloat16 no farther from float32 than they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from maeclip_jax.parallel import sharding
+
+
+def as_near_in_bfloat16(plain, fused, low, dy):
+    """The output and all gradients of `fused` are no farther from float32 than those of `plain`, and of their dtypes.
+
+    `low`: arguments, of which activations and matrices are bfloat16; `dy`: the gradient of what comes out.
+    """
+    want, back = jax.vjp(plain, *(x.astype(jnp.float32) for x in low))
+    (got, fused_back), (theirs, plain_back) = jax.vjp(fused, *low), jax.vjp(plain, *low)
+
+    def off(a, b):
+        return float(jnp.sqrt(jnp.mean(jnp.square(a.astype(jnp.float32) - b))))
+
+    assert got.dtype == jnp.bfloat16 and off(got, want) <= off(theirs, want)
+    grads = fused_back(dy), plain_back(dy), back(dy.astype(jnp.float32))
+    for given, mine, plains, exact in zip(low, *grads):
+        assert mine.dtype == given.dtype and off(mine, exact) <= off(plains, exact)
+
+
+def same_on_a_mesh(shape, plain, trunk, *args):
+    """Loss and gradients of `trunk` on a mesh of eight devices are those of `plain` on one.
+
+    `shape`: of the mesh (replica, fsdp, tensor). `plain`, `trunk`: Trunks of the same parameters; `args`: theirs.
+    """
+    params = plain.init(jax.random.key(0), *args)
+
+    def loss(which):
+        return lambda p: jnp.sum(jnp.square(which.apply(p, *args)))
+
+    want, want_grads = jax.value_and_grad(loss(plain))(params)
+    mesh = jax.make_mesh(shape, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, sharding.named(sharding.specs(params, mesh), mesh))
+        got, grads = jax.jit(jax.value_and_grad(loss(trunk)))(split)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, want_grads)
