@@ -75,7 +75,8 @@ def test_gradients_in_bfloat16_are_those_of_float32():
     for dtype in ("float32", "bfloat16"):
         made = objectives.make("mae_clip", model | dict(compute=dict(dtype=dtype, layers="unroll")))
         rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
-        params = made.init(rngs, {k: v[:8] for k, v in batch.items()}, train=True)["params"]
+        few = {k: v[:8] for k, v in batch.items()}
+        params = jax.jit(lambda r, b, made=made: made.init(r, b, train=True))(rngs, few)["params"]
         apply = functools.partial(made.apply, rngs={"mask": jax.random.key(2)}, train=True)
         take = jax.jit(jax.grad(lambda p, apply=apply: apply({"params": p}, batch)[0]))
         found[dtype] = jax.tree.map(lambda x: np.asarray(x, np.float64), flatten(take(params)))
