@@ -150,13 +150,11 @@ class TensorBoard:
                 write_bytes(self._folder / file.name, file.read_bytes())
 
     def close(self) -> None:
-        try:
-            self.flush()
-            if self._writer is not None:
-                self._writer.close()
-        finally:
-            if self._files != self._folder:
-                self._files.rmtree()
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+        if self._files != self._folder:  # all of it is in the remote workdir now, or waits for it
+            self._files.rmtree()
 
 
 class Wandb:

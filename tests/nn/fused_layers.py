@@ -3,15 +3,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType
 
 from maeclip_jax.parallel import sharding
 
+meshes = pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])  # replica, fsdp, tensor
+words = pytest.mark.parametrize(
+    "layers, remat, batch",  # a batch of 3 does not divide over a mesh
+    [("scan", "none", 8), ("unroll", "full", 8), ("unroll", "none", 3)],
+)
+
 
 def as_near_in_bfloat16(plain, fused, low, dy):
-    """The output and all gradients of `fused` are no farther from float32 than those of `plain`, and of their dtypes.
+    """In bfloat16, the output and the gradients of `fused` are at least as near to float32 as those of `plain`.
 
-    `low`: arguments, of which activations and matrices are bfloat16; `dy`: the gradient of what comes out.
+    Each gradient has the dtype of its argument. `low`: arguments, of which activations and matrices are bfloat16;
+    `dy`: the gradient of what comes out.
     """
     want, back = jax.vjp(plain, *(x.astype(jnp.float32) for x in low))
     (got, fused_back), (theirs, plain_back) = jax.vjp(fused, *low), jax.vjp(plain, *low)

@@ -194,7 +194,8 @@ def test_activations_are_pinned_to_the_batch_axes_only_where_they_divide():
         (dict(heads=3), r"^width 8 does not divide into 3 heads$"),
         (
             dict(attention="flash"),
-            r"^unknown attention 'flash'; valid: xla, cudnn, fused, .*, fused_layer_interpret$",
+            r"^unknown attention 'flash'; valid: xla, cudnn, fused, fused_core, fused_interpret, fused_layer, "
+            r"fused_layer_interpret$",
         ),
         (dict(activation="relu"), r"^unknown activation 'relu'; valid: gelu, gelu_tanh, quick_gelu$"),
         (dict(remat="some"), r"^unknown remat 'some'; valid: none, full, dots$"),

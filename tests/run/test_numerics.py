@@ -10,6 +10,7 @@ STEPS = 4
 
 @pytest.mark.parametrize("objective, dtype, way", [
     ("m3ae", "float32", "8 devices, all of these"),
+    ("clip", "bfloat16", "fused, kernels"),
     ("clip", "bfloat16", "fused layer, kernels"),
 ])  # fmt: skip
 def test_a_step_loses_the_same_however_it_is_computed(objective, dtype, way):
