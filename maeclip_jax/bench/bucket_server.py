@@ -70,11 +70,10 @@ class Server:
     def _ask(self, method, target, headers, body):
         idle, headers = self.idle, {"host": self.proxy, **headers}
         while True:
-            used = bool(idle)
             try:
-                connection = idle.pop()
+                connection, used = idle.pop(), True
             except IndexError:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+                connection, used = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300), False
             try:
                 connection.request(method, target, body, headers)
                 answer = connection.getresponse()
@@ -82,8 +81,9 @@ class Server:
                 break
             except (OSError, http.client.HTTPException) as e:
                 connection.close()
-                # It closes some connections after a failure, and says nothing.
-                if not (used and isinstance(e, (http.client.RemoteDisconnected, BrokenPipeError))):
+                # It closes some connections after a failure, and says nothing. Whether that is noticed in sending,
+                # as a reset or as an end depends on when it is.
+                if not (used and isinstance(e, (ConnectionResetError, BrokenPipeError))):
                     raise ConnectionError(str(e)) from e
         idle.append(connection)
         return said

@@ -1,8 +1,11 @@
 """The storage server of tests: the clients that the project uses, counts, faults, a restart, and its end."""
 
+import collections
 import itertools
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 
 from maeclip_jax.bench import bucket as server
+from maeclip_jax.bench.bucket_server import Server
 from maeclip_jax.errors import UserError
 from tests.golden import ROOT
 
@@ -226,6 +230,29 @@ def test_a_restart_leaves_no_half_of_a_write(b):
             end.set()
     for writer in writers:
         writer.result()
+
+
+def test_a_connection_that_was_reset_while_idle_is_replaced():
+    linger = struct.pack("ii", 1, 0)  # closing resets
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_each_once():
+            for _ in range(2):
+                connection, _ = listener.accept()
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                time.sleep(0.1)  # the answer arrives before the reset
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                connection.close()
+
+        thread = threading.Thread(target=answer_each_once)
+        thread.start()
+        real = Server("", "", "127.0.0.1")
+        real.port, real.idle = listener.getsockname()[1], collections.deque()
+        assert real.ask("GET", "/", {}, b"")[2] == b"ok"
+        time.sleep(0.5)
+        assert real.ask("GET", "/", {}, b"")[2] == b"ok"
+        thread.join()
 
 
 def test_mistakes_are_named(b, tmp_path, monkeypatch):

@@ -65,7 +65,10 @@ def test_tars_in_a_bucket_give_what_local_ones_give(tmp_path, fresh_bucket, plac
     fresh_bucket.reset()
     plan = crawl.plan(src)
     assert plan.units == crawl.plan(str(local)).units
-    assert fresh_bucket.counts().requests <= 12 + 8  # a file of counts a shard, and listings
+    counts = fresh_bucket.counts()
+    assert _media(counts) <= 12 + 2  # a file of counts a shard, and the first tar
+    # Two listings; gcsfs 2026.10 asks twice what a name is, by 2 requests or by 3, as the first is answered sooner.
+    assert counts.requests - _media(counts) <= 2 + 2 * 3
     assert _records(src) == _records(local)
 
 
