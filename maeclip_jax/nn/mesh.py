@@ -67,21 +67,25 @@ def over_rows(a_BxC: jax.Array, b_BxD: jax.Array) -> jax.Array:
 
 
 def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
-    """function(*rows), a sum [C, D] over the rows of a batch, as the sum of what it is on each device.
+    """function(*rows), a sum [C, D] over the rows of a batch, of which every column is made of a column of the last.
 
-    Over `fsdp` each device keeps its own columns (a reduce-scatter), as it has them of the table that the sum is the
-    gradient of. The compiler would sum all of it on each.
+    Over `fsdp` each device sums the columns that it has of the table whose gradient the sum is: the last of `rows`,
+    [B, ..., D], is sent by columns before it is added up (an all-to-all), because there is less of it than of the sum.
+    The compiler would add up all of it on each device.
     """
     devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
     if devices == 1 or rows[0].shape[0] % devices:
         return function(*rows)
-    split = "fsdp" if "fsdp" in axes and rows[-1].shape[-1] % free_axes()["fsdp"] == 0 else None
+    shards = free_axes().get("fsdp", 1)
+    split = "fsdp" if shards > 1 and rows[-1].shape[-1] % shards == 0 else None
+    rest = tuple(a for a in axes if a != split)
 
     def device(*own):
-        total = function(*own)
         if split:
-            total = jax.lax.psum_scatter(total, split, scatter_dimension=1, tiled=True)
-        rest = tuple(a for a in axes if a != split)
+            *others, last = own
+            others = (jax.lax.all_gather(x, split, tiled=True) for x in others)
+            own = *others, jax.lax.all_to_all(last, split, last.ndim - 1, 0, tiled=True)
+        total = function(*own)
         return jax.lax.psum(total, rest) if rest else total
 
     mesh, own = jax.sharding.get_abstract_mesh(), jax.P(axes)

@@ -47,7 +47,7 @@ CHIPS = {
     "v2": Chip(22.5e12, ("v2",), 0.70e9, 7.48, 350e9, None, 2, 256, devices=2, cores_in_name=True),
     "v3": Chip(61.5e12, ("v3",), 0.94e9, 15.48, 450e9, None, 2, 1024, devices=2, cores_in_name=True),
     "v4": Chip(275e12, ("v4",), 1.05e9, 30.75, 1228e9, 300e9, 3, 4096, cores_in_name=True, config="megacore"),
-    "v5e": Chip(197e12, ("v5 lite", "v5e"), 1.50e9, 15.75, 819e9, 200e9, 2, 256),
+    "v5e": Chip(197e12, ("v5 lite", "v5e"), 1.50e9, 15.75, 819e9, 200e9, 2, 256, attention="fused_layer"),
     "v5p": Chip(459e12, ("v5p", "v5"), 1.75e9, 95.73, 2765e9, 600e9, 3, 6144, cores_in_name=True),
     "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256, attention="fused_layer", mlp="fused"),
     # Of a chip: 2,307e12 FLOP/s in bf16, 192 GiB, 7,380e9 bytes/s, 600e9 bytes/s out.

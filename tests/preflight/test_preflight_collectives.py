@@ -11,9 +11,9 @@ from maeclip_jax.preflight import compilation, hlo, program_text, topology
 from tests import programs
 
 # Large enough that the compiler does not make all-reduces of reduce-scatters.
-BATCH, WIDTH, DEVICES = 2048, 256, 4
+BATCH, WIDTH, DEVICES, LENGTH, VOCABULARY = 2048, 256, 4, 16, 1111
 SETTINGS = {
-    "batch_size": BATCH, "model.embed_width": WIDTH,
+    "batch_size": BATCH, "model.embed_width": WIDTH, "model.text_tower.vocab": VOCABULARY,
     **{f"model.{tower}_tower.{name}": value for tower in ("image", "text")
        for name, value in {"width": WIDTH, "heads": 4, "depth": 1}.items()},
 }  # fmt: skip
@@ -40,7 +40,7 @@ def moved(request) -> Counter:
 
 def test_each_weight_is_gathered_once_in_bfloat16(moved):
     gathered = Counter({(dtype, dims): n for (kind, dtype, dims), n in moved.items() if kind == "all-gather"})
-    assert {dtype for dtype, _ in gathered} <= {"bf16", "u32"}  # and fingerprints of captions
+    assert {dtype for dtype, _ in gathered} <= {"bf16", "u32", "s32"}  # and fingerprints and tokens of captions
     for dims in (f"{WIDTH},{4 * WIDTH}", f"{4 * WIDTH},{WIDTH}"):
         assert gathered["bf16", dims] == 2, dims  # a layer in each of two towers
     # Queries, keys and values, on v6e in the shape of their order.
@@ -54,7 +54,14 @@ def test_texts_are_gathered_and_their_gradients_scattered(moved):
     assert not [dims for kind, _, dims in moved if kind == "all-reduce" and dims == f"{BATCH},{WIDTH}"]
 
 
-def test_gradients_of_weights_are_scattered_and_nothing_goes_from_all_to_all(moved):
+def test_gradients_of_weights_are_scattered(moved):
     matrices = [dims for kind, _, dims in moved if kind == "all-reduce" and len(dims.split(",")) > 1]
     assert not [dims for dims in matrices if int(dims.split(",")[0]) * int(dims.split(",")[1]) >= 4 * WIDTH * WIDTH]
-    assert "all-to-all" not in {kind for kind, *_ in moved}
+
+
+def test_gradients_of_tokens_are_sent_in_place_of_that_of_their_table(moved):
+    sent = {(dtype, math.prod(map(int, dims.split(",")))): n for (kind, dtype, dims), n in moved.items()
+            if kind == "all-to-all"}  # fmt: skip
+    assert sent == {("bf16", BATCH // DEVICES * LENGTH * WIDTH): 1}
+    summed = {dims for kind, _, dims in moved if kind in ("all-reduce", "reduce-scatter")}
+    assert not [dims for dims in summed if str(VOCABULARY) in dims.split(",")]
