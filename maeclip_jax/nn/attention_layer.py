@@ -11,12 +11,11 @@ kernels' own code anywhere.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
 
-from maeclip_jax.nn import mesh
+from maeclip_jax.nn import block_half
 from maeclip_jax.nn.attention import MOST_TOKENS, hidden_scores
 from maeclip_jax.nn.attention_layer_device import AttentionLayer
 
@@ -50,50 +49,19 @@ def fused(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer(how, x, hidden, scale, shift, in_, in_bias, out, out_bias):
-    return _forward(how, x, hidden, scale, shift, in_, in_bias, out, out_bias)[0]
+def _layer(how, x, hidden, *weights):
+    return _forward(how, x, hidden, *weights)[0]
 
 
-def _forward(how, x, hidden, scale, shift, in_, in_bias, out, out_bias):
-    rows, tensor = mesh.parts(x.shape[0])
-    # Where heads are split over devices, what is not of them is added to the sum of their parts.
-    own = dataclasses.replace(how, residual=not mesh.shared(tensor))
-
-    def device(*args):
-        y, *saved = own.forward(*args)
-        return mesh.summed(y, tensor), *saved
-
-    columns, of_heads = jax.P(None, tensor), jax.P(rows, None, tensor)
-    masked = None if hidden is None else jax.P(rows)
-    ins = jax.P(rows), masked, jax.P(), jax.P(), columns, columns, columns, jax.P()
-    args = x, hidden, scale[None], shift[None], in_, in_bias[None], out, out_bias[None]
-    y, *saved = mesh.on_mesh(device, ins, (jax.P(rows), of_heads, of_heads, of_heads))(*args)
-    y = y if own.residual else x + (y + out_bias.astype(y.dtype)[None, None])
-    return y, (x, hidden, *saved, scale, shift, in_, in_bias, out, out_bias)
+def _forward(how, x, hidden, *weights):
+    y, *kept = block_half.forward(how, x, (hidden,), weights, keeps=3)
+    return y, (x, hidden, kept, weights)
 
 
 def _backward(how, saved, dy):
-    x, hidden, qkv, attended, lse, scale, shift, in_, in_bias, out, out_bias = saved
-    rows, tensor = mesh.parts(x.shape[0])
-    own = dataclasses.replace(how, residual=not mesh.shared(tensor))
-    split, total = mesh.sum_of_gradients(rows, in_.shape[0])
-
-    def device(*args):
-        dx, d_scale, d_shift, d_in, d_in_bias, d_out, d_out_bias = own.backward(*args)
-        d_norm = (mesh.summed(d, tensor) for d in (d_scale, d_shift))
-        vectors = (jax.lax.psum(d[0], rows) if rows else d[0] for d in (*d_norm, d_in_bias, d_out_bias))
-        return mesh.summed(dx, tensor), *vectors, total(d_in), total(d_out)
-
-    columns, of_heads = jax.P(None, tensor), jax.P(rows, None, tensor)
-    masked = None if hidden is None else jax.P(rows)
-    ins = jax.P(rows), jax.P(rows), masked, of_heads, of_heads, of_heads, jax.P(), jax.P(), columns, columns
-    outs = jax.P(rows), jax.P(), jax.P(), jax.P(tensor), jax.P(), jax.P(split, tensor), jax.P(split, tensor)
-    args = x, dy, hidden, qkv, attended, lse, scale[None], shift[None], in_, out
-    dx, d_scale, d_shift, d_in_bias, d_out_bias, d_in, d_out = mesh.on_mesh(device, ins, outs)(*args)
-    vectors = ((d_scale, scale), (d_shift, shift), (d_in_bias, in_bias), (d_out_bias, out_bias))
-    d_scale, d_shift, d_in_bias, d_out_bias = (d.astype(of.dtype) for d, of in vectors)
-    dx = dx if own.residual else dx + dy
-    return dx, None, d_scale, d_shift, d_in, d_in_bias, d_out, d_out_bias
+    x, hidden, kept, weights = saved
+    dx, *d_weights = block_half.backward(how, x, dy, (hidden,), kept, weights)
+    return dx, None, *d_weights
 
 
 _layer.defvjp(_forward, _backward)

@@ -89,8 +89,11 @@ class AttentionLayer:
         args = x, hidden, scale, shift, in_, in_bias, out, out_bias
         return self._choose("forward", self._forward_block, self._forward_xla, args)
 
-    def backward(self, x, dy, hidden, qkv, attended, lse, scale, shift, in_, out):
-        """-> gradients of x, scale, shift, in_, in_bias, out, out_bias: weights in their dtype, vectors in float32."""
+    def backward(self, x, dy, hidden, qkv, attended, lse, scale, shift, in_, in_bias, out):
+        """-> gradients of x, scale, shift, in_, in_bias, out, out_bias: weights in their dtype, vectors in float32.
+
+        None depends on `in_bias`, since queries, keys and values are kept with it.
+        """
         args = x, dy, hidden, qkv, attended, lse, scale, shift, in_, out
         return self._choose("backward", self._backward_block, self._backward_xla, args)
 

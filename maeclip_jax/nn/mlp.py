@@ -10,13 +10,12 @@ anything but a TPU, plain XLA computes the same; `mlp=fused_interpret` runs the 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 
-from maeclip_jax.nn import mesh
+from maeclip_jax.nn import block_half
 from maeclip_jax.nn.mlp_device import Mlp
 
 
@@ -44,46 +43,17 @@ def fused(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlp(how, x, scale, shift, up, up_bias, down, down_bias):
-    return _forward(how, x, scale, shift, up, up_bias, down, down_bias)[0]
+def _mlp(how, x, *weights):
+    return _forward(how, x, *weights)[0]
 
 
-def _forward(how, x, scale, shift, up, up_bias, down, down_bias):
-    rows, tensor = mesh.parts(x.shape[0])
-    # Where hidden units are split over devices, what is not of them is added to the sum of their parts.
-    own = dataclasses.replace(how, residual=not mesh.shared(tensor))
-
-    def device(*args):
-        return (mesh.summed(own.forward(*args), tensor),)
-
-    columns = jax.P(None, tensor)
-    ins = jax.P(rows), jax.P(), jax.P(), columns, columns, columns, jax.P()
-    args = x, scale[None], shift[None], up, up_bias[None], down, down_bias[None]
-    y = mesh.on_mesh(device, ins, (jax.P(rows),))(*args)[0]
-    y = y if own.residual else x + (y + down_bias.astype(y.dtype)[None, None])
-    return y, (x, scale, shift, up, up_bias, down, down_bias)
+def _forward(how, x, *weights):
+    return block_half.forward(how, x, (), weights)[0], (x, weights)
 
 
 def _backward(how, saved, dy):
-    x, scale, shift, up, up_bias, down, down_bias = saved
-    rows, tensor = mesh.parts(x.shape[0])
-    own = dataclasses.replace(how, residual=not mesh.shared(tensor))
-    split, total = mesh.sum_of_gradients(rows, up.shape[0])
-
-    def device(x, dy, *weights):
-        dx, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias = own.backward(x, dy, *weights)
-        d_norm = (mesh.summed(d, tensor) for d in (d_scale, d_shift))
-        vectors = (jax.lax.psum(d[0], rows) if rows else d[0] for d in (*d_norm, d_up_bias, d_down_bias))
-        return mesh.summed(dx, tensor), *vectors, total(d_up), total(d_down)
-
-    columns = jax.P(None, tensor)
-    ins = jax.P(rows), jax.P(rows), jax.P(), jax.P(), columns, columns, columns
-    outs = jax.P(rows), jax.P(), jax.P(), jax.P(tensor), jax.P(), jax.P(split, tensor), jax.P(split, tensor)
-    args = x, dy, scale[None], shift[None], up, up_bias[None], down
-    dx, d_scale, d_shift, d_up_bias, d_down_bias, d_up, d_down = mesh.on_mesh(device, ins, outs)(*args)
-    vectors = ((d_scale, scale), (d_shift, shift), (d_up_bias, up_bias), (d_down_bias, down_bias))
-    d_scale, d_shift, d_up_bias, d_down_bias = (d.astype(of.dtype) for d, of in vectors)
-    return dx if own.residual else dx + dy, d_scale, d_shift, d_up, d_up_bias, d_down, d_down_bias
+    x, weights = saved
+    return block_half.backward(how, x, dy, (), (), weights)
 
 
 _mlp.defvjp(_forward, _backward)

@@ -79,9 +79,9 @@ class Mlp:
     residual: bool = True
 
     def forward(self, x, scale, shift, up, up_bias, down, down_bias):
-        """[B, N, D], [1, D], [1, D], [D, F], [1, F], [D, F], [1, D] -> [B, N, D]."""
+        """[B, N, D], [1, D], [1, D], [D, F], [1, F], [D, F], [1, D] -> [B, N, D], the only one of a tuple."""
         args = x, scale, shift, up, up_bias, down, down_bias
-        return self._choose("forward", self._forward_block, self._forward_xla, args)[0]
+        return self._choose("forward", self._forward_block, self._forward_xla, args)
 
     def backward(self, x, dy, scale, shift, up, up_bias, down):
         """-> gradients of all but `dy`, then of down_bias: x, weights in their dtype, vectors [1, ...] in float32."""

@@ -140,6 +140,8 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
         place, all_of = (1, 8) if way == "forward" else (2, 10)
         if len(args) < all_of:  # nothing is hidden
             args.insert(place, None)
+        if way == "backward":  # takes no bias
+            args.insert(-1, None)
         how = AttentionLayer(int(width), bool(causal), residual=not part)
         jax.jit(getattr(how, way)).lower(*args).compile()
         return

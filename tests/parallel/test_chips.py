@@ -24,7 +24,8 @@ def test_two_devices_may_be_one_chip(kind, count):
     [
         ("TPU v6 lite", ("fused", "auto"), ("fused_layer", "fused")),
         ("TPU v6 lite", ("fused_core", "xla"), ("fused_core", "xla")),
-        ("TPU v5 lite", ("fused", "auto"), ("fused_core", "xla")),
+        ("TPU v5 lite", ("fused", "auto"), ("fused_layer", "xla")),
+        ("TPU v5", ("fused", "auto"), ("fused_core", "xla")),
         ("cpu", ("fused", "auto"), ("fused", "xla")),
         ("cpu", ("xla", "fused"), ("xla", "fused")),
         ("NVIDIA H100 80GB HBM3", ("cudnn", "auto"), ("cudnn", "xla")),
