@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.peer} on {where}, compiler-estimated ({topology.compiler()}):")
     print(f"{1e3 * seconds:.1f} ms a step, MFU {mfu:.1%}, waits {1e3 * waits.exposed:.1f} ms, {gib:.1f} GiB;")
     print(f"{costs.flops * mesh.size / model:.1%} of the model's FLOPs are in the program,", end=" ")
-    print(f"without an estimate: {', '.join(costs.uncosted) or 'nothing'}")
+    print(f"without an estimate: {', '.join((*costs.uncosted, *costs.unpriced)) or 'nothing'}")
 
 
 if __name__ == "__main__":

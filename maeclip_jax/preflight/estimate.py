@@ -148,6 +148,7 @@ def speed(
         "collectives": dict(costs.collectives),
         "network": waits and waits.told(),
         "kernels": own, "custom calls without an estimate": dict(costs.uncosted),
+        "operations without an estimate": dict(costs.unpriced),
         "loops of unknown length": costs.unknown_loops,
         "top": [
             {"module": m, "share": t / seconds, "seconds": t} for m, t in sorted(top, key=lambda x: -x[1])[:10]

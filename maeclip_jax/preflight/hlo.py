@@ -19,6 +19,7 @@ from maeclip_jax.preflight.program_text import Op, computations
 BYTES = {"pred": 1} | {f"{kind}{n}": n / 8 for kind in ("s", "u", "f", "bf", "c") for n in (2, 4, 8, 16, 32, 64)}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 PIECE = "async_collective_fusion_config"  # in a collective that runs under several fusions
+MOVING = {"gather", "scatter", "sort"}  # of rows; libtpu gives some of them no cycles, or 2^63 - 1
 SCATTER = "all-reduce-scatter"  # how libtpu names a reduce-scatter: a fusion of an all-reduce and of taking one's part
 # Custom calls that are notes to the compiler or parts of something counted elsewhere, and take no time themselves.
 FREE = ("AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "ConcatBitcast", "Sharding",
@@ -46,7 +47,8 @@ class Kernel:
 @dataclasses.dataclass
 class Costs:
     """Of one device and one call. `collectives`: kind -> bytes of the whole arrays; `kernels`, without an estimate of
-    the compiler's, -> calls; `uncosted`: other custom calls without one, target -> calls.
+    the compiler's, -> calls; `uncosted`: other custom calls without one, target -> calls; `unpriced`: operations
+    without one that move or sort rows, kind -> calls.
     """
 
     cycles: float = 0.0
@@ -54,6 +56,7 @@ class Costs:
     collectives: Counter = dataclasses.field(default_factory=Counter)
     kernels: Counter = dataclasses.field(default_factory=Counter)
     uncosted: Counter = dataclasses.field(default_factory=Counter)
+    unpriced: Counter = dataclasses.field(default_factory=Counter)
     modules: Counter = dataclasses.field(default_factory=Counter)  # module and kind of operation -> cycles
     unknown_loops: int = 0  # counted as one turn
 
@@ -86,7 +89,9 @@ def count(module: dict[str, dict[str, Op]], entry: str) -> Costs:
                 key = (kind, op.attribute("channel_id") or op.name, op.source)
             size = times * payload(op, here)
             sent[key] = max(sent.get(key, 0), size) if fused else sent.get(key, 0) + size
-        if op.unestimated and op.kind != "custom-call":  # work given to a SparseCore
+        moving = moves(op, module) if op.unestimated or not (fused or op.cycles) else set()
+        found.unpriced.update(dict.fromkeys(moving, times))
+        if op.unestimated and op.kind != "custom-call" and not moving:
             found.uncosted[f"{op.kind} without an estimate"] += times
         if fused:  # its cycles are the fusion's
             continue
@@ -124,6 +129,15 @@ def walk(module: dict, name: str, times: int, fused: bool, loops: set[str]) -> I
             yield from max(ways, key=lambda way: sum(n * o.cycles for o, _, n, f in way if not f), default=[])
         for called in op.calls():
             yield from walk(module, called, times, fused or op.kind != "call", loops)
+
+
+def moves(op: Op, module: dict) -> set[str]:
+    """The kinds in MOVING that an operation is or, as a fusion, holds."""
+    held = {op.kind} & MOVING
+    for called in op.calls() if op.kind == "fusion" else ():
+        for inner in module[called].values():
+            held |= moves(inner, module)
+    return held
 
 
 def kernel_of(op: Op, here: dict) -> Kernel | None:

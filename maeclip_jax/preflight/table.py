@@ -9,9 +9,9 @@ from maeclip_jax.run import flops
 
 NOTE = (
     "Compiler-estimated: cycles of the TPU compiler's cost model over the clock, on no TPU; kernels of ours by the "
-    "compiler's schedule of them. Not in it: time spent waiting for collectives, custom calls without an estimate, and "
-    "the input. Bands: such estimates with the waits for collectives, times what published or calibrated measurements "
-    "of a chip allow."
+    "compiler's schedule of them. Not in it: time spent waiting for collectives, calls and operations without an "
+    "estimate, and the input. Bands: such estimates with the waits for collectives, times what published or calibrated "
+    "measurements of a chip allow."
 )
 # Of a program without a backward pass.
 FORWARD = flops.FORMULA.replace("3 x forward", "forward").replace(", remat not counted", "")
@@ -40,7 +40,7 @@ def rows(found: Mapping) -> dict[str, str]:
         return out | {"compiler says": found["compiler says"]}
     moved = ", ".join(f"{k} {size / 2**20:,.1f} MiB" for k, size in sorted(found["collectives"].items())) or "none"
     net, band = found["network"], found["band"]
-    custom = found["custom calls without an estimate"]
+    custom, moving = (found[f"{what} without an estimate"] for what in ("custom calls", "operations"))
     ratio = found["counted FLOPs"] / found["model FLOPs"] if found["model FLOPs"] else 0.0
     out |= {
         "model FLOPs a step": f"{found['model FLOPs']:.4g}",
@@ -57,6 +57,7 @@ def rows(found: Mapping) -> dict[str, str]:
         )
         or "none",
         "custom calls, no estimate": ", ".join(f"{n} x {t}" for t, n in custom.items()) or "0",
+        "operations, no estimate": ", ".join(f"{n} x {t}" for t, n in sorted(moving.items())) or "0",
     }
     if found["loops of unknown length"]:
         out["loops of unknown length"] = f"{found['loops of unknown length']}, counted as one turn: times are too low"

@@ -304,6 +304,7 @@ FOUND = {
     },
     "kernels": [{"kernel": "attention_forward", "calls": 12, "seconds": 0.002, "how": kernels.SCHEDULE}],
     "custom calls without an estimate": {"tpu_custom_call": 24},
+    "operations without an estimate": {"scatter": 2, "gather": 1},
     "top": [{"module": "mlp", "share": 0.5, "seconds": 0.05}],
 }  # fmt: skip
 
@@ -315,7 +316,7 @@ def test_the_table_says_it_all(monkeypatch, capsys):
         "8.00 GiB of 16.00 (50%)", "130.0% of the model's", "100.0 ms", "50.0%", "160 (40 a chip)", "8.0 chip-hours",
         "16.00 dollars at 2 a chip-hour, --price", "83.8 to 101.0 ms", "1.70 to 2.02 h, 13.60 to 16.16 dollars",
         "1.00 ms at the data sheet's speed, 2.00 ms hidden; asynchronous: 2 of 3 all-reduce",
-        "all-reduce 1.0 MiB", "24 x tpu_custom_call", "1, counted as one turn", "50.0%  mlp",
+        "all-reduce 1.0 MiB", "24 x tpu_custom_call", "1 x gather, 2 x scatter", "1, counted as one turn", "50.0%  mlp",
         "compiler-estimated", "1,000 examples (test)",
     ):  # fmt: skip
         assert piece in text

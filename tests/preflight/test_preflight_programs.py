@@ -31,9 +31,16 @@ def test_calls_without_an_estimate_are_named(kept):
         "v5e-splash": {f"tpu_custom_call splash_mha_{part}" for part in (
             "fwd_residuals", "dq_no_residuals", "dkv_no_residuals")},
         "v5e-two-slices": {"ZeroCrop"},
-        "tpu7x-fsdp": {"fusion without an estimate"},  # a scatter on a SparseCore
     }  # fmt: skip
     assert set(called) == expected.get(name, set())
+
+
+def test_rows_that_are_moved_without_an_estimate_are_named(kept):
+    name, text, _ = kept
+    tokens = {"gather": 1, "scatter": 1}  # of the table of tokens, and the table's gradient
+    masks = {"gather": 3, "scatter": 1, "sort": 3}  # what is kept of a picture, and restored
+    expected = {"v5e-splash": {}, "v5p-fsdp": masks, "tpu7x-fsdp": {"gather": 2, "scatter": 1, "sort": 1}}
+    assert hlo.costs(text).unpriced == expected.get(name, tokens)
 
 
 def test_collectives_of_a_sparse_core_count_as_those_of_a_core():
