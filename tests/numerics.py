@@ -5,8 +5,9 @@
 The experiments' `runlocal` sizes from the same parameters on the same random batches, with the learning rate of the
 experiment. A number is the largest difference of a step's loss from that of plain jax on one device (attention by XLA,
 layers one after the other, nothing recomputed), as a share of that loss. For comparison, `last bit` starts from
-parameters that are changed by one unit in their last place: training magnifies any rounding. Kernels are interpreted,
-devices are eight of a CPU. Exit code 1 if a difference is beyond ROUNDING and four times that of `last bit`.
+parameters that are changed by one unit in their last place, up or down by chance, and is the largest of DRAWS: training
+magnifies any rounding, and a ReLU whose input is nearly 0 does so in some draws alone. Kernels are interpreted, devices
+are eight of a CPU. Exit code 1 if a difference is beyond ROUNDING and four times that of `last bit`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ WAYS = {
     ),
 }  # fmt: skip
 ROUNDING = {"float32": 1e-5, "bfloat16": 2e-3}
+DRAWS = 8
 
 
 def config_of(objective: str, dtype: str, steps: int, settings: dict):
@@ -94,14 +96,17 @@ def start(objective: str) -> dict[str, np.ndarray]:
         return {path: np.asarray(x) for path, x in paths.flatten(step.init().params).items()}
 
 
-def losses(objective: str, dtype: str, steps: int, way: str = "") -> np.ndarray:
-    """Loss of each of `steps` training steps, float64; without a `way`, of plain jax on one device."""
+def losses(objective: str, dtype: str, steps: int, way: str = "", draw: int = 0) -> np.ndarray:
+    """Loss of each of `steps` training steps, float64; without a `way`, of plain jax on one device.
+
+    `draw`: of what is by chance in `last bit`.
+    """
     devices, settings = WAYS[way] if way else (1, {})
     config = config_of(objective, dtype, steps, settings)
     step = build(config, epoch=100, devices=jax.devices()[:devices])
     first = start(objective)
     if way == LAST_BIT:
-        rng = np.random.default_rng(1)
+        rng = np.random.default_rng((1, draw))
         first = {
             path: np.nextafter(x, np.where(rng.random(x.shape) < 0.5, np.inf, -np.inf), dtype=x.dtype)
             for path, x in first.items()
@@ -146,7 +151,9 @@ def main(argv: list[str] | None = None) -> int:
                 cells["float32", dtype, objective] = difference(want, plain[objective, args.dtypes[0]])
             for way in args.ways:
                 begun = time.monotonic()
-                found = cells[way, dtype, objective] = difference(losses(objective, dtype, args.steps, way), want)
+                draws = range(DRAWS if way == LAST_BIT else 1)
+                every = [difference(losses(objective, dtype, args.steps, way, draw), want) for draw in draws]
+                found = cells[way, dtype, objective] = max(every)
                 print(f"{objective} {dtype} {way}: {found:.1e}, {time.monotonic() - begun:.0f} s", flush=True)
                 bound = max(ROUNDING[dtype], 4 * cells.get((LAST_BIT, dtype, objective), 0))
                 if not found <= bound and way != LAST_BIT:
