@@ -2,7 +2,7 @@
 
 Tokens are split over (replica, fsdp). Weights come gathered over fsdp and split over `tensor`, by heads or by hidden
 units; what devices compute of their parts is summed. A half is the norm, a product with `in` [D, C], what comes of its
-columns, and a product with `out` [D, K], which lies transposed. `how` is a dataclass that computes it on one device, with
+columns, and a product with `out` [D, K], which lies transposed. `how` computes it on one device: a dataclass with
 `forward`, `backward` and `residual`, as `mlp_device.Mlp` and `attention_layer_device.AttentionLayer` are.
 """
 
