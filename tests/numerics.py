@@ -27,7 +27,7 @@ import numpy as np
 from maeclip_jax import objectives
 from maeclip_jax import params as paths
 from maeclip_jax.parallel import machine, sharding
-from maeclip_jax.run.step import build
+from maeclip_jax.run.step import build, teacher_of
 
 OBJECTIVES = tuple(objectives.table())  # an experiment has the name of its objective
 DTYPES = ("float32", "bfloat16")
@@ -121,7 +121,9 @@ def losses(objective: str, dtype: str, steps: int, way: str = "", draw: int = 0)
         like = paths.flatten(state.params)
         first = paths.with_layers_like(first, like)
         put = {k: sharding.put(first[k], x) for k, x in like.items()}
-        state = state.replace(params=paths.unflatten(put))
+        params = paths.unflatten(put)
+        teacher = teacher_of(step.objective, params)
+        state = state.replace(params=params, teacher=jax.tree.map(sharding.put, teacher, state.teacher))
         for batch in batches(step, steps):
             state, metrics = step.step(state, batch)
             found.append(float(metrics["loss"]))
