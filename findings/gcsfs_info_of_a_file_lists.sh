@@ -5,7 +5,7 @@
 # (class B, 0.0004 dollars for 1,000) and at the same time for a list of what begins with the name and a slash (class A,
 # 0.005; cloud.google.com/storage/pricing, 2026-09-20). The list is sent whatever is said of the object; where it is
 # answered first, and is empty, the object is asked for once more. So questions about files that are there cost 13.5
-# times what they seem to, and whoever counts requests sees 2 or 3, as the network has it. Who knows that a name is a
+# or 14.5 times what they seem to, and whoever counts requests sees 2 or 3, as the network has it. Who knows that a name is a
 # file can list its folder once, or use cat_file, which asks for the bytes alone.
 #
 # gcsfs 2026.10.1, fsspec 2026.9.0, Python 3.11.7, 2026-11-30, seen (requests for a file of 2 bytes, by what is answered

@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
                 begun = time.monotonic()
                 draws = range(DRAWS if way == LAST_BIT else 1)
                 every = [difference(losses(objective, dtype, args.steps, way, draw), want) for draw in draws]
-                found = cells[way, dtype, objective] = max(every)
+                found = cells[way, dtype, objective] = float(np.max(every))
                 print(f"{objective} {dtype} {way}: {found:.1e}, {time.monotonic() - begun:.0f} s", flush=True)
                 bound = max(ROUNDING[dtype], 4 * cells.get((LAST_BIT, dtype, objective), 0))
                 if not found <= bound and way != LAST_BIT:

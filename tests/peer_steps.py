@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from maeclip_jax.parallel import sharding
 from maeclip_jax.preflight import estimate, hlo, program_text, topology
 from maeclip_jax.preflight.compilation import compiled_with_text
 from maeclip_jax.run import microbatch
@@ -112,10 +113,10 @@ def flops(batch: int, out: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints one line."""
+    """Prints the figures of a step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", choices=PEERS)
-    parser.add_argument("--code", default="")
+    parser.add_argument("--code", default="", help="big_vision's folder")
     parser.add_argument("--slice", default="v5litepod-256")
     parser.add_argument("--batch", type=int, default=16_384)
     args = parser.parse_args(argv)
@@ -127,8 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), decayed)
 
     def placed(tree, *axes):
-        sharding = jax.NamedSharding(mesh, jax.P(*axes))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+        lie = jax.NamedSharding(mesh, jax.P(*axes))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lie), tree)
 
     def rows(n):
         return jnp.zeros((n, *IMAGE), jnp.float32), jnp.zeros((n, *TEXT), jnp.int32)
@@ -144,14 +145,15 @@ def main(argv: list[str] | None = None) -> None:
         return (optax.apply_updates(params, update), kept), value
 
     with jax.set_mesh(mesh):
-        compiled, text = compiled_with_text(jax.jit(step, donate_argnums=0).lower(state, *batch))
+        compiled, text = compiled_with_text(sharding.jit(step, mesh, donate_argnums=0).lower(state, *batch))
     module, entry = program_text.computations(text)
     costs = hlo.count(module, entry)
     waits = estimate.waiting(module, entry, where, list(mesh.devices.flat))
     seconds, model = costs.cycles / where.chip.clock, flops(args.batch, out)
     mfu, gib = model / (seconds * mesh.size * where.chip.peak), microbatch.needed(compiled.memory_analysis()) / 2**30
     print(f"{args.peer} on {where}, compiler-estimated ({topology.compiler()}):")
-    print(f"{1e3 * seconds:.1f} ms a step, MFU {mfu:.1%}, waits {1e3 * waits.exposed:.1f} ms, {gib:.1f} GiB;")
+    exposed = f"{1e3 * waits.exposed:.1f} ms" if waits else "of no data sheet"
+    print(f"{1e3 * seconds:.1f} ms a step, MFU {mfu:.1%}, waits {exposed}, {gib:.1f} GiB;")
     print(f"{costs.flops * mesh.size / model:.1%} of the model's FLOPs are in the program,", end=" ")
     print(f"without an estimate: {', '.join((*costs.uncosted, *costs.unpriced)) or 'nothing'}")
 

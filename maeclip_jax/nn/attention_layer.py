@@ -2,7 +2,8 @@
 
 On a v6e, whose products are fast, what XLA does around a kernel of attention alone (norms, biases, sums with the
 tokens, their gradients, and queries, keys and values written out before they are read again) takes as long as the
-products of the projections (LOG.md). `attention_layer_device` has what a device does; `mlp` is the second half.
+products of the projections, and on a v5e a part of it (LOG.md). `attention_layer_device` has what a device does; `mlp`
+is the second half.
 
 The projection behind attention goes to a device transposed, [D, W]: gathered from devices that share its columns it
 lies so already. Lowered for anything but a TPU, plain XLA computes the same; `attention=fused_layer_interpret` runs the

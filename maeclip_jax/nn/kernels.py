@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
-VMEM = 112 * 2**20  # bytes of a v6e's own 128 MiB that a kernel may take
+VMEM = 112 * 2**20  # bytes of a v5e's or v6e's own 128 MiB that a kernel may take
 # Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).
 LEAST_ROWS, LEAST_ROWS_A_STEP = 4096, 192
 AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b

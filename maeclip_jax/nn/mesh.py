@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 BATCH_AXES = ("replica", "fsdp")
+NARROWEST = 32  # columns of a device from which on rows are exchanged for `sum_of_rows`: a quarter of a vector
 
 
 def free_axes() -> dict[str, int]:
@@ -69,9 +70,9 @@ def over_rows(a_BxC: jax.Array, b_BxD: jax.Array) -> jax.Array:
 def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
     """function(*rows), a sum [C, D] over the rows of a batch, of which every column is made of a column of the last.
 
-    Over `fsdp` each device sums the columns that it has of the table whose gradient the sum is: the last of `rows`,
-    [B, ..., D], is sent by columns before it is added up (an all-to-all), because there is less of it than of the sum.
-    The compiler would add up all of it on each device.
+    Over `fsdp` each device keeps the columns that it has of the table whose gradient the sum is. Where that is less to
+    send, the last of `rows`, [B, ..., D], goes by columns to who adds them up (an all-to-all), and else the sum of each
+    device (a reduce-scatter). The compiler would sum all of it on each.
     """
     devices, axes = batch_devices(), tuple(a for a in BATCH_AXES if a in free_axes())
     if devices == 1 or rows[0].shape[0] % devices:
@@ -79,13 +80,18 @@ def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Arr
     shards = free_axes().get("fsdp", 1)
     split = "fsdp" if shards > 1 and rows[-1].shape[-1] % shards == 0 else None
     rest = tuple(a for a in axes if a != split)
+    # What is exchanged goes over more links than a sum does; and rows are added by vectors, in narrow ones one by one.
+    less = 2 * _bytes(rows[-1]) // devices <= _bytes(jax.eval_shape(function, *rows))
+    exchanged = split and less and rows[-1].shape[-1] >= shards * NARROWEST
 
     def device(*own):
-        if split:
+        if exchanged:
             *others, last = own
             others = (jax.lax.all_gather(x, split, tiled=True) for x in others)
             own = *others, jax.lax.all_to_all(last, split, last.ndim - 1, 0, tiled=True)
         total = function(*own)
+        if split and not exchanged:
+            total = jax.lax.psum_scatter(total, split, scatter_dimension=1, tiled=True)
         return jax.lax.psum(total, rest) if rest else total
 
     mesh, own = jax.sharding.get_abstract_mesh(), jax.P(axes)
@@ -93,6 +99,10 @@ def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Arr
         device, mesh=mesh, in_specs=(own,) * len(rows), out_specs=jax.P(None, split), axis_names=set(axes),
         check_vma=False,
     )(*rows)  # fmt: skip
+
+
+def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
 
 
 def gathered(table: jax.Array) -> jax.Array:

@@ -47,8 +47,8 @@ class Kernel:
 @dataclasses.dataclass
 class Costs:
     """Of one device and one call. `collectives`: kind -> bytes of the whole arrays; `kernels`, without an estimate of
-    the compiler's, -> calls; `uncosted`: other custom calls without one, target -> calls; `unpriced`: operations
-    without one that move or sort rows, kind -> calls.
+    the compiler's, -> calls; `uncosted`: other custom calls without one, target -> calls; `unpriced`: of
+    operations without one, those that move or sort rows, or are fusions that hold such an operation, kind -> calls.
     """
 
     cycles: float = 0.0

@@ -40,7 +40,7 @@ def rows(found: Mapping) -> dict[str, str]:
         return out | {"compiler says": found["compiler says"]}
     moved = ", ".join(f"{k} {size / 2**20:,.1f} MiB" for k, size in sorted(found["collectives"].items())) or "none"
     net, band = found["network"], found["band"]
-    custom, moving = (found[f"{what} without an estimate"] for what in ("custom calls", "operations"))
+    custom, moving = found["custom calls without an estimate"], found.get("operations without an estimate")
     ratio = found["counted FLOPs"] / found["model FLOPs"] if found["model FLOPs"] else 0.0
     out |= {
         "model FLOPs a step": f"{found['model FLOPs']:.4g}",
@@ -56,9 +56,10 @@ def rows(found: Mapping) -> dict[str, str]:
             f"{k['calls']} x {k['kernel']} {1e3 * k['seconds']:.2f} ms ({k['how']})" for k in found["kernels"]
         )
         or "none",
-        "custom calls, no estimate": ", ".join(f"{n} x {t}" for t, n in custom.items()) or "0",
-        "operations, no estimate": ", ".join(f"{n} x {t}" for t, n in sorted(moving.items())) or "0",
+        "custom calls, no estimate": _counted(custom),
     }
+    if moving is not None:  # figures that were kept before have none
+        out["operations, no estimate"] = _counted(moving)
     if found["loops of unknown length"]:
         out["loops of unknown length"] = f"{found['loops of unknown length']}, counted as one turn: times are too low"
     if found["program"] == "train":
@@ -70,6 +71,10 @@ def rows(found: Mapping) -> dict[str, str]:
         cost = f", {found['cost low']:,.2f} to {found['cost high']:,.2f} dollars" if "cost" in found else ""
         out["whole run, band"] = f"{low:,.2f} to {high:,.2f} h{cost}"
     return out
+
+
+def _counted(calls: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} x {name}" for name, n in sorted(calls.items())) or "0"
 
 
 def network(net: Mapping) -> str:

@@ -245,7 +245,7 @@ def test_a_connection_that_was_reset_while_idle_is_replaced():
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 connection.close()
 
-        thread = threading.Thread(target=answer_each_once)
+        thread = threading.Thread(target=answer_each_once, daemon=True)
         thread.start()
         real = Server("", "", "127.0.0.1")
         real.port, real.idle = listener.getsockname()[1], collections.deque()

@@ -62,6 +62,27 @@ def test_so_it_has_on_eight_devices(replica, fsdp, tensor):
     np.testing.assert_allclose(found, want, rtol=2**-8)
 
 
+@pytest.mark.parametrize("replica, fsdp, tensor", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("dtype, rest", [("float32", ()), ("bfloat16", (5,)), ("float32", (3, 2))])
+@pytest.mark.parametrize("table, sent", [((512, 256), "all_to_all"), ((3, 256), "reduce_scatter"),
+                                         ((512, 56), "reduce_scatter"), ((512, 257), "all_reduce")])  # fmt: skip
+def test_rows_or_their_sums_are_sent_to_who_has_their_columns(replica, fsdp, tensor, dtype, rest, table, sent):
+    ids = RNG.integers(0, table[0], (16, *rest))
+    d_out = jnp.asarray(RNG.normal(size=(*ids.shape, table[1])), dtype)
+    want = np.zeros(table)
+    np.add.at(want, ids, np.asarray(d_out, np.float64))
+
+    def of_table(d_out):
+        return jax.vjp(lambda t: lookup(t, jnp.asarray(ids)), jnp.zeros(table, dtype))[1](d_out)[0]
+
+    with jax.set_mesh(sharding.make_mesh({"replica": replica, "fsdp": fsdp, "tensor": tensor})):
+        text = jax.jit(of_table).lower(d_out).as_text()
+        found = np.asarray(jax.jit(of_table)(d_out), np.float64)
+    np.testing.assert_allclose(found, want, rtol={"float32": 1e-5, "bfloat16": 2**-7}[dtype], atol=1e-6)
+    said = {word for word in ("all_to_all", "reduce_scatter", "all_reduce") if f"stablehlo.{word}" in text}
+    assert said - {"all_reduce"} == {sent} - {"all_reduce"} and (replica == 1 or "all_reduce" in said)
+
+
 def test_gradients_in_bfloat16_are_those_of_float32():
     image = dict(size=16, patch=8, width=32, depth=1, heads=2, pool="gap", projection="none")
     text = dict(vocab=50, length=32, width=32, depth=1, heads=2, pool="gap", padding="attended", projection="affine")

@@ -11,7 +11,7 @@ from maeclip_jax.preflight import compilation, hlo, program_text, topology
 from tests import programs
 
 # Large enough that the compiler does not make all-reduces of reduce-scatters.
-BATCH, WIDTH, DEVICES, LENGTH, VOCABULARY = 2048, 256, 4, 16, 1111
+BATCH, WIDTH, DEVICES, LENGTH, VOCABULARY = 2048, 256, 4, 16, 20_011
 SETTINGS = {
     "batch_size": BATCH, "model.embed_width": WIDTH, "model.text_tower.vocab": VOCABULARY,
     **{f"model.{tower}_tower.{name}": value for tower in ("image", "text")
