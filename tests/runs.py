@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import json
@@ -30,6 +31,15 @@ def folder() -> Path:
     path = tempfile.mkdtemp(prefix="maeclip-tests-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return Path(path)
+
+
+@contextlib.contextmanager
+def compilable():
+    """With jax 0.11 without Shardy, which crashes on TIPS in parts; then the partitioner is what it was."""
+    was, old = jax.config.jax_use_shardy_partitioner, jax.__version__.startswith("0.11.")
+    jax.config.update("jax_use_shardy_partitioner", was and not old)
+    yield
+    jax.config.update("jax_use_shardy_partitioner", was)
 
 
 def config(arg: str = WHOLE, **settings):

@@ -29,6 +29,7 @@ class Tips(Silc):
 
     mask: Mapping | None = None
 
+    crashes_in_parts = ("0.11.",)  # versions of jax, see `run.microbatch.crashes`
     heads = ("distil_head", "patch_head")
     taught = ("image", "image_head", *heads)
     units = Silc.units | {

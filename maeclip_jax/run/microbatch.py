@@ -60,7 +60,22 @@ def check(config, objective: nn.Module, mesh: Mesh) -> int | str:
             f"microbatches={asked}: objective {config.objective!r} does not say its loss as local() and combine() (see "
             "the docstring of maeclip_jax.objectives); valid: 1"
         )
+    if asked != "1" and crashes(objective, mesh):
+        raise UserError(
+            f"microbatches={asked}: the compiler of jax {jax.__version__} crashes on objective {config.objective!r} in "
+            "parts; valid: 1, another jax (0.10 or 0.12), or JAX_USE_SHARDY_PARTITIONER=false in the environment"
+        )
     return AUTO if asked == AUTO else int(asked)
+
+
+def crashes(objective: nn.Module, mesh: Mesh) -> bool:
+    """Whether the compiler of this jax was seen to end the process at the objective in parts (`crashes_in_parts`).
+
+    On several devices, with the partitioner Shardy, on CPUs; libtpu brings its own, and is let try.
+    """
+    seen = jax.__version__.startswith(getattr(objective, "crashes_in_parts", ()))
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    return seen and mesh.size > 1 and not tpu and jax.config.jax_use_shardy_partitioner
 
 
 def whole_weights(params: Any, specs: Any, mesh: Mesh) -> bool:

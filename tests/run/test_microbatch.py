@@ -82,7 +82,8 @@ def programs(case: str, parts: int):
             *taught,
         )
         both = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, split))
-        return both.lower(*args).compile(), args
+        with runs.compilable():
+            return both.lower(*args).compile(), args
 
 
 def result(case: str, parts: int):
@@ -185,6 +186,26 @@ class Said(Clip):
     def combine(self, made, *, train):
         loss, metrics = super().combine(made, train=train)
         return 2 * loss, metrics
+
+
+def test_a_jax_whose_compiler_crashes_is_refused(monkeypatch):
+    mesh, tips = sharding.make_mesh({"replica": 4}, jax.devices()[:4]), models.build("tips")
+    config = Config("2", objective="tips")
+    with runs.compilable():
+        monkeypatch.setattr(jax, "__version__", "0.12.0.1")
+        assert microbatch.check(config, tips, mesh) == 2
+        monkeypatch.setattr(jax, "__version__", "0.11.2")
+        jax.config.update("jax_use_shardy_partitioner", True)
+        with pytest.raises(UserError) as error:
+            microbatch.check(config, tips, mesh)
+        assert str(error.value) == (
+            "microbatches=2: the compiler of jax 0.11.2 crashes on objective 'tips' in parts; valid: 1, another jax "
+            "(0.10 or 0.12), or JAX_USE_SHARDY_PARTITIONER=false in the environment"
+        )
+        assert microbatch.check(Config("2"), models.build("silc"), mesh) == 2
+        assert microbatch.check(config, tips, sharding.make_mesh({"replica": 1}, jax.devices()[:1])) == 2
+        jax.config.update("jax_use_shardy_partitioner", False)
+        assert microbatch.check(config, tips, mesh) == 2
 
 
 def test_what_does_not_divide_or_cannot_be_split_is_refused():

@@ -22,6 +22,12 @@ def made(workdir, **settings):
     return runs.run(workdir, ARG, 8, **SETTINGS, **settings)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def partitioner():
+    with runs.compilable():
+        yield
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """Three steps of TIPS on eight devices, in two parts each."""
