@@ -38,8 +38,10 @@ def compilable():
     """With jax 0.11 without Shardy, which crashes on TIPS in parts; then the partitioner is what it was."""
     was, old = jax.config.jax_use_shardy_partitioner, jax.__version__.startswith("0.11.")
     jax.config.update("jax_use_shardy_partitioner", was and not old)
-    yield
-    jax.config.update("jax_use_shardy_partitioner", was)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", was)
 
 
 def config(arg: str = WHOLE, **settings):

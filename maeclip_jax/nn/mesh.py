@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from maeclip_jax.nn.kernels import moved
+
 BATCH_AXES = ("replica", "fsdp")
 NARROWEST = 32  # columns of a device from which on rows are exchanged for `sum_of_rows`: a quarter of a vector
 
@@ -80,8 +82,8 @@ def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Arr
     shards = free_axes().get("fsdp", 1)
     split = "fsdp" if shards > 1 and rows[-1].shape[-1] % shards == 0 else None
     rest = tuple(a for a in axes if a != split)
-    # What is exchanged goes over more links than a sum does; and rows are added by vectors, in narrow ones one by one.
-    less = 2 * _bytes(rows[-1]) // devices <= _bytes(jax.eval_shape(function, *rows))
+    # What is exchanged goes over more links than a sum; and adding a row of few columns takes as long as a wide one.
+    less = 2 * moved(rows[-1:]) // devices <= moved([jax.eval_shape(function, *rows)])
     exchanged = split and less and rows[-1].shape[-1] >= shards * NARROWEST
 
     def device(*own):
@@ -99,10 +101,6 @@ def sum_of_rows(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Arr
         device, mesh=mesh, in_specs=(own,) * len(rows), out_specs=jax.P(None, split), axis_names=set(axes),
         check_vma=False,
     )(*rows)  # fmt: skip
-
-
-def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
-    return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
 
 
 def gathered(table: jax.Array) -> jax.Array:

@@ -22,6 +22,8 @@ An objective is a flax.linen Module, duck-typed, no base class:
     outputs() -> {name: size}                        vocabularies of the data that targets come from; only with targets
     streams, contrastive, generative                 what evaluators may ask of it; `contrastive` needs a batch of pairs
     doubt(metrics, batch_size) -> str                what makes a step useless, for a warning; may be absent
+    crashes_in_parts                                 versions of jax whose compiler crashes on it in micro-batches, as
+                                                     they begin; may be absent
     units                                            metric -> (unit, which direction is better); may be absent
 
 Either modality may be absent from a batch given to `encode` and `embed`.
