@@ -30,6 +30,7 @@ config.data.source.dir=gs://...) of --record_bytes a record in --data_files file
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -186,10 +187,11 @@ def every(args: argparse.Namespace) -> int:
     asked = [args.program, args.epoch_examples, args.record_bytes, args.data_files, args.workdir]
     known = Path(args.calibrations)
 
-    def key(source: str) -> str:
+    def key(source: str, where: topology.Slice) -> str:
         made_by = topology.compiler() if topology.installed() else "", importlib.metadata.version("maeclip_jax")
         config = configs.load(source, args.settings, args.suite)
-        return shipped.made_of(config, *asked, *made_by, known.exists() and known.read_text())
+        of_chip = dataclasses.asdict(where.chip)  # its figures, and the kernels that are chosen on it
+        return shipped.made_of(config, *asked, *made_by, of_chip, known.exists() and known.read_text())
 
     rows = shipped.every(
         args.select, args.rows, key, lambda source, where: preflight(source, args, where),

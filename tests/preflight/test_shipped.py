@@ -1,10 +1,12 @@
 """The table of the shipped experiments: rows as they are done, kept, taken up again, and those of tpu/README."""
 
+import dataclasses
 import json
 
 import pytest
 
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel import chips
 from maeclip_jax.preflight import command, shipped, topology
 from tests.golden import ROOT
 from tests.preflight.test_preflight import FOUND, needs_libtpu, run
@@ -74,10 +76,20 @@ def test_a_row_of_something_else_is_made_anew(counted, capsys, tmp_path, other):
     assert len(counted) == 2 and len(list(tmp_path.iterdir())) == 1
 
 
-def test_another_compiler_makes_rows_anew(counted, monkeypatch, capsys, tmp_path):
+OTHERS = {
+    "compiler": lambda patch: patch.setattr(topology, "compiler", lambda: "a newer one"),
+    "programs": lambda patch: patch.setattr(shipped, "PROGRAMS", shipped.PROGRAMS + 1),
+    "kernels": lambda patch: patch.setitem(chips.CHIPS, "v5p", dataclasses.replace(chips.CHIPS["v5p"], mlp="other")),
+    "peak": lambda patch: patch.setitem(chips.CHIPS, "v5p", dataclasses.replace(chips.CHIPS["v5p"], peak=1.0)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_compiler_program_or_chip_makes_rows_anew(counted, monkeypatch, capsys, tmp_path, other):
     command_line = ["--all", "--select=^clip:scale=low.*v5p", f"--rows={tmp_path}"]
     assert command.main(command_line) == 0
-    monkeypatch.setattr(topology, "compiler", lambda: "a newer one")
+    OTHERS[other](monkeypatch)
+    assert command.main(command_line) == 0 and len(counted) == 2
     assert command.main(command_line) == 0 and len(counted) == 2
 
 
@@ -100,11 +112,12 @@ def test_a_spoiled_row_is_named(counted, capsys, tmp_path):
 
 
 def test_the_rows_of_tpu_readme_are_those_that_are_kept():
-    """Each kept row is of the shipped table, and README shows it and no other under the same header."""
+    """Each kept row is of the shipped table and of its programs now, and README shows it under the same header."""
     folder, shown = ROOT / "results" / "preflight", (ROOT / "tpu" / "README.md").read_text()
     rows = {row.file: row for row in (shipped.Row(*of) for of in shipped.SHIPPED)}
     kept = sorted(path.name for path in folder.glob("*"))
     assert set(kept) <= set(rows) and kept
+    assert {shipped.read(folder / name)["programs"] for name in kept} == {shipped.PROGRAMS}
     found = [(rows[name], command.with_cost(shipped.read(folder / name), None)) for name in rows if name in kept]
     table, _, note = shipped.text(found).partition("\n\n")
     assert f"\n{table}\n\n" in shown and note in " ".join(shown.split())
