@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from maeclip_jax.nn import kernels, norm
 from maeclip_jax.nn.attention import MOST_TOKENS, Attend
-from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, VMEM, dot, moved, run, whole_tiles
+from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, dot, moved, run, whole_tiles
 
 ROWS = 512  # tokens of a step at most: more make the schedules of the kernels no shorter, and their compilation longer
 # In which share of the steps a kernel's branches run, as in `mlp_device`: sums are written in the last.
@@ -37,7 +37,7 @@ class Plan:
 def plan(way: str, batch: int, tokens: int, width: int, columns: int, item: int = 2) -> Plan | None:
     """The plan of a pass over [batch, tokens, width] of `item` bytes with heads of `columns` in all on a device.
 
-    As many samples at a time as ROWS and VMEM allow and divide the batch; None if nothing fits.
+    As many samples at a time as ROWS and `kernels.memory` allow and divide the batch; None if nothing fits.
     """
     backward = way == "backward"
     for samples in sorted((n for n in range(1, batch + 1) if batch % n == 0), reverse=True):
@@ -48,7 +48,7 @@ def plan(way: str, batch: int, tokens: int, width: int, columns: int, item: int 
         kept = samples * pitch * ((2 * width + 5 * columns) if backward else (width + columns)) * item
         between = samples * pitch * (3 * columns + width) * 4 + 4 * pitch * pitch * 4
         memory = windows + weights + sums + kept + between
-        if (rows <= ROWS or samples == 1) and memory <= VMEM:
+        if (rows <= ROWS or samples == 1) and memory <= kernels.memory():
             return Plan(samples, batch // samples, memory)
     return None
 

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
-VMEM = 112 * 2**20  # bytes of a v5e's or v6e's own 128 MiB that a kernel may take
+# MiB of a core's own memory by pieces of its device_kind, of which a kernel may take SHARE: jax 0.12.0.1,
+# _src/tpu_info.py. What is not a TPU interprets kernels, in steps as on the first.
+VMEM = {"TPU v5 lite": 128, "TPU v6 lite": 128, "TPU v5": 64, "TPU7x": 64, "TPU": 16, "": 128}
+SHARE = 7 / 8
 # Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).
 LEAST_ROWS, LEAST_ROWS_A_STEP = 4096, 192
 AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
@@ -22,6 +25,13 @@ def dot(a: jax.Array, b: jax.Array, axes: tuple) -> jax.Array:
 def whole_tiles(rows: int) -> int:
     """Rows with those that fill up their last tile."""
     return -(-rows // ROW_TILE) * ROW_TILE
+
+
+def memory() -> float:
+    """Bytes that a kernel may take of the own memory of the devices that are computed for: those of the mesh in use."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    kind = device.device_kind if device else jax.devices()[0].device_kind
+    return SHARE * 2**20 * next(mib for words, mib in VMEM.items() if words in kind)
 
 
 def worthwhile(batch: int, tokens: int, plans: Iterable) -> bool:

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from maeclip_jax.nn import kernels, norm
-from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, VMEM, dot, moved, run, whole_tiles
+from maeclip_jax.nn.kernels import AB, ABT, ATB, LANES, dot, moved, run, whole_tiles
 
 # Forward and backward: tokens of a step, hidden units of a step, at most. Few of either leave the matrix units idle
 # between steps; the backward pass keeps more of both at a time.
@@ -40,7 +40,7 @@ class Plan:
 def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int = 2) -> Plan | None:
     """The plan of a pass over [batch, tokens, width] of `item` bytes on a device; None if nothing fits in its memory.
 
-    As many samples at a time as ROWS and VMEM allow and divide the batch.
+    As many samples at a time as ROWS and `kernels.memory` allow and divide the batch.
     """
     units = next((n for n in range(UNITS[way], 0, -LANES) if hidden % n == 0), hidden)
     for samples in sorted((n for n in range(1, batch + 1) if batch % n == 0), reverse=True):
@@ -49,7 +49,7 @@ def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int =
         weights = (2 if way == "forward" else 4) * 2 * width * units * item
         kept = rows * width * (item + 4) if way == "forward" else rows * width * (2 * item + 4) + 8 * width * hidden
         memory = windows + weights + kept + rows * units * (8 if way == "forward" else 16)
-        if (rows <= ROWS[way] or samples == 1) and memory <= VMEM:
+        if (rows <= ROWS[way] or samples == 1) and memory <= kernels.memory():
             return Plan(samples, units, (batch // samples, hidden // units), memory)
     return None
 

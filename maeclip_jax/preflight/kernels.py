@@ -123,6 +123,7 @@ def compile_alone(slice_name: str, name: str, shapes: list[str]) -> None:
     from maeclip_jax.nn.transformer import activation
 
     mesh = jax.sharding.Mesh(np.asarray(parse(slice_name).devices()[:1]), ("device",))
+    jax.set_mesh(mesh)  # a kernel's steps are sized for the memory of its devices
     dtypes = {"bf16": jnp.bfloat16, "f32": jnp.float32}
 
     def array(shape: str):

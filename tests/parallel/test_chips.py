@@ -25,6 +25,7 @@ def test_two_devices_may_be_one_chip(kind, count):
         ("TPU v6 lite", ("fused", "auto"), ("fused_layer", "fused")),
         ("TPU v6 lite", ("fused_core", "xla"), ("fused_core", "xla")),
         ("TPU v5 lite", ("fused", "auto"), ("fused_layer", "xla")),
+        ("TPU7x", ("fused", "auto"), ("fused_layer", "fused")),
         ("TPU v5", ("fused", "auto"), ("fused_core", "xla")),
         ("cpu", ("fused", "auto"), ("fused", "xla")),
         ("cpu", ("xla", "fused"), ("xla", "fused")),
