@@ -5,7 +5,10 @@ import pytest
 
 from tests import numerics
 
-STEPS = 4
+STEPS = 8
+# Of a loss. A fault is in every step, while bfloat16 may round one of them by 2e-3 (of jax 0.10.2 and 0.11.2, scanned
+# layers by 1.8e-3): so its bound is of the root mean square over the steps, and below that of one.
+MOST = {"float32": 1e-6, "bfloat16": 1.5e-3}
 
 
 @pytest.mark.parametrize("objective, dtype, way", [
@@ -16,5 +19,6 @@ STEPS = 4
 def test_a_step_loses_the_same_however_it_is_computed(objective, dtype, way):
     want = numerics.losses(objective, dtype, STEPS)
     have = numerics.losses(objective, dtype, STEPS, way)
-    assert numerics.difference(have, want) < {"float32": 1e-6, "bfloat16": numerics.ROUNDING["bfloat16"]}[dtype]
+    off = np.abs(np.subtract(have, want) / want)
+    assert (np.max(off) if dtype == "float32" else np.sqrt(np.mean(off**2))) < MOST[dtype]
     assert np.all(np.diff(want)[-2:] != 0)  # the parameters changed
