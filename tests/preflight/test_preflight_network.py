@@ -44,6 +44,29 @@ def test_two_devices_share_the_links_of_their_chip():
 
 
 @pytest.mark.parametrize(
+    "kind, grid, group, crossing, links",  # bytes over the middle, of one that each device has; links there, one way
+    [
+        ("v5e", (16, 16), [0, 1, 2, 3, 16, 17, 18, 19], 2, 2),  # 2 x 4 chips: 8 / 4 bytes, over two rows
+        ("v5e", (16, 16), range(256), 64, 32),  # 16 rings are cut twice
+        ("v5e", (16, 16), range(8), 2, 1),
+        ("v5e", (16, 16), range(0, 16, 2), 2, 1),  # a ring of which every other chip is another group's
+        ("v6e", (16, 16), range(0, 256, 16), 4, 2),
+        ("v4", (4, 4, 4), range(64), 16, 32),
+        ("v4", (2, 2, 3), range(12), 12 * 2 / 9, 4),  # an odd row: a third of its chips has two thirds of the bytes
+    ],
+)
+def test_what_all_send_to_all_crosses_the_middle(kind, grid, group, crossing, links):
+    found, chip = torus(kind, *grid), CHIPS[kind]
+    link = chip.ici * chip.devices / (2 * len(grid))
+    assert found.over_the_middle(list(group), 1.0) == pytest.approx(crossing / (links * link))
+    rest = f", replica_groups={{{{{','.join(map(str, group))}}}}}"
+    op = program_text.Op("sent", "f32[1]", "all-to-all", (), rest, root=False)
+    out = (len(group) - 1) / len(group) / found.speed(list(group))
+    assert found.seconds("all-to-all", 1.0, op) == pytest.approx(max(out, crossing / (links * link)))
+    assert found.seconds("all-gather", 1.0, op) == pytest.approx(out)
+
+
+@pytest.mark.parametrize(
     "text, group",
     [
         ("replica_groups={{0,1},{2,3}}", (0, 1)),
