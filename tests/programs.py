@@ -18,6 +18,12 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "preflight" / "programs"
 FUSED = {"model.compute.attention": "fused", "model.compute.layers": "unroll", "model.compute.dtype": "bfloat16"}
 FSDP = {"mesh.replica": -1, "mesh.fsdp": 4, "batch_size": 32}
+# Enough tokens, as wide as a vector, for the kernels of a block's halves and for an exchange of token gradients.
+HALVES = {
+    "batch_size": 1024, "model.compute.attention": "fused_layer", "model.compute.mlp": "fused",
+    "model.image_tower.width": 128, "model.image_tower.heads": 2, "model.image_tower.depth": 1,
+    "model.text_tower.width": 128, "model.text_tower.heads": 2, "model.text_tower.depth": 1,
+}  # fmt: skip
 # name -> slice, number of slices, experiment, settings.
 PROGRAMS = {
     "v4-scan": ("v4:2x2x1", 1, "clip", {}),
@@ -26,6 +32,7 @@ PROGRAMS = {
     "v5e-two-slices": ("v5e:2x2", 2, "clip", {"mesh.replica": 2, "mesh.fsdp": 4, "batch_size": 32}),
     "v5p-fsdp": ("v5p:2x2x1", 1, "mae", FSDP | {"model.compute.layers": "unroll"}),
     "v6e-fsdp-kernels": ("v6e:2x2", 1, "clip", FUSED | FSDP),
+    "v6e-half-kernels": ("v6e:2x2", 1, "clip", FUSED | FSDP | HALVES),
     "tpu7x-fsdp": ("tpu7x:2x2x1", 1, "clip", FUSED | FSDP),
     "v5e-splash": ("v5e:2x2", 1, "", {}),
 }

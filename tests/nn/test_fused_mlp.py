@@ -10,7 +10,7 @@ import pytest
 
 from maeclip_jax.nn.kernels import LEAST_ROWS, memory
 from maeclip_jax.nn.mlp import fused
-from maeclip_jax.nn.mlp_device import ROWS, UNITS, plan, worthwhile
+from maeclip_jax.nn.mlp_device import ROWS, UNITS, Mlp, plan, worthwhile
 from maeclip_jax.nn.transformer import ACTIVATIONS, Block, Trunk, draw_paths
 from tests.nn import fused_layers
 
@@ -37,7 +37,7 @@ def arrays(batch, tokens, width, hidden, dtype=jnp.float32):
 
 @pytest.mark.parametrize("interpret", [True, False], ids=["kernel", "xla"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["gelu_tanh", "quick_gelu"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_forward_and_gradients_are_those_of_dense_layers(case, name, interpret):
     args, dy = arrays(*case)
     act = ACTIVATIONS[name]
@@ -46,6 +46,16 @@ def test_forward_and_gradients_are_those_of_dense_layers(case, name, interpret):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(fused_back(dy), back(dy)):
         np.testing.assert_allclose(mine, theirs, rtol=2e-5, atol=2e-5 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_can_be_lowered_for_a_tpu(name, way):
+    (x, scale, shift, up, up_bias, down, down_bias), dy = arrays(2, 16, 128, 256, jnp.bfloat16)
+    vectors, matrices = (scale[None], shift[None]), (up, up_bias[None], down.T)
+    args = (x, *vectors, *matrices, down_bias[None]) if way == "forward" else (x, dy, *vectors, *matrices)
+    traced = jax.jit(getattr(Mlp(ACTIVATIONS[name], name), way)).trace(*args)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 def test_the_cases_work_in_several_blocks_and_parts():

@@ -35,6 +35,16 @@ def test_calls_without_an_estimate_are_named(kept):
     assert set(called) == expected.get(name, set())
 
 
+def test_kernels_of_the_halves_of_a_block_are_counted_with_what_they_compute():
+    kernels = hlo.costs(programs.read("v6e-half-kernels")[0]).kernels
+    calls = {kernel.name: n for kernel, n in kernels.items()}
+    assert calls == {  # the texts of a device are too few rows for attention's
+        "attention_layer_forward_2x64_8_steps": 1, "attention_layer_backward_2x64_8_steps": 1,
+        "mlp_forward_gelu_4x1_steps": 2, "mlp_backward_gelu_4x1_steps": 2,
+    }  # fmt: skip
+    assert all(kernel.flops > 0 and kernel.bytes > 0 for kernel in kernels)
+
+
 def test_rows_that_are_moved_without_an_estimate_are_named(kept):
     name, text, _ = kept
     tokens = {"gather": 1, "scatter": 1}  # of the table of tokens, and the table's gradient
