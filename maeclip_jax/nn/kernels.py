@@ -10,7 +10,7 @@ import jax.numpy as jnp
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
 # MiB of a core's own memory by pieces of its device_kind, of which a kernel may take SHARE: jax 0.12.0.1,
 # _src/tpu_info.py. What is not a TPU interprets kernels, in steps as on the first.
-VMEM = {"TPU v5 lite": 128, "TPU v6 lite": 128, "TPU v5": 64, "TPU7x": 64, "TPU": 16, "": 128}
+VMEM = {"v5 lite": 128, "v5e": 128, "v6": 128, "v5": 64, "7x": 64, "TPU": 16, "": 128}
 SHARE = 7 / 8
 # Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).
 LEAST_ROWS, LEAST_ROWS_A_STEP = 4096, 192

@@ -19,7 +19,16 @@ def of(kind):
 
 
 @pytest.mark.parametrize(
-    "kind, mib", [("TPU v5 lite", 112), ("TPU v6 lite", 112), ("TPU v5", 56), ("TPU7x", 56), ("TPU v4", 14)]
+    "kind, mib",
+    [
+        ("TPU v5 lite", 112),
+        ("TPU v5e", 112),
+        ("TPU v6 lite", 112),
+        ("TPU v5", 56),
+        ("TPU v5p", 56),
+        ("TPU7x", 56),
+        ("TPU v4", 14),
+    ],
 )
 def test_a_kernel_takes_what_the_devices_of_the_mesh_have(kind, mib):
     with jax.sharding.use_abstract_mesh(of(kind)):
