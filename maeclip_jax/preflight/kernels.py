@@ -3,8 +3,8 @@
 A TPU core issues one bundle of instructions a cycle in an order fixed at compile time, and our kernels run straight
 through without a loop inside a step. So bundles x steps / clock is their time, if the data arrives in time; reading
 and writing it at the memory's speed is the other bound. Branches that run in some steps count in these. A v4 or v5p
-chip shares the steps among its two cores. The schedule is read from what libtpu writes when a kernel is compiled alone,
-in a process of its own, since libtpu takes such flags only before it starts. Else: the roofline.
+chip shares the steps of attention alone among its two cores. The schedule is read from what libtpu writes when a kernel
+is compiled alone, in a process of its own, since libtpu takes such flags only before it starts. Else: the roofline.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table of the shipped experiments on the slices they are meant for, a row at a time; rows may be kept.
 
 A row takes minutes of compiling. With a folder, each row's figures are left there as soon as they are known, and the
-same command takes them from there as long as the experiment, the settings and the compiler are the same.
+same command takes them from there as long as all that they depend on (`made_of`) is the same.
 """
 
 from __future__ import annotations
