@@ -18,7 +18,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "preflight" / "programs"
 FUSED = {"model.compute.attention": "fused", "model.compute.layers": "unroll", "model.compute.dtype": "bfloat16"}
 FSDP = {"mesh.replica": -1, "mesh.fsdp": 4, "batch_size": 32}
-# Enough tokens, as wide as a vector, for the kernels of a block's halves and for an exchange of token gradients.
+# Enough tokens, as wide as a vector, for the kernels of a block's halves.
 HALVES = {
     "batch_size": 1024, "model.compute.attention": "fused_layer", "model.compute.mlp": "fused",
     "model.image_tower.width": 128, "model.image_tower.heads": 2, "model.image_tower.depth": 1,

@@ -29,7 +29,7 @@ def whole_tiles(rows: int) -> int:
 
 def memory() -> float:
     """Bytes that a kernel may take of the own memory of the devices that are computed for: those of the mesh in use."""
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    device = jax.sharding.get_abstract_mesh().abstract_device
     kind = device.device_kind if device else jax.devices()[0].device_kind
     return SHARE * 2**20 * next(mib for words, mib in VMEM.items() if words in kind)
 

@@ -54,20 +54,10 @@ CHIPS = {
     "v6e": Chip(918e12, ("v6 lite", "v6e"), 1.75e9, 31.24, 1640e9, 400e9, 2, 256, attention="fused_layer", mlp="fused"),
     # Of a chip: 2,307e12 FLOP/s in bf16, 192 GiB, 7,380e9 bytes/s, 600e9 bytes/s out.
     "tpu7x": Chip(
-        1153.5e12,
-        ("tpu7x", "7x"),
-        2.20e9,
-        94.74,
-        3690e9,
-        300e9,
-        3,
-        9216,
-        devices=2,
-        cores_in_name=True,
-        attention="fused_layer",
-        mlp="fused",
+        1153.5e12, ("tpu7x", "7x"), 2.20e9, 94.74, 3690e9, 300e9, 3, 9216, devices=2, cores_in_name=True,
+        attention="fused_layer", mlp="fused",
     ),
-}
+}  # fmt: skip
 # Dollars of a chip-hour on demand, in the cheapest region of the USA: Google's list prices as SkyPilot's catalogue has
 # them (github.com/skypilot-org/skypilot-catalog, catalogs/v8/gcp/vms.csv at 006059e, read on 2026-11-29). It has none
 # of tpu7x.
