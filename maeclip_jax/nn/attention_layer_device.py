@@ -37,7 +37,7 @@ class Plan:
 def plan(way: str, batch: int, tokens: int, width: int, columns: int, item: int = 2) -> Plan | None:
     """The plan of a pass over [batch, tokens, width] of `item` bytes with heads of `columns` in all on a device.
 
-    As many samples at a time as ROWS and `kernels.memory` allow and divide the batch; None if nothing fits.
+    As many samples at a time as ROWS and `kernels.vmem_to_plan` allow and divide the batch; None if nothing fits.
     """
     backward = way == "backward"
     for samples in sorted((n for n in range(1, batch + 1) if batch % n == 0), reverse=True):
@@ -48,7 +48,7 @@ def plan(way: str, batch: int, tokens: int, width: int, columns: int, item: int 
         kept = samples * pitch * ((2 * width + 5 * columns) if backward else (width + columns)) * item
         between = samples * pitch * (3 * columns + width) * 4 + 4 * pitch * pitch * 4
         memory = windows + weights + sums + kept + between
-        if (rows <= ROWS or samples == 1) and memory <= kernels.memory():
+        if (rows <= ROWS or samples == 1) and memory <= kernels.vmem_to_plan():
             return Plan(samples, batch // samples, memory)
     return None
 
@@ -140,7 +140,7 @@ class AttentionLayer:
                 out_shape=outs,
                 scratch_shapes=[pltpu.VMEM(*one) for one in scratch],
                 compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("arbitrary",), vmem_limit_bytes=how.memory + (8 << 20)
+                    dimension_semantics=("arbitrary",), vmem_limit_bytes=kernels.vmem_limit(how.memory)
                 ),
                 cost_estimate=pl.CostEstimate(
                     flops=2 * products,

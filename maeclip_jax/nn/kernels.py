@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
-# MiB of a core's own memory by pieces of its device_kind, of which a kernel may take SHARE: jax 0.12.0.1,
-# _src/tpu_info.py. What is not a TPU interprets kernels, in steps as on the first.
+# MiB of a core's own memory by pieces of its device_kind (jax 0.12.0.1, _src/tpu_info.py), of which a kernel plans with
+# SHARE. What is not a TPU interprets kernels, in steps as on the first. OWN: bytes of the compiler beside a plan.
 VMEM = {"v5 lite": 128, "v5e": 128, "v6": 128, "v5": 64, "7x": 64, "TPU": 16, "": 128}
-SHARE = 7 / 8
+SHARE, OWN = 7 / 8, 8 * 2**20
 # Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).
 LEAST_ROWS, LEAST_ROWS_A_STEP = 4096, 192
 AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
@@ -27,11 +27,21 @@ def whole_tiles(rows: int) -> int:
     return -(-rows // ROW_TILE) * ROW_TILE
 
 
-def memory() -> float:
-    """Bytes that a kernel may take of the own memory of the devices that are computed for: those of the mesh in use."""
+def vmem() -> int:
+    """Bytes of the own memory of a core of the devices that are computed for: those of the mesh in use."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     kind = device.device_kind if device else jax.devices()[0].device_kind
-    return SHARE * 2**20 * next(mib for words, mib in VMEM.items() if words in kind)
+    return 2**20 * next(mib for words, mib in VMEM.items() if words in kind)
+
+
+def vmem_to_plan() -> int:
+    """Bytes of it that a kernel's plan may take: SHARE."""
+    return int(SHARE * vmem())
+
+
+def vmem_limit(planned: int) -> int:
+    """Bytes that the compiler may take for a kernel of so many: it adds some of its own, within what there is."""
+    return min(planned + OWN, vmem())
 
 
 def worthwhile(batch: int, tokens: int, plans: Iterable) -> bool:

@@ -36,8 +36,8 @@ def fused(
     """x + act(norm(x) up + up_bias) down + down_bias -> [B, N, D] in the dtype of `x`; what is between in float32.
 
     `scale` and `shift`: of the LayerNorm, float32, whose `eps` is given. `name`: of the activation `act`, a key of
-    `transformer.ACTIVATIONS`; a kernel computes that of `gelu` by erf. On a mesh the batch is split over (replica,
-    fsdp), hidden units over `tensor`, and weights are gathered over fsdp.
+    `transformer.ACTIVATIONS`, which a kernel may compute otherwise (`mlp_device.IN_KERNEL`). On a mesh the batch is
+    split over (replica, fsdp), hidden units over `tensor`, and weights are gathered over fsdp.
     """
     how = Mlp(act, name, eps, interpret)
     return _mlp(how, x_BxNxD, scale_D, shift_D, up_DxF, up_bias_F, down_FxD.T, down_bias_D)

@@ -41,7 +41,7 @@ class Plan:
 def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int = 2) -> Plan | None:
     """The plan of a pass over [batch, tokens, width] of `item` bytes on a device; None if nothing fits in its memory.
 
-    As many samples at a time as ROWS and `kernels.memory` allow and divide the batch.
+    As many samples at a time as ROWS and `kernels.vmem_to_plan` allow and divide the batch.
     """
     units = next((n for n in range(UNITS[way], 0, -LANES) if hidden % n == 0), hidden)
     for samples in sorted((n for n in range(1, batch + 1) if batch % n == 0), reverse=True):
@@ -50,7 +50,7 @@ def plan(way: str, batch: int, tokens: int, width: int, hidden: int, item: int =
         weights = (2 if way == "forward" else 4) * 2 * width * units * item
         kept = rows * width * (item + 4) if way == "forward" else rows * width * (2 * item + 4) + 8 * width * hidden
         memory = windows + weights + kept + rows * units * (8 if way == "forward" else 16)
-        if (rows <= ROWS[way] or samples == 1) and memory <= kernels.memory():
+        if (rows <= ROWS[way] or samples == 1) and memory <= kernels.vmem_to_plan():
             return Plan(samples, units, (batch // samples, hidden // units), memory)
     return None
 
@@ -132,7 +132,7 @@ class Mlp:
                 out_shape=outs,
                 scratch_shapes=scratch,
                 compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=how.memory + (8 << 20)
+                    dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=kernels.vmem_limit(how.memory)
                 ),
                 cost_estimate=pl.CostEstimate(
                     flops=2 * products * batch * tokens * width * hidden,
@@ -148,8 +148,8 @@ class Mlp:
     # Kernels, on references to a block of samples and a part of the weights.
 
     def _in_kernel(self) -> Callable[[jax.Array], jax.Array]:
-        """The activation in operations that Pallas has for TPUs: `erf`, and no `erfc` (jax 0.10.2 to 0.12.0.1)."""
-        return _gelu if self.name == "gelu" else self.act
+        """The activation in operations that Pallas has for TPUs."""
+        return IN_KERNEL.get(self.name, self.act)
 
     def _forward_block(self, steps, x, scale, shift, up, up_bias, down, down_bias, y, rows, total):
         part = pl.program_id(1)
@@ -255,6 +255,11 @@ def _gelu_jvp(x, dx):
 def _normal(x: jax.Array) -> jax.Array:
     """The share of a standard normal distribution that is below x."""
     return 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+# By name, activations in other operations than they are elsewhere: Pallas has `erf` for TPUs, but no `erfc` (jax 0.10.2
+# to 0.12.0.1).
+IN_KERNEL = {"gelu": _gelu}
 
 
 def _places(samples_KxNxD):

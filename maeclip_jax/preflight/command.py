@@ -44,7 +44,7 @@ from maeclip_jax import config as configs
 from maeclip_jax.errors import UserError
 from maeclip_jax.errors.storage import writing
 from maeclip_jax.parallel import machine
-from maeclip_jax.parallel.chips import PRICED, PRICES
+from maeclip_jax.parallel.chips import NETWORK, PRICED, PRICES
 from maeclip_jax.preflight import bands, calibration, shipped, storage, sweep, table, topology
 
 # Examples of an epoch, by data set: CC12M as downloaded (paper), DataComp-1B.
@@ -190,8 +190,8 @@ def every(args: argparse.Namespace) -> int:
     def key(source: str, where: topology.Slice) -> str:
         made_by = topology.compiler() if topology.installed() else "", importlib.metadata.version("maeclip_jax")
         config = configs.load(source, args.settings, args.suite)
-        of_chip = dataclasses.asdict(where.chip)  # its figures, and the kernels that are chosen on it
-        return shipped.made_of(config, *asked, *made_by, of_chip, known.exists() and known.read_text())
+        of_chip = dataclasses.asdict(where.chip), NETWORK.get(where.kind)  # its figures and the kernels chosen on it
+        return shipped.made_of(config, *asked, *made_by, *of_chip, known.exists() and known.read_text())
 
     rows = shipped.every(
         args.select, args.rows, key, lambda source, where: preflight(source, args, where),

@@ -86,11 +86,14 @@ class Links:
         return max(out, self.over_the_middle(group, size)) if kind == "all-to-all" else out
 
     def speed(self, group: Sequence[int]) -> float:
-        """Bytes/s out of the worst placed device of a group of devices."""
+        """Bytes/s out of the worst placed device of a group of devices.
+
+        All devices of a chip send over its links at the same time, those that are not in this group in theirs.
+        """
         places = {self.places[i] for i in group}
         if len(places) < 2:  # the devices of one chip
             return self.chip.ici
-        return sum(speed for _, speed in self._rows(places)) * len(places) / len(group)
+        return sum(speed for _, speed in self._rows(places)) / self.chip.devices
 
     def over_the_middle(self, group: Sequence[int], size: float) -> float:
         """Seconds in which each device sends every other its part of `size` bytes: the slowest axis's, cut in two.
@@ -100,7 +103,8 @@ class Links:
         places = {self.places[i] for i in group}
         took = [0.0]
         for chips, speed in self._rows(places):
-            crossing = len(group) * size * (chips // 2) * (chips - chips // 2) / chips**2
+            sends = len(places) * self.chip.devices * size
+            crossing = sends * (chips // 2) * (chips - chips // 2) / chips**2
             took.append(crossing / (speed * len(places) / chips))
         return max(took)
 

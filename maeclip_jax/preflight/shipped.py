@@ -34,7 +34,7 @@ SHIPPED = (
 MADE_OF = "made of"  # in a kept row: what its figures depend on
 # In each kept row, too. To be raised by whoever changes what a shipped step compiles to, or how its cost is counted:
 # neither is in a config, and a row of before would be shown for one of now.
-PROGRAMS = 1
+REVISION = 2
 Of = Callable[[str, topology.Slice], str]  # (experiment, slice) -> a digest
 
 
@@ -77,8 +77,8 @@ def select(pattern: str) -> list[Row]:
 
 
 def made_of(config: Any, *more: Any) -> str:
-    """A digest of a resolved config, of PROGRAMS and of all `more` that the figures of a row depend on."""
-    text = json.dumps([config.to_dict(), PROGRAMS, *more], sort_keys=True, default=str)
+    """A digest of a resolved config, of REVISION and of all `more` that the figures of a row depend on."""
+    text = json.dumps([config.to_dict(), REVISION, *more], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -90,7 +90,7 @@ def figures(row: Row, folder: str, key: Of, one: Callable[[str, topology.Slice],
     path = Path(folder) / row.file
     try:
         where = topology.parse(row.slice, row.count)
-        made = {MADE_OF: key(row.config, where), "programs": PROGRAMS} if folder else {}
+        made = {MADE_OF: key(row.config, where), "revision": REVISION} if folder else {}
         kept = read(path) if folder and path.exists() else {}
         if kept and kept.get(MADE_OF) == made[MADE_OF]:
             return kept

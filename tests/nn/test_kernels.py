@@ -32,7 +32,8 @@ def of(kind):
 )
 def test_a_kernel_takes_what_the_devices_of_the_mesh_have(kind, mib):
     with jax.sharding.use_abstract_mesh(of(kind)):
-        assert kernels.memory() == mib * MIB
+        assert kernels.vmem_to_plan() == mib * MIB
+        assert kernels.vmem_limit(mib * MIB) == min(mib + 8, mib / kernels.SHARE) * MIB
         for batch, tokens, width in ((128, 196, 768), (128, 196, 1024), (128, 256, 1280), (128, 64, 768)):
             for module, columns in ((mlp_device, 4 * width), (attention_layer_device, width)):
                 plans = [module.plan(way, batch, tokens, width, columns) for way in ("forward", "backward")]
@@ -50,4 +51,4 @@ def test_a_layer_that_is_too_wide_for_a_chip_is_left_to_the_compiler(kind, taken
 
 
 def test_what_is_interpreted_works_as_on_the_largest():
-    assert kernels.memory() == 112 * MIB
+    assert kernels.vmem_to_plan() == 112 * MIB

@@ -78,9 +78,10 @@ def test_a_row_of_something_else_is_made_anew(counted, capsys, tmp_path, other):
 
 OTHERS = {
     "compiler": lambda patch: patch.setattr(topology, "compiler", lambda: "a newer one"),
-    "programs": lambda patch: patch.setattr(shipped, "PROGRAMS", shipped.PROGRAMS + 1),
+    "revision": lambda patch: patch.setattr(shipped, "REVISION", shipped.REVISION + 1),
     "kernels": lambda patch: patch.setitem(chips.CHIPS, "v5p", dataclasses.replace(chips.CHIPS["v5p"], mlp="other")),
     "peak": lambda patch: patch.setitem(chips.CHIPS, "v5p", dataclasses.replace(chips.CHIPS["v5p"], peak=1.0)),
+    "network": lambda patch: patch.setitem(chips.NETWORK, "v5p", 1.0),
 }
 
 
@@ -117,7 +118,7 @@ def test_the_rows_of_tpu_readme_are_those_that_are_kept():
     rows = {row.file: row for row in (shipped.Row(*of) for of in shipped.SHIPPED)}
     kept = sorted(path.name for path in folder.glob("*"))
     assert set(kept) <= set(rows) and kept
-    assert {shipped.read(folder / name)["programs"] for name in kept} == {shipped.PROGRAMS}
+    assert {shipped.read(folder / name)["revision"] for name in kept} == {shipped.REVISION}
     found = [(rows[name], command.with_cost(shipped.read(folder / name), None)) for name in rows if name in kept]
     table, _, note = shipped.text(found).partition("\n\n")
     assert f"\n{table}\n\n" in shown and note in " ".join(shown.split())
