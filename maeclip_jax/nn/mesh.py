@@ -45,6 +45,19 @@ def batch_sharded(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, jax.P(axes, *(None,) * (x.ndim - 1)))
 
 
+def columns_sharded(x: jax.Array) -> jax.Array:
+    """Pins the last axis of an activation to `fsdp` and the leading one to the other batch axes; a no-op without them.
+
+    For logits of more classes than fit on a device, whose table lies so: what is sent then are rows before the product
+    and sums over classes, not the logits.
+    """
+    axes = {a: size for a, size in free_axes().items() if a in BATCH_AXES}
+    columns = axes.pop("fsdp", 1)
+    if columns == 1 or x.shape[-1] % columns or x.shape[0] % math.prod(axes.values()):
+        return x
+    return jax.lax.with_sharding_constraint(x, jax.P(tuple(axes), *(None,) * (x.ndim - 2), "fsdp"))
+
+
 def everywhere(x: jax.Array) -> jax.Array:
     """An activation of the whole batch, whole on each device; a no-op without a mesh."""
     return jax.lax.with_sharding_constraint(x, jax.P()) if free_axes() else x

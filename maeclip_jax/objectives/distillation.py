@@ -18,6 +18,7 @@ import jax.numpy as jnp
 CENTRINGS = ("mean", "sinkhorn")
 TEACHER = "teacher"  # the collection of what a teacher is, and the scope of what it computes, forward alone
 ITERATIONS = 3  # of Sinkhorn and Knopp (DINOv2)
+Lie = Callable[[jax.Array], jax.Array]  # how logits lie on devices, said to the compiler
 UNIFORM, ONE = 0.99, 0.05  # shares of the largest entropy beyond which assignments say nothing
 
 
@@ -75,7 +76,9 @@ def parts_within(mib: float, batch: int, logits: int, devices: int = 1) -> int:
     return next((n for n in counts if 4 * rows // n * logits <= mib * 2**20), rows)
 
 
-def sinkhorn_centre(teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, temperature: float, parts: int = 1):
+def sinkhorn_centre(
+    teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, temperature: float, parts: int = 1, lie: Lie = lambda x: x
+):
     """The centre [K] that spreads a batch evenly over the prototypes: ITERATIONS of Sinkhorn and Knopp.
 
     softmax((logits - centre) / temperature) is what they end with, the samples' side normalised last.
@@ -85,7 +88,7 @@ def sinkhorn_centre(teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, tempera
 
         @jax.named_scope(TEACHER)
         def part(x_bxGxD, shift_K=shift_K):
-            logits = jnp.dot(x_bxGxD, prototypes_DxK) / temperature
+            logits = lie(jnp.dot(x_bxGxD, prototypes_DxK)) / temperature
             if shift_K is not None:
                 logits = logits - jax.nn.logsumexp(logits + shift_K[None, None], axis=-1, keepdims=True)
             return jax.nn.logsumexp(logits, axis=(0, 1))
@@ -115,6 +118,7 @@ def distilled(
     pairs_GxV: jax.Array | None,
     temperatures: tuple[float, float],
     parts: int = 1,
+    lie: Lie = lambda x: x,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, {"entropy", "spread"}): the cross entropy of what the student assigns with what the teacher does.
 
@@ -129,10 +133,10 @@ def distilled(
     def part(rows):
         student_bxVxD, teacher_bxGxD = rows
         with jax.named_scope(TEACHER):
-            logits_bxGxK = jnp.dot(teacher_bxGxD, teacher_DxK) - centre_K[None, None]
+            logits_bxGxK = lie(jnp.dot(teacher_bxGxD, teacher_DxK)) - centre_K[None, None]
         logs_bxGxK = jax.nn.log_softmax(logits_bxGxK / temperatures[1], axis=-1)
         targets_bxGxK = jnp.exp(logs_bxGxK)
-        own_bxVxK = jax.nn.log_softmax(jnp.dot(student_bxVxD, student_DxK) / temperatures[0], axis=-1)
+        own_bxVxK = jax.nn.log_softmax(lie(jnp.dot(student_bxVxD, student_DxK)) / temperatures[0], axis=-1)
         if pairs_GxV is None:
             loss = -jnp.sum(targets_bxGxK * own_bxVxK) / views
         else:

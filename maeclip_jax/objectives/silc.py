@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from maeclip_jax.nn import pixels
-from maeclip_jax.nn.mesh import batch_devices
+from maeclip_jax.nn.mesh import batch_devices, columns_sharded
 from maeclip_jax.nn.pool import Tokens
 from maeclip_jax.nn.tower import grid_side
 from maeclip_jax.objectives import distillation, views
@@ -214,7 +214,7 @@ class Silc(Clip):
         parts = distillation.parts_within(self.contrast_mib, student.shape[0], logits, batch_devices())
         temperatures = (d["student_temperature"], d["teacher_temperature"])
         if d["centring"] == "sinkhorn":
-            centre_K = distillation.sinkhorn_centre(teacher, their_DxK, temperatures[1], parts)
+            centre_K = distillation.sinkhorn_centre(teacher, their_DxK, temperatures[1], parts, columns_sharded)
         else:
             centres = self.get_variable(TEACHER, "centre") if self.has_variable(TEACHER, "centre") else None
             centre_K = jnp.zeros(d["prototypes"]) if centres is None else centres[name]
@@ -223,7 +223,8 @@ class Silc(Clip):
                 moved_K = distillation.moved_centre(centre_K, mean, their_DxK, d["centre_momentum"])
                 # Of both heads: what the other has moved in this step stays moved.
                 self.put_variable(TEACHER, "centre", {**self.get_variable(TEACHER, "centre"), name: moved_K})
-        return distillation.distilled(student, teacher, own_DxK, their_DxK, centre_K, pairs, temperatures, parts)
+        tables = own_DxK, their_DxK, centre_K
+        return distillation.distilled(student, teacher, *tables, pairs, temperatures, parts, columns_sharded)
 
     def doubt(self, metrics: Mapping[str, float], batch_size: int) -> str:
         """What makes a step useless, in a sentence: of CLIP, or a teacher that has collapsed."""

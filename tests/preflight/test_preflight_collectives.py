@@ -5,8 +5,12 @@ import re
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from maeclip_jax.nn.mesh import columns_sharded
+from maeclip_jax.objectives import distillation
+from maeclip_jax.parallel.sharding import make_mesh
 from maeclip_jax.preflight import compilation, hlo, program_text, topology
 from tests import programs
 
@@ -65,3 +69,35 @@ def test_gradients_of_tokens_are_sent_in_place_of_that_of_their_table(moved):
     assert sent == {("bf16", BATCH // DEVICES * LENGTH * WIDTH): 1}
     summed = {dims for kind, _, dims in moved if kind in ("all-reduce", "reduce-scatter")}
     assert not [dims for dims in summed if str(VOCABULARY) in dims.split(",")]
+
+
+@pytest.mark.parametrize("centring", distillation.CENTRINGS)
+def test_logits_stay_where_the_prototypes_are(centring):
+    """Over 32 copies of eight devices, rows are sent to the prototypes, and sums back. Left to itself, the compiler
+    (libtpu 0.0.52) sends logits and prototypes there, and not over a few devices.
+    """
+    if not topology.installed():
+        pytest.skip(f"libtpu is not installed: {topology.INSTALL}")
+    batch, views, targets, width, count, parts = 16_384, 10, 2, 256, 65_536, 2
+    mesh = make_mesh({"replica": 32, "fsdp": 8}, topology.parse("v5litepod-256").devices())
+
+    def loss(student, own, teacher, their):
+        centre = jnp.zeros(count)
+        if centring == "sinkhorn":
+            centre = distillation.sinkhorn_centre(teacher, their, 0.04, parts, columns_sharded)
+        pairs = distillation.others(targets, views)
+        return distillation.distilled(student, teacher, own, their, centre, pairs, (0.1, 0.04), parts, columns_sharded)
+
+    def given(axes, *shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.NamedSharding(mesh, jax.P(*axes)))
+
+    rows, columns = (("replica", "fsdp"),), (None, "fsdp")
+    args = given(rows, batch, views, width), given(columns, width, count), given(rows, batch, targets, width)
+    graded = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    with jax.set_mesh(mesh):
+        sent = hlo.costs(graded.lower(*args, args[1]).compile().as_text()).collectives
+    embedded, table = 4 * batch // 32 * (views + targets) * width, 4 * width * count
+    passes = 2 + (distillation.ITERATIONS if centring == "sinkhorn" else 0)  # a part's backward makes it again
+    assert not sent.get("all-to-all") and not sent.get("collective-permute")
+    assert sent["all-gather"] <= passes * embedded and sent.get("reduce-scatter", 0) <= embedded
+    assert sent["all-reduce"] <= 2 * table / 8  # the prototypes' gradient, over the copies, and sums
