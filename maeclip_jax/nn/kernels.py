@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
 # MiB of a core's own memory by pieces of its device_kind (jax 0.12.0.1, _src/tpu_info.py), of which a kernel plans with
-# SHARE. What is not a TPU interprets kernels, in steps as on the first. OWN: bytes of the compiler beside a plan.
+# SHARE. What is not a TPU interprets kernels, in steps as on the first. RESERVE: bytes that
+# the compiler may take beside a plan.
 VMEM = {"v5 lite": 128, "v5e": 128, "v6": 128, "v5": 64, "7x": 64, "TPU": 16, "": 128}
-SHARE, OWN = 7 / 8, 8 * 2**20
+SHARE, RESERVE = 7 / 8, 8 * 2**20
 # Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).
 LEAST_ROWS, LEAST_ROWS_A_STEP = 4096, 192
 AB, ABT, ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # axes contracted in a @ b, a @ b.T, a.T @ b
@@ -35,13 +36,13 @@ def vmem() -> int:
 
 
 def vmem_to_plan() -> int:
-    """Bytes of it that a kernel's plan may take: SHARE."""
+    """Bytes of `vmem` that the plan of a kernel may take."""
     return int(SHARE * vmem())
 
 
 def vmem_limit(planned: int) -> int:
-    """Bytes that the compiler may take for a kernel of so many: it adds some of its own, within what there is."""
-    return min(planned + OWN, vmem())
+    """The compiler's limit for a kernel that plans so many bytes: RESERVE more, at most `vmem`."""
+    return min(planned + RESERVE, vmem())
 
 
 def worthwhile(batch: int, tokens: int, plans: Iterable) -> bool:

@@ -48,8 +48,8 @@ def batch_sharded(x: jax.Array) -> jax.Array:
 def columns_sharded(x: jax.Array) -> jax.Array:
     """Pins the last axis of an activation to `fsdp` and the leading one to the other batch axes; a no-op without them.
 
-    For logits of more classes than fit on a device, whose table lies so: what is sent then are rows before the product
-    and sums over classes, not the logits.
+    For logits over classes whose table is split over fsdp: then rows are sent before the product and sums over classes
+    after it, not the logits.
     """
     axes = {a: size for a, size in free_axes().items() if a in BATCH_AXES}
     columns = axes.pop("fsdp", 1)

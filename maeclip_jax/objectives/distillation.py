@@ -18,7 +18,7 @@ import jax.numpy as jnp
 CENTRINGS = ("mean", "sinkhorn")
 TEACHER = "teacher"  # the collection of what a teacher is, and the scope of what it computes, forward alone
 ITERATIONS = 3  # of Sinkhorn and Knopp (DINOv2)
-Lie = Callable[[jax.Array], jax.Array]  # how logits lie on devices, said to the compiler
+Placed = Callable[[jax.Array], jax.Array]  # how logits lie on devices, said to the compiler
 UNIFORM, ONE = 0.99, 0.05  # shares of the largest entropy beyond which assignments say nothing
 
 
@@ -77,7 +77,11 @@ def parts_within(mib: float, batch: int, logits: int, devices: int = 1) -> int:
 
 
 def sinkhorn_centre(
-    teacher_BxGxD: jax.Array, prototypes_DxK: jax.Array, temperature: float, parts: int = 1, lie: Lie = lambda x: x
+    teacher_BxGxD: jax.Array,
+    prototypes_DxK: jax.Array,
+    temperature: float,
+    parts: int = 1,
+    placed: Placed = lambda x: x,
 ):
     """The centre [K] that spreads a batch evenly over the prototypes: ITERATIONS of Sinkhorn and Knopp.
 
@@ -88,7 +92,7 @@ def sinkhorn_centre(
 
         @jax.named_scope(TEACHER)
         def part(x_bxGxD, shift_K=shift_K):
-            logits = lie(jnp.dot(x_bxGxD, prototypes_DxK)) / temperature
+            logits = placed(jnp.dot(x_bxGxD, prototypes_DxK)) / temperature
             if shift_K is not None:
                 logits = logits - jax.nn.logsumexp(logits + shift_K[None, None], axis=-1, keepdims=True)
             return jax.nn.logsumexp(logits, axis=(0, 1))
@@ -118,7 +122,7 @@ def distilled(
     pairs_GxV: jax.Array | None,
     temperatures: tuple[float, float],
     parts: int = 1,
-    lie: Lie = lambda x: x,
+    placed: Placed = lambda x: x,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, {"entropy", "spread"}): the cross entropy of what the student assigns with what the teacher does.
 
@@ -133,10 +137,10 @@ def distilled(
     def part(rows):
         student_bxVxD, teacher_bxGxD = rows
         with jax.named_scope(TEACHER):
-            logits_bxGxK = lie(jnp.dot(teacher_bxGxD, teacher_DxK)) - centre_K[None, None]
+            logits_bxGxK = placed(jnp.dot(teacher_bxGxD, teacher_DxK)) - centre_K[None, None]
         logs_bxGxK = jax.nn.log_softmax(logits_bxGxK / temperatures[1], axis=-1)
         targets_bxGxK = jnp.exp(logs_bxGxK)
-        own_bxVxK = jax.nn.log_softmax(lie(jnp.dot(student_bxVxD, student_DxK)) / temperatures[0], axis=-1)
+        own_bxVxK = jax.nn.log_softmax(placed(jnp.dot(student_bxVxD, student_DxK)) / temperatures[0], axis=-1)
         if pairs_GxV is None:
             loss = -jnp.sum(targets_bxGxK * own_bxVxK) / views
         else:

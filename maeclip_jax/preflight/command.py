@@ -190,7 +190,7 @@ def every(args: argparse.Namespace) -> int:
     def key(source: str, where: topology.Slice) -> str:
         made_by = topology.compiler() if topology.installed() else "", importlib.metadata.version("maeclip_jax")
         config = configs.load(source, args.settings, args.suite)
-        of_chip = dataclasses.asdict(where.chip), NETWORK.get(where.kind)  # its figures and the kernels chosen on it
+        of_chip = dataclasses.asdict(where.chip), NETWORK.get(where.kind)  # figures, kernels chosen on it, network
         return shipped.made_of(config, *asked, *made_by, *of_chip, known.exists() and known.read_text())
 
     rows = shipped.every(

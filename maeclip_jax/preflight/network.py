@@ -27,8 +27,9 @@ from maeclip_jax.preflight.topology import Slice
 SLICES = "between slices"
 START, DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 _GROUPS = re.compile(r"replica_groups=(\{\{[^}]*\}|mesh\[[^\]]*\]\s*\{[^}]*\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
-# Bytes that leave a device per byte of the whole array, of n devices: the others' parts arrive, or one's own leave.
+# Bytes that leave a chip per byte of the whole array, of n chips: the others' parts arrive, or one's own leave.
 TRAFFIC = {"all-reduce": 2.0}
+OWN = ("all-to-all", "collective-permute")  # of which every device of a chip has its own to send
 
 
 @dataclasses.dataclass
@@ -78,32 +79,31 @@ class Links:
         if kind == SLICES:
             return size * self.chip.devices / self.outside if self.outside else None
         group = group_of(op.rest, len(self.places))
-        n = len(group)
-        if n < 2:
-            return 0.0
-        part = 1.0 if kind == "collective-permute" else TRAFFIC.get(kind, 1.0) * (n - 1) / n
-        out = part * size / self.speed(group)
-        return max(out, self.over_the_middle(group, size)) if kind == "all-to-all" else out
-
-    def speed(self, group: Sequence[int]) -> float:
-        """Bytes/s out of the worst placed device of a group of devices.
-
-        All devices of a chip send over its links at the same time, those that are not in this group in theirs.
-        """
         places = {self.places[i] for i in group}
-        if len(places) < 2:  # the devices of one chip
-            return self.chip.ici
-        return sum(speed for _, speed in self._rows(places)) / self.chip.devices
+        apart = len(places) if len(places) > 1 else len(group)  # chips, or the devices of one chip
+        if apart < 2:
+            return 0.0
+        part = 1.0 if kind == "collective-permute" else TRAFFIC.get(kind, 1.0) * (apart - 1) / apart
+        if len(places) < 2:
+            return part * size / self.chip.ici
+        # All devices of a chip send over its links: what is one's own, each; what all get, once for those of a group.
+        senders = self.chip.devices / (1 if kind in OWN else len(group) / len(places))
+        out = senders * part * size / self.speed(places)
+        return max(out, self.over_the_middle(places, size)) if kind == "all-to-all" else out
 
-    def over_the_middle(self, group: Sequence[int], size: float) -> float:
-        """Seconds in which each device sends every other its part of `size` bytes: the slowest axis's, cut in two.
+    def speed(self, places: set[tuple[int, ...]]) -> float:
+        """Bytes/s out of the worst placed of several chips, to the others."""
+        return sum(speed for _, speed in self._rows(places))
+
+    def over_the_middle(self, places: set[tuple[int, ...]], size: float) -> float:
+        """Seconds in which each device of chips sends every other its part of `size` bytes: the slowest axis's, cut in
+        two.
 
         What a device sends beyond its neighbours takes links of others, which bytes out of a device do not tell.
         """
-        places = {self.places[i] for i in group}
         took = [0.0]
         for chips, speed in self._rows(places):
-            sends = len(places) * self.chip.devices * size
+            sends = len(places) * self.chip.devices * size  # in this group and in those of the chips' other devices
             crossing = sends * (chips // 2) * (chips - chips // 2) / chips**2
             took.append(crossing / (speed * len(places) / chips))
         return max(took)

@@ -29,21 +29,41 @@ def torus(kind: str, *grid: int) -> network.Links:
         ("v4", (4, 4, 4), range(64), 6),
         ("v5p", (4, 4, 8), range(128), 6),
         ("v5p", (2, 2, 4), range(16), 3),  # nothing smaller than a cube of 64 chips has a ring
-        ("tpu7x", (2, 4, 4), range(64), 1.5),  # two devices a chip
-        ("tpu7x", (2, 4, 4), range(0, 64, 2), 1.5),  # the other device of each chip sends at the same time
-        ("tpu7x", (4, 4, 4), range(0, 128, 2), 3),
+        ("tpu7x", (2, 4, 4), range(64), 3),  # two devices a chip
+        ("tpu7x", (2, 4, 4), range(0, 64, 2), 3),  # one of each
+        ("tpu7x", (4, 4, 4), range(0, 128, 2), 6),
     ],
 )
 def test_a_group_has_the_links_among_its_chips(kind, grid, group, links):
-    chip = CHIPS[kind]
-    speed = torus(kind, *grid).speed(list(group))
-    assert speed == pytest.approx(links * chip.ici * chip.devices / (2 * len(grid))) and speed <= chip.ici * (1 + 1e-9)
+    found, chip = torus(kind, *grid), CHIPS[kind]
+    link = chip.ici * chip.devices / (2 * len(grid))
+    assert found.speed({found.places[i] for i in group}) == pytest.approx(links * link)
 
 
-def test_two_devices_share_the_links_of_their_chip():
-    whole = torus("tpu7x", 4, 4, 4)
-    assert whole.speed(range(128)) == pytest.approx(300e9)  # half of six links of 100e9
-    assert whole.speed([0, 1]) == 300e9  # within a chip
+@pytest.mark.parametrize(
+    "kind, group, crossing",  # bytes out of a chip of 4 x 4 x 4, for each byte of the whole array
+    [
+        ("all-gather", range(128), 63 / 64),  # what arrives is for both devices
+        ("reduce-scatter", range(128), 63 / 64),
+        ("all-reduce", range(128), 2 * 63 / 64),
+        ("all-gather", range(0, 128, 2), 2 * 63 / 64),  # the other device of each chip has its own group
+        ("all-reduce", range(0, 128, 2), 4 * 63 / 64),
+    ],
+)
+def test_two_devices_share_the_links_of_their_chip(kind, group, crossing):
+    found = torus("tpu7x", 4, 4, 4)
+    assert found.seconds(kind, 1.0, operation(group)) == pytest.approx(crossing / (6 * 100e9))
+
+
+def test_devices_of_one_chip_take_none_of_its_links():
+    found = torus("tpu7x", 4, 4, 4)
+    assert found.seconds("all-gather", 1.0, operation([0, 1])) == pytest.approx(0.5 / 300e9)
+    assert found.seconds("all-gather", 1.0, operation([0])) == 0
+
+
+def operation(group) -> program_text.Op:
+    rest = f", replica_groups={{{{{','.join(map(str, group))}}}}}"
+    return program_text.Op("sent", "f32[1]", "all-to-all", (), rest, root=False)
 
 
 @pytest.mark.parametrize(
@@ -63,12 +83,11 @@ def test_two_devices_share_the_links_of_their_chip():
 def test_what_all_send_to_all_crosses_the_middle(kind, grid, group, crossing, links):
     found, chip = torus(kind, *grid), CHIPS[kind]
     link = chip.ici * chip.devices / (2 * len(grid))
-    assert found.over_the_middle(list(group), 1.0) == pytest.approx(crossing / (links * link))
-    rest = f", replica_groups={{{{{','.join(map(str, group))}}}}}"
-    op = program_text.Op("sent", "f32[1]", "all-to-all", (), rest, root=False)
-    out = (len(group) - 1) / len(group) / found.speed(list(group))
-    assert found.seconds("all-to-all", 1.0, op) == pytest.approx(max(out, crossing / (links * link)))
-    assert found.seconds("all-gather", 1.0, op) == pytest.approx(out)
+    places = {found.places[i] for i in group}
+    assert found.over_the_middle(places, 1.0) == pytest.approx(crossing / (links * link))
+    out = chip.devices * (len(places) - 1) / len(places) / found.speed(places)
+    have = found.seconds("all-to-all", 1.0, operation(group))
+    assert have == pytest.approx(max(out, crossing / (links * link)))
 
 
 @pytest.mark.parametrize(
