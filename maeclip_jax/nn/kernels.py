@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 LANES, ROW_TILE = 128, 16  # of a bfloat16 tile
 # MiB of a core's own memory by pieces of its device_kind (jax 0.12.0.1, _src/tpu_info.py), of which a kernel plans with
-# SHARE. What is not a TPU interprets kernels, in steps as on the first. RESERVE: bytes that
-# the compiler may take beside a plan.
+# SHARE; RESERVE: bytes that the compiler may take beside a plan. What is not a TPU interprets kernels, in steps as on
+# the first.
 VMEM = {"v5 lite": 128, "v5e": 128, "v6": 128, "v5": 64, "7x": 64, "TPU": 16, "": 128}
 SHARE, RESERVE = 7 / 8, 8 * 2**20
 # Tokens of a device, and of a step, from which on kernels of a half of a block were seen to be faster (LOG.md).

@@ -1,5 +1,6 @@
 """The trunk: against float64 arithmetic, who may influence whom (by gradient), and forms of it that must agree."""
 
+import contextlib
 import math
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax.nn.mesh import batch_sharded
+from maeclip_jax.nn.mesh import batch_sharded, columns_sharded
 from maeclip_jax.nn.transformer import Block, Trunk, attention_mask, draw_paths, path_factors
+from maeclip_jax.parallel.sharding import make_mesh
 from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers
 from maeclip_jax.run import flops
 from tests.parameters import random_parameters
@@ -186,6 +188,31 @@ def test_activations_are_pinned_to_the_batch_axes_only_where_they_divide():
         assert "('replica', 'fsdp')" in str(jax.make_jaxpr(batch_sharded)(eight))
         assert "sharding_constraint" not in str(jax.make_jaxpr(batch_sharded)(five))
     assert "sharding_constraint" not in str(jax.make_jaxpr(batch_sharded)(eight))
+
+
+@pytest.mark.parametrize(
+    "axes, shape, spec",
+    [
+        ({"replica": 2, "fsdp": 4}, (8, 3, 16), "P('replica', None, 'fsdp')"),
+        ({"replica": 2, "fsdp": 4}, (8, 16), "P('replica', 'fsdp')"),
+        ({"fsdp": 8}, (8, 3, 16), "P('replica', None, 'fsdp')"),
+        ({"replica": 2, "fsdp": 2, "tensor": 2}, (6, 16), "P('replica', 'fsdp')"),
+        ({"replica": 8, "fsdp": 1}, (8, 3, 16), ""),
+        ({"replica": 2, "fsdp": 4}, (8, 3, 18), ""),  # classes that do not divide
+        ({"replica": 2, "fsdp": 4}, (7, 3, 16), ""),
+        ({}, (8, 3, 16), ""),
+    ],
+)
+def test_logits_are_pinned_to_where_their_table_lies(axes, shape, spec):
+    with jax.set_mesh(make_mesh(axes, jax.devices()[:8])) if axes else contextlib.nullcontext():
+        text = str(jax.make_jaxpr(columns_sharded)(jnp.zeros(shape)))
+    assert spec in text and (bool(spec) == ("sharding_constraint" in text))
+
+
+def test_within_shard_map_nothing_is_left_to_pin():
+    mesh = make_mesh({"replica": 2, "fsdp": 4}, jax.devices()[:8])
+    split = jax.shard_map(columns_sharded, mesh=mesh, in_specs=jax.P("replica"), out_specs=jax.P("replica"))
+    assert "sharding_constraint" not in str(jax.make_jaxpr(split)(jnp.zeros((8, 3, 16))))
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,11 @@
 """Self-distillation against float64 arithmetic written from its sources, and signs of collapse."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from maeclip_jax.nn.mesh import columns_sharded
 from maeclip_jax.objectives import distillation
-from maeclip_jax.parallel.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
 ROWS, VIEWS, TARGETS, WIDTH, COUNT = 12, 4, 2, 6, 10
@@ -119,31 +113,3 @@ def test_the_head_is_three_layers_and_prototypes_of_length_one():
     made = jax.jit(head.apply)({"params": params}, x)
     np.testing.assert_allclose(np.linalg.norm(made, axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(distillation.prototypes(params), axis=0), 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("centring", distillation.CENTRINGS)
-def test_prototypes_that_are_shared_by_devices_count_the_same(centring, parts):
-    rows, width, count, rng = 64, 8, 512, np.random.default_rng(1)
-    mesh = make_mesh({"replica": 2, "fsdp": 4})
-    batch, table = (NamedSharding(mesh, P(*axes)) for axes in ((("replica", "fsdp"),), (None, "fsdp")))
-    vectors = [unit(rng.standard_normal((rows, n, width))) for n in (VIEWS, TARGETS)]
-    tables = [unit(rng.standard_normal((width, count)), axis=0) for _ in range(2)]
-
-    def loss(student, own, teacher, their, lie=lambda x: x):
-        centre = jnp.zeros(count)
-        if centring == "sinkhorn":
-            centre = distillation.sinkhorn_centre(teacher, their, TEMPERATURES[1], parts, lie)
-        pairs = distillation.others(TARGETS, VIEWS)
-        return distillation.distilled(student, teacher, own, their, centre, pairs, TEMPERATURES, parts, lie)
-
-    args = f32(vectors[0], tables[0], vectors[1], tables[1])
-    graded = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    (want, metrics), grads = jax.jit(graded)(*args)
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(args, (batch, table, batch, table))
-        split = functools.partial(loss, lie=columns_sharded)
-        (have, measured), found = jax.jit(jax.value_and_grad(split, argnums=(0, 1), has_aux=True))(*placed)
-    np.testing.assert_allclose([have, *measured.values()], [want, *metrics.values()], rtol=1e-5)
-    for a, b in zip(found, grads):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)

@@ -146,6 +146,23 @@ def test_devices_and_a_limit_on_logits_change_nothing():
     assert trained(rows, params, teacher)[1] == pytest.approx(spread, rel=2e-5)
 
 
+@pytest.mark.parametrize("name, heads", [("silc", 1), ("tips", 2)])
+@pytest.mark.parametrize("centring", distillation.CENTRINGS)
+def test_logits_lie_where_prototypes_do(name, heads, centring):
+    """Those of student and teacher, and those of each round of Sinkhorn and Knopp."""
+    module, params, teacher = made(name, centring=centring)
+    given = {k: BATCH[k] for k in module.inputs()}
+    rngs = {"mask": jax.random.key(0)}
+    with jax.set_mesh(sharding.make_mesh({"replica": 2, "fsdp": 4}, jax.devices()[:8])):
+        text = str(
+            jax.make_jaxpr(
+                lambda both: module.apply(both, given, train=True, rngs=rngs, mutable=["teacher"]),
+            )({"params": params, "teacher": teacher})
+        )
+    rounds = distillation.ITERATIONS if centring == "sinkhorn" else 0
+    assert text.count("P('replica', None, 'fsdp')") == heads * (2 + rounds)
+
+
 def test_hidden_patches_say_nothing_of_what_is_in_them():
     """The student's token of a hidden patch does not depend on its pixels, and does on where it is."""
     module, params, _ = made("tips")
