@@ -11,7 +11,7 @@ import pytest
 
 from maeclip_jax.nn.attention_layer import fused
 from maeclip_jax.nn.attention_layer_device import ROWS, plan, worthwhile
-from maeclip_jax.nn.kernels import LEAST_ROWS, memory
+from maeclip_jax.nn.kernels import LEAST_ROWS, vmem_to_plan
 from maeclip_jax.nn.transformer import Block, Trunk, draw_paths
 from tests.nn import fused_layers
 
@@ -100,7 +100,7 @@ def test_what_a_step_takes_fits_in_the_chip(shape):
     batch, tokens, width, columns = shape
     for way in WAYS:
         made = plan(way, *shape)
-        assert made.memory <= memory() and made.samples * tokens <= ROWS and made.samples * made.steps == batch
+        assert made.memory <= vmem_to_plan() and made.samples * tokens <= ROWS and made.samples * made.steps == batch
     assert worthwhile((batch, tokens), width, columns, 64, jnp.bfloat16) == (batch * tokens >= LEAST_ROWS)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maeclip_jax.nn.kernels import LEAST_ROWS, memory
+from maeclip_jax.nn.kernels import LEAST_ROWS, vmem_to_plan
 from maeclip_jax.nn.mlp import fused
 from maeclip_jax.nn.mlp_device import ROWS, UNITS, Mlp, plan, worthwhile
 from maeclip_jax.nn.transformer import ACTIVATIONS, Block, Trunk, draw_paths
@@ -85,7 +85,7 @@ def test_what_a_step_takes_fits_in_the_chip(shape):
     batch, tokens, _, hidden = shape
     for way in WAYS:
         made = plan(way, *shape)
-        assert made.memory <= memory() and made.samples * tokens <= ROWS[way]
+        assert made.memory <= vmem_to_plan() and made.samples * tokens <= ROWS[way]
         assert made.samples * made.steps[0] == batch and made.units * made.steps[1] == hidden
     assert worthwhile((batch, tokens), *shape[2:], jnp.bfloat16)
 
