@@ -85,7 +85,8 @@ def sinkhorn_centre(
 ):
     """The centre [K] that spreads a batch evenly over the prototypes: ITERATIONS of Sinkhorn and Knopp.
 
-    softmax((logits - centre) / temperature) is what they end with, the samples' side normalised last.
+    softmax((logits - centre) / temperature) is what they end with, the samples' side normalised last. `placed`: said
+    of each part's logits, see `Placed`.
     """
     shift_K = None
     for _ in range(ITERATIONS):
@@ -129,7 +130,7 @@ def distilled(
     The teacher assigns softmax((logits - centre) / its temperature), the student softmax(logits / its own);
     `temperatures`: (student's, teacher's). `pairs_GxV`: weights of pairs, see `others`; None: view v of the student
     with view v of the teacher, all alike. Entropies are in nats: `entropy` of an assignment on average, `spread` of the
-    mean assignment. No gradient reaches the teacher.
+    mean assignment. No gradient reaches the teacher. `placed`: said of each part's logits, see `Placed`.
     """
     teacher_BxGxD, teacher_DxK, centre_K = jax.lax.stop_gradient((teacher_BxGxD, teacher_DxK, centre_K))
     batch, views = student_BxVxD.shape[:2]

@@ -223,8 +223,9 @@ class Silc(Clip):
                 moved_K = distillation.moved_centre(centre_K, mean, their_DxK, d["centre_momentum"])
                 # Of both heads: what the other has moved in this step stays moved.
                 self.put_variable(TEACHER, "centre", {**self.get_variable(TEACHER, "centre"), name: moved_K})
-        tables = own_DxK, their_DxK, centre_K
-        return distillation.distilled(student, teacher, *tables, pairs, temperatures, parts, columns_sharded)
+        return distillation.distilled(
+            student, teacher, own_DxK, their_DxK, centre_K, pairs, temperatures, parts, columns_sharded
+        )
 
     def doubt(self, metrics: Mapping[str, float], batch_size: int) -> str:
         """What makes a step useless, in a sentence: of CLIP, or a teacher that has collapsed."""

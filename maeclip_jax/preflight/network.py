@@ -96,15 +96,14 @@ class Links:
         return sum(speed for _, speed in self._rows(places))
 
     def over_the_middle(self, places: set[tuple[int, ...]], size: float) -> float:
-        """Seconds in which each device of chips sends every other its part of `size` bytes: the slowest axis's, cut in
-        two.
+        """Seconds in which devices of chips send each other parts of `size` bytes: the slowest axis's, cut in two.
 
         What a device sends beyond its neighbours takes links of others, which bytes out of a device do not tell.
         """
+        sent = len(places) * self.chip.devices * size  # in this group and in those of the chips' other devices
         took = [0.0]
         for chips, speed in self._rows(places):
-            sends = len(places) * self.chip.devices * size  # in this group and in those of the chips' other devices
-            crossing = sends * (chips // 2) * (chips - chips // 2) / chips**2
+            crossing = sent * (chips // 2) * (chips - chips // 2) / chips**2
             took.append(crossing / (speed * len(places) / chips))
         return max(took)
 

@@ -86,8 +86,9 @@ def test_what_all_send_to_all_crosses_the_middle(kind, grid, group, crossing, li
     places = {found.places[i] for i in group}
     assert found.over_the_middle(places, 1.0) == pytest.approx(crossing / (links * link))
     out = chip.devices * (len(places) - 1) / len(places) / found.speed(places)
-    have = found.seconds("all-to-all", 1.0, operation(group))
-    assert have == pytest.approx(max(out, crossing / (links * link)))
+    op, together = operation(group), len(group) / len(places)
+    assert found.seconds("all-to-all", 1.0, op) == pytest.approx(max(out, crossing / (links * link)))
+    assert found.seconds("all-gather", 1.0, op) == pytest.approx(out / together)
 
 
 @pytest.mark.parametrize(
