@@ -23,6 +23,9 @@ from maeclip_jax.workdir import CHECKPOINTS
 
 TIMEOUT_SECONDS = 24 * 3600  # of the time of day, in which a machine may sleep; a save that hangs is the watchdog's
 _FOLLOWS = (OtherFailed, TimeoutError, jax.errors.JaxRuntimeError)  # what a failure of another process leads to
+# Orbax cuts what replicas hold into a part for each to write, however small: for every shape and place in it a program,
+# compiled before the first save, and a chunk in the checkpoint. Of an array with smaller parts one replica writes all.
+PART_BYTES = 256 * 2**10
 _PATIENCE_SECONDS = 60.0  # for threads of a save that a sleep spoilt: they end when they have written
 
 
@@ -79,6 +82,9 @@ class Checkpoints:
         self._together = Agreement()
         self._attempts = Attempts(self._directory, self._together)
         barrier = self._together.barrier if self._together.several else None
+        types = ocp.type_handlers
+        array = types.ArrayHandler(min_slice_bytes_for_replica_parallel=PART_BYTES)
+        arrays = types.create_type_handler_registry((jax.Array, array))
         with storage.writing(self._directory), remote.known(self._directory):
             remove_unfinished(self._directory, COMMITTED)
             self._manager = ocp.CheckpointManager(
@@ -88,6 +94,10 @@ class Checkpoints:
                     enable_async_checkpointing=True,
                     async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_SECONDS, barrier_sync_fn=barrier),
                 ),
+                item_handlers={
+                    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=arrays),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
             )
         self.whole = self.latest()  # the newest step that is known to be saved, also while another is being saved
 
@@ -146,7 +156,7 @@ class Checkpoints:
         flat, args = flatten(state), self._ocp.args
         self._saving, self._need = step, sum(x.size * x.dtype.itemsize for x in flat.values())
         self._slept = sleep.slept()
-        items = args.Composite(state=args.StandardSave(unflatten(flat)), meta=args.JsonSave(dict(meta)))
+        items = args.Composite(state=args.PyTreeSave(unflatten(flat)), meta=args.JsonSave(dict(meta)))
         try:
             with storage.writing(self.folder(step), self._need):
                 self._manager.save(step, force=True, args=items)

@@ -95,7 +95,7 @@ def test_logits_stay_where_the_prototypes_are(centring):
     args = given(rows, batch, views, width), given(columns, width, count), given(rows, batch, targets, width)
     graded = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     with jax.set_mesh(mesh):
-        sent = hlo.costs(graded.lower(*args, args[1]).compile().as_text()).collectives
+        sent = hlo.costs(compilation.compiled_with_text(graded.lower(*args, args[1]))[1]).collectives
     embedded, table = 4 * batch // 32 * (views + targets) * width, 4 * width * count
     passes = 2 + (distillation.ITERATIONS if centring == "sinkhorn" else 0)  # a part's backward makes it again
     assert not sent.get("all-to-all") and not sent.get("collective-permute")

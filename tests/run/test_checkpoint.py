@@ -8,13 +8,15 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from maeclip_jax.cli import guarded
 from maeclip_jax.errors import UserError
+from maeclip_jax.parallel.sharding import make_mesh
 from maeclip_jax.params import flatten, stack_layers, unflatten, unstack_layers, with_layers_like
 from maeclip_jax.run import checkpoint, train
-from maeclip_jax.run.saving import Checkpoints
+from maeclip_jax.run.saving import PART_BYTES, Checkpoints
 from maeclip_jax.run.warm_start import init_params
 from maeclip_jax.workdir.identity import identity
 from tests import runs, torture
@@ -123,6 +125,31 @@ def test_saving_does_not_hold_the_loop_and_ends_before_the_next(tmp_path):
     saved.close()
     for n in (1, 2):
         assert (checkpoint.read_numpy(tmp_path / str(n) / "state")["params/x"] == n).all()
+
+
+def test_replicas_share_large_arrays_and_nothing_is_compiled_for_small_ones(tmp_path):
+    """Left to itself, orbax 0.12.8 compiles a program for each shape and replica, here 168, before the first save."""
+    whole = jax.sharding.NamedSharding(make_mesh({"replica": 8}, jax.devices()), jax.P())
+    small = {str(n): np.arange(8.0 * n, dtype=np.float32).reshape(8, n) for n in range(1, 22)}
+    given = {"small": small, "large": np.arange(8 * PART_BYTES // 4, dtype=np.float32)}
+    state, events, saved = jax.device_put(given, whole), [], Checkpoints(tmp_path)
+
+    def listen(event, seconds, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        saved.save(1, state, META)
+        saved.close()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert events.count("/jax/core/compile/backend_compile_duration") == 8  # the parts of the large array
+    kept = flatten(ocp.StandardCheckpointHandler().metadata(tmp_path / "1" / "state").tree)
+    assert {path: array.storage.chunk_shape for path, array in kept.items()} == {
+        "large": (PART_BYTES // 4,), **{f"small/{name}": array.shape for name, array in small.items()}
+    }  # fmt: skip
+    read, _ = checkpoint.read(tmp_path / "1", state)
+    jax.tree.map(np.testing.assert_array_equal, read, given)
 
 
 @pytest.mark.parametrize("part", ["state/manifest.ocdbt", "state/_METADATA", "meta", "state/d", "meta/metadata"])
