@@ -35,12 +35,12 @@ class Traffic:
 
 # What happens in a workdir in a bucket, each once. A save of any number of arrays, with an older one removed;
 # costs.json; metrics.jsonl and TensorBoard's file; owner.json; evals/<step>.json and its items.
-SAVE, SAVE_A_PROCESS = Traffic(40, 20), Traffic(7.5, 3)
+SAVE, SAVE_A_PROCESS = Traffic(41, 17), Traffic(3.5, 3)
 COSTS = Traffic(1, 0)
 METRICS = Traffic(2, 0)
 SIGN = Traffic(1, 1)
 RESULT = Traffic(2, 2)  # of one evaluator, with its items; pictures are not in it
-RESTORE = Traffic(1, 10)  # of each process; large arrays take more requests
+RESTORE = Traffic(2, 10)  # of each process; large arrays take more requests
 OPEN_DATA = Traffic(1, 3)  # dataset_info.json and what else describes a data set, of each process
 
 

@@ -48,7 +48,7 @@ def test_a_config_by_hand():
     # Passes after steps 400, 800 and 1000: 32 neighbours for each of two hosts, 20 reads and an opening by each.
     assert rows["data of evaluations"].b == pytest.approx(3 * (20 + 2))
     # Saves after 300, 600, 900 and 1000.
-    assert rows["checkpoints"].a == pytest.approx(4 * (40 + 2 * 7.5 + 1))
+    assert rows["checkpoints"].a == pytest.approx(4 * (41 + 2 * 3.5 + 1))
     assert rows["metrics"].a == pytest.approx(2 * (60 + 4)) and rows["signs of life"].a == pytest.approx(450)
     whole = bill.whole(3600.0)
     every = whole["whole run"]["all"]
