@@ -83,8 +83,9 @@ class Checkpoints:
         self._attempts = Attempts(self._directory, self._together)
         barrier = self._together.barrier if self._together.several else None
         types = ocp.type_handlers
-        array = types.ArrayHandler(min_slice_bytes_for_replica_parallel=PART_BYTES)
-        arrays = types.create_type_handler_registry((jax.Array, array))
+        handlers = {of: types.get_type_handler(of) for of in types.supported_types()}
+        handlers[jax.Array] = types.ArrayHandler(min_slice_bytes_for_replica_parallel=PART_BYTES)
+        arrays = types.create_type_handler_registry(*handlers.items())
         with storage.writing(self._directory), remote.known(self._directory):
             remove_unfinished(self._directory, COMMITTED)
             self._manager = ocp.CheckpointManager(
