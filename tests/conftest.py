@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
-import importlib.metadata
 import os
 import re
 import resource
@@ -23,8 +22,6 @@ if str(ROOT) not in sys.path:  # `experiments` and `tests.golden`, however pytes
 
 from maeclip_jax.parallel.machine import IN_ONE_ORDER  # noqa: E402, after the path; it imports no jax
 
-# The compiler of jax 0.10 needs a fifth less for a tiny run with its older code for fusions, which 0.11 has no more.
-OLDER = "--xla_cpu_use_fusion_emitters=false " if importlib.metadata.version("jax").startswith("0.10.") else ""
 # As environment, so that tests without jax do not import it; jax reads these when it is imported.
 for name, value in {
     "JAX_PLATFORMS": "cpu",
@@ -35,7 +32,7 @@ for name, value in {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     # Tests compile more than they compute. On busy cores eight devices may take long to meet: XLA aborts after 40 s.
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=150 "
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 " + OLDER + IN_ONE_ORDER,
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=60 " + IN_ONE_ORDER,
     "JAX_TRACEBACK_FILTERING": "tracebackhide",  # no note of jax's behind the text of an error
 }.items():
     os.environ.setdefault(name, value)
