@@ -215,6 +215,7 @@ def test_several_processes_see_the_same_examples(away, reference, fresh_bucket, 
         args = torture.command(where, "tests/stored.py:steps=6,save=3", *more)
         outputs = [tmp_path / f"{processes}-{i}.txt" for i in range(processes)]
         if processes == 2:
+            args.append("--config.mesh.fsdp=2")  # each process writes its own half
             fresh_bucket.fault("-2/checkpoints/3/state/ocdbt.process_1", "put", "403", times=1)
         started = [torture.start([*args, f"--process={i}"], outputs[i]) for i in range(processes)]
         assert set(runs.wait(started)) == {0}, [runs.text(o) for o in outputs]
