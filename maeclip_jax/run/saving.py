@@ -85,7 +85,7 @@ class Checkpoints:
         types = ocp.type_handlers
         handlers = {of: types.get_type_handler(of) for of in types.supported_types()}
         handlers[jax.Array] = types.ArrayHandler(min_slice_bytes_for_replica_parallel=PART_BYTES)
-        arrays = types.create_type_handler_registry(*handlers.items())
+        registry = types.create_type_handler_registry(*handlers.items())
         with storage.writing(self._directory), remote.known(self._directory):
             remove_unfinished(self._directory, COMMITTED)
             self._manager = ocp.CheckpointManager(
@@ -96,7 +96,7 @@ class Checkpoints:
                     async_options=ocp.AsyncOptions(timeout_secs=TIMEOUT_SECONDS, barrier_sync_fn=barrier),
                 ),
                 item_handlers={
-                    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=arrays),
+                    "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
                     "meta": ocp.JsonCheckpointHandler(),
                 },
             )
