@@ -21,7 +21,7 @@ export MAECLIP_DATA_DIR := $(DATA)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo data train eval report tables compare sweep study study-report bench bench-probe bench-input preflight preflight-all doctor \
-	test test-unit test-parity test-lowest notebooks lint golden clean
+	test test-long test-unit test-parity test-lowest notebooks lint golden clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -94,15 +94,19 @@ bench-input: $(STAMP)  ## pictures/s/core of decode and crop, ours against Pillo
 doctor: $(STAMP)  ## what this machine has, and whether jax uses it
 	$(PY) -m maeclip_jax.preflight.doctor
 
-test:  ## lint and all tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
+test:  ## lint and the tests, JOBS=2 files at a time (0: one after another); installs the TPU compiler for the pre-flight's
 	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q . && $(VENV)/bin/lint-imports --no-logo
-	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 2 $(ARGS)
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 2 -m 'not long' $(ARGS)
+
+test-long:  ## the tests that `make test` leaves out: whole ways of a user that others hold in parts, more meshes and sizes
+	@$(MAKE) -s install EXTRAS=$(EXTRAS),tpu-compile
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile --max-worker-restart 2 -m long $(ARGS)
 
 test-unit:  ## lint and the tests that take seconds a file, no whole runs and no pods (minutes on 2 cores)
 	@$(MAKE) -s install EXTRAS=$(EXTRAS)
 	$(PY) -m ruff check -q . && $(PY) -m ruff format --check -q .
-	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile -m 'not run and not pod' $(ARGS)
+	$(PY) -m pytest tests -q -n $(JOBS) --dist loadfile -m 'not run and not pod and not long' $(ARGS)
 
 test-parity:  ## models and metrics compared with transformers, open_clip, torchmetrics, ... (installs torch into .venv)
 	@$(MAKE) -s install EXTRAS=test,parity

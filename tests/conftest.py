@@ -38,6 +38,8 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+gc.set_threshold(20_000, 10, 50)  # a tenth of the time of tests that trace went into looks for garbage in cycles
+
 # Tiers. `make test-unit` runs what is in neither: seconds a file, under three minutes in all.
 TIERS = {
     # Trains or evaluates whole runs, in this process or as commands.
@@ -200,6 +202,7 @@ def programs_of_one_file():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+        gc.freeze()  # what is left are modules and tests: no later look needs to go through them
         with contextlib.suppress(OSError, AttributeError):  # glibc alone has it: what was freed goes back at once
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 

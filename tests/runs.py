@@ -22,7 +22,7 @@ from maeclip_jax.workdir import read_evals, read_metrics
 from tests import tiny, torture
 
 TINY = "tests/tiny.py"
-WHOLE = "save=3,steps=12"  # 12 steps of 16 out of 40 records: epochs end in the middle of batches
+WHOLE = "steps=12,save=6"  # 12 steps of 16 out of 40 records: epochs end in the middle of batches
 
 
 @functools.cache

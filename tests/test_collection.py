@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.golden import ROOT
 
 
@@ -27,6 +29,7 @@ def collecting(seed: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_two_collections_seconds_apart_are_the_same():
     first = collecting("1")
     time.sleep(2.1)  # what holds the time in seconds differs

@@ -18,6 +18,8 @@ TINY = {
     "JAX_NUMPY_RANK_PROMOTION": "allow",  # as in a notebook of anybody's
 }
 
+LONG = ("1_clip_or_mae_clip", "4_preflight")  # most of what they call is called by tests of the API and the pre-flight
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -25,7 +27,9 @@ def trained(tmp_path_factory):
     return str(tmp_path_factory.mktemp("notebooks"))
 
 
-@pytest.mark.parametrize("name", notebooks.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in notebooks.names()]
+)
 def test_a_notebook_runs_and_its_kept_outputs_are_as_many(name, trained):
     path = notebooks.FOLDER / f"{name}.ipynb"
     kept, made = nbformat.read(path, 4), notebooks.execute(name, MAECLIP_NOTEBOOK_RUNS=trained, **TINY)

@@ -63,6 +63,7 @@ def test_eight_devices_give_what_one_gives(on_one, tmp_path):
     assert_same(have, on_one)
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_gives(on_one, tmp_path):
     given = [f"--config.resume={runs.whole(8, ARG)}", "--mode=eval", SUITE]
     processes = runs.together(tmp_path / "two", ARG, *given, devices=1)

@@ -21,10 +21,13 @@ from tests.golden import ROOT
 PHOTOS = Path(os.environ.get("MAECLIP_SHARED_DATA", ROOT.parent / "shared" / "data")) / "photos"
 STEPS = 300
 
-pytestmark = pytest.mark.skipif(
-    not (PHOTOS / "captions.jsonl").exists(),
-    reason=f"no photos at {PHOTOS}; set MAECLIP_SHARED_DATA to the folder that holds photos/",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not (PHOTOS / "captions.jsonl").exists(),
+        reason=f"no photos at {PHOTOS}; set MAECLIP_SHARED_DATA to the folder that holds photos/",
+    ),
+]
 
 
 def command(module, *words, cwd, code=ROOT, **env):

@@ -35,6 +35,7 @@ from maeclip_jax.run import microbatch
 from maeclip_jax.run.step import TrainStep, build
 
 RSS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # what getrusage counts in: bytes there, KiB elsewhere
+PEAK_SECONDS = 0.6  # a CPU's peak is measured so long for each size: three runs then agree within 5 %
 
 
 def time_steps(step: TrainStep, peak: tuple[float | None, str], steps: int, peer: peers.Peer | None = None) -> dict:
@@ -159,7 +160,7 @@ def run(argv: Sequence[str]) -> None:
     except UserError:
         epoch = 10**6  # the schedule needs an epoch, the speed does not depend on it
     step = build(config, epoch=epoch)
-    peak = peak_per_device(config.model.compute.dtype)  # of one device, so before the mesh is set
+    peak = peak_per_device(config.model.compute.dtype, PEAK_SECONDS)  # of one device, so before the mesh is set
     with contextlib.ExitStack() as stack:
         peer = None
         if args.peer:

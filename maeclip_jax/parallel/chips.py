@@ -66,8 +66,8 @@ PRICED = "on demand in the USA, list price read 2026-11-29 in SkyPilot's catalog
 # Bytes/s a chip of the data centre network, over which hosts read storage and slices talk: that of a pod, over its 256
 # chips, of v5e and v6e; of a chip, v5p (docs.cloud.google.com/tpu/docs/v5e, .../v5p and .../v6e, 2026-11-29).
 NETWORK = {"v5e": 6.4e12 / 8 / 256, "v5p": 50e9 / 8, "v6e": 25.6e12 / 8 / 256}
-# How a CPU's peak is measured: sides of square matrices, FLOPs of a core's share of a round, fewest rounds, seconds.
-SIZES, ROUND, ROUNDS, SECONDS = (512, 1024), 4e9, 3, 0.6
+# How a CPU's peak is measured: sides of square matrices, FLOPs of a core's share of a round, fewest rounds of a size.
+SIZES, ROUND, ROUNDS = (512, 1024), 4e9, 3
 # bf16 peak FLOP/s of a GPU, dense, by words of jax's device_kind: NVIDIA's data sheets, which give twice as much, with
 # sparsity, of Hopper; None: not looked up. The cards named first are slower than the modules of that name.
 GPUS = {
@@ -116,10 +116,11 @@ def memory(device) -> float | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def peak_per_device(dtype: str) -> tuple[float | None, str]:
+def peak_per_device(dtype: str, seconds: float = 0.0) -> tuple[float | None, str]:
     """(peak FLOP/s of one device, where the number is from): the data sheet's, or measured on a CPU, which has none.
 
-    None for other devices that are not known: time of processors says nothing of them.
+    `seconds`: how long each of SIZES is measured; 0: ROUNDS rounds, with which a run starts at once. None for other
+    devices that are not known: time of processors says nothing of them.
     """
     import jax
     import jax.numpy as jnp
@@ -131,7 +132,7 @@ def peak_per_device(dtype: str) -> tuple[float | None, str]:
         return found, f"{kind} data sheet, bf16"
     if device.platform != "cpu":
         return None, f"no data sheet of {kind} is known here, so the MFU is not known"
-    rate, low, cores = _measured(jnp.dtype(dtype))
+    rate, low, cores = _measured(jnp.dtype(dtype), seconds)
     return rate / len(jax.local_devices()), (
         f"{kind}: measured here, best of {dtype} matmuls of {' and '.join(map(str, SIZES))} a side, "
         f"by processor time of {cores} cores; half of the rounds reached {low / rate:.0%} of it"
@@ -144,7 +145,7 @@ def peak_text(found: float | None, source: str) -> str:
 
 
 @functools.cache
-def _measured(dtype) -> tuple[float, float, int]:
+def _measured(dtype, seconds: float) -> tuple[float, float, int]:
     """(FLOP/s of the CPU's fastest round, of the median round of its size, cores).
 
     Every core multiplies at the same time, and a round's FLOPs are divided by the processor time that it took, so that
@@ -169,7 +170,7 @@ def _measured(dtype) -> tuple[float, float, int]:
 
             list(threads.map(multiply, range(cores)))  # the first are slow: threads start and pages are mapped
             rates, begun = [], time.perf_counter()
-            while len(rates) < ROUNDS or time.perf_counter() - begun < SECONDS:
+            while len(rates) < ROUNDS or time.perf_counter() - begun < seconds:
                 start = time.process_time()
                 list(threads.map(multiply, range(cores)))
                 took = time.process_time() - start

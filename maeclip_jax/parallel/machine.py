@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import glob
 import hashlib
 import importlib.metadata
@@ -18,6 +19,7 @@ from maeclip_jax.errors import UserError
 
 PLATFORMS = ("cpu", "tpu", "gpu")
 THREADS_PER_CPU_DEVICE = 16
+NEW_OBJECTS = 5_000  # with which Python looks for garbage in cycles: few enough for a batch in a cycle to go soon
 # In XLA:CPU's default order of a program, devices may wait for ever, one in a collective of a loop and others in one
 # outside of it (jaxlib 0.10.2 and 0.12.0.1 on busy cores; not seen with this. LOG.md has what is known of the cause).
 IN_ONE_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -134,10 +136,21 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
+def collect_rarely() -> None:
+    """Python looks for garbage in cycles a seventh as often as it does of itself (after 700 or 2,000 new objects).
+
+    Tracing a model makes millions of objects that stay, and every look at all of them stops the process for 0.2 s and
+    more, on each host of a pod at another time: a tenth of a small run's processor time went there.
+    """
+    if 0 < gc.get_threshold()[0] < NEW_OBJECTS:  # 0: switched off by the user
+        gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
+
+
 def configure_jax(platform: str = "", cpu_devices: int = 0, cache: str = "") -> bool:
     """Sets platform, fake devices and compilation cache; returns whether the CPU was asked for."""
     import jax
 
+    collect_rarely()
     if cpu_devices:
         # Collectives that do not depend on one another wait in threads of one pool, which XLA:CPU makes no wider than
         # the devices: on busy cores they can fill it, so that what they wait for finds no thread, and the process

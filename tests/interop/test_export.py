@@ -68,7 +68,12 @@ def advice(message):
     return dict(re.findall(r"--config\.([\w.]+)=(\S+?)(?=[;\s]|$)", message))
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "flip", "slip", "silc", "tips", "mae_clip"])
+LONG = ("flip", "slip", "silc", "tips")  # CLIP's towers with another way to train them
+
+
+@pytest.mark.parametrize(
+    "name", ["clip", "siglip", "mae_clip", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
+)
 def test_every_experiment_goes_out_or_is_told_how(name, tmp_path):
     """With each pooling and format: what is saved is equal; what is refused is saved after the advice is followed."""
     for pool in POOLS:

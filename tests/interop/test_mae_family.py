@@ -163,7 +163,9 @@ def npz(path, weights):
     return path
 
 
-@pytest.mark.parametrize("width,heads", [(128, 2), (96, 1), (144, 3)])
+@pytest.mark.parametrize(
+    "width,heads", [(128, 2), pytest.param(96, 1, marks=pytest.mark.long), pytest.param(144, 3, marks=pytest.mark.long)]
+)
 def test_siglip_of_big_vision_in_float64(tmp_path, width, heads):
     """Heads of any width: SigLIP 2's largest has 96 numbers a head."""
     weights = big_vision_weights(width, heads)

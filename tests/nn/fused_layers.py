@@ -8,10 +8,16 @@ from jax.sharding import AxisType
 
 from maeclip_jax.parallel import sharding
 
-meshes = pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])  # replica, fsdp, tensor
-words = pytest.mark.parametrize(
-    "layers, remat, batch",  # a batch of 3 does not divide over a mesh
-    [("scan", "none", 8), ("unroll", "full", 8), ("unroll", "none", 3)],
+MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2))  # replica, fsdp, tensor
+WORDS = (("scan", "none", 8), ("unroll", "full", 8), ("unroll", "none", 3))  # a batch of 3 does not divide over a mesh
+# Each mesh with each of the words; each of both once in the tests that are not long.
+meshes = pytest.mark.parametrize(
+    "shape, layers, remat, batch",
+    [
+        pytest.param(shape, *words, marks=[pytest.mark.long] * (i != j))
+        for i, shape in enumerate(MESHES)
+        for j, words in enumerate(WORDS)
+    ],
 )
 
 

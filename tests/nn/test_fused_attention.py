@@ -85,8 +85,8 @@ def test_a_single_token_on_a_mesh(padded):
     np.testing.assert_allclose(got, values.reshape(4, 1, 128), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 @pytest.mark.parametrize("words", [("fused", "scan", "none"), ("fused_interpret", "unroll", "full")])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.long), (2, 2, 2), (1, 4, 2)])
 def test_a_trunk_on_a_mesh_is_a_trunk_of_plain_attention_on_one_device(shape, words):
     attention, layers, remat = words
     x = jax.random.normal(jax.random.key(1), (8, 10, 64))

@@ -87,7 +87,6 @@ def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
 
 
 @fused_layers.meshes
-@fused_layers.words
 def test_a_trunk_on_a_mesh_is_a_trunk_of_dense_layers_on_one_device(shape, layers, remat, batch):
     x = jax.random.normal(jax.random.key(1), (batch, 10, 64))
     pad = jnp.arange(10)[None] >= jnp.arange(3, 3 + batch)[:, None] if layers == "scan" else None

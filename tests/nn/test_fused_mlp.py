@@ -71,7 +71,6 @@ def test_bfloat16_is_as_near_to_float32_as_plain_bfloat16_is():
 
 
 @fused_layers.meshes
-@fused_layers.words
 def test_a_trunk_on_a_mesh_is_a_trunk_of_dense_layers_on_one_device(shape, layers, remat, batch):
     x = jax.random.normal(jax.random.key(1), (batch, 10, 64))
     trunk = Trunk(2, 4, mlp="fused_interpret", layers=layers, remat=remat)

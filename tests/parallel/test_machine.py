@@ -1,5 +1,6 @@
 """What the machine is told before jax starts."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -40,6 +41,18 @@ def test_fake_devices_begin_their_collectives_in_one_order(monkeypatch, before, 
     monkeypatch.setenv("XLA_FLAGS", before)
     machine.configure_jax(cpu_devices=2)
     assert os.environ["XLA_FLAGS"] == (before if after is None else after)
+
+
+@pytest.mark.parametrize("before, after", [(700, 5_000), (2_000, 5_000), (5_000, 5_000), (20_000, 20_000), (0, 0)])
+def test_garbage_in_cycles_is_looked_for_rarely_unless_told_otherwise(monkeypatch, before, after):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    was = gc.get_threshold()
+    try:
+        gc.set_threshold(before, *was[1:])
+        machine.configure_jax(platform="cpu")
+        assert gc.get_threshold() == (after, *was[1:])
+    finally:
+        gc.set_threshold(*was)
 
 
 def test_no_tpu_is_looked_for_where_there_is_none(monkeypatch):

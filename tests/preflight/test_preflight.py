@@ -87,7 +87,10 @@ def test_a_kernel_has_the_time_of_its_schedule(scanned):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("chip, words", [("v6e", ("fused_layer", "fused")), ("v5e", ("fused_layer", "xla"))])
+@pytest.mark.parametrize(
+    "chip, words",
+    [("v6e", ("fused_layer", "fused")), pytest.param("v5e", ("fused_layer", "xla"), marks=pytest.mark.long)],
+)
 def test_a_preflight_says_what_a_chip_makes_of_fused_and_auto(chip, words):
     found = flown(f"{chip}-1", **{"model.compute.attention": "fused", "model.compute.mlp": "auto"})
     assert (found["compute"]["attention"], found["compute"]["mlp"]) == words

@@ -36,16 +36,16 @@ def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys
 
 
 @needs_libtpu
-def test_a_small_table_of_every_objective_fits(monkeypatch, capsys, tmp_path):
-    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("clip", "mae_clip", "m3ae", "mae"))
+def test_a_small_table_fits(monkeypatch, capsys, tmp_path):
+    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("mae_clip", "m3ae"))
     monkeypatch.setattr(shipped, "SHIPPED", small)
     monkeypatch.setattr(command.machine, "configure_jax", lambda *_: None)  # the tests' own settings stay
     code = command.main(["--all", f"--json={tmp_path / 'table.json'}"])
     text = capsys.readouterr().out
     found = json.loads((tmp_path / "table.json").read_text())
-    assert code == 0 and [row["fits"] for row in found] == [True] * 4
+    assert code == 0 and [row["fits"] for row in found] == [True] * 2
     assert all(row["step seconds"] > 0 and row["model FLOPs"] > 0 for row in found)
-    assert text.count("| fits |") == 4 and "Compiler-estimated" in text
+    assert text.count("| fits |") == 2 and "Compiler-estimated" in text
 
 
 @pytest.fixture

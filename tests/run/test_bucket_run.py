@@ -206,25 +206,32 @@ def test_killed_twice_and_the_server_restarted(away, reference, fresh_bucket, tm
     _same(away, reference, tmp_path)
 
 
-def test_several_processes_see_the_same_examples(away, reference, fresh_bucket, tmp_path):
-    """Also where one of two cannot write its part of a checkpoint: both give it up, and go on to the next."""
-    for processes in (2, 4):
-        where = f"{away}-{processes}"
-        port = runs.free_port()
-        more = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
-        args = torture.command(where, "tests/stored.py:steps=6,save=3", *more)
-        outputs = [tmp_path / f"{processes}-{i}.txt" for i in range(processes)]
-        if processes == 2:
-            args.append("--config.mesh.fsdp=2")  # each process writes its own half
-            fresh_bucket.fault("-2/checkpoints/3/state/ocdbt.process_1", "put", "403", times=1)
-        started = [torture.start([*args, f"--process={i}"], outputs[i]) for i in range(processes)]
-        assert set(runs.wait(started)) == {0}, [runs.text(o) for o in outputs]
-        _fetch(where, tmp_path / str(processes))
-        assert torture.examples(tmp_path / str(processes)) == torture.examples(reference)[:6]
-        assert _whole(where) == ({6} if processes == 2 else {3, 6})
-    said = runs.text(tmp_path / "2-0.txt")
-    assert "checkpoints/3: access is denied (403)" in said and "the run goes on, and tries again for 15 minutes" in said
-    assert "answers again" in said and "tries again" not in runs.text(tmp_path / "2-1.txt")
+def _several(where: str, reference, tmp_path, processes: int, *more: str) -> list[str]:
+    """A run of several processes, which has the examples of a run of one; what each process said."""
+    pod = [f"--coordinator=localhost:{runs.free_port()}", f"--processes={processes}"]
+    args = torture.command(where, "tests/stored.py:steps=6,save=3", *pod, *more)
+    outputs = [tmp_path / f"{i}.txt" for i in range(processes)]
+    started = [torture.start([*args, f"--process={i}"], outputs[i]) for i in range(processes)]
+    assert set(runs.wait(started)) == {0}, [runs.text(o) for o in outputs]
+    _fetch(where, tmp_path / "fetched")
+    assert torture.examples(tmp_path / "fetched") == torture.examples(reference)[:6]
+    return [runs.text(o) for o in outputs]
+
+
+def test_one_of_two_processes_that_cannot_write_its_part(away, reference, fresh_bucket, tmp_path):
+    """Both give that checkpoint up, and go on to the next."""
+    fresh_bucket.fault("/checkpoints/3/state/ocdbt.process_1", "put", "403", times=1)
+    first, other = _several(away, reference, tmp_path, 2, "--config.mesh.fsdp=2")  # each process writes its own half
+    assert _whole(away) == {6}
+    assert "checkpoints/3: access is denied (403)" in first
+    assert "the run goes on, and tries again for 15 minutes" in first
+    assert "answers again" in first and "tries again" not in other
+
+
+@pytest.mark.long
+def test_four_processes_see_the_same_examples(away, reference, tmp_path):
+    _several(away, reference, tmp_path, 4)
+    assert _whole(away) == {3, 6}
 
 
 def test_a_damaged_checkpoint_is_one_line(away, monkeypatch):

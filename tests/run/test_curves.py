@@ -18,6 +18,8 @@ WAYS = {
     "2 processes x 4 devices, fsdp": (2, 4, FSDP),
 }  # fmt: skip
 
+LONG = ("8 devices, fsdp and tensor", "2 processes x 4 devices, fsdp")  # other ways and tests hold their parts
+
 
 def curves(workdir) -> dict[str, list[float]]:
     """{metric: its twelve values}"""
@@ -26,7 +28,7 @@ def curves(workdir) -> dict[str, list[float]]:
     return {name: [*values.values()] for name, values in found.items()}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.long] * (way in LONG)) for way in WAYS])
 def test_twelve_steps_lose_what_they_lose_on_eight_replicas(way, tmp_path):
     processes, devices, settings = WAYS[way]
     workdir = tmp_path / "run"

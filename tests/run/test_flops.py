@@ -138,13 +138,16 @@ def test_what_processors_do_says_nothing_of_another_device(kind, platform, monke
 def test_a_measured_peak_counts_the_time_of_processors_and_not_of_the_clock(monkeypatch):
     """Eight devices of one CPU share what its cores reach, whatever the clock on the wall says meanwhile."""
     processors = itertools.count(step=0.5)  # seconds that all cores together took for a round
-    clock = itertools.count(step=100.0)  # other programs had the machine
+    clock = itertools.count(step=100.0)  # other programs had the machine for a round
     monkeypatch.setattr(chips, "time", SimpleNamespace(process_time=processors.__next__, perf_counter=clock.__next__))
     monkeypatch.setattr(chips, "ROUND", 2.0 * 8**3)
     monkeypatch.setattr(chips, "SIZES", (8,))
-    rate, median, cores = chips._measured.__wrapped__(jnp.dtype("float32"))
-    assert rate == median == cores * (cores * 2.0 * 8**3) / 0.5
-    monkeypatch.setattr(chips, "_measured", lambda dtype: (8e9, 6e9, 2))
+    for seconds, rounds in ((0.0, chips.ROUNDS), (250.0, 5)):
+        before = next(processors)
+        rate, median, cores = chips._measured.__wrapped__(jnp.dtype("float32"), seconds)
+        assert rate == median == cores * (cores * 2.0 * 8**3) / 0.5
+        assert next(processors) - before == 0.5 * (2 * rounds + 1)
+    monkeypatch.setattr(chips, "_measured", lambda dtype, seconds: (8e9, 6e9, 2))
     found, where = peak_per_device("float32")
     assert found == 8e9 / len(jax.local_devices()) and "of 2 cores; half of the rounds reached 75% of it" in where
 

@@ -118,7 +118,7 @@ def test_prompts_of_another_content_are_measured_again(words, tmp_path):
     assert evaluate.run(made, "run")
 
 
-@pytest.mark.parametrize("how", ("resume", "init_from"))
+@pytest.mark.parametrize("how", ("resume", pytest.param("init_from", marks=pytest.mark.long)))
 def test_an_origin_that_would_do_nothing_is_refused(words, how):
     train.run(config(total="3 steps"), "origin")
     train.run(config(total="3 steps"), "run")

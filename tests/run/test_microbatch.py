@@ -125,7 +125,7 @@ def rounding_of_views() -> tuple[float, dict[str, float]]:
     return max(norms), {path: max(np.abs(one[path]).max() for one in away) for path in first}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case == "views")) for case in CASES])
 def test_parts_give_the_loss_and_the_gradients_of_all_rows_at_once(case):
     loss, metrics, gradient = result(case, 1)
     norm = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
@@ -256,5 +256,5 @@ def test_auto_takes_the_fewest_parts_that_fit():
 
 
 def test_a_run_says_its_parts(tmp_path, capsys):
-    runs.run(tmp_path / "run", "steps=1,evals=false,examples=false", 1, microbatches="auto")
+    runs.run(tmp_path / "run", "objective=clip,steps=1,evals=false,examples=false", 1, microbatches="auto")
     assert "; all rows at once, which fit" in capsys.readouterr().out

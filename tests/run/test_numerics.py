@@ -5,6 +5,8 @@ import pytest
 
 from tests import numerics
 
+pytestmark = pytest.mark.long
+
 STEPS = 8
 # Of a loss: of the step that is farthest off, and of all by their root mean square. In bfloat16 the latter was 2.4e-4
 # to 8.5e-4, and 5e-3 with gradients through attention that are halved.

@@ -16,13 +16,14 @@ from tests import runs, torture
 from tests.golden import ROOT
 
 ARG = "steps=12,save=6"
+SPLIT = ("--config.mesh.replica=1", "--config.mesh.fsdp=8")  # over both processes; one process has eight replicas
 
 
 @pytest.fixture(scope="module")
 def stopped():
-    """A run on two processes, one of which got SIGTERM after step 3: (workdir, exit codes)."""
+    """A run split over two processes, one of which got SIGTERM after step 3: (workdir, exit codes)."""
     workdir = runs.folder() / "two"
-    processes = runs.together(workdir, ARG)
+    processes = runs.together(workdir, ARG, *SPLIT)
     while len(read_metrics(workdir)) < 3 and processes[0].poll() is None:
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)
@@ -55,7 +56,7 @@ def test_sigterm_to_one_of_two_saves_the_same_step_on_both(stopped):
 
 def test_continued_on_two_processes_it_is_the_run_of_one(stopped, tmp_path):
     workdir = runs.copy(stopped[0], tmp_path / "run")
-    assert runs.wait(runs.together(workdir, ARG)) == [0, 0], said(workdir)
+    assert runs.wait(runs.together(workdir, ARG, *SPLIT)) == [0, 0], said(workdir)
     reference = runs.whole(8, ARG)
     assert torture.examples(workdir) == torture.examples(reference)
     assert_same_run(workdir, reference, steps=12)

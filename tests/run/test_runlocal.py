@@ -25,9 +25,13 @@ EXPERIMENTS = {
     "mae_clip:runlocal,decode=image,pool=topk(2)": {"val/image", "retrieval/image_to_text_R@1"},
 }
 
+LONG = ("vqa:runlocal,of=m3ae", "mae_clip:runlocal,decode=image,pool=topk(2)")  # a second run of their objectives
+
 
 @pytest.mark.usefixtures("guarded")
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in EXPERIMENTS]
+)
 def test_two_steps_end_to_end(experiment, tmp_path):
     name, _, argument = experiment.partition(":")
     argv = [f"--config=experiments/{name}.py:{argument}", f"--workdir={tmp_path}", "--cache="]

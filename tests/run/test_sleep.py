@@ -128,7 +128,7 @@ def test_a_save_that_takes_too_long_without_a_sleep_is_an_error(slow):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
-@pytest.mark.parametrize("timeout", ["", "8"])
+@pytest.mark.parametrize("timeout", ["", pytest.param("8", marks=pytest.mark.long)])
 def test_a_run_that_is_stopped_while_it_saves_goes_on(timeout, tmp_path):
     """Orbax's patience ends in the sleep, or it does not (as it is set, it takes a day): the run ends as any other."""
     reference, said = runs.folder() / "never-asleep", tmp_path / "said.txt"

@@ -68,7 +68,11 @@ def test_a_head_of_another_size_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "objective, arg", [("mae_clip", "steps=12,save=6"), ("slip", "objective=slip,steps=1,save=1,evals=false")]
+    "objective, arg",
+    [
+        ("mae_clip", "steps=12,save=6"),
+        pytest.param("slip", "objective=slip,steps=1,save=1,evals=false", marks=pytest.mark.long),
+    ],
 )
 def test_towers_of_a_pretrained_run_are_taken_over(objective, arg, tmp_path, capsys):
     pretrained = runs.copy(runs.whole(8, arg), tmp_path / "pretrained")

@@ -103,6 +103,7 @@ def test_what_does_not_belong_there_or_is_missing_is_said(done, tmp_path, capsys
     assert "it has no study.json" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_an_outcome_that_runs_do_not_measure_ends_the_study_with_the_first(tmp_path):
     process = start(tmp_path, "--outcome=zero_shot_seen/top7")
     assert process.wait(500) == 2, text(tmp_path)
