@@ -57,12 +57,16 @@ def run(workdir: Path, arg: str = WHOLE, devices: int = 8, **settings) -> Path:
     return workdir
 
 
-@functools.cache
 def whole(devices: int, arg: str = WHOLE) -> Path:
     """An undisturbed run on `devices` devices, evaluations included. Look, do not touch: use `copy`.
 
     It is trained once for all workers of pytest-xdist (see tests/conftest.py); each has a copy of its own.
     """
+    return _whole(devices, arg)
+
+
+@functools.cache
+def _whole(devices: int, arg: str) -> Path:
     name = f"whole-{devices}-{arg}"
     shared = Path(os.environ.get("MAECLIP_TESTS_SHARED") or folder() / "shared")
     shared.mkdir(exist_ok=True)
