@@ -5,7 +5,7 @@ import json
 import pytest
 
 from maeclip_jax.preflight import table, topology
-from tests import notebooks
+from tests import long, notebooks
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks need it: pip install -e '.[test]'")
 for module in ("nbclient", "ipykernel"):
@@ -27,9 +27,7 @@ def trained(tmp_path_factory):
     return str(tmp_path_factory.mktemp("notebooks"))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in notebooks.names()]
-)
+@pytest.mark.parametrize("name", long.marked(notebooks.names(), LONG))
 def test_a_notebook_runs_and_its_kept_outputs_are_as_many(name, trained):
     path = notebooks.FOLDER / f"{name}.ipynb"
     kept, made = nbformat.read(path, 4), notebooks.execute(name, MAECLIP_NOTEBOOK_RUNS=trained, **TINY)

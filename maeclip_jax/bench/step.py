@@ -35,7 +35,7 @@ from maeclip_jax.run import microbatch
 from maeclip_jax.run.step import TrainStep, build
 
 RSS_PER_GIB = 2**30 if sys.platform == "darwin" else 2**20  # what getrusage counts in: bytes there, KiB elsewhere
-PEAK_SECONDS = 0.6  # a CPU's peak is measured so long for each size: three runs then agree within 5 %
+PEAK_SECONDS = 0.6  # a CPU's peak is measured so long for each size, longer than in a run
 
 
 def time_steps(step: TrainStep, peak: tuple[float | None, str], steps: int, peer: peers.Peer | None = None) -> dict:

@@ -137,7 +137,7 @@ def sources() -> str:
 
 
 def collect_rarely() -> None:
-    """Python looks for garbage in cycles a seventh as often as it does of itself (after 700 or 2,000 new objects).
+    """Python looks for garbage in cycles after NEW_OBJECTS, where it does so after 700 or 2,000 by itself.
 
     Tracing a model makes millions of objects that stay, and every look at all of them stops the process for 0.2 s and
     more, on each host of a pod at another time: a tenth of a small run's processor time went there.

@@ -15,6 +15,7 @@ from maeclip_jax.data import tokenizer
 from maeclip_jax.errors import UserError
 from maeclip_jax.interop import export, files
 from maeclip_jax.params import flatten
+from tests import long
 from tests.golden import ROOT
 from tests.interop import foreign
 
@@ -71,9 +72,7 @@ def advice(message):
 LONG = ("flip", "slip", "silc", "tips")  # CLIP's towers with another way to train them
 
 
-@pytest.mark.parametrize(
-    "name", ["clip", "siglip", "mae_clip", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
-)
+@pytest.mark.parametrize("name", long.marked(["clip", "siglip", *LONG, "mae_clip"], LONG))
 def test_every_experiment_goes_out_or_is_told_how(name, tmp_path):
     """With each pooling and format: what is saved is equal; what is refused is saved after the advice is followed."""
     for pool in POOLS:

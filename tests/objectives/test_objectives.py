@@ -8,11 +8,12 @@ import pytest
 from maeclip_jax import objectives
 from maeclip_jax.errors import UserError
 from maeclip_jax.params import flatten
+from tests import long
 from tests.objectives import models
 
 BATCH = models.BATCH
 LONG = ("mae", "slip", "silc")  # m3ae, clip and tips do with towers what these do
-EVERY = [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in objectives.table()]
+EVERY = long.marked(objectives.table(), LONG)
 
 
 def shapes(name, **changes):

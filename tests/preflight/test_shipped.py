@@ -36,8 +36,9 @@ def test_all_of_a_selection_is_a_table_and_mistakes_are_rows(monkeypatch, capsys
 
 
 @needs_libtpu
-def test_a_small_table_fits(monkeypatch, capsys, tmp_path):
-    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in ("mae_clip", "m3ae"))
+@pytest.mark.parametrize("names", [("mae_clip", "m3ae"), pytest.param(("clip", "mae"), marks=pytest.mark.long)])
+def test_a_small_table_of_every_objective_fits(names, monkeypatch, capsys, tmp_path):
+    small = tuple((f"experiments/{name}.py:runlocal", "v5e-4", 1) for name in names)
     monkeypatch.setattr(shipped, "SHIPPED", small)
     monkeypatch.setattr(command.machine, "configure_jax", lambda *_: None)  # the tests' own settings stay
     code = command.main(["--all", f"--json={tmp_path / 'table.json'}"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import runs
+from tests import long, runs
 
 ARG = "steps=12,save=12,evals=false,examples=false"
 FSDP = {"mesh.replica": 1, "mesh.fsdp": 8}
@@ -28,7 +28,7 @@ def curves(workdir) -> dict[str, list[float]]:
     return {name: [*values.values()] for name, values in found.items()}
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.long] * (way in LONG)) for way in WAYS])
+@pytest.mark.parametrize("way", long.marked(WAYS, LONG))
 def test_twelve_steps_lose_what_they_lose_on_eight_replicas(way, tmp_path):
     processes, devices, settings = WAYS[way]
     workdir = tmp_path / "run"

@@ -15,7 +15,7 @@ from maeclip_jax.parallel import sharding
 from maeclip_jax.params import flatten
 from maeclip_jax.preflight import hlo, program_text
 from maeclip_jax.run import microbatch
-from tests import runs
+from tests import long, runs
 from tests.objectives import models
 
 ROWS, RNG = 32, np.random.default_rng(0)
@@ -125,7 +125,7 @@ def rounding_of_views() -> tuple[float, dict[str, float]]:
     return max(norms), {path: max(np.abs(one[path]).max() for one in away) for path in first}
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.long] * (case == "views")) for case in CASES])
+@pytest.mark.parametrize("case", long.marked(CASES, ("views",)))
 def test_parts_give_the_loss_and_the_gradients_of_all_rows_at_once(case):
     loss, metrics, gradient = result(case, 1)
     norm = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))

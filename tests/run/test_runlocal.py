@@ -8,6 +8,7 @@ import json
 import pytest
 
 from maeclip_jax import main
+from tests import long
 from tests.run.transfers import guarded  # noqa: F401
 
 EXPERIMENTS = {
@@ -29,9 +30,7 @@ LONG = ("vqa:runlocal,of=m3ae", "mae_clip:runlocal,decode=image,pool=topk(2)")  
 
 
 @pytest.mark.usefixtures("guarded")
-@pytest.mark.parametrize(
-    "experiment", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in EXPERIMENTS]
-)
+@pytest.mark.parametrize("experiment", long.marked(EXPERIMENTS, LONG))
 def test_two_steps_end_to_end(experiment, tmp_path):
     name, _, argument = experiment.partition(":")
     argv = [f"--config=experiments/{name}.py:{argument}", f"--workdir={tmp_path}", "--cache="]
